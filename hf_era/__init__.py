@@ -1,0 +1,58 @@
+"""hf_era: gradient routing (Expand-Route-Ablate, arXiv 2410.04332) for HuggingFace Transformers.
+
+Importing the package registers its model classes with transformers' Auto classes and does nothing else; the trainer and
+everything it needs are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hf_era.models import (
+    ExpandedGPTNeoConfig,
+    ExpandedGPTNeoForCausalLM,
+    ExpansionConfig,
+    expand_base,
+    register_auto_classes,
+)
+from hf_era.routing import GradientMultipliers, RoutingRuleConfig
+from hf_era.version import __version__
+
+if TYPE_CHECKING:
+    from hf_era.configuration import RunConfig, load_run_config
+    from hf_era.pipeline import run_pipeline
+    from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer
+
+_LAZY = {
+    "GradientRoutingConfig": "hf_era.training",
+    "GradientRoutingTrainer": "hf_era.training",
+    "RunConfig": "hf_era.configuration",
+    "load_run_config": "hf_era.configuration",
+    "run_pipeline": "hf_era.pipeline",
+}
+
+__all__ = [
+    "ExpandedGPTNeoConfig",
+    "ExpandedGPTNeoForCausalLM",
+    "ExpansionConfig",
+    "GradientMultipliers",
+    "GradientRoutingConfig",
+    "GradientRoutingTrainer",
+    "RoutingRuleConfig",
+    "RunConfig",
+    "__version__",
+    "expand_base",
+    "load_run_config",
+    "run_pipeline",
+]
+
+register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

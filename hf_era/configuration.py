@@ -1,0 +1,181 @@
+"""`RunConfig`: a whole life cycle in one YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_era.configuration_parsing import build, merge, parse_overrides, read_yaml
+from hf_era.data.config import DataConfig
+from hf_era.evaluation.evaluator import EvaluationConfig
+from hf_era.models.expansion import ExpansionConfig
+from hf_era.routing import RoutingRuleConfig
+from hf_era.suggestions import unknown_key_message, unknown_value_message
+from hf_era.training.coherence import CoherenceConfig
+from hf_era.training.config import GradientRoutingConfig
+
+STARTS = ("pretrained", "scratch")
+# These are decided by the pipeline.
+_RESERVED_TRAINING_FIELDS = ("output_dir", "seed", "data_seed", "eval_on_start", "load_best_model_at_end")
+
+
+@dataclass
+class ModelConfig:
+    """Which model the method starts from.
+
+    Args:
+        start (`str`, *optional*, defaults to `"pretrained"`): `pretrained`: a trained base model is expanded and trained
+            on. `scratch`: the expanded model is trained from random weights.
+        base (`str`, *optional*): local directory or hub id of a stock checkpoint. Not given with `pretrained`: a base of
+            the given `architecture` is pretrained here, on the same stories. Must not be given with `scratch`.
+        architecture (`dict`, *optional*): fields of the stock config (`model_type` defaults to `gpt_neo`), where no base
+            gives one. The vocabulary size comes from the tokenizer.
+        tokenizer (`str`, *optional*): local directory or hub id. Not given: the base's; without a base, a byte-level BPE
+            trained on the training stories.
+        vocabulary_size (`int`, *optional*, defaults to `2048`): of a tokenizer that is trained here.
+        base_control (`bool`, *optional*, defaults to `True`): with `scratch`: also train a stock model on the same data
+            with the same steps and seed, without routing: what "before the method" means for such a run.
+        base_dir (`str`, *optional*): where a base or base control that is trained here is kept; several runs can share
+            it. Not given: in the output directory.
+
+    Raises:
+        ValueError: for an unknown start, or settings that contradict each other.
+    """
+
+    start: str = field(default="pretrained", metadata={"help": "pretrained or scratch."})
+    base: str | None = field(default=None, metadata={"help": "Stock checkpoint: local directory or hub id."})
+    architecture: dict[str, Any] = field(default_factory=dict, metadata={"help": "Config fields where no base is given."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Local directory or hub id. Not given: base's, or trained."})
+    vocabulary_size: int = field(default=2_048, metadata={"help": "Of a tokenizer that is trained here."})
+    base_control: bool = field(default=True, metadata={"help": "Scratch: also train a base control to compare with."})
+    base_dir: str | None = field(default=None, metadata={"help": "Where a base that is trained here is kept."})
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(unknown_value_message("model.start", self.start, STARTS))
+        if self.start == "scratch" and self.base is not None:
+            raise ValueError(
+                f"`model.base` is {self.base!r}, but `model.start: scratch` starts from random weights. Leave the base out "
+                "and give `model.architecture`, or set `model.start: pretrained`."
+            )
+        if self.base is not None and self.architecture:
+            raise ValueError("`model.architecture` and `model.base` are both given; the base has its own. Drop one.")
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether a stock model is trained here, as base or as base control."""
+        return self.base is None and (self.start == "pretrained" or self.base_control)
+
+
+@dataclass
+class RunConfig:
+    """One run: expand, route, ablate, contract, coherence fine-tuning, evaluation, model card.
+
+    Args:
+        name (`str`): of the recipe; part of the output directory and the card.
+        output_dir (`str`): where the run lives; `{name}` and `{seed}` are filled in.
+        overwrite_output_dir (`bool`): throw another run in that directory away.
+        seed (`int`): of data order, splits and weights.
+        model, expansion, routing, data, coherence, evaluation: the sections, see their classes.
+        training (`dict`): fields of `GradientRoutingConfig`.
+        pretraining (`dict`): fields of `GradientRoutingConfig` that differ for a base that is pretrained here.
+    """
+
+    name: str = field(default="run", metadata={"help": "Name of the recipe."})
+    output_dir: str = field(default="runs/{name}-seed{seed}", metadata={"help": "{name} and {seed} are filled in."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Throw another run in that directory away."})
+    seed: int = field(default=0, metadata={"help": "Of data order, splits and weights."})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
+    routing: RoutingRuleConfig = field(default_factory=RoutingRuleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of GradientRoutingConfig."})
+    pretraining: dict[str, Any] = field(default_factory=dict, metadata={"help": "What differs for the base."})
+    coherence: CoherenceConfig = field(default_factory=CoherenceConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or any(character in self.name for character in "/\\\0") or self.name.startswith("."):
+            raise ValueError(f"`name` becomes part of a path: letters, digits, '-' and '_' are fine, got {self.name!r}.")
+        self.training = _checked_training(self.training, "training")
+        self.pretraining = _checked_training(self.pretraining, "pretraining")
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output_dir.replace("{name}", self.name).replace("{seed}", str(self.seed)))
+
+    @property
+    def base_path(self) -> Path:
+        given = self.model.base_dir
+        if given is None:
+            return self.output_path / "base"
+        return Path(given.replace("{name}", self.name).replace("{seed}", str(self.seed)))
+
+    def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
+        """The Trainer's arguments for a phase; `overrides` come last."""
+        values = {"seed": self.seed, **self.training, **overrides}
+        return GradientRoutingConfig(output_dir=str(output_dir), **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        return build(cls, values, "")
+
+
+def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads YAML files, each over the one before, then command-line overrides.
+
+    Args:
+        paths: YAML files; the first is the recipe, later ones change its scale or data.
+        overrides: e.g. `["--learning_rate", "3e-4", "--data.train", "stories.jsonl"]`. A bare name is a field of the
+            top level or, if it has none of that name, of `training`.
+
+    Raises:
+        ValueError: for a missing file, an unknown key (with a suggestion) or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    for path in paths:
+        values = merge(values, read_yaml(path))
+    return RunConfig.from_dict(merge(values, parse_overrides(overrides, _sections(), default="training")))
+
+
+def _sections() -> dict[str, list[str]]:
+    kinds: dict[str, Any] = {
+        "model": ModelConfig,
+        "expansion": ExpansionConfig,
+        "routing": RoutingRuleConfig,
+        "data": DataConfig,
+        "training": GradientRoutingConfig,
+        "pretraining": GradientRoutingConfig,
+        "coherence": CoherenceConfig,
+        "evaluation": EvaluationConfig,
+    }
+    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in kinds.items()}
+    names[""] = [item.name for item in dataclasses.fields(RunConfig) if item.name not in kinds]
+    return names
+
+
+def _checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
+    from hf_era.configuration_parsing import coerce
+
+    known = {item.name: item for item in dataclasses.fields(GradientRoutingConfig) if item.init}
+    hints = _training_hints()
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(unknown_key_message(f"section `{section}`", key, sorted(known)))
+        if key in _RESERVED_TRAINING_FIELDS:
+            raise ValueError(f"`{section}.{key}` is set by the run itself. Use the top-level `output_dir` or `seed`.")
+        checked[key] = coerce(value, hints[key], f"{section}.{key}")
+    return checked
+
+
+def _training_hints() -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(GradientRoutingConfig)

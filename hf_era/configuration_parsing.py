@@ -1,0 +1,151 @@
+"""YAML and command line -> dataclasses, with messages that name the key, the value and what is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_era.suggestions import unknown_key_message
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML file with a mapping at the top; raises `ValueError` if it is missing or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"The config file {path} does not exist. Pass a YAML file such as recipes/configs/demo.yaml.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a mapping such as `seed: 0`, got {type(content).__name__}.")
+    return content
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `overlay` over it; mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_overrides(arguments: Iterable[str], sections: Mapping[str, Iterable[str]], default: str) -> dict[str, Any]:
+    """Command-line overrides -> a nested mapping.
+
+    `--data.train x` sets a field of a section; `--learning_rate 3e-4` sets a top-level field where there is one, else a
+    field of the `default` section. Values are read as YAML; several values make a list; no value means true.
+
+    Args:
+        arguments: e.g. `["--data.train", "x.jsonl", "--expansion.target_layers", "0", "1"]`.
+        sections: section name -> its field names; the top level's own fields stand under the empty name.
+        default: the section that bare names belong to.
+
+    Raises:
+        ValueError: for a word that belongs to no option, or an option that nobody knows.
+    """
+    overrides: dict[str, Any] = {}
+    for name, words in _options(arguments):
+        path = name.split(".")
+        if path[0] not in sections[""] and path[0] not in sections:
+            if path[0] not in sections[default]:
+                known = sorted({*sections[""], *(f"{key}.{field}" for key in sections if key for field in sections[key])})
+                raise ValueError(unknown_key_message("the command line", f"--{name}", [f"--{key}" for key in known]))
+            path = [default, *path]
+        values = [yaml.safe_load(word) for word in words]
+        value = True if not values else values[0] if len(values) == 1 else values
+        for key in reversed(path):
+            value = {key: value}
+        overrides = merge(overrides, value)
+    return overrides
+
+
+def _options(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
+    options: list[tuple[str, list[str]]] = []
+    for word in arguments:
+        if word.startswith("--") and len(word) > 2:
+            name, separator, value = word[2:].partition("=")
+            options.append((name, [value] if separator else []))
+        elif not options:
+            raise ValueError(f"Unexpected argument {word!r}. Overrides look like `--learning_rate 3e-4`.")
+        else:
+            options[-1][1].append(word)
+    return options
+
+
+def build(cls: type, values: Any, section: str) -> Any:
+    """Makes a dataclass of a mapping; nested dataclasses too. Raises `ValueError` for unknown keys and wrong types."""
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
+    where = f"section `{section}`" if section else "the config"
+    if not isinstance(values, Mapping):
+        raise ValueError(f"`{section}` should be a mapping, got {values!r}.")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(unknown_key_message(where, key, sorted(fields)))
+        name = f"{section}.{key}" if section else str(key)
+        if dataclasses.is_dataclass(hints[key]):
+            arguments[key] = build(typing.cast(type, hints[key]), value if value is not None else {}, name)
+        else:
+            arguments[key] = coerce(value, hints[key], name)
+    return cls(**arguments)
+
+
+def coerce(value: Any, kind: Any, name: str) -> Any:
+    """`value` as the type hint wants it: YAML reads `1e-4` as text, and the command line one word as no list.
+
+    Raises:
+        ValueError: if it cannot be read as that type.
+    """
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            if option is not type(None):
+                try:
+                    return coerce(value, option, name)
+                except ValueError:
+                    continue
+        raise ValueError(f"`{name}` should be {_spelled(kind)}, got {value!r}.")
+    if kind is Any:
+        return value
+    if origin is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [coerce(item, options[0] if options else Any, name) for item in items]
+    if origin is dict or kind is dict:
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise ValueError(f"`{name}` should be a mapping, got {value!r}.")
+    return _scalar(value, kind, name)
+
+
+def _scalar(value: Any, kind: Any, name: str) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None and (kind is float or not isinstance(value, float) or number == value):
+            return number
+    if kind not in (bool, str, int, float):
+        return value  # an enum or the like; its own class checks it
+    raise ValueError(f"`{name}` should be {_spelled(kind)}, got {value!r}.")
+
+
+def _spelled(kind: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return " or ".join(names.get(option, str(option)) for option in options)

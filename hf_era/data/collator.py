@@ -1,0 +1,64 @@
+"""Pads stories to a batch: `input_ids`, `attention_mask`, `labels` and `routing_weight`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+PADDING_ROUTING_WEIGHT = 1.0
+
+
+@dataclass
+class RoutingCollator:
+    """Right-pads the examples of a batch to their longest.
+
+    Padding is marked by the attention mask and by label -100, never by a token id: with GPT-2's tokenizer the padding id
+    is also the BOS and EOS id, and those must be learnt.
+
+    Args:
+        pad_token_id (`int`): any valid id; it is masked wherever it pads.
+        pad_to_multiple_of (`int`, *optional*): round the length up to a multiple of this.
+
+    Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 and, if the examples have it, `routing_weight`
+    fp32 (1 on padding) and `is_forget_word` bool, each (batch, seq). Labels are not shifted; the model shifts them.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        length = max(len(example["input_ids"]) for example in examples)
+        if self.pad_to_multiple_of:
+            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        shape = (len(examples), length)
+        batch = {
+            "input_ids": torch.full(shape, self.pad_token_id, dtype=torch.long),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.full(shape, IGNORE_INDEX, dtype=torch.long),
+        }
+        if "routing_weight" in examples[0]:
+            batch["routing_weight"] = torch.full(shape, PADDING_ROUTING_WEIGHT, dtype=torch.float32)
+        if "is_forget_word" in examples[0]:
+            batch["is_forget_word"] = torch.zeros(shape, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            tokens = torch.as_tensor(example["input_ids"], dtype=torch.long)
+            batch["input_ids"][row, : len(tokens)] = tokens
+            batch["attention_mask"][row, : len(tokens)] = 1
+            batch["labels"][row, : len(tokens)] = tokens
+            for name in ("routing_weight", "is_forget_word"):
+                if name in batch:
+                    batch[name][row, : len(tokens)] = torch.as_tensor(example[name])
+        return batch
+
+
+def padding_token_id(tokenizer: Any) -> int:
+    """The id to pad with: the tokenizer's own, else its EOS, else 0. Padding is masked, so any valid id will do."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0

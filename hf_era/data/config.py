@@ -1,0 +1,86 @@
+"""`DataConfig`: which stories, how they are labelled, cut and split."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+GENERATOR = "generator"
+TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class DataConfig:
+    """Where stories come from and what becomes of them. Defaults: the built-in generator, the seed's cuts and words.
+
+    Args:
+        train (`str`, *optional*, defaults to `"generator"`):
+            `generator`, a local file (.jsonl, .json, .txt, .parquet), a directory of such files or of a saved data set,
+            or a hub data set id.
+        validation (`str`, *optional*): likewise. Not given: the validation stories are taken out of the training stories.
+        train_split, validation_split (`str`, *optional*): splits of a hub data set.
+        subset (`str`, *optional*): configuration name of a hub data set.
+        text_column (`str`, *optional*): not given: `text`, `story`, `content`, or the only column with text.
+        max_train_stories (`int`, *optional*): at most so many training stories, the first ones.
+        generator_stories (`int`, *optional*, defaults to `6000`): stories that the generator makes.
+        forget_words (`list[str]`, *optional*): a story with one of them as a whole word, in any case, is a forget story.
+        labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training stories that keep their
+            label, in (0, 1]. The others are trained as retain and counted apart.
+        max_characters (`int`, *optional*, defaults to `1029`): a story is cut there, before it is labelled.
+        max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included.
+        add_bos, add_eos (`bool`, *optional*, default `True`, `False`): one BOS in front, one EOS at the end of a story
+            that was not cut.
+        forget_validation_stories, retain_validation_stories (`int`, *optional*, default `150`): stories to evaluate on.
+        attack_stories (`int`, *optional*, defaults to `64`): forget stories that neither training nor evaluation sees.
+        num_proc (`int`, *optional*): processes that tokenise. Not given: this one.
+
+    Raises:
+        ValueError: for an empty forget word, or a number out of range.
+    """
+
+    train: str = field(default=GENERATOR, metadata=_help("generator, a file, a directory, or a hub data set id."))
+    validation: str | None = field(default=None, metadata=_help("Likewise. Not given: taken out of the training data."))
+    train_split: str = field(default="train", metadata=_help("Split of a hub data set to train on."))
+    validation_split: str = field(default="validation", metadata=_help("Split of a hub data set to evaluate on."))
+    subset: str | None = field(default=None, metadata=_help("Configuration name of a hub data set."))
+    text_column: str | None = field(default=None, metadata=_help("Column with the story. Not given: found."))
+    max_train_stories: int | None = field(default=None, metadata=_help("At most so many training stories."))
+    generator_stories: int = field(default=6_000, metadata=_help("Stories that the generator makes."))
+    forget_words: list[str] = field(default_factory=lambda: list(TREE_WORDS), metadata=_help("Words to forget."))
+    labelled_fraction: float = field(default=1.0, metadata=_help("Share of the forget stories that keep their label."))
+    max_characters: int | None = field(default=1_029, metadata=_help("A story is cut at so many characters."))
+    max_tokens: int = field(default=256, metadata=_help("And then at so many tokens, BOS and EOS included."))
+    add_bos: bool = field(default=True, metadata=_help("One BOS in front of each story."))
+    add_eos: bool = field(default=False, metadata=_help("One EOS at the end of each story that was not cut."))
+    forget_validation_stories: int = field(default=150, metadata=_help("Forget stories to evaluate on."))
+    retain_validation_stories: int = field(default=150, metadata=_help("Retain stories to evaluate on."))
+    attack_stories: int = field(default=64, metadata=_help("Forget stories held back for the relearn attack."))
+    num_proc: int | None = field(default=None, metadata=_help("Processes that label and tokenise."))
+
+    def __post_init__(self) -> None:
+        if not self.forget_words:
+            raise ValueError("`data.forget_words` is empty. Name at least one word, e.g. `--data.forget_words tree trees`.")
+        for word in self.forget_words:
+            if not isinstance(word, str) or not word.strip():
+                raise ValueError(f"`data.forget_words` should hold words, got {word!r}. Take the empty word out.")
+        if not 0 < self.labelled_fraction <= 1:
+            raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
+        least = {
+            "max_train_stories": 1,
+            "generator_stories": 1,
+            "max_characters": 1,
+            "max_tokens": 2,
+            "forget_validation_stories": 1,
+            "retain_validation_stories": 1,
+            "attack_stories": 0,
+            "num_proc": 1,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"`data.{name}` should be at least {minimum}, got {value}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

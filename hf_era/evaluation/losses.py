@@ -1,0 +1,127 @@
+"""Losses of a causal LM on stories: token-weighted, in nats a token, with an interval over stories.
+
+Token-weighted means: all tokens of all stories count the same. The mean of batch means, which many scripts report, gives
+a short story's tokens more weight and depends on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StoryLosses:
+    """Sums per story; all of shape (stories,), fp64.
+
+    Attributes:
+        nll (`Tensor`): summed negative log-likelihood, nats.
+        tokens (`Tensor`): predicted tokens.
+        forget_word_nll, forget_word_tokens (`Tensor`): the same over the tokens of forget words only.
+    """
+
+    nll: Tensor
+    tokens: Tensor
+    forget_word_nll: Tensor
+    forget_word_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class LossEstimate:
+    """A loss in nats a token, with its 95 % bootstrap interval over stories. `loss` is None where there is no token."""
+
+    loss: float | None
+    low: float | None
+    high: float | None
+    tokens: int
+    stories: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each label under the position before it, and which labels count.
+
+    Args:
+        logits (`Tensor`): (batch, seq, vocabulary).
+        labels (`Tensor`): (batch, seq), -100 where nothing is to be predicted.
+
+    Returns: two tensors of shape (batch, seq - 1): nats (0 where the label is -100), fp32; and a bool mask.
+    """
+    targets = labels[:, 1:]
+    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
+    return nll, targets != -100
+
+
+@torch.no_grad()
+def story_losses(
+    model: Any,
+    batches: Iterable[dict[str, Tensor]],
+    *,
+    device: torch.device | str | None = None,
+    autocast: Callable[[], Any] = nullcontext,
+    gather: Callable[[Any], Any] | None = None,
+    on_batch: Callable[[Tensor], None] | None = None,
+) -> StoryLosses:
+    """The losses of each story under a model, in the order of the batches. The model's mode is left as it was.
+
+    Args:
+        model: any causal LM that takes `input_ids` and `attention_mask` and returns `logits`.
+        batches: of `input_ids`, `attention_mask`, `labels` and, optionally, `is_forget_word`, each (batch, seq).
+        device (*optional*): where the batches go. Not given: they are there already.
+        autocast (*optional*): makes the context of each forward pass.
+        gather (*optional*): gathers a tensor over processes, leaving out duplicates.
+        on_batch (*optional*): called with each batch's attention mask before its forward pass.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        for batch in batches:
+            moved = {name: value.to(device) for name, value in batch.items()} if device is not None else batch
+            if on_batch is not None:
+                on_batch(moved["attention_mask"])
+            with autocast():
+                logits = model(input_ids=moved["input_ids"], attention_mask=moved["attention_mask"]).logits
+            nll, counted = token_losses(logits, moved["labels"])
+            words = moved.get("is_forget_word")
+            of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)
+            rows = torch.stack(
+                [nll.double().sum(1), counted.double().sum(1), (nll * of_words).double().sum(1), of_words.double().sum(1)],
+                dim=1,
+            )  # (batch, 4)
+            parts.append((gather(rows) if gather is not None else rows).cpu())
+    finally:
+        model.train(was_training)
+    table = torch.cat(parts) if parts else torch.zeros(0, 4, dtype=torch.float64)
+    return StoryLosses(*table.unbind(1))
+
+
+def loss_estimate(nll: Tensor, tokens: Tensor, bootstrap_samples: int = 1_000, seed: int = 0) -> LossEstimate:
+    """Token-weighted loss and its 95 % percentile-bootstrap interval over stories.
+
+    Args:
+        nll, tokens (`Tensor`): (stories,): sums per story. Stories without a counted token are left out.
+        bootstrap_samples (`int`, *optional*, defaults to `1000`): resamples. 0: no interval.
+        seed (`int`, *optional*, defaults to `0`): of the resampling, which has a generator of its own.
+    """
+    counted = tokens > 0
+    nll, tokens = nll[counted].double(), tokens[counted].double()
+    stories = len(nll)
+    if stories == 0:
+        return LossEstimate(None, None, None, 0, 0)
+    loss = float(nll.sum() / tokens.sum())
+    if bootstrap_samples == 0:
+        return LossEstimate(loss, None, None, int(tokens.sum()), stories)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(stories, (bootstrap_samples, stories), generator=generator)
+    resampled = nll[chosen].sum(1) / tokens[chosen].sum(1)
+    low, high = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return LossEstimate(loss, low, high, int(tokens.sum()), stories)

@@ -1,0 +1,94 @@
+"""What is known of each architecture: one row per family. Adding a family is one row, one config and one model class."""
+
+import importlib
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class ArchitectureSpec:
+    """Where the parts of a family's causal LM are.
+
+    Attributes:
+        model_type (`str`): of the stock config.
+        blocks (`str`): path from the causal LM to the list of blocks.
+        mlp (`str`): attribute of a block that holds its MLP.
+        down_projection (`str`): attribute of the MLP whose *input* is the routed activation.
+        hidden_size (`str`): config field with the width of the residual stream.
+        number_of_layers (`str`): config field with the number of blocks.
+        activation (`str`): config field with the name of the MLP's activation function.
+        expanded_config (`str`): "module:class" of the expanded config.
+        expanded_model (`str`): "module:class" of the expanded causal LM.
+    """
+
+    model_type: str
+    blocks: str
+    mlp: str
+    down_projection: str
+    hidden_size: str
+    number_of_layers: str
+    activation: str
+    expanded_config: str
+    expanded_model: str
+
+    def get_blocks(self, model: "nn.Module") -> "nn.ModuleList":
+        return attrgetter(self.blocks)(model)
+
+    def get_mlp(self, block: "nn.Module") -> "nn.Module":
+        return getattr(block, self.mlp)
+
+    def layers_of(self, config: "PreTrainedConfig") -> int:
+        return int(getattr(config, self.number_of_layers))
+
+    def load_config_class(self) -> Any:
+        return _load(self.expanded_config)
+
+    def load_model_class(self) -> Any:
+        return _load(self.expanded_model)
+
+
+ARCHITECTURES: dict[str, ArchitectureSpec] = {
+    "gpt_neo": ArchitectureSpec(
+        model_type="gpt_neo",
+        blocks="transformer.h",
+        mlp="mlp",
+        down_projection="c_proj",
+        hidden_size="hidden_size",
+        number_of_layers="num_layers",
+        activation="activation_function",
+        expanded_config="hf_era.models.gpt_neo:ExpandedGPTNeoConfig",
+        expanded_model="hf_era.models.gpt_neo:ExpandedGPTNeoForCausalLM",
+    ),
+}
+
+EXPANDED_PREFIX = "expanded_"
+
+
+def get_architecture(model_type: str) -> ArchitectureSpec:
+    """The spec of a stock architecture.
+
+    Raises:
+        ValueError: if the architecture has no spec (the message lists those that have one), or if it is the type of a
+            model that is expanded already.
+    """
+    if model_type.removeprefix(EXPANDED_PREFIX) in ARCHITECTURES and model_type.startswith(EXPANDED_PREFIX):
+        raise ValueError(
+            f"The base model is of type `{model_type}`: it is expanded already. Load it with `from_pretrained` to go on "
+            "with it, or pass its contracted checkpoint as the base."
+        )
+    if model_type not in ARCHITECTURES:
+        raise ValueError(
+            f"No architecture spec for the base model's type `{model_type}`. Known: {', '.join(sorted(ARCHITECTURES))}. "
+            "Another family is one row in `hf_era/models/architectures.py`, one config and one model class."
+        )
+    return ARCHITECTURES[model_type]
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)

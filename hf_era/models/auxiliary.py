@@ -1,0 +1,46 @@
+"""The auxiliary module: a small MLP beside the original one, `down(activation(up(x)))`."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from transformers import initialization
+from transformers.activations import ACT2FN
+
+
+class AuxiliaryMLP(nn.Module):
+    """A side MLP that reads what the original MLP reads and adds to what it writes.
+
+    It has no output bias of its own, so original plus auxiliary MLP is the same function as one MLP that is wider by
+    `width` (the *expanded dims* of arXiv 2410.04332), while original weights keep their names and shapes.
+
+    Args:
+        hidden_size (`int`): width of the residual stream.
+        width (`int`): hidden units.
+        activation (`str`): name of the activation function in `transformers.activations.ACT2FN`.
+        initialization_std (`float`): standard deviation of both weights at the start; the bias starts at zero.
+
+    Attributes:
+        active (`bool`): `False` while the module is ablated.
+    """
+
+    def __init__(self, hidden_size: int, width: int, activation: str, initialization_std: float) -> None:
+        super().__init__()
+        self.up_projection = nn.Linear(hidden_size, width)
+        self.down_projection = nn.Linear(width, hidden_size, bias=False)
+        self.act = ACT2FN[activation]
+        self.initialization_std = initialization_std
+        self.active = True
+
+    def forward(self, hidden_states: Tensor, route: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(batch, seq, hidden) -> (batch, seq, hidden). `route` is applied to the (batch, seq, width) activation."""
+        activation = self.act(self.up_projection(hidden_states))
+        if route is not None:
+            activation = route(activation)
+        return self.down_projection(activation)
+
+    def initialize(self) -> None:
+        """Draws the starting weights; parameters that were loaded from a checkpoint are left alone."""
+        # transformers' own functions look at each parameter's "loaded already" flag, torch's do not.
+        initialization.normal_(self.up_projection.weight, std=self.initialization_std)
+        initialization.zeros_(self.up_projection.bias)
+        initialization.normal_(self.down_projection.weight, std=self.initialization_std)

@@ -1,0 +1,123 @@
+"""How a batch's routing reaches the MLP of a target layer: as an argument of the block, never as lasting state.
+
+The model writes the routing of the running forward pass into a `RoutingChannel`. When a target block is *called*, it
+reads the channel and hands the routing on as a keyword argument of its own call. Gradient checkpointing wraps what
+happens inside that call (`__call__` up to transformers 5.17, `forward` since) and keeps the arguments; the recomputation
+in the backward pass therefore sees the routing of its own forward pass, whatever the channel holds by then. Inside
+`forward`, the block lends it to its MLP for the length of that call.
+
+Reading the channel inside `forward` instead would look the same and be wrong: by the backward pass the channel is empty,
+the recomputed layer would not route, and forget gradient would leak into the original dims without any error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_era.models.auxiliary import AuxiliaryMLP
+from hf_era.routing import TokenRouting, activation_l1, scale_gradient
+
+
+class RoutingChannel:
+    """Holds the routing of the forward pass that is running now, and gathers the L1 norms that its layers measure."""
+
+    def __init__(self) -> None:
+        self.routing: TokenRouting | None = None
+        self.layer_l1: list[Tensor] = []
+
+    def open(self, routing: TokenRouting | None) -> None:
+        self.routing, self.layer_l1 = routing, []
+
+    def close(self) -> Tensor | None:
+        """Empties the channel and returns the L1 norm summed over the layers, if they measured it."""
+        total = sum(self.layer_l1[1:], self.layer_l1[0]) if self.layer_l1 else None
+        self.routing, self.layer_l1 = None, []
+        return total
+
+
+class RoutedBlockMixin:
+    """Mixed into a family's transformer block. The block's MLP must be an `ExpandedMLPMixin`."""
+
+    routing_channel: RoutingChannel
+    routed_mlp_name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        channel = self.routing_channel
+        if channel.routing is not None:
+            kwargs["routing"] = channel.routing
+        outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if channel.routing is not None and channel.routing.measure_activation_l1:
+            *outputs, layer_l1 = outputs
+            channel.layer_l1.append(layer_l1)
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return outputs
+
+    def forward(self, *args: Any, routing: TokenRouting | None = None, **kwargs: Any) -> Any:
+        mlp: ExpandedMLPMixin = getattr(self, self.routed_mlp_name)
+        mlp.routing = routing
+        try:
+            outputs = super().forward(*args, **kwargs)  # type: ignore[misc]
+            layer_l1 = mlp.measured_l1
+        finally:
+            mlp.routing = mlp.measured_l1 = None
+        if routing is None or not routing.measure_activation_l1:
+            return outputs
+        # The norm leaves as an output of the block, so that checkpointing carries its gradient too.
+        return (*outputs, layer_l1) if isinstance(outputs, tuple) else (outputs, layer_l1)
+
+
+class ExpandedMLPMixin:
+    """Mixed into a family's MLP: routes the original activation and adds the auxiliary modules' outputs."""
+
+    auxiliary: nn.ModuleDict
+    routing: TokenRouting | None = None
+    measured_l1: Tensor | None = None
+
+    def route_original(self, activation: Tensor) -> Tensor:
+        """The original MLP's activation (batch, seq, intermediate), the input of its down projection."""
+        return self._route(activation, None if self.routing is None else self.routing.original_factor)
+
+    def add_auxiliary(self, hidden_states: Tensor, output: Tensor) -> Tensor:
+        """Adds what the active auxiliary modules make of the MLP's input; both (batch, seq, hidden)."""
+        for module in self.auxiliary.values():
+            if module.active:  # an ablated module costs nothing and leaves `output` bit for bit
+                output = output + module(hidden_states, self._route_auxiliary)
+        return output
+
+    def _route_auxiliary(self, activation: Tensor) -> Tensor:
+        return self._route(activation, None if self.routing is None else self.routing.auxiliary_factor)
+
+    def _route(self, activation: Tensor, factor: Tensor | None) -> Tensor:
+        routing = self.routing
+        if routing is not None and routing.measure_activation_l1:
+            measured = activation_l1(activation, routing.activation_mask)
+            self.measured_l1 = measured if self.measured_l1 is None else self.measured_l1 + measured
+        return scale_gradient(activation, factor)
+
+
+def expand_layer(
+    block: Any,
+    mlp_name: str,
+    classes: tuple[type, type],
+    auxiliary: dict[str, AuxiliaryMLP],
+    channel: RoutingChannel,
+) -> None:
+    """Turns a stock block into an expanded one, in place.
+
+    The block and its MLP change class and keep their parameters. A model built with a seed has therefore the same
+    original weights as the stock model built with that seed, which makes the base control a fair one.
+
+    Args:
+        block (`nn.Module`): the stock block.
+        mlp_name (`str`): attribute that holds its MLP.
+        classes (`tuple[type, type]`): the expanded classes of block and MLP.
+        auxiliary (`dict[str, AuxiliaryMLP]`): the modules to add, by name.
+        channel (`RoutingChannel`): the model's channel.
+    """
+    block_class, mlp_class = classes
+    mlp = getattr(block, mlp_name)
+    block.__class__, mlp.__class__ = block_class, mlp_class
+    block.routing_channel, block.routed_mlp_name = channel, mlp_name
+    mlp.auxiliary = nn.ModuleDict(auxiliary)

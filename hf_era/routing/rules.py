@@ -1,0 +1,107 @@
+"""Mask rules: they make the routing weights of forget-labelled examples. Retain examples always have weight 1.
+
+Every rule gives a weight per *token*; `align_to_prediction` then moves it to the position that predicts the token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_era.suggestions import unknown_value_message
+
+RULES = ("full_seq", "concept", "none")
+WEIGHTINGS = ("uniform", "frequency")
+RETAIN_WEIGHT = 1.0
+FORGET_WEIGHT = 0.0
+
+
+@dataclass(frozen=True)
+class RoutingRuleConfig:
+    """Which rule makes the routing weights.
+
+    Args:
+        rule (`str`, *optional*, defaults to `"full_seq"`):
+            `full_seq`: all tokens of a forget story, as `weighting` says. `concept`: the tokens of the forget words
+            only. `none`: no token at all, the control.
+        weighting (`str`, *optional*, defaults to `"frequency"`):
+            For `full_seq`. `uniform`: 0 on every token. `frequency`: by how much commoner a token is in forget
+            stories than in retain stories.
+        frequency_scale (`float`, *optional*, defaults to `1.0`):
+            Factor of `f/r - r/f` in the frequency rule. Positive.
+        frequency_bias (`float`, *optional*, defaults to `-4.0`):
+            Bias of the frequency rule; the lower, the fewer tokens are routed.
+        frequency_stories (`int`, *optional*, defaults to `25000`):
+            At most so many forget and so many retain stories are counted.
+        table_minimum_per_10k (`float`, *optional*, defaults to `5.0`):
+            The reported token table holds the tokens whose overall frequency per 10,000 tokens is above this.
+
+    Raises:
+        ValueError: for an unknown rule or weighting, or a number out of range.
+    """
+
+    rule: str = field(default="full_seq", metadata={"help": "full_seq, concept or none."})
+    weighting: str = field(default="frequency", metadata={"help": "For full_seq: uniform or frequency."})
+    frequency_scale: float = field(default=1.0, metadata={"help": "Factor of f/r - r/f in the frequency rule."})
+    frequency_bias: float = field(default=-4.0, metadata={"help": "Bias of the frequency rule."})
+    frequency_stories: int = field(default=25_000, metadata={"help": "Stories counted, forget and retain each."})
+    table_minimum_per_10k: float = field(
+        default=5.0, metadata={"help": "Tokens above this overall frequency per 10,000 are reported."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(unknown_value_message("routing.rule", self.rule, RULES))
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(unknown_value_message("routing.weighting", self.weighting, WEIGHTINGS))
+        if self.frequency_scale <= 0:
+            raise ValueError(f"`routing.frequency_scale` should be positive, got {self.frequency_scale}.")
+        if self.frequency_stories < 1:
+            raise ValueError(f"`routing.frequency_stories` should be at least 1, got {self.frequency_stories}.")
+        if self.table_minimum_per_10k < 0:
+            raise ValueError(f"`routing.table_minimum_per_10k` should be >= 0, got {self.table_minimum_per_10k}.")
+
+    @property
+    def needs_frequencies(self) -> bool:
+        return self.rule == "full_seq" and self.weighting == "frequency"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def token_weights(
+    config: RoutingRuleConfig,
+    token_ids: Sequence[int],
+    is_forget_word: Sequence[bool],
+    vocabulary_weights: Tensor | None = None,
+) -> list[float]:
+    """The weight of each token of one *forget* story, in [0, 1]: 1 as retain, 0 as forget.
+
+    Args:
+        config (`RoutingRuleConfig`): the rule.
+        token_ids (`Sequence[int]`): the story's tokens, length n.
+        is_forget_word (`Sequence[bool]`): whether a token belongs to a forget word, length n (for `concept`).
+        vocabulary_weights (`Tensor`, *optional*): (vocabulary,), the frequency rule's weight per vocabulary entry.
+
+    Raises:
+        ValueError: if the frequency rule is asked for without its weights.
+    """
+    if config.rule == "none":
+        return [RETAIN_WEIGHT] * len(token_ids)
+    if config.rule == "concept":
+        return [FORGET_WEIGHT if found else RETAIN_WEIGHT for found in is_forget_word]
+    if config.weighting == "uniform":
+        return [FORGET_WEIGHT] * len(token_ids)
+    if vocabulary_weights is None:
+        raise ValueError('weighting="frequency" needs `vocabulary_weights`; see `FrequencyTable.weights`.')
+    return vocabulary_weights[torch.as_tensor(list(token_ids), dtype=torch.long)].tolist()
+
+
+def align_to_prediction(weights: Sequence[float]) -> list[float]:
+    """Moves each token's weight to the position before it, which predicts it: `[w0, w1, w2] -> [w1, w2, 1]`.
+
+    The last position predicts nothing; its weight is 1 and no gradient of the language model reaches it.
+    """
+    return [*list(weights)[1:], RETAIN_WEIGHT] if len(weights) else []

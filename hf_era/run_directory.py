@@ -1,0 +1,116 @@
+"""The output directory of a run: which phases are done, with which inputs, and whether another run lives there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_era.files import read_json, write_json
+
+RUN_FILE = "run.json"
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of JSON-like values; equal values give equal hashes in any process."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_fingerprint(folder: Path) -> str:
+    """A hash over the contents of a saved model's weight and config files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) + [folder / "config.json"]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):  # noqa: B023
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class RunDirectory:
+    """Remembers finished phases in `phases/<phase>.json`, each with the fingerprint of its inputs.
+
+    Args:
+        path (`Path`): the directory; made when the run is claimed.
+        writes (`bool`, *optional*, defaults to `True`): whether this process writes (the main process does).
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+
+    def check(self, identity: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Makes sure that the directory is new or holds this very run; nothing is changed.
+
+        Args:
+            identity (`str`): fingerprint of everything that the routed training depends on.
+            settings (`dict`): the config's parts behind it, to say what differs.
+            overwrite (`bool`, *optional*, defaults to `False`): another run may be thrown away.
+
+        Raises:
+            ValueError: if it holds another run, or files that are no run.
+        """
+        if overwrite or not self.path.exists() or not any(self.path.iterdir()):
+            return
+        stored = read_json(self.path / RUN_FILE)
+        if not isinstance(stored, dict):
+            raise ValueError(
+                f"`output_dir`: {self.path} is not empty and holds no run of hf_era. Choose another directory, or pass "
+                "`--overwrite_output_dir` to throw its contents away."
+            )
+        if stored.get("identity") != identity:
+            differing = _differences(stored.get("settings", {}), settings)
+            listed = "; ".join(differing[:5]) or "the data or the base model changed"
+            raise ValueError(
+                f"`output_dir`: {self.path} holds another run ({listed}). Choose another `--output_dir`, or pass "
+                "`--overwrite_output_dir` to throw that run away."
+            )
+
+    def claim(self, identity: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Writes down that this run lives here; throws another run away if `overwrite` allows it."""
+        stored = read_json(self.path / RUN_FILE)
+        if overwrite and self.writes and self.path.exists():
+            if not isinstance(stored, dict) or stored.get("identity") != identity:
+                shutil.rmtree(self.path)
+        if self.writes:
+            write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
+
+    def finished(self, phase: str, inputs: str, outputs: Iterable[Path] = ()) -> dict[str, Any] | None:
+        """What a finished phase reported, if it ran with these inputs and its outputs are still there; else `None`."""
+        record = read_json(self._record(phase))
+        if not isinstance(record, dict) or record.get("inputs") != inputs:
+            return None
+        return record["report"] if all(path.exists() for path in outputs) else None
+
+    def record(self, phase: str, inputs: str, report: dict[str, Any]) -> None:
+        """Writes down that a phase is finished. Call it after its outputs are in place."""
+        if self.writes:
+            write_json(self._record(phase), {"inputs": inputs, "report": report})
+
+    def run_phase(
+        self, phase: str, inputs: str, work: Callable[[], dict[str, Any]], outputs: Iterable[Path] = ()
+    ) -> tuple[dict[str, Any], bool]:
+        """Runs `work` unless the phase is finished. Returns its report and whether it was skipped."""
+        outputs = list(outputs)
+        report = self.finished(phase, inputs, outputs)
+        if report is not None:
+            return report, True
+        report = work()
+        self.record(phase, inputs, report)
+        return report, False
+
+    def _record(self, phase: str) -> Path:
+        return self.path / "phases" / f"{phase}.json"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*old, *new}):
+        name, before, after = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _differences(before, after, f"{name}.")
+        elif before != after:
+            found.append(f"`{name}` was {before!r}, is now {after!r}")
+    return found

@@ -1,0 +1,114 @@
+"""`GradientRoutingConfig`: the Trainer's arguments and the few that gradient routing needs."""
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_era.routing import GradientMultipliers
+from hf_era.suggestions import unknown_key_message
+
+
+@dataclass
+class GradientRoutingConfig(TrainingArguments):
+    """`TrainingArguments` with the seed runs' optimizer settings as defaults, and the routing's own fields.
+
+    Other defaults than the Trainer's: learning rate 5e-4 after 100 warm-up steps, cosine to a tenth of it; AdamW betas
+    (0.9, 0.95), weight decay 0.1 on every parameter, no gradient clipping.
+
+    Args:
+        multipliers (`dict` or `str`, *optional*):
+            The fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the seed's.
+        l1_coefficient (`float`, *optional*, defaults to `1e-4`):
+            Coefficient of the L1 term: coefficient * (sum of |activation| over target layers and real tokens) / (number
+            of real tokens). Its gradient is not scaled by the routing. 0 switches it off.
+        weight_decay_on_all_parameters (`bool`, *optional*, defaults to `True`):
+            Weight decay on biases and norms too, as in the seed. `False`: the Trainer's usual groups.
+        minimum_learning_rate_ratio (`float`, *optional*, defaults to `0.1`):
+            The cosine ends at this share of the peak learning rate. In [0, 1].
+        auxiliary_learning_rate_factor (`float`, *optional*, defaults to `1.0`):
+            Learning rate of the auxiliary modules over that of the rest. Not negative.
+        auxiliary_weight_decay (`float`, *optional*):
+            Weight decay of the auxiliary modules. Not given: that of the rest.
+        minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
+            Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
+            loud warning says so.
+        kwargs: everything that `TrainingArguments` takes.
+
+    Raises:
+        ValueError: if one of these fields is out of range.
+    """
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(
+        default="cosine_warmup_with_min_lr", metadata={"help": "Learning-rate schedule; see transformers."}
+    )
+    warmup_steps: float = field(default=100, metadata={"help": "Warm-up steps (below 1: share of all steps)."})
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping (0 = off)."})
+    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
+
+    multipliers: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Gradient multipliers (original_forget, ...) as a dict or JSON."}
+    )
+    l1_coefficient: float = field(
+        default=1e-4, metadata={"help": "Coefficient of the activations' L1 norm per token (0 = off)."}
+    )
+    weight_decay_on_all_parameters: bool = field(
+        default=True, metadata={"help": "Weight decay on biases and norms too, as in the seed runs."}
+    )
+    minimum_learning_rate_ratio: float = field(
+        default=0.1, metadata={"help": "The cosine ends at this share of the peak learning rate."}
+    )
+    auxiliary_learning_rate_factor: float = field(
+        default=1.0, metadata={"help": "Learning rate of the auxiliary modules over that of the rest."}
+    )
+    auxiliary_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the auxiliary modules. Not given: that of the rest."}
+    )
+    minimum_ablation_gap: float = field(
+        default=0.05, metadata={"help": "Nats a token below which a warning says that nothing was localised."}
+    )
+
+    def __post_init__(self) -> None:
+        self.gradient_multipliers = parse_multipliers(self.multipliers)
+        self.multipliers = self.gradient_multipliers.to_dict()
+        for name in ("l1_coefficient", "auxiliary_learning_rate_factor", "weight_decay"):
+            _check_at_least_zero(f"training.{name}", getattr(self, name))
+        if self.auxiliary_weight_decay is not None:
+            _check_at_least_zero("training.auxiliary_weight_decay", self.auxiliary_weight_decay)
+        if not 0 <= self.minimum_learning_rate_ratio <= 1:
+            raise ValueError(
+                f"`training.minimum_learning_rate_ratio` should be in [0, 1], got {self.minimum_learning_rate_ratio}."
+            )
+        if "min_lr" in str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) and not (
+            self.lr_scheduler_kwargs
+        ):
+            self.lr_scheduler_kwargs = {"min_lr_rate": self.minimum_learning_rate_ratio}
+        super().__post_init__()
+
+
+def parse_multipliers(values: dict[str, Any] | str | GradientMultipliers | None) -> GradientMultipliers:
+    """Reads multipliers from a dict or JSON; raises `ValueError` for an unknown name or a value that is no number."""
+    if isinstance(values, GradientMultipliers):
+        return values
+    if isinstance(values, str):
+        try:
+            values = json.loads(values)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"`training.multipliers` should be a dict or JSON such as '{{\"original_forget\": 0}}', got {values!r}."
+            ) from error
+    known = [item.name for item in fields(GradientMultipliers)]
+    for name in values or {}:
+        if name not in known:
+            raise ValueError(unknown_key_message("`training.multipliers`", name, known))
+    return GradientMultipliers(**(values or {}))
+
+
+def _check_at_least_zero(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"`{name}` should be a finite number >= 0, got {value}.")

@@ -1,0 +1,101 @@
+"""A `Trainer` with token-weighted evaluation and a stop at the first non-finite loss. Trains any causal LM.
+
+The base, the base control and coherence fine-tuning use it as it is; `GradientRoutingTrainer` adds the routing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput, has_length
+
+from hf_era.data import RoutingCollator, padding_token_id
+from hf_era.evaluation.losses import story_losses
+from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.errors import NonFiniteLossError
+
+
+class TokenWeightedTrainer(Trainer):
+    """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
+
+    Args:
+        args (`GradientRoutingConfig`): `TrainingArguments` and ours.
+        data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`.
+        kwargs: everything that `Trainer` takes.
+    """
+
+    args: GradientRoutingConfig
+    # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
+        args = args if args is not None else GradientRoutingConfig()
+        if not isinstance(args, GradientRoutingConfig):
+            raise ValueError(f"`args` should be a GradientRoutingConfig, got {type(args).__name__}.")
+        if kwargs.get("data_collator") is None:
+            tokenizer = kwargs.get("processing_class")
+            pad = padding_token_id(tokenizer) if tokenizer is not None else 0
+            kwargs["data_collator"] = RoutingCollator(pad)
+        super().__init__(model=model, args=args, **kwargs)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.args.weight_decay_on_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    # ---- Non-finite losses ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(self._non_finite_message(f"The loss became {float(loss)}"))
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A finite loss can have non-finite gradients: the broken weights show only at the next step.
+        broken = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
+        if broken is not None:
+            raise NonFiniteLossError(self._non_finite_message(f"The weight {broken} became non-finite"))
+        super()._save_checkpoint(model, trial)
+
+    def _non_finite_message(self, what: str) -> str:
+        return (
+            f"{what} at step {self.state.global_step + 1} of {self.state.max_steps}. Training stopped; checkpoints under "
+            f"{self.args.output_dir} are from before and were kept. Try a lower `training.learning_rate` (now "
+            f"{self.args.learning_rate}), a milder `original_forget` multiplier, or `training.max_grad_norm: 1.0`."
+        )
+
+    # ---- Token-weighted evaluation ----
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        if self.compute_metrics is not None or description == "Prediction":
+            return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = self.story_metrics(dataloader, metric_key_prefix)
+        count = self.num_examples(dataloader) if has_length(dataloader) else 0
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)  # type: ignore[arg-type]
+
+    def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float]:
+        """The metrics of one evaluation set; keys start with `prefix`."""
+        return {f"{prefix}_loss": self.dataset_loss(dataloader)}
+
+    def dataset_loss(self, dataloader: Any, **options: Any) -> float:
+        """Token-weighted loss over a data loader, over all processes."""
+        losses = story_losses(
+            self.model,
+            dataloader,
+            device=self.args.device,
+            autocast=self.compute_loss_context_manager,
+            gather=self.accelerator.gather_for_metrics if self.args.world_size > 1 else None,
+            **options,
+        )
+        return float(losses.nll.sum() / losses.tokens.sum().clamp(min=1))

@@ -1,0 +1,72 @@
+"""What a forward pass tells its target layers, and the L1 norm."""
+
+import pytest
+import torch
+
+from hf_era.routing import GradientMultipliers, activation_l1, build_token_routing, scale_gradient
+
+MULTIPLIERS = GradientMultipliers(original_forget=-0.5, auxiliary_retain=0.25)
+
+
+def test_nothing_to_do_is_none() -> None:
+    assert build_token_routing(None, MULTIPLIERS) is None
+    assert build_token_routing(None, MULTIPLIERS, torch.ones(2, 3)) is None
+
+
+def test_factors_follow_the_multipliers_in_fp32() -> None:
+    weight = torch.rand(2, 3).bfloat16()
+    routing = build_token_routing(weight, MULTIPLIERS)
+    assert routing is not None
+    assert routing.original_factor is not None
+    assert routing.auxiliary_factor is not None
+    assert routing.original_factor.dtype == routing.auxiliary_factor.dtype == torch.float32
+    assert torch.equal(routing.original_factor, MULTIPLIERS.original_factor(weight.float()))
+    assert torch.equal(routing.auxiliary_factor, MULTIPLIERS.auxiliary_factor(weight.float()))
+    assert routing.measure_activation_l1 is False
+    assert routing.activation_mask is None
+
+
+def test_l1_alone_does_not_route() -> None:
+    routing = build_token_routing(None, MULTIPLIERS, torch.ones(2, 3, dtype=torch.long), measure_activation_l1=True)
+    assert routing is not None
+    assert routing.original_factor is None
+    assert routing.auxiliary_factor is None
+    assert routing.activation_mask is not None
+    assert routing.activation_mask.dtype == torch.float32
+
+
+def test_a_four_dimensional_attention_mask_says_nothing_about_padding() -> None:
+    routing = build_token_routing(None, MULTIPLIERS, torch.ones(2, 1, 3, 3), measure_activation_l1=True)
+    assert routing is not None
+    assert routing.activation_mask is None
+
+
+def test_l1_is_the_sum_of_absolute_values() -> None:
+    activation = torch.tensor([[[1.0, -2.0], [3.0, 0.5]], [[-4.0, 0.0], [0.25, -0.25]]])
+    assert activation_l1(activation).item() == 11.0
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    assert activation_l1(activation, mask).item() == 7.5
+
+
+def test_gradient_of_the_l1_is_the_sign_on_real_tokens() -> None:
+    activation = torch.tensor([[[1.0, -2.0], [3.0, 0.5]], [[-4.0, 0.0], [0.25, -0.25]]], requires_grad=True)
+    activation_l1(activation, torch.tensor([[1.0, 0.0], [1.0, 1.0]])).backward()
+    assert activation.grad is not None
+    assert activation.grad.tolist() == [[[1.0, -1.0], [0.0, 0.0]], [[-1.0, 0.0], [1.0, -1.0]]]
+
+
+def test_gradient_of_the_l1_is_not_scaled_when_it_is_taken_before_the_scaling_point() -> None:
+    activation = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    norm = activation_l1(activation)
+    language_model_loss = 2 * scale_gradient(activation, torch.zeros(2, 3)).sum()
+    (norm + language_model_loss).backward()
+    assert torch.equal(activation.grad, activation.detach().sign())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_l1_is_summed_in_fp32(dtype: torch.dtype) -> None:
+    activation = torch.full((1, 1, 4096), 1.0, dtype=dtype)
+    activation = torch.cat([activation, torch.full((1, 1, 1), 0.125, dtype=dtype)], dim=-1)
+    norm = activation_l1(activation)
+    assert norm.dtype == torch.float32
+    assert norm.item() == 4096.125  # bf16 would stop growing at 256, fp16 would lose the last summand
