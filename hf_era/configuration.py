@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_era.configuration_parsing import build, merge, parse_overrides, read_yaml
+from hf_era.configuration_parsing import build, coerce, merge, parse_overrides, read_yaml
 from hf_era.data.config import DataConfig
 from hf_era.evaluation.evaluator import EvaluationConfig
 from hf_era.models.expansion import ExpansionConfig
@@ -47,8 +48,12 @@ class ModelConfig:
 
     start: str = field(default="pretrained", metadata={"help": "pretrained or scratch."})
     base: str | None = field(default=None, metadata={"help": "Stock checkpoint: local directory or hub id."})
-    architecture: dict[str, Any] = field(default_factory=dict, metadata={"help": "Config fields where no base is given."})
-    tokenizer: str | None = field(default=None, metadata={"help": "Local directory or hub id. Not given: base's, or trained."})
+    architecture: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Config fields where no base is given."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Local directory or hub id. Not given: base's, or trained."}
+    )
     vocabulary_size: int = field(default=2_048, metadata={"help": "Of a tokenizer that is trained here."})
     base_control: bool = field(default=True, metadata={"help": "Scratch: also train a base control to compare with."})
     base_dir: str | None = field(default=None, metadata={"help": "Where a base that is trained here is kept."})
@@ -99,7 +104,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not self.name or any(character in self.name for character in "/\\\0") or self.name.startswith("."):
-            raise ValueError(f"`name` becomes part of a path: letters, digits, '-' and '_' are fine, got {self.name!r}.")
+            raise ValueError(
+                f"`name` becomes part of a path: letters, digits, '-' and '_' are fine, got {self.name!r}."
+            )
         self.training = _checked_training(self.training, "training")
         self.pretraining = _checked_training(self.pretraining, "pretraining")
 
@@ -144,8 +151,9 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     return RunConfig.from_dict(merge(values, parse_overrides(overrides, _sections(), default="training")))
 
 
-def _sections() -> dict[str, list[str]]:
-    kinds: dict[str, Any] = {
+def _section_kinds() -> dict[str, Any]:
+    return {
+        "": RunConfig,
         "model": ModelConfig,
         "expansion": ExpansionConfig,
         "routing": RoutingRuleConfig,
@@ -155,16 +163,18 @@ def _sections() -> dict[str, list[str]]:
         "coherence": CoherenceConfig,
         "evaluation": EvaluationConfig,
     }
+
+
+def _sections() -> dict[str, list[str]]:
+    kinds = _section_kinds()
     names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in kinds.items()}
-    names[""] = [item.name for item in dataclasses.fields(RunConfig) if item.name not in kinds]
+    names[""] = [name for name in names[""] if name not in kinds]
     return names
 
 
 def _checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
-    from hf_era.configuration_parsing import coerce
-
     known = {item.name: item for item in dataclasses.fields(GradientRoutingConfig) if item.init}
-    hints = _training_hints()
+    hints = typing.get_type_hints(GradientRoutingConfig)
     checked = {}
     for key, value in values.items():
         if key not in known:
@@ -175,7 +185,18 @@ def _checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
     return checked
 
 
-def _training_hints() -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(GradientRoutingConfig)
+def describe_fields() -> str:
+    """Every field of a config, one a line: name, default, help."""
+    lines = []
+    for section, names in _section_kinds().items():
+        for item in dataclasses.fields(names):
+            if not item.init or (not section and item.name in _section_kinds()):
+                continue
+            default = item.default if item.default is not dataclasses.MISSING else None
+            if item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
+            name = f"{section}.{item.name}" if section else item.name
+            # argparse-style help texts write a percent sign twice
+            text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
+            lines.append(f"--{name} (default: {default!r})\n      {text}")
+    return "\n".join(lines)

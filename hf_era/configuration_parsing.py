@@ -56,7 +56,9 @@ def parse_overrides(arguments: Iterable[str], sections: Mapping[str, Iterable[st
         path = name.split(".")
         if path[0] not in sections[""] and path[0] not in sections:
             if path[0] not in sections[default]:
-                known = sorted({*sections[""], *(f"{key}.{field}" for key in sections if key for field in sections[key])})
+                known = sorted(
+                    {*sections[""], *(f"{key}.{field}" for key in sections if key for field in sections[key])}
+                )
                 raise ValueError(unknown_key_message("the command line", f"--{name}", [f"--{key}" for key in known]))
             path = [default, *path]
         values = [yaml.safe_load(word) for word in words]

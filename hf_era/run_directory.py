@@ -22,11 +22,10 @@ def fingerprint(*parts: Any) -> str:
 def file_fingerprint(folder: Path) -> str:
     """A hash over the contents of a saved model's weight and config files."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) + [folder / "config.json"]:
+    for path in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):  # noqa: B023
-                digest.update(block)
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
@@ -71,9 +70,9 @@ class RunDirectory:
     def claim(self, identity: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Writes down that this run lives here; throws another run away if `overwrite` allows it."""
         stored = read_json(self.path / RUN_FILE)
-        if overwrite and self.writes and self.path.exists():
-            if not isinstance(stored, dict) or stored.get("identity") != identity:
-                shutil.rmtree(self.path)
+        another = not isinstance(stored, dict) or stored.get("identity") != identity
+        if overwrite and another and self.writes and self.path.exists():
+            shutil.rmtree(self.path)
         if self.writes:
             write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
 

@@ -20,6 +20,9 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
 
+# The models here are so small that a second thread costs more than it gives.
+torch.set_num_threads(1)
+
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -61,7 +61,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.forget_words:
-            raise ValueError("`data.forget_words` is empty. Name at least one word, e.g. `--data.forget_words tree trees`.")
+            raise ValueError(
+                "`data.forget_words` is empty. Name at least one word, e.g. `--data.forget_words tree trees`."
+            )
         for word in self.forget_words:
             if not isinstance(word, str) or not word.strip():
                 raise ValueError(f"`data.forget_words` should hold words, got {word!r}. Take the empty word out.")

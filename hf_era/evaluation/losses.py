@@ -94,7 +94,12 @@ def story_losses(
             words = moved.get("is_forget_word")
             of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)
             rows = torch.stack(
-                [nll.double().sum(1), counted.double().sum(1), (nll * of_words).double().sum(1), of_words.double().sum(1)],
+                [
+                    nll.double().sum(1),
+                    counted.double().sum(1),
+                    (nll * of_words).double().sum(1),
+                    of_words.double().sum(1),
+                ],
                 dim=1,
             )  # (batch, 4)
             parts.append((gather(rows) if gather is not None else rows).cpu())

@@ -81,11 +81,18 @@ class ExpandedCausalLMMixin:
                 self.routing_channel,
             )
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, AuxiliaryMLP):
+    def initialize_weights(self) -> None:
+        # Not in `_init_weights`: transformers hands the blocks to the `_init_weights` of the inner stock model, which
+        # knows nothing of auxiliary modules and would start them at the model's own scale, whatever the expansion says.
+        pending = [
+            module
+            for layer in self.auxiliary_modules().values()
+            for module in layer.values()
+            if not getattr(module, "_is_hf_initialized", False)
+        ]
+        super().initialize_weights()  # type: ignore[misc]
+        for module in pending:
             module.initialize()
-        else:
-            super()._init_weights(module)  # type: ignore[misc]
 
     # ---- Route ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig) 
     weights = {**model.state_dict(), **base.state_dict()}
     model.load_state_dict({name: value.detach().clone() for name, value in weights.items()})
     model.tie_weights()
-    model.generation_config = base.generation_config
+    model.generation_config = copy.deepcopy(base.generation_config)
     return model.to(device=base.device, dtype=base.dtype)
 
 

@@ -79,7 +79,9 @@ class TokenWeightedTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         if self.compute_metrics is not None or description == "Prediction":
-            return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         metrics = self.story_metrics(dataloader, metric_key_prefix)
         count = self.num_examples(dataloader) if has_length(dataloader) else 0
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)  # type: ignore[arg-type]

@@ -1,15 +1,15 @@
 """`GradientRoutingTrainer`: a drop-in `Trainer` for expanded models.
 
-    model = ExpandedGPTNeoForCausalLM.from_base("roneneldan/TinyStories-28M", ExpansionConfig(width=64))
-    trainer = GradientRoutingTrainer(
-        model,
-        GradientRoutingConfig("out", max_steps=1000),
-        train_dataset=train,                                  # input_ids, routing_weight
-        eval_dataset={"forget": forget, "retain": retain},    # input_ids
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    stock_model = trainer.model.contract()
+model = ExpandedGPTNeoForCausalLM.from_base("roneneldan/TinyStories-28M", ExpansionConfig(width=64))
+trainer = GradientRoutingTrainer(
+    model,
+    GradientRoutingConfig("out", max_steps=1000),
+    train_dataset=train,                                  # input_ids, routing_weight
+    eval_dataset={"forget": forget, "retain": retain},    # input_ids
+    processing_class=tokenizer,
+)
+trainer.train()
+stock_model = trainer.model.contract()
 """
 
 from __future__ import annotations
@@ -183,7 +183,9 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
     def _warn_if_nothing_was_localised(self) -> None:
         gap = self.last_ablation_gap
         if gap is not None and gap < self.args.minimum_ablation_gap:
-            warnings.warn(nothing_localised_message(gap, self.args.minimum_ablation_gap), LocalizationWarning, stacklevel=3)
+            warnings.warn(
+                nothing_localised_message(gap, self.args.minimum_ablation_gap), LocalizationWarning, stacklevel=3
+            )
 
     # ---- Save ----
 
@@ -235,5 +237,5 @@ def nothing_localised_message(gap: float, minimum: float) -> str:
         f"NOTHING WAS LOCALISED: ablating the auxiliary module changes the forget loss by {gap:+.3f} nats a token, less "
         f"than `minimum_ablation_gap` = {minimum}. Cutting it out will remove next to nothing. Check the routing table "
         "(are the forget words routed at all?), then try more steps, a higher learning rate, "
-        '`routing.weighting: uniform`, or a lower `original_forget` multiplier.'
+        "`routing.weighting: uniform`, or a lower `original_forget` multiplier."
     )

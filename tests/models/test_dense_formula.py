@@ -1,7 +1,7 @@
 """Routing against an independent dense formula, in float64 and without any file.
 
-The formula is the paper's: a stock GPT-Neo whose MLP is *widened* in the target layers, and `m * x + (1 - m) * x.detach()`
-with a dense (batch, seq, hidden) mask on the input of the down projection. None of `hf_era` takes part in it.
+The formula is the paper's: a stock GPT-Neo whose MLP is *widened* in the target layers, and `m * x + (1 - m) *
+x.detach()` with a dense (batch, seq, hidden) mask on the input of the down projection. None of `hf_era` takes part in it.
 """
 
 from collections.abc import Callable
@@ -118,7 +118,7 @@ def double_batch(make_batch: Callable[..., dict[str, Tensor]]) -> dict[str, Tens
     batch["routing_weight"] = batch["routing_weight"].double()
     batch["routing_weight"][0, :4] = 0.0
     batch["routing_weight"][1] = 1.0
-    # Factors are fp32 on their way to the layers: values of at most 8 bits are exact, so nothing is rounded but the sum.
+    # Factors are fp32 on their way to the layers: values of at most 8 bits pass exactly.
     batch["routing_weight"] = (batch["routing_weight"] * 256).round() / 256
     return batch
 

@@ -1,13 +1,13 @@
 """Per routing mode: which parameters get no, zero, unchanged, scaled and partly scaled gradient.
 
-Three layers, one of them the target. Categories of a parameter's gradient, compared with the same model without routing:
+Three layers, one of them the target. Categories of a parameter's gradient, compared with the model without routing:
 
 * `none`: the backward pass did not come by (the ablated auxiliary module);
 * `zero`: exactly zero;
 * `unchanged`: bit for bit that of the model without routing;
 * `scaled`: bit for bit SCALE times it (SCALE is a power of two, so that scaling rounds nothing);
-* `around`: bit for bit that of a model whose target MLP passes no gradient on to its input: what is left is the residual
-  stream around it, which is never scaled;
+* `around`: bit for bit that of a model whose target MLP passes no gradient on to its input: what is left is the
+  residual stream around it, which is never scaled;
 * `partly`: none of these: the unscaled residual path plus a scaled path through the MLP. For these,
   `test_partly_scaled_gradients_are_affine_in_the_factors` gives the numbers.
 """

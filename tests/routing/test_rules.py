@@ -15,7 +15,7 @@ VOCABULARY = 8
 
 
 def weight_by_hand(token: int, scale: float = 1.0, bias: float = -4.0) -> float:
-    """Section 3 of the design in plain Python: synthetic counts 1 and 20, then 1 - sigmoid(scale (f/r - r/f) + bias)."""
+    """The rule in plain Python: synthetic counts 1 and 20, then 1 - sigmoid(scale (f/r - r/f) + bias)."""
     forget = Counter(token for story in FORGET_STORIES for token in story)
     retain = Counter(token for story in RETAIN_STORIES for token in story)
     forget_frequency = (forget[token] + 1) / (sum(forget.values()) + VOCABULARY)
@@ -138,7 +138,7 @@ def test_a_rare_word_without_a_retain_story_is_not_routed_for_it() -> None:
 
 def test_table_rows_hold_real_frequencies_and_are_sorted_by_weight() -> None:
     rows = make_table().rows(decode=lambda token: f"<{token}>", minimum_per_10k=5.0)
-    assert [row.token_id for row in rows][0] == 2
+    assert rows[0].token_id == 2
     assert [row.weight for row in rows] == sorted(row.weight for row in rows)
     assert {row.token_id for row in rows} == {1, 2, 3, 4, 5}  # 0, 6 and 7 do not occur
     by_id = {row.token_id: row for row in rows}

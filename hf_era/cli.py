@@ -1,0 +1,112 @@
+"""The command line: `hf-era run CONFIG`, and the entry point of the recipes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_era.version import __version__
+
+_OVERRIDES_HELP = """\
+any field of the config can be overridden, for instance
+  --learning_rate 3e-4            a field of the section `training`
+  --data.train stories.jsonl      a field of another section
+  --expansion.target_layers 0 1   a list
+`hf-era fields` lists them all."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (0 done, 2 bad input, 1 stopped by an error while training)."""
+    parser = _parser()
+    known, overrides = parser.parse_known_args(arguments)
+    if known.command == "fields":
+        if overrides:
+            parser.error(f"unexpected: {' '.join(overrides)}")
+        print(_fields_text())
+        return 0
+    return _run([known.config, *(known.overlay or [])], overrides)
+
+
+def run_recipe(recipe: str | Path, arguments: Sequence[str] | None = None) -> int:
+    """What a file under `recipes/` does: its own YAML, `--config` files over it, overrides over those.
+
+    Args:
+        recipe: the recipe's file; its YAML is `configs/<same name>.yaml` beside it.
+        arguments (*optional*): not given: the command line's.
+    """
+    path = Path(recipe)
+    parser = argparse.ArgumentParser(
+        prog=f"recipes/{path.name}",
+        description=f"Runs recipes/configs/{path.stem}.yaml through the whole life cycle.",
+        epilog=_OVERRIDES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        help="YAML file laid over the recipe's own, e.g. another scale; repeatable",
+    )
+    known, overrides = parser.parse_known_args(arguments)
+    return _run([path.parent / "configs" / f"{path.stem}.yaml", *known.config], overrides)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-era",
+        description="Gradient routing for HuggingFace Transformers: expand, route, ablate, save a stock checkpoint.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hf_era {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run the life cycle of a config, or go on with it",
+        description="Runs the whole life cycle of a YAML config; what is done already is skipped.",
+        epilog=_OVERRIDES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    run.add_argument("config", help="YAML file, e.g. recipes/configs/demo.yaml")
+    run.add_argument("--config", dest="overlay", action="append", help="YAML file laid over it; repeatable")
+    commands.add_parser("fields", help="list every field of a config with its default", allow_abbrev=False)
+    return parser
+
+
+def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:
+    # Here, not above: `--help` need not load torch.
+    from hf_era.configuration import load_run_config
+    from hf_era.pipeline import run_pipeline
+    from hf_era.training.errors import NonFiniteLossError
+
+    try:
+        run_pipeline(load_run_config(paths, overrides))
+    except ValueError as error:
+        if _is_ours(error):
+            print(f"hf-era: {error}", file=sys.stderr)
+            return 2
+        raise
+    except NonFiniteLossError as error:
+        print(f"hf-era: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by hf_era itself: then its message says it all and a traceback would hide it."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("hf_era")
+
+
+def _fields_text() -> str:
+    from hf_era.configuration import describe_fields
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return describe_fields()

@@ -1,0 +1,202 @@
+"""The phases of the life cycle. Each makes its outputs whole or not at all and returns a report for the result file."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, set_seed
+
+from hf_era.configuration import RunConfig
+from hf_era.data import RETAIN, padding_token_id
+from hf_era.evaluation import Evaluator
+from hf_era.files import whole_directory
+from hf_era.models import expand_base
+from hf_era.models.loading import check_model_source, expanded_from_config
+from hf_era.run_directory import fingerprint
+from hf_era.run_inputs import RunInputs, effective_training
+from hf_era.training import GradientRoutingTrainer, TokenWeightedTrainer
+from hf_era.training.checkpoints import last_complete_checkpoint
+from hf_era.training.coherence import coherence_arguments, fine_tune_for_coherence
+
+
+class Phases:
+    """The work of each phase. Folders are as `hf_era.pipeline` describes them.
+
+    Args:
+        config (`RunConfig`), inputs (`RunInputs`): of the run.
+        device: where models run.
+        state (`PartialState`): of this process among the launched ones; one of them writes.
+    """
+
+    def __init__(self, config: RunConfig, inputs: RunInputs, device: Any, state: PartialState) -> None:
+        self.config, self.inputs, self.device, self.state = config, inputs, device, state
+        output = config.output_path
+        self.base_folder = config.base_path / "model"
+        self.expanded_folder, self.contracted_folder = output / "expanded", output / "contracted"
+        self.final_folder = output / "model"
+        self.checkpoints = output / "checkpoints"
+
+    @property
+    def before_kind(self) -> str | None:
+        """What "before the method" is."""
+        if self.config.model.start == "pretrained":
+            return "pretrained"
+        return "base_control" if self.config.model.base_control else None
+
+    def base_fingerprint(self) -> str:
+        """Fingerprint of the base or base control that is trained here, else of the given base."""
+        if not self.config.model.trains_base:
+            return self.inputs.base_fingerprint
+        architecture = self.inputs.base_config.to_diff_dict()
+        return fingerprint(
+            self.inputs.data_fingerprint, architecture, self.config.seed, effective_training(self._base_training())
+        )
+
+    # ---- Base ----
+
+    def train_base(self) -> dict[str, Any]:
+        """Trains a stock model on all training stories, without routing."""
+        arguments = self.config.training_arguments(
+            self.config.base_path / "checkpoints",
+            **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
+        )
+        set_seed(self.config.seed)
+        model = AutoModelForCausalLM.from_config(self.inputs.base_config)
+        trainer = TokenWeightedTrainer(
+            model,
+            arguments,
+            train_dataset=self.inputs.data.train,
+            eval_dataset=self._validation(),
+            processing_class=self.inputs.tokenizer,
+        )
+        output = trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir))
+        self._save(model, self.base_folder)
+        self._remove(Path(arguments.output_dir))
+        return {"steps": output.global_step, "train_loss": output.training_loss}
+
+    def _base_training(self) -> dict[str, Any]:
+        """The base control has the run's own training settings; a base may have others."""
+        overrides = self.config.pretraining if self.config.model.start == "pretrained" else {}
+        own = ("multipliers", "l1_coefficient", "auxiliary_", "minimum_ablation_gap")
+        values = {**self.config.training, **overrides, "l1_coefficient": 0.0}
+        return {name: value for name, value in values.items() if name == "l1_coefficient" or not name.startswith(own)}
+
+    # ---- Route ----
+
+    def route(self) -> dict[str, Any]:
+        """Expands the model and trains it with gradient routing."""
+        arguments = self.config.training_arguments(self.checkpoints / "route", push_to_hub=False)
+        set_seed(self.config.seed)
+        if self.config.model.start == "scratch":
+            model = expanded_from_config(self.inputs.base_config, self.config.expansion, self.config.seed)
+        else:
+            model = expand_base(self.config.model.base or self.base_folder, self.config.expansion)
+        trainer = GradientRoutingTrainer(
+            model,
+            arguments,
+            train_dataset=self.inputs.data.train,
+            eval_dataset=self._validation(),
+            processing_class=self.inputs.tokenizer,
+        )
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir))
+        self._save(model, self.expanded_folder)
+        self._remove(Path(arguments.output_dir))
+        history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+        return {
+            "steps": trainer.state.global_step,
+            "minimum_ablation_gap": arguments.minimum_ablation_gap,
+            "log_history": history,
+        }
+
+    # ---- Contract ----
+
+    def contract(self) -> dict[str, Any]:
+        """Cuts the auxiliary module out."""
+        expanded = AutoModelForCausalLM.from_pretrained(self.expanded_folder)
+        self._save(expanded.contract(), self.contracted_folder)
+        return {"parameters_removed": expanded.num_parameters() - _parameters_without_auxiliary(expanded)}
+
+    # ---- Coherence ----
+
+    def coherence(self) -> dict[str, Any]:
+        """Fine-tunes on retain stories and keeps the best weights; puts the final model in place."""
+        settings = self.config.coherence
+        model = AutoModelForCausalLM.from_pretrained(self.contracted_folder)
+        if settings.steps == 0:
+            self._save(model, self.final_folder)
+            return {"steps": 0}
+        base = self.config.training_arguments(self.checkpoints / "coherence", push_to_hub=False)
+        arguments = coherence_arguments(settings, base, str(self.checkpoints / "coherence"))
+        best, report = fine_tune_for_coherence(
+            model,
+            arguments,
+            settings,
+            self._coherence_stories(),
+            self.inputs.data.validation_retain,
+            self.inputs.tokenizer,
+        )
+        self.state.wait_for_everyone()
+        self._save(AutoModelForCausalLM.from_pretrained(best), self.final_folder)
+        self._remove(Path(arguments.output_dir))
+        return {"steps": settings.steps, **report}
+
+    def _coherence_stories(self) -> Any:
+        train = self.inputs.data.train
+        retain = [index for index, label in enumerate(train["label"]) if label == RETAIN]
+        return train.select(retain[: self.config.coherence.stories])
+
+    # ---- Evaluation ----
+
+    def evaluate(self) -> dict[str, Any]:
+        """Losses at every stage, and the selectivity of the auxiliary module."""
+        evaluator = Evaluator(
+            self.inputs.data.validation_forget,
+            self.inputs.data.validation_retain,
+            padding_token_id(self.inputs.tokenizer),
+            self.config.evaluation,
+            device=self.device,
+            progress=self.state.is_main_process,
+        )
+        losses: dict[str, Any] = {}
+        if self.before_kind is not None:
+            before = self.config.model.base or self.base_folder
+            losses["before"] = evaluator.losses(_load(before), "Before")
+        expanded = _load(self.expanded_folder)
+        losses["before_ablation"], selectivity = evaluator.losses_and_selectivity(expanded, "Before ablation")
+        del expanded
+        losses["after_ablation"] = evaluator.losses(_load(self.contracted_folder), "After ablation")
+        if self.config.coherence.steps:
+            losses["after_coherence"] = evaluator.losses(_load(self.final_folder), "After coherence")
+        return {"losses": losses, "selectivity": selectivity}
+
+    # ---- Helpers ----
+
+    def _validation(self) -> dict[str, Any]:
+        return {"forget": self.inputs.data.validation_forget, "retain": self.inputs.data.validation_retain}
+
+    def _save(self, model: Any, folder: Path) -> None:
+        """Saves a model and the tokenizer, whole or not at all."""
+        if self.state.is_main_process:
+            with whole_directory(folder) as temporary:
+                model.save_pretrained(temporary)
+                self.inputs.tokenizer.save_pretrained(temporary)
+        self.state.wait_for_everyone()
+
+    def _remove(self, checkpoints: Path) -> None:
+        """Removes the checkpoints of a phase that is finished."""
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        gc.collect()
+
+
+def _load(folder: str | Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(check_model_source("model.base", folder))
+
+
+def _parameters_without_auxiliary(model: Any) -> int:
+    return sum(value.numel() for name, value in model.named_parameters() if not model.is_auxiliary_parameter(name))

@@ -1,0 +1,119 @@
+"""Everything a run reads: model config, tokenizer, data. Made and checked before any long work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from hf_era.configuration import RunConfig
+from hf_era.data import RETAIN, PreparedData, data_fingerprint, load_splits, prepare_data, train_tokenizer
+from hf_era.models import get_architecture
+from hf_era.models.loading import load_base_config, load_tokenizer
+from hf_era.run_directory import file_fingerprint, fingerprint
+
+# Settings of a Trainer that change what is shown or where it runs, not what is computed.
+_WITHOUT_EFFECT = (
+    "report_to", "run_name", "project", "disable_tqdm", "push_to_hub", "hub_", "logging_", "log_level", "save_",
+    "eval_steps", "eval_strategy", "eval_delay", "dataloader_num_workers", "minimum_ablation_gap", "use_cpu",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What all phases read: made before any long work, so that bad input is found at once."""
+
+    base_config: PreTrainedConfig
+    tokenizer: Any
+    data: PreparedData
+    data_fingerprint: str
+    base_fingerprint: str
+
+    def identity_settings(self, config: RunConfig) -> dict[str, Any]:
+        """The settings that the routed training depends on."""
+        values = config.to_dict()
+        kept = {section: values[section] for section in ("seed", "expansion", "routing")}
+        model = {name: values["model"][name] for name in ("start", "base", "architecture", "tokenizer")}
+        return {**kept, "model": model, "training": effective_training(values["training"])}
+
+
+def load_inputs(config: RunConfig) -> RunInputs:
+    """Loads config, tokenizer and data, and checks them against each other; raises `ValueError` for bad input."""
+    base = config.model.base
+    base_config = _base_config(config)
+    spec = get_architecture(base_config.model_type)
+    config.expansion.resolve_layers(spec.layers_of(base_config))
+    splits = load_splits(config.data, config.seed)
+    tokenizer = _tokenizer(config, splits.train["text"])
+    if base is None:
+        base_config = _sized_for(base_config, tokenizer)
+    elif len(tokenizer) > base_config.vocab_size:
+        raise ValueError(
+            f"`model.tokenizer` has {len(tokenizer)} tokens, but the base model's vocabulary has {base_config.vocab_size}. "
+            "Use the tokenizer that the base was trained with (leave `model.tokenizer` out)."
+        )
+    _check_length(config, base_config)
+    _check_coherence_stories(config, splits.train["label"])
+    data = prepare_data(splits, tokenizer, config.data, config.routing, base_config.vocab_size)
+    cuts = {
+        name: value for name, value in config.data.to_dict().items() if name.startswith(("max_", "add_", "forget_w"))
+    }
+    tokens = tokenizer.backend_tokenizer.to_str()
+    local = base is not None and Path(base).expanduser().is_dir()
+    return RunInputs(
+        base_config=base_config,
+        tokenizer=tokenizer,
+        data=data,
+        data_fingerprint=fingerprint(data_fingerprint(splits), cuts, tokens),
+        base_fingerprint=file_fingerprint(Path(str(base)).expanduser()) if local else fingerprint(base),
+    )
+
+
+def effective_training(training: dict[str, Any]) -> dict[str, Any]:
+    """The training settings that change what is computed."""
+    return {name: value for name, value in training.items() if not name.startswith(_WITHOUT_EFFECT)}
+
+
+def _base_config(config: RunConfig) -> Any:
+    if config.model.base is not None:
+        return load_base_config(config.model.base)
+    values = dict(config.model.architecture)
+    model_type = values.pop("model_type", "gpt_neo")
+    get_architecture(model_type)
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error}") from error
+
+
+def _sized_for(base_config: Any, tokenizer: Any) -> Any:
+    base_config.vocab_size = len(tokenizer)
+    base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    base_config.pad_token_id = tokenizer.pad_token_id
+    return base_config
+
+
+def _tokenizer(config: RunConfig, texts: Any) -> Any:
+    name = config.model.tokenizer or config.model.base
+    if name is None:
+        return train_tokenizer(texts, config.model.vocabulary_size)
+    return load_tokenizer(name)
+
+
+def _check_length(config: RunConfig, base_config: Any) -> None:
+    positions = getattr(base_config, "max_position_embeddings", None)
+    if positions is not None and config.data.max_tokens > positions:
+        raise ValueError(
+            f"`data.max_tokens` is {config.data.max_tokens}, but the model has {positions} positions. Lower it."
+        )
+
+
+def _check_coherence_stories(config: RunConfig, labels: Any) -> None:
+    retain = sum(label == RETAIN for label in labels)
+    if config.coherence.steps and retain < config.coherence.stories:
+        raise ValueError(
+            f"`coherence.stories` asks for {config.coherence.stories} retain stories, but the training data has {retain}. "
+            "Lower it, or give more stories."
+        )

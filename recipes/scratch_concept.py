@@ -1,0 +1,8 @@
+"""Recipe C. `accelerate launch recipes/scratch_concept.py [--config FILE] [--FIELD VALUE ...]`"""
+
+import sys
+
+from hf_era.cli import run_recipe
+
+if __name__ == "__main__":
+    sys.exit(run_recipe(__file__))
