@@ -80,7 +80,7 @@ class RunConfig:
     """One run: expand, route, ablate, contract, coherence fine-tuning, evaluation, model card.
 
     Args:
-        name (`str`): of the recipe; part of the output directory and the card.
+        name (`str`): of the recipe (not given: the name of its YAML file); part of the output directory and the card.
         output_dir (`str`): where the run lives; `{name}` and `{seed}` are filled in.
         overwrite_output_dir (`bool`): throw another run in that directory away.
         seed (`int`): of data order, splits and weights.
@@ -145,7 +145,7 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     Raises:
         ValueError: for a missing file, an unknown key (with a suggestion) or a value out of range.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
     for path in paths:
         values = merge(values, read_yaml(path))
     return RunConfig.from_dict(merge(values, parse_overrides(overrides, _sections(), default="training")))

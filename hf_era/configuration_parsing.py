@@ -21,7 +21,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"The config file {path} does not exist. Pass a YAML file such as recipes/configs/demo.yaml.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold a mapping such as `seed: 0`, got {type(content).__name__}.")
@@ -61,12 +61,19 @@ def parse_overrides(arguments: Iterable[str], sections: Mapping[str, Iterable[st
                 )
                 raise ValueError(unknown_key_message("the command line", f"--{name}", [f"--{key}" for key in known]))
             path = [default, *path]
-        values = [yaml.safe_load(word) for word in words]
-        value = True if not values else values[0] if len(values) == 1 else values
+        values = [_read_word(word) for word in words]
+        value: Any = True if not values else values[0] if len(values) == 1 else values
         for key in reversed(path):
             value = {key: value}
         overrides = merge(overrides, value)
     return overrides
+
+
+def _read_word(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:  # a path or a word with a character that means something in YAML
+        return word
 
 
 def _options(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -96,6 +103,8 @@ def build(cls: type, values: Any, section: str) -> Any:
         name = f"{section}.{key}" if section else str(key)
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(typing.cast(type, hints[key]), value if value is not None else {}, name)
+        elif value is None and typing.get_origin(hints[key]) is dict:  # a section with nothing under its name
+            arguments[key] = {}
         else:
             arguments[key] = coerce(value, hints[key], name)
     return cls(**arguments)
@@ -138,7 +147,7 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = kind(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number is not None and (kind is float or not isinstance(value, float) or number == value):
             return number

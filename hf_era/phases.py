@@ -73,9 +73,9 @@ class Phases:
             eval_dataset=self._validation(),
             processing_class=self.inputs.tokenizer,
         )
-        output = trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir))
+        output = trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
         self._save(model, self.base_folder)
-        self._remove(Path(arguments.output_dir))
+        self._remove(Path(str(arguments.output_dir)))
         return {"steps": output.global_step, "train_loss": output.training_loss}
 
     def _base_training(self) -> dict[str, Any]:
@@ -102,13 +102,14 @@ class Phases:
             eval_dataset=self._validation(),
             processing_class=self.inputs.tokenizer,
         )
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir))
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
         self._save(model, self.expanded_folder)
-        self._remove(Path(arguments.output_dir))
+        self._remove(Path(str(arguments.output_dir)))
         history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
         return {
             "steps": trainer.state.global_step,
             "minimum_ablation_gap": arguments.minimum_ablation_gap,
+            "arguments": {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS},
             "log_history": history,
         }
 
@@ -116,7 +117,7 @@ class Phases:
 
     def contract(self) -> dict[str, Any]:
         """Cuts the auxiliary module out."""
-        expanded = AutoModelForCausalLM.from_pretrained(self.expanded_folder)
+        expanded: Any = AutoModelForCausalLM.from_pretrained(self.expanded_folder)
         self._save(expanded.contract(), self.contracted_folder)
         return {"parameters_removed": expanded.num_parameters() - _parameters_without_auxiliary(expanded)}
 
@@ -126,9 +127,9 @@ class Phases:
         """Fine-tunes on retain stories and keeps the best weights; puts the final model in place."""
         settings = self.config.coherence
         model = AutoModelForCausalLM.from_pretrained(self.contracted_folder)
-        if settings.steps == 0:
+        if not settings.enabled:
             self._save(model, self.final_folder)
-            return {"steps": 0}
+            return {"enabled": False}
         base = self.config.training_arguments(self.checkpoints / "coherence", push_to_hub=False)
         arguments = coherence_arguments(settings, base, str(self.checkpoints / "coherence"))
         best, report = fine_tune_for_coherence(
@@ -141,8 +142,8 @@ class Phases:
         )
         self.state.wait_for_everyone()
         self._save(AutoModelForCausalLM.from_pretrained(best), self.final_folder)
-        self._remove(Path(arguments.output_dir))
-        return {"steps": settings.steps, **report}
+        self._remove(Path(str(arguments.output_dir)))
+        return {"enabled": True, **report}
 
     def _coherence_stories(self) -> Any:
         train = self.inputs.data.train
@@ -169,7 +170,7 @@ class Phases:
         losses["before_ablation"], selectivity = evaluator.losses_and_selectivity(expanded, "Before ablation")
         del expanded
         losses["after_ablation"] = evaluator.losses(_load(self.contracted_folder), "After ablation")
-        if self.config.coherence.steps:
+        if self.config.coherence.enabled:
             losses["after_coherence"] = evaluator.losses(_load(self.final_folder), "After coherence")
         return {"losses": losses, "selectivity": selectivity}
 
@@ -192,6 +193,15 @@ class Phases:
         if self.state.is_main_process:
             shutil.rmtree(checkpoints, ignore_errors=True)
         gc.collect()
+
+
+# Settings as the Trainer resolved them; no paths, no tokens.
+_REPORTED_ARGUMENTS = (
+    "multipliers", "l1_coefficient", "learning_rate", "minimum_learning_rate_ratio", "warmup_steps", "weight_decay",
+    "weight_decay_on_all_parameters", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "auxiliary_learning_rate_factor",
+    "auxiliary_weight_decay", "bf16", "fp16",
+)  # fmt: skip
 
 
 def _load(folder: str | Path) -> Any:

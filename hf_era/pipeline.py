@@ -89,7 +89,7 @@ def _run_phases(runner: _Runner, phases: Phases, config: RunConfig, inputs: RunI
         name=config.name,
         seed=config.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=config.to_dict(),
+        config=_without_secrets(config.to_dict()),
         versions=package_versions(),
         machine=machine_description(phases.device),
         git_revision=git_revision(),
@@ -102,6 +102,13 @@ def _run_phases(runner: _Runner, phases: Phases, config: RunConfig, inputs: RunI
         training=routing,
         seconds=runner.seconds,
     )
+
+
+def _without_secrets(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without hub tokens: results and cards are there to be shared."""
+    for section in ("training", "pretraining"):
+        config[section] = {name: value for name, value in config[section].items() if "token" not in name}
+    return config
 
 
 class _Runner:
@@ -144,10 +151,11 @@ def _plan(config: RunConfig, device: Any) -> str:
         start = f"from a base pretrained here ({config.base_path})"
     else:
         start = "from random weights" + (", beside a base control" if config.model.base_control else "")
-    coherence = f"{config.coherence.steps} steps at most" if config.coherence.steps else "left out"
+    coherence = f"{config.coherence.steps} steps at most" if config.coherence.enabled else "left out"
     return (
         f"[bold]{config.name}[/], seed {config.seed}, on {device}\n"
-        f"  model      {start}; auxiliary module '{config.expansion.module_name}' of width {config.expansion.width}, {layers}\n"
+        f"  model      {start}\n"
+        f"  expansion  auxiliary module '{config.expansion.module_name}' of width {config.expansion.width}, {layers}\n"
         f"  data       {config.data.train}; forgetting: {', '.join(config.data.forget_words)}\n"
         f"  routing    {rule}\n"
         f"  coherence  {coherence}\n"
@@ -168,16 +176,17 @@ def _finish(
         console.print(f"[bold red]{message}[/]")
     console.print(f"Checkpoint: {directory.path / 'model'}   Figures: {directory.path / 'result.json'}")
     if state.is_main_process and config.training.get("push_to_hub"):
-        _push(config, directory.path / "model", console)
+        _push(result, config, directory.path / "model", console)
 
 
-def _push(config: RunConfig, folder: Path, console: Console) -> None:
+def _push(result: RunResult, config: RunConfig, folder: Path, console: Console) -> None:
     import huggingface_hub
 
     repository = config.training.get("hub_model_id") or config.output_path.name
     token = config.training.get("hub_token")
     private = config.training.get("hub_private_repo")
     repository = huggingface_hub.create_repo(repository, token=token, private=private, exist_ok=True).repo_id
+    write_model_card(result, folder, repository=repository)
     huggingface_hub.upload_folder(
         repo_id=repository, folder_path=str(folder), commit_message="Contracted model of hf_era", token=token
     )

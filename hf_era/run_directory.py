@@ -51,6 +51,8 @@ class RunDirectory:
         Raises:
             ValueError: if it holds another run, or files that are no run.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"`output_dir`: {self.path} is a file. Choose another `--output_dir`.")
         if overwrite or not self.path.exists() or not any(self.path.iterdir()):
             return
         stored = read_json(self.path / RUN_FILE)
@@ -81,7 +83,7 @@ class RunDirectory:
         record = read_json(self._record(phase))
         if not isinstance(record, dict) or record.get("inputs") != inputs:
             return None
-        return record["report"] if all(path.exists() for path in outputs) else None
+        return record.get("report") if all(path.exists() for path in outputs) else None
 
     def record(self, phase: str, inputs: str, report: dict[str, Any]) -> None:
         """Writes down that a phase is finished. Call it after its outputs are in place."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.configuration import RunConfig
@@ -84,7 +85,7 @@ def _base_config(config: RunConfig) -> Any:
     get_architecture(model_type)
     try:
         return AutoConfig.for_model(model_type, **values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error}") from error
 
 
@@ -112,7 +113,7 @@ def _check_length(config: RunConfig, base_config: Any) -> None:
 
 def _check_coherence_stories(config: RunConfig, labels: Any) -> None:
     retain = sum(label == RETAIN for label in labels)
-    if config.coherence.steps and retain < config.coherence.stories:
+    if config.coherence.enabled and retain < config.coherence.stories:
         raise ValueError(
             f"`coherence.stories` asks for {config.coherence.stories} retain stories, but the training data has {retain}. "
             "Lower it, or give more stories."

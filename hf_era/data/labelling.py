@@ -21,13 +21,20 @@ class WordFinder:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(word.strip() for word in words)
-        alternatives = "|".join(re.escape(word) for word in sorted(self.words, key=len, reverse=True))
-        # Not \b: a word may begin or end in a character that is no letter.
-        self._pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
+        # In a phrase any white space will do: a line may end between its words.
+        patterns = (r"\s+".join(map(re.escape, word.split())) for word in sorted(self.words, key=len, reverse=True))
+        # Not \b: a word may begin or end in a character that is no letter. A look-ahead, so that phrases may overlap.
+        self._pattern = re.compile(rf"(?<!\w)(?=({'|'.join(patterns)})(?!\w))", re.IGNORECASE)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Character spans (start, end) of the words in `text`, in order."""
-        return [match.span() for match in self._pattern.finditer(text)]
+        """Character spans (start, end) of the words in `text`, in order; those that overlap are one."""
+        spans: list[tuple[int, int]] = []
+        for match in self._pattern.finditer(text):
+            start, end = match.span(1)
+            if spans and start < spans[-1][1]:
+                start, end = spans[-1][0], max(spans.pop()[1], end)
+            spans.append((start, end))
+        return spans
 
     def found_in(self, text: str) -> bool:
         return self._pattern.search(text) is not None

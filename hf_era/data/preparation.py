@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -53,14 +53,17 @@ def load_splits(config: DataConfig, seed: int) -> StorySplits:
     train = load_stories(config.train, field="data.train", split=config.train_split, **options)
     if config.max_train_stories is not None:
         train = train.select(range(min(config.max_train_stories, len(train))))
+    blanks = len(train)
     train = label_stories(train, config, "training stories")
+    blanks -= len(train)
     validation = None
     if config.validation == GENERATOR:
         raise ValueError("`data.validation` cannot be `generator`. Leave it out: it is split off the training stories.")
     if config.validation is not None:
         loaded = load_stories(config.validation, field="data.validation", split=config.validation_split, **options)
         validation = label_stories(loaded, config, "validation stories")
-    return split_stories(train, validation, config, seed)
+        blanks += len(loaded) - len(validation)
+    return replace(split_stories(train, validation, config, seed), blanks_dropped=blanks)
 
 
 def prepare_data(
@@ -141,6 +144,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "train_forget_word_tokens": sum(sum(words) for words in train["is_forget_word"]),
         "train_tokens_routed_as_forget": routed,
         "duplicates_dropped": splits.duplicates_dropped,
+        "blanks_dropped": splits.blanks_dropped,
         **{f"{name}_stories": len(part) for name, part in others.items()},
         **{f"{name}_tokens": sum(part["length"]) for name, part in others.items()},
     }

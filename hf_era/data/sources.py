@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from hf_era.data.config import GENERATOR
@@ -16,6 +17,7 @@ from hf_era.data.generator import generate_stories
 SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 TEXT_COLUMNS = ("text", "story", "content")
 STORY_SEPARATOR = "<|endoftext|>"
+_TEXT_ONLY = Features({"text": Value("string")})
 
 
 def load_stories(
@@ -40,13 +42,15 @@ def load_stories(
 
     Raises:
         ValueError: if the file does not exist or cannot be read (for a broken JSON line with its number), the hub cannot
-            be reached, or there is no text column.
+            be reached, there is no text column, or no story.
     """
+    if not source.strip():
+        raise ValueError(f"`{field}` is empty. Pass a file, a directory, a hub data set id, or `{GENERATOR}`.")
     if source == GENERATOR:
         return Dataset.from_dict({"text": generate_stories(generator_stories, seed=seed)})
     path = Path(source).expanduser()
     if path.is_dir():
-        stories = _load_directory(path, field)
+        stories = _load_directory(path, field, split)
     elif path.is_file():
         stories = _load_files([path], field)
     elif _is_meant_as_path(source):
@@ -56,18 +60,24 @@ def load_stories(
         )
     else:
         stories = _load_hub(source, field, split, subset)
-    return _only_text(stories, field, source, text_column)
+    stories = _only_text(stories, field, source, text_column)
+    if not len(stories):
+        raise ValueError(f"`{field}`: {source} holds no story. Check the file, or pass other data.")
+    return stories
 
 
 def _is_meant_as_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix in SUFFIXES
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix.lower() in SUFFIXES
 
 
-def _load_directory(path: Path, field: str) -> Dataset:
-    if (path / "state.json").is_file():
-        return load_from_disk(str(path))
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    suffixes = sorted({file.suffix for file in files})
+def _load_directory(path: Path, field: str, split: str) -> Dataset:
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        saved = load_from_disk(str(path))
+        if isinstance(saved, DatasetDict) and split not in saved:
+            raise ValueError(f"`{field}`: {path} has no split `{split}`. Known: {', '.join(saved)}.")
+        return saved[split] if isinstance(saved, DatasetDict) else saved
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    suffixes = sorted({file.suffix.lower() for file in files})
     if not files:
         raise ValueError(f"`{field}`: the directory {path} holds no file ending in {', '.join(SUFFIXES)}.")
     if len(suffixes) > 1:
@@ -76,34 +86,55 @@ def _load_directory(path: Path, field: str) -> Dataset:
 
 
 def _load_files(files: list[Path], field: str) -> Dataset:
-    suffix = files[0].suffix
+    suffix = files[0].suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"`{field}`: {files[0]} ends in `{suffix}`. Known: {', '.join(SUFFIXES)}.")
-    names = [str(file) for file in files]
-    if suffix == ".txt":
-        return Dataset.from_generator(_stories_of_text_files, gen_kwargs={"files": names})
+    names = [str(file.resolve()) for file in files]
+    if not any(file.stat().st_size for file in files):
+        return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
     try:
-        return load_dataset(SUFFIXES[suffix], data_files=names, split="train")
+        if suffix == ".txt":
+            return _load_text_files(names)
+        stories = load_dataset(SUFFIXES[suffix], data_files=names, split="train")
+        stories.data.validate(full=True)  # JSON is read without a look at its encoding
+        return stories
     except (DatasetGenerationError, ValueError, OSError) as error:
         if suffix == ".jsonl":
             for file in files:
                 _raise_for_broken_line(file, field)
-        raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {SUFFIXES[suffix]}: {error}") from error
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        kind = SUFFIXES[suffix]
+        raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {reason or error}") from error
 
 
-def _stories_of_text_files(files: list[str]) -> Iterator[dict[str, str]]:
+def _load_text_files(names: list[str]) -> Dataset:
+    # `from_generator` caches by these arguments: without the versions a file that changed would go unnoticed.
+    versions = [f"{file.st_mtime_ns}-{file.st_size}" for file in map(os.stat, names)]
+    arguments = {"files": names, "versions": versions}
+    try:
+        return Dataset.from_generator(_stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments)
+    except ValueError:
+        if next(_stories_of_text_files(**arguments), None) is None:
+            return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
+        raise
+
+
+def _stories_of_text_files(files: list[str], versions: list[str]) -> Iterator[dict[str, str]]:
     """Stories between `<|endoftext|>` marks where a file has them, else one story a line."""
     for name in files:
         content = Path(name).read_text(encoding="utf-8")
-        parts = content.split(STORY_SEPARATOR) if STORY_SEPARATOR in content else content.splitlines()
+        # Not `splitlines`: a form feed or a Unicode line separator ends no story.
+        parts = content.split(STORY_SEPARATOR if STORY_SEPARATOR in content else "\n")
         yield from ({"text": part.strip()} for part in parts if part.strip())
 
 
 def _raise_for_broken_line(file: Path, field: str) -> None:
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                value = json.loads(line) if line.strip() else {}
+                value = json.loads(line.decode("utf-8")) if line.strip() else {}
+            except UnicodeDecodeError as error:
+                raise ValueError(f"`{field}`: {file} line {number} is no UTF-8 text ({error.reason}).") from error
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"`{field}`: {file} line {number} is no valid JSON ({error.msg} at column {error.colno}). "
@@ -121,6 +152,8 @@ def _load_hub(source: str, field: str, split: str, subset: str | None) -> Datase
             f"`{field}`: could not get the data set `{source}` from the hub (offline, no such id, or no access) and it is "
             f"not in the local cache. Pass a local file instead, e.g. `--{field} ./stories.jsonl`."
         ) from error
+    except ValueError as error:  # an unknown split or subset
+        raise ValueError(f"`{field}`: the data set `{source}` cannot be loaded: {error}") from error
 
 
 def _only_text(stories: Dataset, field: str, source: str, text_column: str | None) -> Dataset:
@@ -130,6 +163,12 @@ def _only_text(stories: Dataset, field: str, source: str, text_column: str | Non
     if column is None:
         candidates = [name for name in TEXT_COLUMNS if name in with_text] or (with_text if len(with_text) == 1 else [])
         column = candidates[0] if candidates else None
+    unreadable = next((name for name in ([text_column] if text_column else TEXT_COLUMNS) if name in features), None)
+    if unreadable is not None and column not in with_text:
+        raise ValueError(
+            f"`{field}`: the column `{unreadable}` of {source} holds {_kind(features[unreadable])}, but every value should "
+            f"be a string (or null). Repair it, or name another with `--data.text_column`: {', '.join(features)}."
+        )
     if column is None or column not in with_text:
         asked = f"no text column `{text_column}`" if text_column else "no column that is clearly the text"
         raise ValueError(
@@ -138,3 +177,8 @@ def _only_text(stories: Dataset, field: str, source: str, text_column: str | Non
         )
     stories = stories.select_columns([column])
     return stories if column == "text" else stories.rename_column(column, "text")
+
+
+def _kind(feature: Any) -> str:
+    dtype = getattr(feature, "dtype", None)
+    return "nulls only" if dtype == "null" else f"values of type {dtype or type(feature).__name__}"

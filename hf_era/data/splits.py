@@ -20,6 +20,7 @@ class StorySplits:
     validation_retain: Dataset
     attack_forget: Dataset
     duplicates_dropped: int
+    blanks_dropped: int = 0
 
 
 def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig, seed: int) -> StorySplits:

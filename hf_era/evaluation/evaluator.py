@@ -61,7 +61,7 @@ class Evaluator:
         columns = ["input_ids", "is_forget_word"]
         # Long stories first and like with like: less padding, and too large a batch fails at once.
         self.sets = {
-            name: stories.sort("length", reverse=True).select_columns(columns)
+            name: _longest_first(stories).select_columns(columns)
             for name, stories in (("forget", forget), ("retain", retain))
         }
         self.collator, self.config, self.device, self.progress = RoutingCollator(pad_token_id), config, device, progress
@@ -98,3 +98,8 @@ class Evaluator:
         with Progress(transient=True, disable=not self.progress) as bar:
             batches = bar.track(loader, total=len(loader), description=f"{description}: {name} stories")
             return story_losses(model, batches, device=self.device, on_batch=on_batch)
+
+
+def _longest_first(stories: Dataset) -> Dataset:
+    lengths = list(stories["length"])
+    return stories.select(sorted(range(len(lengths)), key=lambda index: -lengths[index]))

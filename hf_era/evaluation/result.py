@@ -106,4 +106,7 @@ class RunResult:
                 "Evaluate the run again, or use the hf_era that wrote it."
             )
         known = {item.name for item in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        try:
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except TypeError as error:
+            raise ValueError(f"{path} lacks fields of a result file: {error}. Evaluate the run again.") from error

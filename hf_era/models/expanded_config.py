@@ -31,7 +31,7 @@ class ExpandedConfigMixin:
     def from_base_config(cls, base_config: Any, expansion: ExpansionConfig | None = None) -> Any:
         """The expanded config of a stock config."""
         values = {name: value for name, value in base_config.to_dict().items() if name not in _NOT_OF_THE_BASE}
-        return cls(**values, expansion=(expansion or ExpansionConfig()).to_dict())
+        return cls(**{**values, "expansion": (expansion or ExpansionConfig()).to_dict()})
 
     def to_base_config(self) -> Any:
         """The stock config, as if nothing had ever been expanded."""

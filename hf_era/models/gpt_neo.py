@@ -62,7 +62,7 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoForCausalLM):
     architecture = ARCHITECTURES["gpt_neo"]
     expanded_block_class: ClassVar[type] = ExpandedGPTNeoBlock
     expanded_mlp_class: ClassVar[type] = ExpandedGPTNeoMLP
-    _no_split_modules: ClassVar[list[str]] = ["GPTNeoBlock", "ExpandedGPTNeoBlock"]
+    _no_split_modules = ["GPTNeoBlock", "ExpandedGPTNeoBlock"]
 
     def __init__(self, config: ExpandedGPTNeoConfig) -> None:
         super().__init__(config)

@@ -120,7 +120,7 @@ def expand_base(
     base: str | os.PathLike[str] | nn.Module, expansion: ExpansionConfig | None = None, **kwargs: Any
 ) -> Any:
     """Expands a base model with the class that its architecture asks for; arguments and errors as in `from_base`."""
-    base_config = base.config if isinstance(base, nn.Module) else load_base_config(base)
+    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base)
     model_class = get_architecture(base_config.model_type).load_model_class()
     return model_class.from_base(base, expansion, **kwargs)
 

@@ -15,4 +15,4 @@ class ExpandedCausalLMOutput(CausalLMOutputWithPast):
             layers, original dims and active auxiliary modules. Given with `output_activation_l1=True`.
     """
 
-    activation_l1: torch.FloatTensor | None = None
+    activation_l1: torch.Tensor | None = None

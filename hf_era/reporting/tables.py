@@ -37,8 +37,7 @@ def losses_table(result: RunResult) -> str:
 
 def selectivity_table(result: RunResult) -> str:
     """One row per target layer: activation of the auxiliary module on forget stories over that on retain stories."""
-    layers = sorted(result.selectivity, key=_layer_order)
-    rows = [[escape_markdown(layer), format_number(result.selectivity[layer], 2)] for layer in layers]
+    rows = [[escape_markdown(layer), format_number(result.selectivity[layer], 2)] for layer in layers_of(result)]
     return markdown_table(["Layer", "Selectivity"], rows or [["all", NOT_MEASURED]])
 
 
@@ -117,6 +116,16 @@ def rule_label(result: RunResult) -> str:
     return f"{rule} ({routing['weighting']})" if rule == "full_seq" and routing.get("weighting") else rule
 
 
+def layers_of(result: RunResult) -> list[str]:
+    """The target layers whose selectivity was measured, in order."""
+    return sorted(result.selectivity, key=lambda layer: (int(layer), "") if layer.isdecimal() else (10**9, layer))
+
+
+def has_interval(estimate: dict[str, Any]) -> bool:
+    """Whether a `LossEstimate` as a dict has an interval."""
+    return is_number(estimate.get("low")) and is_number(estimate.get("high"))
+
+
 def _stage_label(result: RunResult, stage: str) -> str:
     label = STAGE_LABELS[stage]
     if stage == "before" and result.before_kind is not None:
@@ -124,17 +133,9 @@ def _stage_label(result: RunResult, stage: str) -> str:
     return label
 
 
-def _layer_order(layer: str) -> tuple[int, str]:
-    return (int(layer), "") if layer.isdecimal() else (10**9, layer)
-
-
 def _routing_order(row: dict[str, Any]) -> tuple[float, float, str]:
-    weight, frequency = row.get("weight"), row.get("forget_per_10k")
-    return (
-        float(weight) if is_number(weight) else math.inf,
-        -float(frequency) if is_number(frequency) else math.inf,
-        str(row.get("token")),
-    )
+    weight, frequency = (row[name] if is_number(row.get(name)) else math.inf for name in ("weight", "forget_per_10k"))
+    return float(weight), -float(frequency), str(row.get("token"))
 
 
 # ---- Text ----
@@ -166,9 +167,8 @@ def format_loss(estimate: dict[str, Any] | None) -> str:
     """A `LossEstimate` as a dict -> `1.234 [1.210, 1.260]`, without the brackets where there is no interval."""
     if not estimate:
         return NOT_MEASURED
-    low, high = estimate.get("low"), estimate.get("high")
     text = format_number(estimate.get("loss"))
-    return f"{text} [{low:.3f}, {high:.3f}]" if is_number(low) and is_number(high) else text
+    return f"{text} [{estimate['low']:.3f}, {estimate['high']:.3f}]" if has_interval(estimate) else text
 
 
 def format_token(token: Any) -> str:
@@ -179,7 +179,9 @@ def format_token(token: Any) -> str:
 def escape_markdown(value: Any) -> str:
     """Text that Markdown and HTML show as it is, on one line, in a paragraph as in a table cell."""
     text = "".join(character if character.isprintable() else " " for character in str(value))
-    escaped = "".join(f"\\{character}" if character in _MARKDOWN else _HTML.get(character, character) for character in text)
+    escaped = "".join(
+        f"\\{character}" if character in _MARKDOWN else _HTML.get(character, character) for character in text
+    )
     return _MARKDOWN_IN_CONTEXT.sub(lambda match: f"\\{match.group()}", escaped)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from hf_era.files import read_json, whole_directory, write_json
 from hf_era.training.checkpoints import last_complete_checkpoint
@@ -27,7 +27,8 @@ class CoherenceConfig:
     """Coherence fine-tuning. Defaults: the seed's.
 
     Args:
-        steps (`int`, *optional*, defaults to `500`): steps; 0 leaves the phase out.
+        enabled (`bool`, *optional*, defaults to `True`): `False` leaves the phase out.
+        steps (`int`, *optional*, defaults to `500`): steps at most.
         stories (`int`, *optional*, defaults to `64`): retain training stories; all of them are the batch of every step.
         learning_rate (`float`, *optional*, defaults to `5e-5`): constant.
         patience (`int`, *optional*): stop after so many steps in a row without a new best. Not given: never.
@@ -36,13 +37,14 @@ class CoherenceConfig:
         ValueError: for a number out of range.
     """
 
-    steps: int = field(default=500, metadata={"help": "Steps (0 = leave this phase out)."})
+    enabled: bool = field(default=True, metadata={"help": "false leaves this phase out."})
+    steps: int = field(default=500, metadata={"help": "Steps at most."})
     stories: int = field(default=64, metadata={"help": "Retain stories, the batch of every step."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate, constant."})
     patience: int | None = field(default=None, metadata={"help": "Stop after so many steps without a new best."})
 
     def __post_init__(self) -> None:
-        for name, minimum in (("steps", 0), ("stories", 1), ("patience", 1)):
+        for name, minimum in (("steps", 1), ("stories", 1), ("patience", 1)):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"`coherence.{name}` should be at least {minimum}, got {value}.")
@@ -77,6 +79,16 @@ class KeepBestWeights(TrainerCallback):
         best = self.best
         if self.patience is not None and best is not None and step - best["step"] >= self.patience:
             control.should_training_stop = True
+
+
+class StepBar(ProgressCallback):
+    """The Trainer's bar over the steps, without a line and a second bar for every evaluation."""
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 def coherence_arguments(config: CoherenceConfig, base: GradientRoutingConfig, output_dir: str) -> GradientRoutingConfig:
@@ -134,7 +146,7 @@ def fine_tune_for_coherence(
 
     Returns: the folder, and a dict with `best_step` (0: no change), `best_loss`, `first_loss` and the `history`.
     """
-    callback = KeepBestWeights(Path(args.output_dir) / "best", config.patience)
+    callback = KeepBestWeights(Path(str(args.output_dir)) / "best", config.patience)
     trainer = TokenWeightedTrainer(
         model,
         args,
@@ -143,9 +155,13 @@ def fine_tune_for_coherence(
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    # An evaluation after every step: the bar of the steps says enough.
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None and not args.disable_tqdm:
+        trainer.add_callback(StepBar)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(args.output_dir)))
     best = callback.best or {"step": 0, "loss": float("nan")}
-    for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+    for checkpoint in Path(str(args.output_dir)).glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return callback.folder, {
         "best_step": int(best["step"]),

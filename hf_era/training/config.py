@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from hf_era.routing import GradientMultipliers
@@ -88,6 +89,8 @@ class GradientRoutingConfig(TrainingArguments):
             self.lr_scheduler_kwargs
         ):
             self.lr_scheduler_kwargs = {"min_lr_rate": self.minimum_learning_rate_ratio}
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
 
 
@@ -95,18 +98,19 @@ def parse_multipliers(values: dict[str, Any] | str | GradientMultipliers | None)
     """Reads multipliers from a dict or JSON; raises `ValueError` for an unknown name or a value that is no number."""
     if isinstance(values, GradientMultipliers):
         return values
+    parsed: Any = values
     if isinstance(values, str):
         try:
-            values = json.loads(values)
+            parsed = json.loads(values)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"`training.multipliers` should be a dict or JSON such as '{{\"original_forget\": 0}}', got {values!r}."
             ) from error
     known = [item.name for item in fields(GradientMultipliers)]
-    for name in values or {}:
+    for name in parsed or {}:
         if name not in known:
             raise ValueError(unknown_key_message("`training.multipliers`", name, known))
-    return GradientMultipliers(**(values or {}))
+    return GradientMultipliers(**(parsed or {}))
 
 
 def _check_at_least_zero(name: str, value: float) -> None:

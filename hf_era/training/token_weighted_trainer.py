@@ -83,7 +83,8 @@ class TokenWeightedTrainer(Trainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         metrics = self.story_metrics(dataloader, metric_key_prefix)
-        count = self.num_examples(dataloader) if has_length(dataloader) else 0
+        sized = has_length(dataloader)
+        count = self.num_examples(dataloader) if sized else 0
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)  # type: ignore[arg-type]
 
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float]:

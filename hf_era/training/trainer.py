@@ -51,6 +51,9 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         ValueError: if the model is not expanded.
     """
 
+    model: Any
+    _steps_in_loss_parts: int
+
     def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
         super().__init__(model=model, args=args, **kwargs)
         if not isinstance(self.model, ExpandedCausalLMMixin):
@@ -58,8 +61,9 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
                 "`hf_era.expand_base(model, ExpansionConfig(...))`."
             )
-        self.model.gradient_multipliers = self.args.gradient_multipliers
-        self.model.add_model_tags(MODEL_TAGS)
+        expanded: Any = self.model
+        expanded.gradient_multipliers = self.args.gradient_multipliers
+        expanded.add_model_tags(MODEL_TAGS)
         self._real_tokens: Tensor | int = 1
         self._loss_parts: dict[str, Tensor] = {}
         self._steps_in_loss_parts = 0
@@ -69,10 +73,10 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
     # ---- Loss ----
 
     def _set_signature_columns_if_needed(self) -> None:
-        known_before = self._signature_columns is not None
         super()._set_signature_columns_if_needed()
-        if not known_before and "routing_weight" not in self._signature_columns:  # hidden by a wrapper's signature
-            self._signature_columns.append("routing_weight")
+        columns: Any = self._signature_columns
+        if "routing_weight" not in columns:  # hidden by a wrapper's signature
+            columns.append("routing_weight")
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
         """Also counts the real tokens of the whole accumulated batch: the denominator of the L1 term."""
@@ -200,7 +204,7 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
                 self.processing_class.save_pretrained(folder)
             if not (folder / "README.md").exists():
                 self.create_model_card(tags=list(MODEL_TAGS))
-                shutil.move(Path(self.args.output_dir) / "README.md", folder / "README.md")
+                shutil.move(Path(str(self.args.output_dir)) / "README.md", folder / "README.md")
         return folder
 
     def push_to_hub(
@@ -215,10 +219,11 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         """Uploads the *contracted* model; the auxiliary module never leaves the machine. Arguments as in `Trainer`."""
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        folder = self.save_contracted(Path(self.args.output_dir) / "contracted")
+        folder = self.save_contracted(Path(str(self.args.output_dir)) / "contracted")
         if not self.is_world_process_zero():
             return None
-        return huggingface_hub.upload_folder(
+        upload: Any = huggingface_hub.upload_folder
+        return upload(
             repo_id=self.hub_model_id,
             folder_path=str(folder),
             commit_message=commit_message,

@@ -1,7 +1,7 @@
 """Routing against an independent dense formula, in float64 and without any file.
 
-The formula is the paper's: a stock GPT-Neo whose MLP is *widened* in the target layers, and `m * x + (1 - m) *
-x.detach()` with a dense (batch, seq, hidden) mask on the input of the down projection. None of `hf_era` takes part in it.
+The formula is the paper's: a stock GPT-Neo whose MLP is *widened* in the target layers, and a dense mask `m` of shape
+(batch, seq, hidden) in `m * x + (1 - m) * x.detach()` on the input of the down projection. It uses nothing of `hf_era`.
 """
 
 from collections.abc import Callable

@@ -160,10 +160,9 @@ def test_a_failed_forward_leaves_no_routing_behind(model: ExpandedGPTNeoForCausa
 
 # ---- torch.compile ----
 
-# Warnings of torch's own compiler about its own internals; none of them is about the code under test.
-compiler_warnings = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)
+
+# Dynamo itself instantiates an autograd function while it traces one; torch warns of that, as it would of a user.
+dynamo_warning = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 def check_compiled(
@@ -184,14 +183,16 @@ def check_compiled(
         torch.compiler.reset()
 
 
-@compiler_warnings
+@dynamo_warning
 def test_compile_aot_eager(
     model: ExpandedGPTNeoForCausalLM, batch: dict[str, Tensor], other_batch: dict[str, Tensor]
 ) -> None:
     check_compiled(model, batch, other_batch, "aot_eager")
 
 
-@compiler_warnings
+@dynamo_warning
+# Importing inductor runs `torch.jit.script`, which torch itself has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.slow
 def test_compile_inductor(
     model: ExpandedGPTNeoForCausalLM, batch: dict[str, Tensor], other_batch: dict[str, Tensor]
@@ -199,7 +200,10 @@ def test_compile_inductor(
     check_compiled(model, batch, other_batch, "inductor")
 
 
-@compiler_warnings
+@dynamo_warning
+# Dynamo reads `.grad` of an intermediate tensor where its graph is cut.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.slow
 def test_compile_with_gradient_checkpointing(
     model: ExpandedGPTNeoForCausalLM, batch: dict[str, Tensor], other_batch: dict[str, Tensor]
 ) -> None:

@@ -1,0 +1,52 @@
+# `make demo` and `make test` work on a fresh machine with Python (3.11 or newer) and make; everything else builds on them.
+PYTHON ?= python3
+VENV ?= .venv
+# torch first and by version: it decides the build. For a GPU build or another version: make install TORCH='torch>=2.11'
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Passed on to the demo, e.g. make demo OPTIONS='--seed 1'
+OPTIONS ?=
+RESULTS := benchmarks/results/stories_small
+
+.PHONY: help install demo test test-slow quality format cards clean
+
+help:
+	@echo "make demo       run the whole life cycle on the built-in stories (about 4 minutes on 2 cores)"
+	@echo "make test       run the tests (make test-slow: the slow ones too)"
+	@echo "make install    only make the environment in $(VENV)"
+	@echo "make quality    linter, format check, type checker   (make format: repair the format)"
+	@echo "make cards      render model_cards/ from $(RESULTS)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml hf_era/version.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/hf-era run recipes/configs/demo.yaml $(OPTIONS)
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+quality: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards --check
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+cards: install
+	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,94 @@
+"""Renders the cards of a folder of results, or checks that the cards there are still those of the results.
+
+python -m hf_era.reporting.cards benchmarks/results model_cards
+python -m hf_era.reporting.cards benchmarks/results model_cards --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from hf_era.evaluation.result import SCHEMA_VERSION, RunResult
+from hf_era.files import read_json, write_text
+from hf_era.reporting.model_card import render_model_card
+
+COMMAND = "make cards"
+# What only a run's result has, in any schema version.
+_MARKS = {"schema_version", "name", "config", "losses"}
+_REQUIRED = {item.name for item in fields(RunResult) if item.default is MISSING and item.default_factory is MISSING}
+
+
+def render_cards(results_folder: str | Path, output_folder: str | Path, check: bool = False) -> list[Path]:
+    """Renders each result of a folder to a card: `<results_folder>/NAME.json` to `<output_folder>/NAME.md`.
+
+    Args:
+        results_folder, output_folder: folders. JSON files that are no result of a run are skipped.
+        check (`bool`, *optional*, defaults to `False`): write nothing, compare.
+
+    Returns: the cards' paths, sorted.
+
+    Raises:
+        ValueError: if there is no such folder or no result in it, or a result has another schema version; with `check`,
+            if a card is missing or differs (the first one is named).
+    """
+    results_folder, output_folder = Path(results_folder), Path(output_folder)
+    if not results_folder.is_dir():
+        raise ValueError(f"`results_folder`: {results_folder} is no folder. Pass the one with the runs' result files.")
+    found = {path: _load(path) for path in sorted(results_folder.glob("*.json"))}
+    cards = {output_folder / f"{path.stem}.md": result for path, result in found.items() if result is not None}
+    if not cards:
+        raise ValueError(
+            f"`results_folder`: {results_folder} holds no result of a run (`*.json`), so there is no card."
+        )
+    for path, result in cards.items():
+        text = render_model_card(result)
+        if check:
+            _compare(path, text)
+        else:
+            write_text(path, text)
+    return list(cards)
+
+
+def _load(path: Path) -> RunResult | None:
+    """The result in a file; `None` if the file holds something else."""
+    values = read_json(path)
+    if not isinstance(values, dict) or not values.keys() >= _MARKS:
+        return None
+    if values["schema_version"] == SCHEMA_VERSION and not values.keys() >= _REQUIRED:
+        missing = ", ".join(sorted(_REQUIRED - values.keys()))
+        raise ValueError(
+            f"{path} looks like a run's result, but lacks {missing}. Evaluate the run again, or remove it."
+        )
+    return RunResult.load(path)
+
+
+def _compare(path: Path, text: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"The card {path} is missing. Run `{COMMAND}`.")
+    if path.read_text(encoding="utf-8") != text:
+        raise ValueError(f"The card {path} is not the one that its result gives. Run `{COMMAND}`.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status (0 done, 1 a card differs, or bad input)."""
+    parser = argparse.ArgumentParser(prog="python -m hf_era.reporting.cards", description="Renders model cards.")
+    parser.add_argument("results", type=Path, help="folder with the result files of runs (*.json)")
+    parser.add_argument("output", type=Path, help="folder for the cards")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a card is missing or differs")
+    options = parser.parse_args(arguments)
+    try:
+        cards = render_cards(options.results, options.output, options.check)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in cards:
+        print(path if not options.check else f"{path}: unchanged")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Bad input gets an error that names the field, the value and the way out."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, expand_base
+
+EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
+
+MakeExpanded = Callable[..., ExpandedGPTNeoForCausalLM]
+
+
+def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=53, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    for argument in (tmp_path, str(tmp_path), LlamaForCausalLM(config)):
+        for expand in (ExpandedGPTNeoForCausalLM.from_base, expand_base):
+            with pytest.raises(
+                ValueError, match=r"No architecture spec for the base model's type `llama`\. Known: gpt_neo"
+            ):
+                expand(argument, EXPANSION)
+
+
+def test_an_expanded_model_is_no_base(make_expanded: MakeExpanded, tmp_path: Path) -> None:
+    model = make_expanded([0])
+    model.save_pretrained(tmp_path)
+    for argument in (tmp_path, model):
+        for expand in (ExpandedGPTNeoForCausalLM.from_base, expand_base):
+            with pytest.raises(ValueError, match=r"it is expanded already\. Load it with `from_pretrained`") as caught:
+                expand(argument, EXPANSION)
+            assert "or pass its contracted checkpoint as the base" in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["./", "", "absolute"])
+def test_a_missing_directory(prefix: str, tmp_path: Path) -> None:
+    name = str(tmp_path / "nowhere") if prefix == "absolute" else f"{prefix}no/such/folder"
+    for argument in (name, Path(name)):
+        with pytest.raises(
+            ValueError, match=r"^`model.base`: the directory .* does not exist\. Check the path, or pass a hub id\.$"
+        ):
+            ExpandedGPTNeoForCausalLM.from_base(argument, EXPANSION)
+
+
+def test_a_directory_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"the directory {re.escape(str(tmp_path))} holds no config.json"):
+        ExpandedGPTNeoForCausalLM.from_base(tmp_path, EXPANSION)
+
+
+def test_a_file_instead_of_a_directory(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="should be a directory with a saved model or a hub id, got the file"):
+        ExpandedGPTNeoForCausalLM.from_base(file, EXPANSION)
+
+
+def test_a_directory_without_weights(base_folder: Path) -> None:
+    (base_folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"`model\.base`: could not get"):
+        ExpandedGPTNeoForCausalLM.from_base(base_folder, EXPANSION)
+
+
+@pytest.mark.parametrize("expand", [ExpandedGPTNeoForCausalLM.from_base, expand_base])
+def test_a_hub_id_while_offline_names_the_way_out(expand: Callable) -> None:
+    with pytest.raises(ValueError, match="could not get the model `hf-era-tests/no-such-model` from the hub") as caught:
+        expand("hf-era-tests/no-such-model", EXPANSION)
+    assert "offline" in str(caught.value)
+    assert "Pass the path of a local directory instead, for instance `--model.base ./my_model`." in str(caught.value)
+
+
+def test_a_checkpoint_that_lacks_a_weight(base: GPTNeoForCausalLM, tmp_path: Path) -> None:
+    state = {name: value for name, value in base.state_dict().items() if name != "transformer.h.1.ln_1.bias"}
+    base.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match=r"lacks transformer\.h\.1\.ln_1\.bias"):
+        ExpandedGPTNeoForCausalLM.from_base(tmp_path, EXPANSION)
+
+
+def test_a_target_layer_that_the_base_does_not_have(base: GPTNeoForCausalLM, base_folder: Path) -> None:
+    for argument in (base, base_folder):
+        with pytest.raises(ValueError, match="names layer 5, but the model has 3 layers"):
+            ExpandedGPTNeoForCausalLM.from_base(argument, ExpansionConfig(target_layers=[5]))
+
+
+@pytest.mark.parametrize("shape", [(3, 11), (2, 12), (12,), (3, 12, 16)])
+def test_a_routing_weight_of_the_wrong_shape(
+    shape: tuple[int, ...], make_expanded: MakeExpanded, make_batch: Callable
+) -> None:
+    with pytest.raises(ValueError, match="Pass a `routing_weight` of the same"):
+        make_expanded([0])(**{**make_batch(), "routing_weight": torch.ones(shape)})

@@ -1,0 +1,106 @@
+"""Expanding a stock model: from a local directory or from memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GPTNeoForCausalLM
+
+from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, expand_base
+
+EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
+
+MakeBase = Callable[..., GPTNeoForCausalLM]
+
+
+def original_state(model: ExpandedGPTNeoForCausalLM) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if not model.is_auxiliary_parameter(name)}
+
+
+def assert_same_state(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert sorted(actual) == sorted(expected)
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype, name
+        assert torch.equal(actual[name], value), name
+
+
+@pytest.mark.parametrize("source", ["memory", "folder", "string"])
+@pytest.mark.parametrize("tie_word_embeddings", [True, False])
+def test_from_base_keeps_the_bases_weights(
+    source: str, tie_word_embeddings: bool, make_base: MakeBase, tmp_path: Path
+) -> None:
+    base = make_base(tie_word_embeddings=tie_word_embeddings)
+    base.save_pretrained(tmp_path / "base")
+    argument = {"memory": base, "folder": tmp_path / "base", "string": str(tmp_path / "base")}[source]
+    for model in (ExpandedGPTNeoForCausalLM.from_base(argument, EXPANSION), expand_base(argument, EXPANSION)):
+        assert type(model) is ExpandedGPTNeoForCausalLM
+        assert_same_state(original_state(model), base.state_dict())
+        assert model.config.expansion_config == EXPANSION
+        assert (model.lm_head.weight is model.transformer.wte.weight) == tie_word_embeddings
+        for modules in model.auxiliary_modules().values():
+            assert modules["forget"].up_projection.weight.std().item() == pytest.approx(0.2, rel=0.3)
+            assert torch.count_nonzero(modules["forget"].up_projection.bias) == 0
+
+
+def test_from_base_defaults_to_the_default_expansion(base: GPTNeoForCausalLM) -> None:
+    assert ExpandedGPTNeoForCausalLM.from_base(base).config.expansion_config == ExpansionConfig()
+
+
+def test_a_base_in_memory_is_copied(base: GPTNeoForCausalLM) -> None:
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    model = ExpandedGPTNeoForCausalLM.from_base(base, EXPANSION)
+    pointers = {value.untyped_storage().data_ptr() for value in base.state_dict().values()}
+    assert not pointers & {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert_same_state(base.state_dict(), before)
+    assert type(base.transformer.h[0]).__name__ == "GPTNeoBlock"
+
+
+@pytest.mark.parametrize("source", ["memory", "folder"])
+def test_from_base_in_bf16(source: str, make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base().bfloat16()
+    base.save_pretrained(tmp_path / "base")
+    if source == "memory":
+        model = ExpandedGPTNeoForCausalLM.from_base(base, EXPANSION)
+    else:
+        model = ExpandedGPTNeoForCausalLM.from_base(tmp_path / "base", EXPANSION, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert_same_state(original_state(model), base.state_dict())
+
+
+def test_options_reach_from_pretrained(make_base: MakeBase, tmp_path: Path) -> None:
+    make_base().save_pretrained(tmp_path / "repository" / "base")
+    model = ExpandedGPTNeoForCausalLM.from_base(
+        tmp_path / "repository" / "base", EXPANSION, dtype=torch.float64, attn_implementation="eager"
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("source", ["memory", "folder"])
+def test_generation_config_is_carried_over(source: str, make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base()
+    base.generation_config = GenerationConfig(max_new_tokens=7, do_sample=True, temperature=0.4, bos_token_id=52)
+    base.save_pretrained(tmp_path / "base")
+    model = ExpandedGPTNeoForCausalLM.from_base(base if source == "memory" else tmp_path / "base", EXPANSION)
+    for name in ("max_new_tokens", "do_sample", "temperature", "bos_token_id"):
+        assert getattr(model.generation_config, name) == getattr(base.generation_config, name), name
+
+
+def test_the_bases_generation_config_is_not_shared(base: GPTNeoForCausalLM) -> None:
+    model = ExpandedGPTNeoForCausalLM.from_base(base, EXPANSION)
+    model.generation_config.max_new_tokens = 3
+    assert base.generation_config.max_new_tokens != 3
+
+
+def test_loading_prints_no_warning_of_new_weights(
+    base_folder: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    ExpandedGPTNeoForCausalLM.from_base(base_folder, EXPANSION)
+    printed = capfd.readouterr()
+    for text in (printed.out, printed.err, caplog.text):
+        assert "newly initialized" not in text
+        assert "MISSING" not in text

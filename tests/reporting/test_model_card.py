@@ -1,0 +1,318 @@
+"""The model card: the whole text of one, its metadata, its warnings, and what must not get into it.
+
+If a change of the card is meant: the failing test writes the new card to a temporary file and prints the `cp` command
+that makes it the expected one. Read the difference first.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from hf_era.evaluation.result import RunResult
+from hf_era.files import write_json
+from hf_era.reporting import render_model_card, write_model_card
+from hf_era.reporting.card_text import source_kind
+from hf_era.reporting.model_card import TAGS
+
+EXPECTED = Path(__file__).with_name("expected_card.md")
+
+
+def stages(make_result, forget=None, retain=None):
+    """The fixture's losses with other final ones."""
+    losses = make_result().losses
+    for kind, value in (("forget", forget), ("retain", retain)):
+        if value is not None:
+            losses["after_coherence"][kind]["loss"] = value
+    return losses
+
+
+def test_the_whole_card(make_result, tmp_path):
+    text = render_model_card(make_result(), repository="someone/no-trees", license="apache-2.0")
+    new = tmp_path / "card.md"
+    new.write_text(text, encoding="utf-8")
+    assert text == EXPECTED.read_text(encoding="utf-8"), f"If this is meant: cp {new} {EXPECTED}"
+
+
+def test_same_result_same_text_also_through_the_file(make_result, tmp_path):
+    result = make_result()
+    result.save(tmp_path / "result.json")
+    assert render_model_card(RunResult.load(tmp_path / "result.json")) == render_model_card(result)
+    path = write_model_card(result, tmp_path / "model")
+    assert path == tmp_path / "model" / "README.md"
+    assert path.read_text(encoding="utf-8") == render_model_card(result)
+    assert [file.name for file in path.parent.iterdir()] == ["README.md"]
+
+
+# ---- Metadata ----
+
+
+def test_metadata_parses_back(make_result):
+    data = ModelCard(render_model_card(make_result(), "someone/no-trees", "mit")).data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "text-generation"
+    assert data.tags == TAGS
+    assert data.license == "mit"
+    assert data.base_model is None
+    assert data.get("datasets") is None
+    assert data.get("language") is None
+    assert data.model_name == "someone/no-trees"
+    values = {entry.metric_name: entry.metric_value for entry in data.eval_results}
+    assert values == {
+        "forget loss after coherence (nats/token)": 1.802,
+        "retain loss after coherence (nats/token)": 1.291,
+        "forget words loss after coherence (nats/token)": 6.03,
+        "ablation gap (nats/token)": 0.76,
+        "retain ablation gap (nats/token)": 0.226,
+        "unlearning (nats/token)": 0.601,
+        "retain tax (nats/token)": 0.018,
+    }
+    entry = data.eval_results[0]
+    assert (entry.task_type, entry.dataset_type, entry.dataset_name) == ("text-generation", "local", "stories.jsonl")
+
+
+def test_tags_are_those_of_the_trainer():
+    from hf_era.training.trainer import MODEL_TAGS
+
+    assert TAGS == MODEL_TAGS
+
+
+def test_no_license_unless_given(make_result):
+    assert "license" not in ModelCard(render_model_card(make_result())).data.to_dict()
+
+
+def test_hub_ids_are_in_the_metadata(make_result):
+    result = make_result()
+    result.config["model"] = {"start": "pretrained", "base": "roneneldan/TinyStories-28M"}
+    result.data["source"] = "delphi-suite/stories"
+    text = render_model_card(result)
+    data = ModelCard(text).data
+    assert data.base_model == "roneneldan/TinyStories-28M"
+    assert data.datasets == ["delphi-suite/stories"]
+    assert data.eval_results[0].dataset_type == "delphi-suite/stories"
+    assert "that of the pretrained base model roneneldan/TinyStories-28M" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("generator", ("generator", "generator")),
+        ("delphi-suite/stories", ("hub", "delphi-suite/stories")),
+        ("/home/somebody/stories.jsonl", ("local", "stories.jsonl")),
+        ("~/private/stories/", ("local", "stories")),
+        ("data/stories.jsonl", ("local", "stories.jsonl")),
+        ("./stories", ("local", "stories")),
+        ("../shared/data/tinystories", ("local", "tinystories")),
+        ("C:\\Users\\me\\stories.txt", ("local", "stories.txt")),
+        ("gpt2", ("local", "gpt2")),
+        (None, ("local", "not recorded")),
+    ],
+)
+def test_source_kind_never_shows_a_directory(source, expected):
+    assert source_kind(source) == expected
+
+
+def test_nothing_private_is_in_the_card(make_result):
+    text = render_model_card(make_result())
+    for secret in ("somebody", "/home", "secret", "hf_secret"):
+        assert secret not in text
+
+
+# ---- In words ----
+
+
+def test_a_good_run_has_no_warning(make_result):
+    assert "[!WARNING]" not in render_model_card(make_result())
+
+
+def test_nothing_localised_is_a_loud_warning_at_the_top(make_result):
+    losses = stages(make_result)
+    losses["after_ablation"]["forget"]["loss"] = 1.09
+    text = render_model_card(make_result(losses=losses))
+    warning = text.index(
+        "> [!WARNING]\n> **NOTHING WAS LOCALISED.** Ablating the auxiliary module changed the forget loss"
+    )
+    assert warning < text.index("A causal language model")
+    assert "by +0.004 nats a token, less than the threshold of 0.05" in text
+
+
+@pytest.mark.parametrize(
+    ("forget", "message"),
+    [
+        (1.151, "is -0.050 nats a token: this checkpoint predicts forget stories *better* than that model."),
+        (1.221, "is +0.020 nats a token: less than the threshold of 0.05."),
+    ],
+)
+def test_negative_or_tiny_unlearning_is_said_plainly(make_result, forget, message):
+    text = render_model_card(make_result(losses=stages(make_result, forget=forget)))
+    assert "**The capability was not removed.**" in text
+    assert message in text
+
+
+def test_general_damage_is_not_called_removal(make_result):
+    text = render_model_card(make_result(losses=stages(make_result, retain=2.0)))
+    assert "**The retain loss rose as much as the forget loss** (+0.727 against +0.601 nats a token)" in text
+
+
+def test_a_model_that_went_on_learning_is_not_compared_naively(make_result):
+    sentence = "**The model also went on learning**"
+    assert sentence not in render_model_card(make_result())
+    text = render_model_card(make_result(losses=stages(make_result, forget=0.6, retain=0.2)))
+    assert sentence in text
+    assert "**The capability was not removed.**" in text
+
+
+def test_non_finite_losses_are_said_and_left_out_of_the_metadata(make_result):
+    text = render_model_card(make_result(losses=stages(make_result, forget=math.nan)))
+    assert "**A loss is not finite.**" in text
+    names = [entry.metric_name for entry in ModelCard(text).data.eval_results]
+    assert "forget loss after coherence (nats/token)" not in names
+    assert "unlearning (nats/token)" not in names
+    assert "retain tax (nats/token)" in names
+
+
+def test_what_before_means(make_result):
+    assert "is the base model that was pretrained here on the same stories." in render_model_card(make_result())
+    text = render_model_card(make_result(before_kind="base_control"))
+    assert "is the base control (a stock model with the same data, steps and seed, without routing)." in text
+    losses = stages(make_result)
+    del losses["before"]
+    text = render_model_card(make_result(before_kind=None, losses=losses))
+    assert "**Unlearning: not measured. Retain tax: not measured.**" in text
+    assert "**No comparison with before.**" in text
+
+
+def test_synthetic_stories_and_coherence_are_limits_only_where_they_apply(make_result):
+    text = render_model_card(make_result())
+    assert "The stories are synthetic" not in text
+    assert "Selection on the evaluation stories" in text
+    result = make_result()
+    result.data["source"] = "generator"
+    result.config["coherence"]["enabled"] = False
+    del result.losses["after_coherence"]
+    text = render_model_card(result)
+    assert "The stories are synthetic" in text
+    assert "Selection on the evaluation stories" not in text
+    assert "| Coherence fine-tuning | left out |" in text
+    assert 'This checkpoint is the row "After ablation".' in text
+    assert ModelCard(text).data.eval_results[0].dataset_type == "generator"
+
+
+def test_a_control_says_that_it_routes_nothing(make_result):
+    result = make_result(routing_table=[])
+    result.config["routing"] = {"rule": "none", "weighting": "frequency"}
+    text = render_model_card(result)
+    assert "| Mask rule | none: no token is routed: this run is a control |" in text
+    assert "most strongly routed" not in text
+
+
+def test_resolved_arguments_win_over_the_config(make_result):
+    result = make_result()
+    multipliers = {"original_forget": 0, "original_retain": 1, "auxiliary_forget": 1, "auxiliary_retain": 0.5}
+    result.training["arguments"] = {"learning_rate": 0.01, "adam_beta2": 0.95, "multipliers": multipliers}
+    text = render_model_card(result)
+    assert "peak learning rate 0.01; AdamW beta 2 0.95;" in text
+    assert "original dims 1 on retain, 0 on forget tokens; auxiliary module 0.5 on retain, 1 on forget tokens" in text
+
+
+def test_multipliers_given_as_json(make_result):
+    result = make_result()
+    result.config["training"]["multipliers"] = '{"original_forget": -0.5}'
+    assert "original dims default on retain, -0.5 on forget tokens" in render_model_card(result)
+
+
+def test_a_result_that_holds_next_to_nothing_still_gives_a_card(make_result):
+    empty = {"config": {}, "versions": {}, "machine": {}, "data": {}, "losses": {}, "selectivity": {}, "coherence": {}}
+    text = render_model_card(
+        make_result(**empty, training={}, routing_table=[], seconds={}, before_kind=None, git_revision=None)
+    )
+    assert "**Not known whether anything was localised.**" in text
+    assert "**Ablation gap: not measured.**" in text
+    assert "None" not in text
+    data = ModelCard(text).data
+    assert not data.eval_results
+    assert data.model_name is None
+
+
+def test_repository(make_result):
+    text = render_model_card(make_result(), "someone/no-trees")
+    assert 'AutoModelForCausalLM.from_pretrained("someone/no-trees")' in text
+    with pytest.raises(ValueError, match="Repo id must"):
+        render_model_card(make_result(), 'x")\nimport os')
+
+
+# ---- Escaping ----
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a|b",
+    "`",
+    "**b**",
+    "---",
+    "{{ 7 * 7 }}",
+    "[x](http://e.org)",
+    "a\n---\nb",
+    "# c: d",
+]
+
+
+def test_hostile_text_stays_text(make_result):
+    text = "".join(HOSTILE)
+    result = make_result(name=text, created=text, git_revision=text, versions={"hf-era": text, text: text})
+    result.data |= {"forget_words": HOSTILE, "source": f"/tmp/{text}"}
+    result.routing_table[0]["token"] = text
+    result.selectivity = {text: 1.0}
+    result.config["model"] |= {"architecture": {text: text}, "base": text}
+    result.config["routing"]["rule"] = text
+    result.config["training"] |= {"learning_rate": text, "multipliers": text}
+    result.machine["device"] = text
+    card = ModelCard(render_model_card(result))
+    assert card.data.model_name == text
+    assert card.data.tags == TAGS
+    parser = MarkdownIt("commonmark", {"html": True}).enable("table")
+    tokens = parser.parse(card.text)
+    clean = parser.parse(ModelCard(render_model_card(make_result())).text)
+    inline = [child.type for token in tokens for child in token.children or []]
+    assert not {"html_inline", "image"} & set(inline)
+    assert inline.count("link_open") == sum(c.type == "link_open" for token in clean for c in token.children or [])
+    headings = [token.map for token in tokens if token.type == "heading_open"]
+    assert len(headings) == sum(token.type == "heading_open" for token in clean)
+    assert not [token for token in tokens if token.type in ("html_block", "hr")]
+    assert "{{ 7 \\* 7 }}" in card.text
+    _check_table_widths(card.text)
+
+
+def _check_table_widths(text):
+    """Every row has as many unescaped pipes as its table's head."""
+    width = None
+    for line in text.splitlines():
+        count = line.count("|") if line.startswith("|") else None
+        if count is None or width is None:
+            width = count
+        assert count == width, line
+
+
+def test_metadata_is_plain_yaml(make_result):
+    block = re.match(r"---\n(.*?)\n---\n", render_model_card(make_result()), re.DOTALL)
+    assert isinstance(yaml.safe_load(block.group(1)), dict)
+
+
+# ---- Result files ----
+
+
+def test_a_file_that_is_no_result(tmp_path):
+    path = write_json(tmp_path / "other.json", {"losses": {}})
+    with pytest.raises(ValueError, match="is no result file of hf_era"):
+        RunResult.load(path)
+    with pytest.raises(ValueError, match="is no result file of hf_era"):
+        RunResult.load(tmp_path / "missing.json")
+
+
+def test_another_schema_version(make_result, tmp_path):
+    path = write_json(tmp_path / "result.json", {**make_result().to_dict(), "schema_version": 99})
+    with pytest.raises(ValueError, match="has schema version 99, this hf_era reads 1"):
+        RunResult.load(path)

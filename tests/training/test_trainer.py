@@ -1,0 +1,223 @@
+"""`GradientRoutingTrainer` as a drop-in `Trainer`: logs, evaluation, warnings, checkpoints, resuming, pushing."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, GPTNeoForCausalLM, TrainerCallback
+
+import hf_era.training.trainer as trainer_module
+from hf_era import GradientRoutingConfig, GradientRoutingTrainer
+from hf_era.data import RoutingCollator
+from hf_era.training import LocalizationWarning, NonFiniteLossError
+from hf_era.training.checkpoints import last_complete_checkpoint
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_language_model_and_l1_losses_are_logged_apart(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(max_steps=4, logging_steps=2, l1_coefficient=1e-2, gradient_accumulation_steps=2)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 2
+    for entry in entries:
+        assert entry["l1_loss"] > 0
+        assert entry["language_model_loss"] + entry["l1_loss"] == pytest.approx(entry["loss"], rel=1e-4)
+
+
+def test_without_l1_there_is_no_l1_loss(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(l1_coefficient=0.0)
+    trainer.train()
+    assert not any("l1_loss" in entry for entry in trainer.state.log_history)
+
+
+def test_evaluation_is_token_weighted_with_the_module_on_and_ablated(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Any]
+) -> None:
+    sets = {name: make_stories(6, seed=seed, routed=False) for seed, name in enumerate(("forget", "retain"), 1)}
+    metrics = make_trainer(evaluation=sets, per_device_eval_batch_size=4).evaluate()
+    model = make_trainer().model  # the same weights
+    for name, stories in sets.items():
+        total, tokens = 0.0, 0
+        for story in stories:  # one by one: no padding, no batches
+            ids = torch.tensor([story["input_ids"]])
+            with torch.no_grad(), model.ablated():
+                total += float(model.eval()(ids, labels=ids).loss) * (ids.shape[1] - 1)
+            tokens += ids.shape[1] - 1
+        assert metrics[f"eval_{name}_loss_ablated"] == pytest.approx(total / tokens, abs=2e-6)
+        assert metrics[f"eval_{name}_loss"] != metrics[f"eval_{name}_loss_ablated"]
+    gap = metrics["eval_forget_loss_ablated"] - metrics["eval_forget_loss"]
+    assert metrics["eval_ablation_gap"] == pytest.approx(gap)
+    assert metrics["eval_retain_ablation_gap"] == pytest.approx(
+        metrics["eval_retain_loss_ablated"] - metrics["eval_retain_loss"]
+    )
+    assert all(metrics[f"eval_selectivity_layer_{layer}"] > 0 for layer in (0, 1))
+    assert "eval_selectivity_layer_2" not in metrics
+
+
+def test_evaluation_while_training_is_logged_and_leaves_the_module_on(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Any]
+) -> None:
+    sets = {"forget": make_stories(4, seed=1), "retain": make_stories(4, seed=2)}
+    trainer = make_trainer(evaluation=sets, max_steps=4, eval_strategy="steps", eval_steps=2, minimum_ablation_gap=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LocalizationWarning)
+        trainer.train()
+    logged = [entry["step"] for entry in trainer.state.log_history if "eval_ablation_gap" in entry]
+    assert logged == [2, 4]
+    assert all(module.active for named in trainer.model.auxiliary_modules().values() for module in named.values())
+
+
+def test_a_plain_evaluation_set_works_too(make_trainer: Callable[..., Any], make_stories: Callable[..., Any]) -> None:
+    metrics = make_trainer(evaluation=make_stories(4)).evaluate()
+    assert {"eval_loss", "eval_loss_ablated"} <= set(metrics)
+
+
+def test_it_warns_loudly_when_nothing_was_localised(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Any]
+) -> None:
+    sets = {"forget": make_stories(4, seed=1), "retain": make_stories(4, seed=2)}
+    settings = {"evaluation": sets, "eval_strategy": "steps", "eval_steps": 2}
+    with pytest.warns(LocalizationWarning, match=r"NOTHING WAS LOCALISED.*minimum_ablation_gap` = 100"):
+        make_trainer(**settings, minimum_ablation_gap=100.0).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LocalizationWarning)
+        make_trainer(**settings, minimum_ablation_gap=0.0, multipliers={"original_forget": 1.0}, max_steps=30).train()
+
+
+class PoisonWeights(TrainerCallback):
+    """Makes the loss NaN from a step on, as a diverged run would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                kwargs["model"].transformer.ln_f.weight.fill_(float("nan"))
+
+
+def test_a_non_finite_loss_stops_names_the_step_and_keeps_the_checkpoint(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(callbacks=[PoisonWeights(3)], max_steps=10, save_strategy="steps", save_steps=2)
+    with pytest.raises(NonFiniteLossError, match=r"became nan at step 4 of 10.*checkpoints under .* were kept"):
+        trainer.train()
+    checkpoint = last_complete_checkpoint(trainer.args.output_dir)
+    assert checkpoint is not None
+    assert checkpoint.endswith("checkpoint-2")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert all(torch.isfinite(value).all() for value in model.parameters())
+
+
+def test_broken_weights_are_never_saved(make_trainer: Callable[..., Any]) -> None:
+    # Poisoned at the end of step 2, just before its checkpoint: the loss was still finite.
+    trainer = make_trainer(callbacks=[PoisonWeights(2)], max_steps=4, save_strategy="steps", save_steps=2)
+    with pytest.raises(NonFiniteLossError, match=r"weight transformer\.ln_f\.weight became non-finite"):
+        trainer.train()
+    assert last_complete_checkpoint(trainer.args.output_dir) is None
+
+
+def test_a_resumed_run_ends_with_the_same_weights(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "l1_coefficient": 1e-2, "seed": 5}
+    whole = make_trainer(**settings, output_dir=str(tmp_path / "whole"))
+    whole.train()
+    resumed = make_trainer(**settings, output_dir=str(tmp_path / "resumed"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    expected = weights(whole.model)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed.model).items())
+
+
+def test_a_half_written_checkpoint_is_passed_over(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(max_steps=4, save_strategy="steps", save_steps=2)
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-4")
+    (folder / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
+    (folder / "checkpoint-2" / "trainer_state.json").unlink()
+    assert last_complete_checkpoint(folder) is None
+
+
+def test_a_push_uploads_the_stock_model_with_card_and_tags(
+    make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainer_module.huggingface_hub, "upload_folder", lambda **options: uploads.append(options))
+    trainer = make_trainer()
+    trainer.hub_model_id = "someone/forgetful"
+    trainer.train()
+    trainer.push_to_hub(commit_message="Done", token="secret")
+    (upload,) = uploads
+    assert upload["repo_id"] == "someone/forgetful"
+    assert upload["commit_message"] == "Done"
+    folder = Path(upload["folder_path"])
+    assert {"config.json", "model.safetensors", "README.md"} <= {path.name for path in folder.iterdir()}
+    assert {"hf_era", "gradient-routing"} <= set(ModelCard.load(folder / "README.md").data.tags)
+    assert not [path for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pkl"}]
+    assert all(b"auxiliary" not in path.read_bytes() for path in folder.iterdir() if path.suffix != ".md")
+    pushed = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(pushed) is GPTNeoForCausalLM
+    ids = torch.arange(6)[None]
+    with torch.no_grad(), trainer.model.eval().ablated():
+        assert torch.equal(pushed.eval()(ids).logits, trainer.model(ids).logits)
+
+
+def test_checkpoints_are_never_pushed(make_trainer: Callable[..., Any]) -> None:
+    assert make_trainer()._push_from_checkpoint("anything") is None
+
+
+def test_a_stock_model_is_refused(make_base: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"should be an expanded model, got GPTNeoForCausalLM. Expand it first"):
+        make_trainer(model=make_base())
+
+
+def test_plain_training_arguments_are_refused(make_expanded: Callable[..., Any], tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    with pytest.raises(ValueError, match="should be a GradientRoutingConfig, got TrainingArguments"):
+        GradientRoutingTrainer(make_expanded(), TrainingArguments(str(tmp_path), use_cpu=True))  # type: ignore[arg-type]
+
+
+def test_compute_metrics_goes_the_trainers_own_way(
+    make_expanded: Callable[..., Any], make_stories: Callable[..., Any], tmp_path: Path
+) -> None:
+    args = GradientRoutingConfig(str(tmp_path), use_cpu=True, disable_tqdm=True)
+    trainer = GradientRoutingTrainer(
+        make_expanded(),
+        args,
+        eval_dataset=make_stories(4, routed=False),
+        data_collator=RoutingCollator(0),
+        compute_metrics=lambda prediction: {"rows": len(prediction.label_ids)},
+    )
+    assert trainer.evaluate()["eval_rows"] == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("l1_coefficient", -1.0, r"`training.l1_coefficient` should be a finite number >= 0, got -1.0"),
+        ("auxiliary_learning_rate_factor", float("nan"), r"auxiliary_learning_rate_factor.*got nan"),
+        ("auxiliary_weight_decay", -0.1, r"`training.auxiliary_weight_decay`.*got -0.1"),
+        ("minimum_learning_rate_ratio", 1.5, r"should be in \[0, 1\], got 1.5"),
+        ("multipliers", {"orignal_forget": 1}, r"Unknown key `orignal_forget`.*Did you mean `original_forget`"),
+        ("multipliers", "not json", r"should be a dict or JSON"),
+        ("multipliers", {"original_forget": "much"}, r"`original_forget` should be a finite number"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GradientRoutingConfig(str(tmp_path), use_cpu=True, **{field: value})
+
+
+def test_the_config_prints_its_help() -> None:
+    code = "import transformers, hf_era; transformers.HfArgumentParser(hf_era.GradientRoutingConfig).print_help()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--minimum_ablation_gap" in done.stdout

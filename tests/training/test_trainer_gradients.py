@@ -1,0 +1,153 @@
+"""What reaches the optimizer: accumulation, the L1 term's denominator, routing weights, parameter groups."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hf_era import GradientMultipliers, GradientRoutingConfig
+from hf_era.data import RoutingCollator
+
+
+class CatchGradients(TrainerCallback):
+    """Copies all gradients just before each optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+        self.learning_rates: list[list[float]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        self.steps.append({name: value.grad.clone() for name, value in model.named_parameters()})
+        self.learning_rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def manual_gradients(model: Any, stories: Any, multipliers: GradientMultipliers, l1: float) -> dict[str, Tensor]:
+    """The gradients of one batch of all stories, by a plain forward and backward pass."""
+    batch = RoutingCollator(pad_token_id=0)([stories[index] for index in range(len(stories))])
+    model.zero_grad()
+    model.gradient_multipliers = multipliers
+    outputs = model(**batch, output_activation_l1=True)
+    (outputs.loss + l1 * outputs.activation_l1 / batch["attention_mask"].sum()).backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters()}
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    return max(
+        float((first[name] - second[name]).abs().max() / second[name].abs().max().clamp(min=1e-3)) for name in second
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (1, 8), (2, 4), (3, 3)])
+@pytest.mark.parametrize("l1_coefficient", [0.0, 1e-2])
+def test_gradients_do_not_depend_on_accumulation(
+    make_trainer: Callable[..., Any],
+    make_expanded: Callable[..., Any],
+    make_stories: Callable[..., Any],
+    batch_size: int,
+    accumulation: int,
+    l1_coefficient: float,
+) -> None:
+    stories = make_stories(8)
+    expected = manual_gradients(make_expanded([0, 1]), stories, GradientMultipliers(), l1_coefficient)
+    catch = CatchGradients()
+    trainer = make_trainer(
+        stories=stories,
+        callbacks=[catch],
+        max_steps=1,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        l1_coefficient=l1_coefficient,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    assert largest_difference(catch.steps[0], expected) < 2e-6
+
+
+def test_routing_weights_and_multipliers_reach_the_model(
+    make_trainer: Callable[..., Any], make_expanded: Callable[..., Any], make_stories: Callable[..., Any]
+) -> None:
+    stories = make_stories(4)
+    multipliers = GradientMultipliers(original_forget=-2.0, auxiliary_retain=0.0)
+    catch = CatchGradients()
+    trainer = make_trainer(
+        stories=stories,
+        callbacks=[catch],
+        max_steps=1,
+        l1_coefficient=0.0,
+        multipliers=multipliers.to_dict(),
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    expected = manual_gradients(make_expanded([0, 1]), stories, multipliers, 0.0)
+    assert largest_difference(catch.steps[0], expected) < 2e-6
+    # The check can fail: without the column the gradients are others.
+    unrouted = manual_gradients(make_expanded([0, 1]), stories.remove_columns("routing_weight"), multipliers, 0.0)
+    assert largest_difference(catch.steps[0], unrouted) > 0.1
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Any], use_reentrant: bool
+) -> None:
+    # transformers 5.2x renamed the arguments.
+    known = {field.name for field in dataclasses.fields(GradientRoutingConfig)}
+    word = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    caught = []
+    for settings in ({}, {word: True, f"{word}_kwargs": {"use_reentrant": use_reentrant}}):
+        catch = CatchGradients()
+        make_trainer(callbacks=[catch], max_steps=1, **settings).train()
+        caught.append(catch.steps[0])
+    assert largest_difference(caught[1], caught[0]) < 1e-6
+
+
+def test_the_auxiliary_module_has_optimizer_groups_of_its_own(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(auxiliary_learning_rate_factor=3.0, auxiliary_weight_decay=0.5, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    names = {id(value): name for name, value in trainer.model.named_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    for group in groups:
+        auxiliary = {trainer.model.is_auxiliary_parameter(names[id(value)]) for value in group["params"]}
+        assert len(auxiliary) == 1
+        is_auxiliary = auxiliary.pop()
+        assert group["lr"] == pytest.approx(3e-2 if is_auxiliary else 1e-2)
+        assert group["weight_decay"] == (0.5 if is_auxiliary else 0.1)
+    assert len(groups) == 2
+
+
+def test_usual_groups_spare_biases_and_norms_from_weight_decay(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(weight_decay_on_all_parameters=False, weight_decay=0.1)
+    names = {id(value): name for name, value in trainer.model.named_parameters()}
+    for group in trainer.create_optimizer().param_groups:
+        for value in group["params"]:
+            spared = names[id(value)].endswith("bias") or ".ln_" in names[id(value)]
+            assert group["weight_decay"] == (0.0 if spared else 0.1), names[id(value)]
+
+
+def test_learning_rate_starts_above_zero_and_ends_at_its_minimum(make_trainer: Callable[..., Any]) -> None:
+    catch = CatchGradients()
+    trainer = make_trainer(
+        callbacks=[catch],
+        max_steps=12,
+        warmup_steps=4,
+        minimum_learning_rate_ratio=0.1,
+        auxiliary_learning_rate_factor=2.0,
+    )
+    trainer.train()
+    rates = [rates[0] for rates in catch.learning_rates]
+    assert rates[0] == pytest.approx(1e-2 / 4)
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-3)
+    assert all(auxiliary == pytest.approx(2 * original) for original, auxiliary in catch.learning_rates)
+
+
+def test_every_parameter_is_trained(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(max_steps=3)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    unchanged = [name for name, value in trainer.model.named_parameters() if torch.equal(before[name], value)]
+    assert unchanged == []
