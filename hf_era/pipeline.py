@@ -46,7 +46,7 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     """
     arguments = config.training_arguments(config.output_path / "checkpoints")
     state = PartialState()
-    console = console or Console(stderr=True, quiet=not state.is_main_process)
+    console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
     directory = RunDirectory(config.output_path, writes=state.is_main_process)
     console.print(_plan(config, arguments.device))
 

@@ -50,6 +50,9 @@ class GradientRoutingConfig(TrainingArguments):
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping (0 = off)."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every parameter is used in every step, so DDP need not look."}
+    )
     logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
 
     multipliers: dict[str, Any] | str | None = field(

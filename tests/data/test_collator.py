@@ -1,0 +1,81 @@
+"""Batches: every column padded to the same length, and padding that teaches nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from hf_era.data import RoutingCollator, padding_token_id
+
+EXAMPLES: list[dict[str, Any]] = [
+    {"input_ids": [5, 6, 7], "routing_weight": [0.0, 0.25, 1.0], "is_forget_word": [False, True, False], "text": "a"},
+    {
+        "input_ids": [5, 9, 9, 9, 4],
+        "routing_weight": [1.0, 0.5, 0.0, 0.0, 1.0],
+        "is_forget_word": [True] * 5,
+        "text": "b",
+    },
+    {"input_ids": [3], "routing_weight": [1.0], "is_forget_word": [False], "text": "c"},
+]
+
+
+def test_all_columns_are_padded_to_the_longest() -> None:
+    batch = RoutingCollator(pad_token_id=2)(EXAMPLES)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2, 2], [5, 9, 9, 9, 4], [3, 2, 2, 2, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[5, 6, 7, -100, -100], [5, 9, 9, 9, 4], [3, -100, -100, -100, -100]]
+    assert batch["routing_weight"].tolist() == [[0, 0.25, 1, 1, 1], [1, 0.5, 0, 0, 1], [1, 1, 1, 1, 1]]
+    assert batch["is_forget_word"].tolist() == [
+        [False, True, False, False, False], [True] * 5, [False] * 5,
+    ]  # fmt: skip
+    types = {"input_ids": torch.long, "attention_mask": torch.long, "labels": torch.long,
+             "routing_weight": torch.float32, "is_forget_word": torch.bool}  # fmt: skip
+    assert {name: values.dtype for name, values in batch.items()} == types
+
+
+def test_a_column_that_the_examples_lack_is_not_made_up() -> None:
+    bare = [{"input_ids": example["input_ids"]} for example in EXAMPLES]
+    assert set(RoutingCollator(pad_token_id=2)(bare)) == {"input_ids", "attention_mask", "labels"}
+    weighted = [{name: example[name] for name in ("input_ids", "routing_weight")} for example in EXAMPLES]
+    assert set(RoutingCollator(2)(weighted)) == {"input_ids", "attention_mask", "labels", "routing_weight"}
+
+
+def test_a_padding_id_that_is_also_a_token_is_still_learnt() -> None:
+    end = 9  # EOS and padding alike, as in GPT-2
+    batch = RoutingCollator(pad_token_id=end)([{"input_ids": [end, 5, end]}, {"input_ids": [end, 5, 6, 7, end]}])
+    assert batch["input_ids"].tolist() == [[9, 5, 9, 9, 9], [9, 5, 6, 7, 9]]
+    assert batch["labels"].tolist() == [[9, 5, 9, -100, -100], [9, 5, 6, 7, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(("multiple", "length"), [(None, 5), (1, 5), (4, 8), (5, 5), (8, 8), (64, 64)])
+def test_the_length_can_be_rounded_up(multiple: int | None, length: int) -> None:
+    batch = RoutingCollator(pad_token_id=0, pad_to_multiple_of=multiple)(EXAMPLES)
+    assert {tuple(values.shape) for values in batch.values()} == {(3, length)}
+    assert batch["attention_mask"].sum().item() == 9
+    assert (batch["labels"] != -100).sum().item() == 9
+    assert (batch["routing_weight"][batch["attention_mask"] == 0] == 1).all()
+
+
+def test_it_collates_for_a_data_loader() -> None:
+    many = [{"input_ids": list(range(1, 2 + index)), "routing_weight": [0.5] * (1 + index)} for index in range(10)]
+    batches = list(DataLoader(many, batch_size=4, collate_fn=RoutingCollator(pad_token_id=0)))
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(4, 4), (4, 8), (2, 10)]
+    lengths = [row for batch in batches for row in batch["attention_mask"].sum(dim=1).tolist()]
+    assert lengths == list(range(1, 11))
+    assert sum((batch["routing_weight"] == 0.5).sum().item() for batch in batches) == sum(lengths)
+
+
+def test_the_examples_are_not_changed() -> None:
+    before = [dict(example) for example in EXAMPLES]
+    RoutingCollator(pad_token_id=2)(EXAMPLES)
+    assert before == EXAMPLES
+
+
+def test_padding_id_of_a_tokenizer(small_tokenizer: PreTrainedTokenizerFast) -> None:
+    backend = small_tokenizer.backend_tokenizer
+    assert padding_token_id(small_tokenizer) == 2
+    assert padding_token_id(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eos|>")) == 1
+    assert padding_token_id(PreTrainedTokenizerFast(tokenizer_object=backend)) == 0

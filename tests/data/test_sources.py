@@ -1,0 +1,351 @@
+"""Stories from the generator, files, directories and the hub; and what is said where that fails."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hf_era.data import DataConfig, generate_stories, load_splits, load_stories, sources
+from hf_era.data.tokenising import label_stories
+
+ROWS = [
+    {"text": "One tree.", "source": "a"},
+    {"text": "Two\nlines.", "source": "b"},
+    {"text": "Drei Bäume 🌲", "source": "c"},
+]
+TEXTS = [row["text"] for row in ROWS]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, Any], Path]:
+    """Writes a file: rows as JSON lines, text or bytes as they are."""
+
+    def write(name: str, content: list[Any] | str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def texts_of(source: Path | str, **options: Any) -> list[str | None]:
+    stories = load_stories(str(source), **options)
+    assert stories.column_names == ["text"]
+    return list(stories["text"])
+
+
+# What can be read
+
+
+def test_jsonl(write: Callable[..., Path]) -> None:
+    assert texts_of(write("stories.jsonl", ROWS)) == TEXTS
+
+
+def test_blank_lines_in_jsonl_are_no_stories(write: Callable[..., Path]) -> None:
+    assert texts_of(write("stories.jsonl", '{"text": "a"}\n\n{"text": "b"}\n')) == ["a", "b"]
+
+
+def test_json(write: Callable[..., Path]) -> None:
+    assert texts_of(write("stories.json", json.dumps(ROWS))) == TEXTS
+
+
+def test_parquet(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "stories.parquet")
+    assert texts_of(tmp_path / "stories.parquet") == TEXTS
+
+
+def test_text_has_one_story_a_line(write: Callable[..., Path]) -> None:
+    path = write("stories.txt", "First story.\r\n\n  Second one. \nThird\x0c\u2028still third")
+    assert texts_of(path) == ["First story.", "Second one.", "Third\x0c\u2028still third"]
+
+
+def test_text_with_end_marks_has_stories_of_several_lines(write: Callable[..., Path]) -> None:
+    path = write("stories.txt", "First\nstory.\n<|endoftext|>\n\n<|endoftext|>Second\n\none.\n<|endoftext|>\n")
+    assert texts_of(path) == ["First\nstory.", "Second\n\none."]
+
+
+def test_suffixes_may_be_upper_case(write: Callable[..., Path]) -> None:
+    assert texts_of(write("STORIES.TXT", "a\nb\n")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [("s.txt", "a\nb\n", "c\nd\n"), ("s.jsonl", [ROWS[0]], [ROWS[2]])])
+def test_a_changed_file_is_read_again(write: Callable[..., Path], name: str, old: Any, new: Any) -> None:
+    path = write(name, old)
+    before = texts_of(path)
+    assert texts_of(path) == before
+    path = write(name, new)
+    later = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(later, later))
+    assert texts_of(path) != before
+    assert set(texts_of(path)).isdisjoint(before)
+
+
+def test_a_directory_of_files_is_read_in_the_order_of_their_names(write: Callable[..., Path], tmp_path: Path) -> None:
+    for name, row in (("b.jsonl", ROWS[1]), ("a.jsonl", ROWS[0]), ("c.jsonl", ROWS[2])):
+        write(f"stories/{name}", [row])
+    write("stories/README.md", "not a story")
+    assert texts_of(tmp_path / "stories") == TEXTS
+
+
+def test_a_directory_of_text_files(write: Callable[..., Path], tmp_path: Path) -> None:
+    write("stories/1.txt", "a\nb")
+    write("stories/2.txt", "c\nd<|endoftext|>e")
+    assert texts_of(tmp_path / "stories") == ["a", "b", "c\nd", "e"]
+
+
+def test_a_saved_data_set(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert texts_of(tmp_path / "saved") == TEXTS
+
+
+def test_a_saved_data_set_with_splits(tmp_path: Path) -> None:
+    splits = DatasetDict({"train": Dataset.from_list(ROWS[:2]), "validation": Dataset.from_list(ROWS[2:])})
+    splits.save_to_disk(tmp_path / "saved")
+    assert texts_of(tmp_path / "saved") == TEXTS[:2]
+    assert texts_of(tmp_path / "saved", split="validation") == TEXTS[2:]
+    with pytest.raises(ValueError, match=r"`data\.train`: .*saved has no split `test`\. Known: train, validation\."):
+        load_stories(str(tmp_path / "saved"), split="test")
+
+
+def test_the_generator() -> None:
+    assert texts_of("generator", generator_stories=5, seed=3) == generate_stories(5, seed=3)
+
+
+def test_files_go_into_the_cache_of_these_tests(write: Callable[..., Path], data_set_cache: Path) -> None:
+    stories = load_stories(str(write("cached.jsonl", ROWS)))
+    assert data_set_cache in Path(stories.cache_files[0]["filename"]).parents
+
+
+# The text column
+
+
+@pytest.mark.parametrize("column", ["text", "story", "content"])
+def test_usual_names_of_the_text_column_are_found(write: Callable[..., Path], column: str) -> None:
+    rows = [{"author": "x", column: text, "number": 1} for text in TEXTS]
+    assert texts_of(write("stories.jsonl", rows)) == TEXTS
+
+
+def test_text_goes_before_story(write: Callable[..., Path]) -> None:
+    assert texts_of(write("stories.jsonl", [{"story": "no", "text": "yes"}])) == ["yes"]
+
+
+def test_the_only_column_with_text_is_found(write: Callable[..., Path]) -> None:
+    rows = [{"number": 1, "Tale": text} for text in TEXTS]
+    assert texts_of(write("stories.jsonl", rows)) == TEXTS
+
+
+def test_a_named_text_column(write: Callable[..., Path]) -> None:
+    assert texts_of(write("stories.jsonl", ROWS), text_column="source") == ["a", "b", "c"]
+
+
+def test_a_missing_text_column_lists_the_columns(write: Callable[..., Path]) -> None:
+    path = write("stories.jsonl", ROWS)
+    with pytest.raises(
+        ValueError,
+        match=r"`data\.train`: .*stories\.jsonl has no text column `body`\. Its columns: text, source\. "
+        r"Name the one with the stories: `--data\.text_column NAME`\.",
+    ):
+        load_stories(str(path), text_column="body")
+
+
+def test_an_unclear_text_column_lists_the_columns(write: Callable[..., Path]) -> None:
+    path = write("stories.jsonl", [{"title": "a", "body": "b", "number": 1}])
+    with pytest.raises(ValueError, match=r"no column that is clearly the text\. Its columns: title, body, number\."):
+        load_stories(str(path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([{"text": 5}, {"text": 7}], "values of type int64"),
+        ([{"text": "a"}, {"text": 7}], "values of type Json"),
+        ([{"text": ["a"]}, {"text": ["b"]}], "values of type List"),
+        ([{"text": None}], "nulls only"),
+    ],
+)
+def test_values_that_are_no_strings_are_an_error(write: Callable[..., Path], rows: list[Any], kind: str) -> None:
+    path = write("stories.jsonl", rows)
+    with pytest.raises(
+        ValueError,
+        match=rf"`data\.train`: the column `text` of .*stories\.jsonl holds {kind}, but every value should be a string",
+    ):
+        load_stories(str(path))
+    with pytest.raises(ValueError, match=rf"the column `text` of .* holds {kind}"):
+        load_stories(str(path), text_column="text")
+
+
+def test_null_and_blank_stories_are_dropped_and_counted(write: Callable[..., Path]) -> None:
+    numbers = range(12)
+    rows = [{"text": f"A tree and {number}."} for number in numbers] + [
+        {"text": f"Story {number}."} for number in numbers
+    ]
+    rows[3:3] = [{"text": None}, {"text": " \n\t"}, {"text": ""}]
+    path = write("stories.jsonl", rows)
+    assert texts_of(path)[3:6] == [None, " \n\t", ""]
+    config = DataConfig(train=str(path), forget_validation_stories=2, retain_validation_stories=2, attack_stories=2)
+    splits = load_splits(config, seed=0)
+    assert splits.blanks_dropped == 3
+    assert splits.duplicates_dropped == 0
+    kept = [len(part) for part in (splits.train, splits.validation_forget, splits.validation_retain)]
+    assert [*kept, len(splits.attack_forget)] == [18, 2, 2, 2]
+
+
+# What cannot be read
+
+
+def test_a_missing_file_is_named() -> None:
+    for source in ("./nowhere/stories.jsonl", "stories.jsonl", "/nowhere", "~/nowhere/x", "a/b/c"):
+        with pytest.raises(
+            ValueError,
+            match=rf"`data\.validation`: the file {source} does not exist\. Check the path, or pass a hub data set id "
+            r"\(`--data\.validation roneneldan/TinyStories`\) or `--data\.validation generator`\.",
+        ):
+            load_stories(source, field="data.validation")
+
+
+def test_an_empty_name_is_not_the_current_directory() -> None:
+    with pytest.raises(ValueError, match=r"`data\.train` is empty\. Pass a file, a directory, a hub data set id, or"):
+        load_stories(" ")
+
+
+def test_an_unknown_suffix_lists_the_known_ones(write: Callable[..., Path]) -> None:
+    path = write("stories.csv", "text\na\n")
+    with pytest.raises(ValueError, match=r"stories\.csv ends in `\.csv`\. Known: \.jsonl, \.json, \.parquet, \.txt\."):
+        load_stories(str(path))
+
+
+def test_a_directory_without_stories(write: Callable[..., Path], tmp_path: Path) -> None:
+    write("stories/README.md", "x")
+    with pytest.raises(ValueError, match=r"the directory .*stories holds no file ending in \.jsonl, \.json, \.parquet"):
+        load_stories(str(tmp_path / "stories"))
+
+
+def test_a_directory_of_several_kinds(write: Callable[..., Path], tmp_path: Path) -> None:
+    write("stories/a.jsonl", ROWS)
+    write("stories/b.txt", "x")
+    with pytest.raises(ValueError, match=r"the directory .*stories mixes \.jsonl and \.txt\. Name one file instead\."):
+        load_stories(str(tmp_path / "stories"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("s.txt", ""), ("s.txt", " \n\n"), ("s.jsonl", ""), ("s.json", "[]"), ("s.parquet", "")]
+)
+def test_a_file_without_stories(write: Callable[..., Path], name: str, content: str) -> None:
+    path = write(name, content)
+    with pytest.raises(ValueError, match=rf"`data\.train`: .*{name} (holds no story\. Check the file|cannot be read)"):
+        load_stories(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "x"', r"is no valid JSON \(.* at column \d+\)\. Repair or delete that line\."),
+        (b"not json", r"is no valid JSON \(Expecting value at column 1\)"),
+        (b"[1, 2]", r"is no JSON object, got list\."),
+        (b'"a string"', r"is no JSON object, got str\."),
+        (b'{"text": "caf\xe9"}', r"is no UTF-8 text \(invalid continuation byte\)\."),
+    ],
+)
+def test_a_broken_line_is_given_with_its_number(write: Callable[..., Path], line: bytes, message: str) -> None:
+    good = [json.dumps({"text": f"Story {number}."}).encode() for number in range(9)]
+    path = write("stories.jsonl", b"\n".join([*good[:4], b"", line, *good[4:]]) + b"\n")
+    with pytest.raises(ValueError, match=rf"`data\.train`: .*stories\.jsonl line 6 {message}"):
+        load_stories(str(path))
+
+
+def test_a_broken_line_in_the_second_file_names_that_file(write: Callable[..., Path], tmp_path: Path) -> None:
+    write("stories/a.jsonl", ROWS)
+    write("stories/b.jsonl", '{"text": "a"}\n{"text": \n')
+    with pytest.raises(ValueError, match=r"b\.jsonl line 2 is no valid JSON"):
+        load_stories(str(tmp_path / "stories"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("s.json", b"{oops", r"s\.json cannot be read as json: .*JSON parse error"),
+        ("s.parquet", b"junk", r"s\.parquet cannot be read as parquet: .*footer"),
+        ("s.txt", b"caf\xe9\n", r"s\.txt cannot be read as text: 'utf-8' codec can't decode byte 0xe9"),
+    ],
+)
+def test_an_unreadable_file_is_named(write: Callable[..., Path], name: str, content: bytes, message: str) -> None:
+    path = write(name, content)
+    with pytest.raises(ValueError, match=rf"`data\.train`: .*{message}"):
+        load_stories(str(path))
+
+
+# The hub
+
+
+@pytest.mark.parametrize("name", ["someone/stories", "stories"])
+def test_a_hub_id_while_offline_fails_at_once(name: str) -> None:
+    assert datasets.config.HF_HUB_OFFLINE
+    start = time.monotonic()
+    with pytest.raises(
+        ValueError,
+        match=rf"`data\.train`: could not get the data set `{name}` from the hub \(offline, .*not in the local cache\. "
+        r"Pass a local file instead, e\.g\. `--data\.train \./stories\.jsonl`\.",
+    ):
+        load_stories(name)
+    assert time.monotonic() - start < 5
+
+
+def test_a_hub_id_is_passed_on_with_subset_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load_dataset(*arguments: Any, **options: Any) -> Dataset:
+        calls.append((arguments, options))
+        return Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    assert texts_of("someone/stories", split="test", subset="small", text_column="source") == ["a", "b", "c"]
+    assert texts_of("stories") == TEXTS
+    assert calls == [(("someone/stories", "small"), {"split": "test"}), (("stories", None), {"split": "train"})]
+
+
+def test_an_unknown_split_of_a_hub_data_set_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> Dataset:
+        raise ValueError("Unknown split \"dev\". Should be one of ['train'].")
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"`data\.validation`: the data set `someone/stories` .*Unknown split \"dev\""):
+        load_stories("someone/stories", split="dev", field="data.validation")
+
+
+def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load_dataset(name: str, subset: str | None, split: str) -> Dataset:
+        calls.append((name, subset, split))
+        marks = range(20) if split == "part" else range(20, 40)
+        return Dataset.from_dict({"title": ["x"] * 40, "tale": [f"{w} {n}." for n in marks for w in ("Tree", "Sea")]})
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    config = DataConfig(
+        train="a/b", validation="c/d", train_split="part", validation_split="rest", subset="small", text_column="tale",
+        max_train_stories=11, forget_validation_stories=3, retain_validation_stories=4, attack_stories=5,
+    )  # fmt: skip
+    splits = load_splits(config, seed=0)
+    assert calls == [("a/b", "small", "part"), ("c/d", "small", "rest")]
+    assert list(splits.train["text"]) == [f"{w} {n}." for n in range(6) for w in ("Tree", "Sea")][:11]
+    assert (len(splits.validation_forget), len(splits.validation_retain), len(splits.attack_forget)) == (3, 4, 5)
+
+
+def test_the_generator_as_validation_source_is_refused() -> None:
+    config = DataConfig(validation="generator", generator_stories=20)
+    with pytest.raises(ValueError, match=r"`data\.validation` cannot be `generator`\. Leave it out"):
+        load_splits(config, seed=0)
+
+
+def test_only_blank_stories_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"All of the 3 training stories are blank\. Check the text column\."):
+        label_stories(Dataset.from_dict({"text": ["", " ", None]}), DataConfig(), "training stories")

@@ -1,0 +1,66 @@
+"""What needs a GPU: the same gradients as on the CPU, and the trainer in bf16. `python -m pytest -m gpu`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_era import GradientRoutingConfig, GradientRoutingTrainer
+from hf_era.data import RoutingCollator
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+
+def gradients(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    outputs = model(**batch, output_activation_l1=True)
+    (outputs.loss + 1e-3 * outputs.activation_l1).backward()
+    return {name: value.grad.cpu() for name, value in model.named_parameters()}
+
+
+def test_fp32_gradients_agree_with_the_cpu(
+    make_expanded: Callable[..., Any], make_batch: Callable[..., dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    batch = make_batch()
+    expected = gradients(make_expanded([0, 1]), batch)
+    found = gradients(make_expanded([0, 1]).cuda(), {name: value.cuda() for name, value in batch.items()})
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_does_not_depend_on_the_routing(
+    make_expanded: Callable[..., Any], make_batch: Callable[..., dict[str, Tensor]], dtype: torch.dtype
+) -> None:
+    model = make_expanded().cuda().to(dtype)
+    batch = {name: value.cuda() for name, value in make_batch().items()}
+    routed = model(**batch).logits
+    del batch["routing_weight"]
+    assert torch.equal(model(**batch).logits, routed)
+
+
+def test_the_trainer_runs_in_bf16_and_contracts(make_expanded: Callable[..., Any], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stories = [
+        {"input_ids": torch.randint(0, 52, (12,), generator=generator), "routing_weight": torch.rand(12)}
+        for _ in range(16)
+    ]
+    args = GradientRoutingConfig(
+        str(tmp_path), max_steps=4, bf16=True, save_strategy="no", disable_tqdm=True, per_device_train_batch_size=4
+    )
+    trainer = GradientRoutingTrainer(
+        make_expanded(),
+        args,
+        train_dataset=stories,
+        data_collator=RoutingCollator(0),  # type: ignore[arg-type]
+    )
+    trainer.train()
+    ids = torch.arange(8, device="cuda")[None]
+    with torch.no_grad(), trainer.model.eval().ablated():
+        assert torch.equal(trainer.model.contract()(ids).logits, trainer.model(ids).logits)

@@ -1,0 +1,80 @@
+"""The recipes as a user launches them: their own YAML, another scale over it, overrides, several processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_era.evaluation import RunResult
+
+RECIPES = ("scratch_fullseq", "posttrain_fullseq", "scratch_concept", "posttrain_concept")
+# The demo, cut to seconds.
+TINY = """
+    --model.architecture.hidden_size 16 --model.architecture.num_heads 2 --model.vocabulary_size 300
+    --data.generator_stories 160 --data.max_tokens 48 --data.forget_validation_stories 6
+    --data.retain_validation_stories 6 --data.attack_stories 4 --max_steps 4 --eval_steps 4 --warmup_steps 1
+    --per_device_train_batch_size 4 --disable_tqdm true --coherence.steps 1 --coherence.stories 4
+    --expansion.width 4
+""".split()
+
+
+def launch(command: list[str], folder: Path, root: Path, *options: str) -> tuple[RunResult, str]:
+    """Runs a recipe of the checkout over the demo's scale in a folder of its own; returns its result and its output."""
+    where = ["--output_dir", str(folder / "run"), "--model.base_dir", str(folder / "base")]
+    done = subprocess.run(
+        [*command, "--config", "recipes/configs/demo.yaml", *TINY, *where, *options],
+        cwd=root,
+        env={**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return RunResult.load(folder / "run" / "result.json"), done.stdout + done.stderr
+
+
+def accelerate(*options: str) -> list[str]:
+    return [sys.executable, "-m", "accelerate.commands.launch", *options]
+
+
+@pytest.mark.parametrize("recipe", [RECIPES[0], pytest.param(RECIPES[3], marks=pytest.mark.slow)])
+def test_accelerate_launch(recipe: str, tmp_path: Path, repository_root: Path) -> None:
+    command = accelerate("--config_file", "recipes/accelerate/cpu.yaml", f"recipes/{recipe}.py")
+    result, output = launch(command, tmp_path, repository_root)
+    assert result.name == recipe
+    assert result.config["routing"]["rule"] == ("full_seq" if recipe.endswith("fullseq") else "concept")
+    assert result.before_kind == ("base_control" if recipe.startswith("scratch") else "pretrained")
+    assert "After ablation" in output
+    assert (tmp_path / "run" / "model" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path: Path, repository_root: Path) -> None:
+    two = accelerate("--config_file", "recipes/accelerate/cpu_ddp.yaml", "recipes/scratch_fullseq.py")
+    # In sequence both cut the same order of stories into batches of four in all.
+    order = ("--train_sampling_strategy", "sequential")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    result, _ = launch(two, tmp_path / "two", repository_root, *order, "--per_device_train_batch_size", "2")
+    single, _ = launch([sys.executable, "recipes/scratch_fullseq.py"], tmp_path / "one", repository_root, *order)
+    assert result.training["steps"] == single.training["steps"] == 4
+    for stage, kinds in single.losses.items():
+        for kind, estimate in kinds.items():
+            assert result.losses[stage][kind]["loss"] == pytest.approx(estimate["loss"], abs=1e-4), (stage, kind)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help(recipe: str, repository_root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, f"recipes/{recipe}.py", "--help"],
+        cwd=repository_root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "--config" in done.stdout

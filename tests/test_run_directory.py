@@ -1,0 +1,349 @@
+"""Output directories: nothing half written, nobody's run overwritten, nothing done twice."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_era import files
+from hf_era.files import read_json, whole_directory, write_json, write_text
+from hf_era.run_directory import RUN_FILE, RunDirectory, file_fingerprint, fingerprint
+
+SETTINGS = {"seed": 0, "expansion": {"width": 64, "target_layers": [0, 1]}, "training": {"learning_rate": 1e-3}}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Files
+
+
+def test_text_is_written_with_its_folders_and_nothing_else(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a" / "b" / "x.txt", "Bäume 🌲\n")
+    assert path.read_text(encoding="utf-8") == "Bäume 🌲\n"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert names_in(path.parent) == ["x.txt"]
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_json(tmp_path / "x.json", {"old": 1})
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            write_json(path, {"new": 2})
+    assert read_json(path) == {"old": 1}
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half of it \udc80")
+    with pytest.raises(TypeError):
+        write_json(path, {"bad": object()})
+    assert read_json(path) == {"old": 1}
+    assert names_in(tmp_path) == ["x.json"]  # no temporary file is left
+    write_json(path, {"new": 2})
+    assert read_json(path) == {"new": 2}
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_text(tmp_path / "x.txt", "old")
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(path.read_text()))
+    write_text(path, "new")
+    assert seen == ["old"]
+    assert path.read_text() == "new"
+
+
+def test_json_keeps_the_order_of_keys_and_is_readable(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "x.json", {"b": 1, "a": "Bäume", "c": [1.5, None, True]})
+    assert (
+        path.read_text(encoding="utf-8")
+        == json.dumps({"b": 1, "a": "Bäume", "c": [1.5, None, True]}, indent=2, ensure_ascii=False) + "\n"
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{half", b"\xff\xfe\x00binary"])
+def test_what_is_no_json_reads_as_none(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json(path) is None
+    assert read_json(tmp_path) is None
+
+
+# Directories
+
+
+def test_a_directory_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "models" / "final"
+    with whole_directory(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    assert names_in(target) == ["a"]
+    with whole_directory(target) as folder:
+        (folder / "b").write_text("2")
+        assert names_in(target) == ["a"]  # until the end
+    assert names_in(target) == ["b"]  # replaced, not mixed
+    assert names_in(target.parent) == ["final"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_directory(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "final"
+    target.mkdir()
+    (target / "a").write_text("1")
+
+    def fill() -> None:
+        with whole_directory(target) as folder:
+            (folder / "half").write_text("2")
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        fill()
+    assert names_in(target) == ["a"]
+    assert (target / "a").read_text() == "1"
+    assert names_in(tmp_path) == ["final"]
+
+
+def test_a_failing_exchange_puts_the_old_directory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "final"
+    target.mkdir()
+    (target / "a").write_text("1")
+    rename = Path.rename
+
+    def failing(self: Path, other: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError("no permission")
+        return rename(self, other)
+
+    monkeypatch.setattr(files.Path, "rename", failing)
+    with pytest.raises(OSError, match="no permission"), whole_directory(target) as folder:
+        (folder / "b").write_text("2")
+    assert names_in(target) == ["a"]
+    assert names_in(tmp_path) == ["final"]
+
+
+# Another run
+
+
+def claimed(path: Path, identity: str = "one", settings: Any = None) -> RunDirectory:
+    directory = RunDirectory(path)
+    directory.check(identity, settings or SETTINGS)
+    directory.claim(identity, settings or SETTINGS)
+    return directory
+
+
+def test_a_new_an_empty_and_an_own_directory_are_fine(tmp_path: Path) -> None:
+    new, empty = tmp_path / "new", tmp_path / "empty"
+    empty.mkdir()
+    for path in (new, empty):
+        claimed(path)
+        assert read_json(path / RUN_FILE) == {"identity": "one", "settings": SETTINGS}
+        claimed(path)  # the very same run goes on
+
+
+def test_checking_changes_nothing(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "new").check("one", SETTINGS)
+    assert names_in(tmp_path) == []
+
+
+def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
+    claimed(tmp_path / "run")
+    before = (tmp_path / "run" / RUN_FILE).read_bytes()
+    others = {"seed": 1, "expansion": {"width": 32, "target_layers": [0, 1]}, "training": {"max_steps": 5}}
+    with pytest.raises(
+        ValueError,
+        match=r"`output_dir`: .*run holds another run \(`expansion\.width` was 64, is now 32; `seed` was 0, is now 1; "
+        r"`training\.learning_rate` was 0\.001, is now None; `training\.max_steps` was None, is now 5\)\. "
+        r"Choose another `--output_dir`, or pass `--overwrite_output_dir` to throw that run away\.",
+    ):
+        RunDirectory(tmp_path / "run").check("two", others)
+    with pytest.raises(ValueError, match=r"holds another run \(the data or the base model changed\)\."):
+        RunDirectory(tmp_path / "run").check("two", SETTINGS)
+    assert (tmp_path / "run" / RUN_FILE).read_bytes() == before
+
+
+def test_a_list_that_was_a_tuple_is_no_difference(tmp_path: Path) -> None:
+    claimed(tmp_path / "run", fingerprint({"layers": (0, 1)}), {"layers": (0, 1)})
+    RunDirectory(tmp_path / "run").check(fingerprint({"layers": [0, 1]}), {"layers": [0, 1]})
+
+
+@pytest.mark.parametrize("content", [None, "{half", "[1]"])
+def test_a_directory_of_something_else_is_refused(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    if content is not None:
+        (tmp_path / RUN_FILE).write_text(content)
+    with pytest.raises(
+        ValueError,
+        match=r"`output_dir`: .* is not empty and holds no run of hf_era\. Choose another directory, or pass "
+        r"`--overwrite_output_dir`",
+    ):
+        RunDirectory(tmp_path).check("one", SETTINGS)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"`output_dir`: .*run is a file\. Choose another `--output_dir`\."):
+            RunDirectory(tmp_path / "run").check("one", SETTINGS, overwrite=overwrite)
+
+
+def test_overwriting_throws_another_run_away_and_keeps_the_own(tmp_path: Path) -> None:
+    directory = claimed(tmp_path / "run")
+    directory.record("route", "inputs", {"loss": 1.0})
+    directory.check("one", SETTINGS, overwrite=True)
+    directory.claim("one", SETTINGS, overwrite=True)
+    assert directory.finished("route", "inputs") == {"loss": 1.0}  # the same run is not thrown away
+    directory.check("two", {"seed": 9}, overwrite=True)
+    directory.claim("two", {"seed": 9}, overwrite=True)
+    assert directory.finished("route", "inputs") is None
+    assert names_in(tmp_path / "run") == [RUN_FILE]
+    assert read_json(tmp_path / "run" / RUN_FILE)["identity"] == "two"
+
+
+def test_a_process_that_does_not_write_leaves_everything(tmp_path: Path) -> None:
+    claimed(tmp_path / "run").record("route", "inputs", {"loss": 1.0})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
+    other = RunDirectory(tmp_path / "run", writes=False)
+    other.claim("two", {"seed": 9}, overwrite=True)
+    other.record("route", "else", {"loss": 2.0})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")} == before
+    RunDirectory(tmp_path / "none", writes=False).claim("one", SETTINGS)
+    assert not (tmp_path / "none").exists()
+
+
+# Phases
+
+
+def test_a_phase_is_finished_with_these_inputs_and_outputs_only(tmp_path: Path) -> None:
+    directory = claimed(tmp_path / "run")
+    output = tmp_path / "run" / "model"
+    assert directory.finished("route", "a") is None
+    directory.record("route", "a", {"loss": 1.25})
+    assert directory.finished("route", "a") == {"loss": 1.25}
+    assert directory.finished("route", "b") is None
+    assert directory.finished("ablate", "a") is None
+    assert directory.finished("route", "a", [output]) is None
+    output.mkdir()
+    assert directory.finished("route", "a", [output]) == {"loss": 1.25}
+    assert RunDirectory(tmp_path / "run").finished("route", "a") == {"loss": 1.25}
+
+
+@pytest.mark.parametrize("content", ["", "{half", "[]", '{"inputs": "a"}'])
+def test_a_damaged_record_counts_as_not_finished(tmp_path: Path, content: str) -> None:
+    directory = claimed(tmp_path / "run")
+    directory.record("route", "a", {})
+    (tmp_path / "run" / "phases" / "route.json").write_text(content)
+    assert directory.finished("route", "a") is None
+
+
+@pytest.fixture
+def counting() -> tuple[list[int], Callable[[], dict[str, Any]]]:
+    runs: list[int] = []
+
+    def work() -> dict[str, Any]:
+        runs.append(1)
+        return {"run": len(runs)}
+
+    return runs, work
+
+
+def test_a_phase_runs_once_and_again_when_its_inputs_change(
+    tmp_path: Path, counting: tuple[list[int], Callable[[], dict[str, Any]]]
+) -> None:
+    runs, work = counting
+    directory = claimed(tmp_path / "run")
+    assert directory.run_phase("route", "a", work) == ({"run": 1}, False)
+    assert directory.run_phase("route", "a", work) == ({"run": 1}, True)
+    assert RunDirectory(tmp_path / "run").run_phase("route", "a", work) == ({"run": 1}, True)
+    assert directory.run_phase("route", "b", work) == ({"run": 2}, False)
+    assert directory.run_phase("route", "b", work) == ({"run": 2}, True)
+    assert directory.run_phase("route", "a", work) == ({"run": 3}, False)
+    assert len(runs) == 3
+
+
+def test_a_phase_whose_output_is_gone_runs_again(
+    tmp_path: Path, counting: tuple[list[int], Callable[[], dict[str, Any]]]
+) -> None:
+    runs, work = counting
+    directory = claimed(tmp_path / "run")
+    output = tmp_path / "run" / "model"
+    output.mkdir()
+    outputs = (path for path in [output])  # an iterator will do
+    assert directory.run_phase("route", "a", work, outputs) == ({"run": 1}, False)
+    assert directory.run_phase("route", "a", work, [output])[1]
+    output.rmdir()
+    assert directory.run_phase("route", "a", work, [output]) == ({"run": 2}, False)
+    assert len(runs) == 2
+
+
+def test_a_phase_that_fails_is_not_finished(tmp_path: Path) -> None:
+    directory = claimed(tmp_path / "run")
+
+    def work() -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        directory.run_phase("route", "a", work)
+    assert directory.finished("route", "a") is None
+    assert not (tmp_path / "run" / "phases").exists()
+
+
+# Fingerprints
+
+
+def test_equal_values_have_equal_fingerprints_and_others_do_not() -> None:
+    same = fingerprint({"a": 1, "b": [1, 2]}, "x")
+    assert fingerprint({"b": (1, 2), "a": 1}, "x") == same
+    others = [({"a": 1, "b": [2, 1]}, "x"), ({"a": 2, "b": [1, 2]}, "x"), ({"a": 1, "b": [1, 2]}, "y"), ({"a": 1}, "x")]
+    nested = [({"a": 1, "b": [1, 2]}, ["x"]), ("x", {"a": 1, "b": [1, 2]}), ({"a": "1", "b": [1, 2]}, "x")]
+    assert len({same, *(fingerprint(*parts) for parts in [*others, *nested])}) == 8
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_fingerprints_are_the_same_in_every_process(hash_seed: str, tmp_path: Path) -> None:
+    program = (
+        "import importlib.util, sys, types, pathlib\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "package = types.ModuleType('hf_era'); package.__path__ = [str(root)]; sys.modules['hf_era'] = package\n"
+        "from hf_era.run_directory import fingerprint\n"
+        "keys = {'seed', 'expansion', 'routing', 'model', 'training'}\n"  # a set: its order follows the hash seed
+        "print(fingerprint({key: {'x': 1.5, 'y': None, 'z': ['ä']} for key in keys}, 'text', pathlib.Path('a')))\n"
+    )
+    folder = Path(files.__file__).parent
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    values = {"x": 1.5, "y": None, "z": ["ä"]}
+    keys = ("model", "seed", "training", "routing", "expansion")
+    assert done.stdout.strip() == fingerprint(dict.fromkeys(keys, values), "text", Path("a"))
+
+
+def test_a_models_fingerprint_is_that_of_its_contents(tmp_path: Path) -> None:
+    def save(name: str, weights: bytes = b"weights", config: str = "{}", **others: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(weights)
+        (folder / "config.json").write_text(config)
+        for file, text in others.items():
+            (folder / file).write_text(text)
+        return folder
+
+    same = file_fingerprint(save("one"))
+    assert file_fingerprint(save("two", README="a card changes nothing")) == same
+    assert file_fingerprint(save("three", weights=b"weightz")) != same
+    assert file_fingerprint(save("four", config='{"a": 1}')) != same
+    more = save("five")
+    (more / "model-2.safetensors").write_bytes(b"")
+    assert file_fingerprint(more) != same
