@@ -62,3 +62,12 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Removes what writes that were killed left in a folder under their temporary names."""
+    for path in Path(folder).glob(".*"):
+        if path.suffix in (".tmp", ".old") and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".tmp":
+            path.unlink(missing_ok=True)

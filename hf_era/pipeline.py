@@ -72,6 +72,7 @@ def _run_phases(runner: _Runner, phases: Phases, config: RunConfig, inputs: RunI
         what = "Pretraining the base" if config.model.start == "pretrained" else "Training the base control"
         # A shared base keeps its own records, so that the next run finds it.
         shared = RunDirectory(config.base_path, writes=runner.directory.writes)
+        shared.check_shared("base", base_key, "model.base_dir")
         runner.run("base", base_key, phases.train_base, what, [phases.base_folder / "config.json"], shared)
     route_key = fingerprint(identity, base_key if config.model.start == "pretrained" else None)
     routing = runner.run(
@@ -133,9 +134,10 @@ class _Runner:
             report = work()
             return {**report, "seconds": round(time.monotonic() - start, 1)}
 
-        self.state.wait_for_everyone()
-        report, skipped = (directory or self.directory).run_phase(phase, inputs, timed, outputs or [])
-        self.state.wait_for_everyone()
+        where, wait = directory or self.directory, self.state.wait_for_everyone
+        wait()
+        report, skipped = where.run_phase(phase, inputs, timed, outputs or [], synchronise=wait)
+        wait()
         self.seconds[phase] = report["seconds"]
         done = "already done, skipped" if skipped else f"done in {report['seconds']:.1f} s"
         self.console.print(f"[bold]{description}[/]: {done}")

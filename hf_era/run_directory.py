@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_era.files import read_json, write_json
+from hf_era.files import read_json, remove_leftovers, write_json
 
 RUN_FILE = "run.json"
 
@@ -53,15 +53,14 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"`output_dir`: {self.path} is a file. Choose another `--output_dir`.")
-        if overwrite or not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or not any(self.path.iterdir()):
             return
         stored = read_json(self.path / RUN_FILE)
-        if not isinstance(stored, dict):
+        if not isinstance(stored, dict):  # `overwrite` does not reach here: these files are not ours to throw away
             raise ValueError(
-                f"`output_dir`: {self.path} is not empty and holds no run of hf_era. Choose another directory, or pass "
-                "`--overwrite_output_dir` to throw its contents away."
+                f"`output_dir`: {self.path} is not empty and holds no run of hf_era. Choose another directory, or empty it."
             )
-        if stored.get("identity") != identity:
+        if stored.get("identity") != identity and not overwrite:
             differing = _differences(stored.get("settings", {}), settings)
             listed = "; ".join(differing[:5]) or "the data or the base model changed"
             raise ValueError(
@@ -71,12 +70,26 @@ class RunDirectory:
 
     def claim(self, identity: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Writes down that this run lives here; throws another run away if `overwrite` allows it."""
+        if not self.writes:
+            return
         stored = read_json(self.path / RUN_FILE)
-        another = not isinstance(stored, dict) or stored.get("identity") != identity
-        if overwrite and another and self.writes and self.path.exists():
+        if overwrite and isinstance(stored, dict) and stored.get("identity") != identity:
             shutil.rmtree(self.path)
-        if self.writes:
-            write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
+        remove_leftovers(self.path)
+        write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
+
+    def check_shared(self, phase: str, inputs: str, field: str) -> None:
+        """Makes sure that a directory which several runs share does not hold a phase made from other inputs.
+
+        Raises:
+            ValueError: if it does: making it again would take it away from those runs.
+        """
+        record = read_json(self._record(phase))
+        if isinstance(record, dict) and record.get("inputs") != inputs:
+            raise ValueError(
+                f"`{field}`: {self.path} holds a model made with other settings, data or seed. Choose another "
+                f"`--{field}`, or delete that directory."
+            )
 
     def finished(self, phase: str, inputs: str, outputs: Iterable[Path] = ()) -> dict[str, Any] | None:
         """What a finished phase reported, if it ran with these inputs and its outputs are still there; else `None`."""
@@ -91,11 +104,20 @@ class RunDirectory:
             write_json(self._record(phase), {"inputs": inputs, "report": report})
 
     def run_phase(
-        self, phase: str, inputs: str, work: Callable[[], dict[str, Any]], outputs: Iterable[Path] = ()
+        self,
+        phase: str,
+        inputs: str,
+        work: Callable[[], dict[str, Any]],
+        outputs: Iterable[Path] = (),
+        synchronise: Callable[[], None] = lambda: None,
     ) -> tuple[dict[str, Any], bool]:
-        """Runs `work` unless the phase is finished. Returns its report and whether it was skipped."""
-        outputs = list(outputs)
-        report = self.finished(phase, inputs, outputs)
+        """Runs `work` unless the phase is finished. Returns its report and whether it was skipped.
+
+        `synchronise` waits for all processes of a launch: each has decided before one can finish the work and thereby
+        change what the others would decide.
+        """
+        report = self.finished(phase, inputs, list(outputs))
+        synchronise()
         if report is not None:
             return report, True
         report = work()

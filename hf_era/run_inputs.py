@@ -37,7 +37,8 @@ class RunInputs:
         values = config.to_dict()
         kept = {section: values[section] for section in ("seed", "expansion", "routing")}
         model = {name: values["model"][name] for name in ("start", "base", "architecture", "tokenizer")}
-        return {**kept, "model": model, "training": effective_training(values["training"])}
+        training = {section: effective_training(values[section]) for section in ("training", "pretraining")}
+        return {**kept, "model": model, **training}
 
 
 def load_inputs(config: RunConfig) -> RunInputs:

@@ -1,6 +1,7 @@
 """The recipes as a user launches them: their own YAML, another scale over it, overrides, several processes."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,13 @@ from hf_era.evaluation import RunResult
 
 RECIPES = ("scratch_fullseq", "posttrain_fullseq", "scratch_concept", "posttrain_concept")
 # The demo, cut to seconds.
-TINY = """
+TINY = shlex.split("""
     --model.architecture.hidden_size 16 --model.architecture.num_heads 2 --model.vocabulary_size 300
     --data.generator_stories 160 --data.max_tokens 48 --data.forget_validation_stories 6
     --data.retain_validation_stories 6 --data.attack_stories 4 --max_steps 4 --eval_steps 4 --warmup_steps 1
     --per_device_train_batch_size 4 --disable_tqdm true --coherence.steps 1 --coherence.stories 4
     --expansion.width 4
-""".split()
+""")
 
 
 def launch(command: list[str], folder: Path, root: Path, *options: str) -> tuple[RunResult, str]:

@@ -57,7 +57,9 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkey
     path = write_text(tmp_path / "x.txt", "old")
     seen = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(path.read_text()))
-    write_text(path, "new")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"  # another file took its place: a reader sees the one or the other
     assert seen == ["old"]
     assert path.read_text() == "new"
 
@@ -176,17 +178,17 @@ def test_a_list_that_was_a_tuple_is_no_difference(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "run").check(fingerprint({"layers": [0, 1]}), {"layers": [0, 1]})
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("content", [None, "{half", "[1]"])
-def test_a_directory_of_something_else_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_directory_of_something_else_is_refused(tmp_path: Path, content: str | None, overwrite: bool) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     if content is not None:
         (tmp_path / RUN_FILE).write_text(content)
     with pytest.raises(
         ValueError,
-        match=r"`output_dir`: .* is not empty and holds no run of hf_era\. Choose another directory, or pass "
-        r"`--overwrite_output_dir`",
+        match=r"`output_dir`: .* is not empty and holds no run of hf_era\. Choose another directory, or empty it\.",
     ):
-        RunDirectory(tmp_path).check("one", SETTINGS)
+        RunDirectory(tmp_path).check("one", SETTINGS, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -347,3 +349,24 @@ def test_a_models_fingerprint_is_that_of_its_contents(tmp_path: Path) -> None:
     more = save("five")
     (more / "model-2.safetensors").write_bytes(b"")
     assert file_fingerprint(more) != same
+
+
+def test_a_shared_phase_of_other_inputs_is_refused_and_kept(tmp_path: Path) -> None:
+    shared = RunDirectory(tmp_path)
+    shared.check_shared("base", "mine", "model.base_dir")  # nothing there yet
+    shared.record("base", "mine", {"steps": 3})
+    shared.check_shared("base", "mine", "model.base_dir")
+    with pytest.raises(
+        ValueError, match=r"`model\.base_dir`: .* holds a model made with other settings, data or seed\."
+    ):
+        shared.check_shared("base", "other", "model.base_dir")
+    assert shared.finished("base", "mine") == {"steps": 3}
+
+
+def test_claiming_clears_what_a_killed_write_left(tmp_path: Path) -> None:
+    directory = claimed(tmp_path / "run")
+    (tmp_path / "run" / ".model.12345678.tmp").mkdir()
+    (tmp_path / "run" / ".result.json.12345678.tmp").write_text("{half")
+    (tmp_path / "run" / "model").mkdir()
+    directory.claim("one", SETTINGS)
+    assert names_in(tmp_path / "run") == ["model", RUN_FILE]

@@ -3,6 +3,7 @@
 Every rule gives a weight per *token*; `align_to_prediction` then moves it to the position that predicts the token.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -56,11 +57,13 @@ class RoutingRuleConfig:
             raise ValueError(unknown_value_message("routing.rule", self.rule, RULES))
         if self.weighting not in WEIGHTINGS:
             raise ValueError(unknown_value_message("routing.weighting", self.weighting, WEIGHTINGS))
-        if self.frequency_scale <= 0:
+        if not (math.isfinite(self.frequency_scale) and self.frequency_scale > 0):
             raise ValueError(f"`routing.frequency_scale` should be positive, got {self.frequency_scale}.")
+        if not math.isfinite(self.frequency_bias):
+            raise ValueError(f"`routing.frequency_bias` should be a finite number, got {self.frequency_bias}.")
         if self.frequency_stories < 1:
             raise ValueError(f"`routing.frequency_stories` should be at least 1, got {self.frequency_stories}.")
-        if self.table_minimum_per_10k < 0:
+        if not self.table_minimum_per_10k >= 0:
             raise ValueError(f"`routing.table_minimum_per_10k` should be >= 0, got {self.table_minimum_per_10k}.")
 
     @property

@@ -267,7 +267,8 @@ def test_tree_comes_first_in_the_table_of_real_stories(
     gpt2_tokenizer: PreTrainedTokenizerFast, shared_folder: Path
 ) -> None:
     rows = real_rows(gpt2_tokenizer, shared_folder, 2500)
-    assert list(rows)[:2] == [" tree", " bird"]
+    assert next(iter(rows)) == " tree"
+    assert " bird" in list(rows)[:5]  # few stories: how the next few are ordered is chance
     assert rows[" tree"].weight < 0.001
     assert rows[" tree"].forget_per_10k == pytest.approx(99.4, rel=0.1)
     assert rows[" tree"].retain_per_10k < 0.1
