@@ -20,11 +20,18 @@ from hf_era.version import __version__
 if TYPE_CHECKING:
     from hf_era.configuration import RunConfig, load_run_config
     from hf_era.pipeline import run_pipeline
-    from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer
+    from hf_era.training import (
+        GradientRoutingConfig,
+        GradientRoutingTrainer,
+        LocalizationWarning,
+        NonFiniteLossError,
+    )
 
 _LAZY = {
     "GradientRoutingConfig": "hf_era.training",
     "GradientRoutingTrainer": "hf_era.training",
+    "LocalizationWarning": "hf_era.training",
+    "NonFiniteLossError": "hf_era.training",
     "RunConfig": "hf_era.configuration",
     "load_run_config": "hf_era.configuration",
     "run_pipeline": "hf_era.pipeline",
@@ -37,6 +44,8 @@ __all__ = [
     "GradientMultipliers",
     "GradientRoutingConfig",
     "GradientRoutingTrainer",
+    "LocalizationWarning",
+    "NonFiniteLossError",
     "RoutingRuleConfig",
     "RunConfig",
     "__version__",

@@ -20,7 +20,14 @@ from hf_era.training.config import GradientRoutingConfig
 
 STARTS = ("pretrained", "scratch")
 # These are decided by the pipeline.
-_RESERVED_TRAINING_FIELDS = ("output_dir", "seed", "data_seed", "eval_on_start", "load_best_model_at_end")
+_RESERVED_TRAINING_FIELDS = {
+    "output_dir": "Use the top-level `output_dir`.",
+    "seed": "Use the top-level `seed`.",
+    "data_seed": "Use the top-level `seed`.",
+    "eval_on_start": "The run evaluates before and after by itself.",
+    "load_best_model_at_end": "The last weights are the routed ones; coherence fine-tuning keeps its best by itself.",
+    "resume_from_checkpoint": "Give the same command again: it goes on where it was.",
+}
 
 
 @dataclass
@@ -124,7 +131,11 @@ class RunConfig:
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
         """The Trainer's arguments for a phase; `overrides` come last."""
         values = {"seed": self.seed, **self.training, **overrides}
-        return GradientRoutingConfig(output_dir=str(output_dir), **values)
+        try:
+            return GradientRoutingConfig(output_dir=str(output_dir), **values)
+        except (TypeError, ValueError) as error:  # also transformers' own: unknown schedules, optimizers, strategies
+            text = str(error)
+            raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -180,7 +191,7 @@ def _checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
         if key not in known:
             raise ValueError(unknown_key_message(f"section `{section}`", key, sorted(known)))
         if key in _RESERVED_TRAINING_FIELDS:
-            raise ValueError(f"`{section}.{key}` is set by the run itself. Use the top-level `output_dir` or `seed`.")
+            raise ValueError(f"`{section}.{key}` is set by the run itself. {_RESERVED_TRAINING_FIELDS[key]}")
         checked[key] = coerce(value, hints[key], f"{section}.{key}")
     return checked
 

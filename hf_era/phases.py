@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import gc
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, set_seed
 
 from hf_era.configuration import RunConfig
 from hf_era.data import RETAIN, padding_token_id
+from hf_era.environment import git_revision, machine_description, package_versions
 from hf_era.evaluation import Evaluator
 from hf_era.files import whole_directory
 from hf_era.models import expand_base
 from hf_era.models.loading import check_model_source, expanded_from_config
 from hf_era.run_directory import fingerprint
-from hf_era.run_inputs import RunInputs, effective_training
-from hf_era.training import GradientRoutingTrainer, TokenWeightedTrainer
+from hf_era.run_inputs import RunInputs, effective_training, launch_settings, mixed_precision
+from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer, TokenWeightedTrainer
 from hf_era.training.checkpoints import last_complete_checkpoint
-from hf_era.training.coherence import coherence_arguments, fine_tune_for_coherence
+from hf_era.training.coherence import coherence_settings, fine_tune_for_coherence
 
 
 class Phases:
-    """The work of each phase. Folders are as `hf_era.pipeline` describes them.
+    """The work of each phase. Each takes the fingerprint of its inputs: checkpoints are kept under it, so that a phase
+       never goes on from a checkpoint that was made with other settings.
+    Folders are as `hf_era.pipeline` describes them.
 
-    Args:
-        config (`RunConfig`), inputs (`RunInputs`): of the run.
-        device: where models run.
-        state (`PartialState`): of this process among the launched ones; one of them writes.
+       Args:
+           config (`RunConfig`), inputs (`RunInputs`): of the run.
+           arguments (`GradientRoutingConfig`): of the routing phase; they know the device and the launch.
+           state (`PartialState`): of this process among the launched ones; one of them writes.
     """
 
-    def __init__(self, config: RunConfig, inputs: RunInputs, device: Any, state: PartialState) -> None:
-        self.config, self.inputs, self.device, self.state = config, inputs, device, state
+    def __init__(
+        self, config: RunConfig, inputs: RunInputs, arguments: GradientRoutingConfig, state: PartialState
+    ) -> None:
+        self.config, self.inputs, self.state = config, inputs, state
+        self.arguments, self.device = arguments, arguments.device
         output = config.output_path
         self.base_folder = config.base_path / "model"
         self.expanded_folder, self.contracted_folder = output / "expanded", output / "contracted"
@@ -52,16 +60,16 @@ class Phases:
         if not self.config.model.trains_base:
             return self.inputs.base_fingerprint
         architecture = self.inputs.base_config.to_diff_dict()
-        return fingerprint(
-            self.inputs.data_fingerprint, architecture, self.config.seed, effective_training(self._base_training())
-        )
+        architecture.pop("transformers_version", None)
+        training = {**effective_training(self._base_training()), **launch_settings(self.arguments)}
+        return fingerprint(self.inputs.data_fingerprint, architecture, self.config.seed, training)
 
     # ---- Base ----
 
-    def train_base(self) -> dict[str, Any]:
+    def train_base(self, key: str) -> dict[str, Any]:
         """Trains a stock model on all training stories, without routing."""
         arguments = self.config.training_arguments(
-            self.config.base_path / "checkpoints",
+            self.config.base_path / "checkpoints" / f"base-{key}",
             **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
         )
         set_seed(self.config.seed)
@@ -87,14 +95,16 @@ class Phases:
 
     # ---- Route ----
 
-    def route(self) -> dict[str, Any]:
+    def route(self, key: str) -> dict[str, Any]:
         """Expands the model and trains it with gradient routing."""
-        arguments = self.config.training_arguments(self.checkpoints / "route", push_to_hub=False)
+        arguments = self.config.training_arguments(self.checkpoints / f"route-{key}", push_to_hub=False)
         set_seed(self.config.seed)
         if self.config.model.start == "scratch":
             model = expanded_from_config(self.inputs.base_config, self.config.expansion, self.config.seed)
         else:
-            model = expand_base(self.config.model.base or self.base_folder, self.config.expansion)
+            # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
+            base = self.config.model.base or self.base_folder
+            model = expand_base(base, self.config.expansion, dtype=torch.float32)
         trainer = GradientRoutingTrainer(
             model,
             arguments,
@@ -108,14 +118,20 @@ class Phases:
         history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
         return {
             "steps": trainer.state.global_step,
-            "minimum_ablation_gap": arguments.minimum_ablation_gap,
             "arguments": {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS},
+            "mixed_precision": mixed_precision(arguments),
             "log_history": history,
+            "provenance": {
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": package_versions(),
+                "machine": machine_description(self.device),
+                "git_revision": git_revision(),
+            },
         }
 
     # ---- Contract ----
 
-    def contract(self) -> dict[str, Any]:
+    def contract(self, key: str) -> dict[str, Any]:
         """Cuts the auxiliary module out."""
         expanded: Any = AutoModelForCausalLM.from_pretrained(self.expanded_folder)
         self._save(expanded.contract(), self.contracted_folder)
@@ -123,15 +139,17 @@ class Phases:
 
     # ---- Coherence ----
 
-    def coherence(self) -> dict[str, Any]:
+    def coherence(self, key: str) -> dict[str, Any]:
         """Fine-tunes on retain stories and keeps the best weights; puts the final model in place."""
         settings = self.config.coherence
         model = AutoModelForCausalLM.from_pretrained(self.contracted_folder)
         if not settings.enabled:
             self._save(model, self.final_folder)
             return {"enabled": False}
-        base = self.config.training_arguments(self.checkpoints / "coherence", push_to_hub=False)
-        arguments = coherence_arguments(settings, base, str(self.checkpoints / "coherence"))
+        changes = coherence_settings(settings, self.arguments.per_device_train_batch_size, self.arguments.world_size)
+        arguments = self.config.training_arguments(
+            self.checkpoints / f"coherence-{key}", **{**changes, "push_to_hub": False}
+        )
         best, report = fine_tune_for_coherence(
             model,
             arguments,
@@ -152,7 +170,7 @@ class Phases:
 
     # ---- Evaluation ----
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, key: str) -> dict[str, Any]:
         """Losses at every stage, and the selectivity of the auxiliary module."""
         evaluator = Evaluator(
             self.inputs.data.validation_forget,
@@ -188,10 +206,13 @@ class Phases:
         self.state.wait_for_everyone()
 
     def _remove(self, checkpoints: Path) -> None:
-        """Removes the checkpoints of a phase that is finished."""
+        """Removes the checkpoints of a phase that is finished, and nothing else (a logger may have written there)."""
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            for folder in (*checkpoints.glob("checkpoint-*"), checkpoints / "best"):
+                shutil.rmtree(folder, ignore_errors=True)
+            if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+                checkpoints.rmdir()
         gc.collect()
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ from accelerate import PartialState
 from rich.console import Console
 
 from hf_era.configuration import RunConfig
-from hf_era.environment import git_revision, machine_description, package_versions
 from hf_era.evaluation import RunResult
 from hf_era.phases import Phases
 from hf_era.reporting.model_card import write_model_card
 from hf_era.reporting.tables import losses_table
 from hf_era.run_directory import RunDirectory, fingerprint
-from hf_era.run_inputs import RunInputs, load_inputs
+from hf_era.run_inputs import load_inputs
 from hf_era.training.trainer import nothing_localised_message
 
 
@@ -52,28 +50,31 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
 
     with state.main_process_first():
         inputs = load_inputs(config)
-    settings = inputs.identity_settings(config)
+    settings = inputs.identity_settings(config, arguments)
     identity = fingerprint(settings, inputs.data_fingerprint, inputs.base_fingerprint)
-    directory.check(identity, settings, config.overwrite_output_dir)
+    phases = Phases(config, inputs, arguments, state)
+    shared = RunDirectory(config.base_path, writes=state.is_main_process)
+    directory.check(identity, settings, config.overwrite_output_dir, inputs=_local_inputs(config))
+    if config.model.trains_base and not config.base_path.is_relative_to(config.output_path):
+        shared.check(phases.base_fingerprint(), {}, field="model.base_dir")
     state.wait_for_everyone()
-    directory.claim(identity, settings, config.overwrite_output_dir)
-    state.wait_for_everyone()
-
-    runner = _Runner(directory, console, state)
-    phases = Phases(config, inputs, arguments.device, state)
-    result = _run_phases(runner, phases, config, inputs, identity)
-    _finish(result, config, directory, console, state)
+    with directory.lock():
+        directory.claim(identity, settings, config.overwrite_output_dir)
+        state.wait_for_everyone()
+        result = _run_phases(_Runner(directory, console, state), phases, shared, identity)
+        _finish(result, config, directory, console, state)
     return result
 
 
-def _run_phases(runner: _Runner, phases: Phases, config: RunConfig, inputs: RunInputs, identity: str) -> RunResult:
+def _run_phases(runner: _Runner, phases: Phases, shared: RunDirectory, identity: str) -> RunResult:
+    config, inputs = phases.config, phases.inputs
     base_key = phases.base_fingerprint()
     if config.model.trains_base:
         what = "Pretraining the base" if config.model.start == "pretrained" else "Training the base control"
-        # A shared base keeps its own records, so that the next run finds it.
-        shared = RunDirectory(config.base_path, writes=runner.directory.writes)
-        shared.check_shared("base", base_key, "model.base_dir")
-        runner.run("base", base_key, phases.train_base, what, [phases.base_folder / "config.json"], shared)
+        # A base that several runs share keeps its own records; a second run waits for the first one's.
+        with shared.lock(wait=True):
+            shared.claim(base_key, {})
+            runner.run("base", base_key, phases.train_base, what, [phases.base_folder / "config.json"], shared)
     route_key = fingerprint(identity, base_key if config.model.start == "pretrained" else None)
     routing = runner.run(
         "route", route_key, phases.route, "Training with gradient routing", [phases.expanded_folder / "config.json"]
@@ -86,29 +87,36 @@ def _run_phases(runner: _Runner, phases: Phases, config: RunConfig, inputs: RunI
     )
     evaluation_key = fingerprint(coherence_key, base_key, config.evaluation.bootstrap_samples)
     evaluation = runner.run("evaluation", evaluation_key, phases.evaluate, "Evaluating")
+    provenance = routing.pop("provenance")  # of the training, whenever and wherever the rest was done
     return RunResult(
         name=config.name,
         seed=config.seed,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=_without_secrets(config.to_dict()),
-        versions=package_versions(),
-        machine=machine_description(phases.device),
-        git_revision=git_revision(),
+        **provenance,
         data=inputs.data.summary,
         routing_table=[row.to_dict() for row in inputs.data.frequency_rows],
         before_kind=phases.before_kind,
         losses=evaluation["losses"],
         selectivity=evaluation["selectivity"],
         coherence=coherence,
-        training=routing,
+        training={**routing, "minimum_ablation_gap": phases.arguments.minimum_ablation_gap},
         seconds=runner.seconds,
     )
+
+
+_SECRETS = ("hub_token", "push_to_hub_token")
+
+
+def _local_inputs(config: RunConfig) -> list[str]:
+    """Paths that the run reads: the output directory must not be thrown away with one of them inside."""
+    given = (config.model.base, config.model.tokenizer, config.data.train, config.data.validation)
+    return [name for name in given if name is not None and Path(name).expanduser().exists()]
 
 
 def _without_secrets(config: dict[str, Any]) -> dict[str, Any]:
     """The config without hub tokens: results and cards are there to be shared."""
     for section in ("training", "pretraining"):
-        config[section] = {name: value for name, value in config[section].items() if "token" not in name}
+        config[section] = {name: value for name, value in config[section].items() if name not in _SECRETS}
     return config
 
 
@@ -123,7 +131,7 @@ class _Runner:
         self,
         phase: str,
         inputs: str,
-        work: Callable[[], dict[str, Any]],
+        work: Callable[[str], dict[str, Any]],
         description: str,
         outputs: list[Path] | None = None,
         directory: RunDirectory | None = None,
@@ -131,7 +139,7 @@ class _Runner:
         def timed() -> dict[str, Any]:
             self.console.print(f"[bold]{description}[/] ...")
             start = time.monotonic()
-            report = work()
+            report = work(inputs)
             return {**report, "seconds": round(time.monotonic() - start, 1)}
 
         where, wait = directory or self.directory, self.state.wait_for_everyone
@@ -188,8 +196,13 @@ def _push(result: RunResult, config: RunConfig, folder: Path, console: Console) 
     token = config.training.get("hub_token")
     private = config.training.get("hub_private_repo")
     repository = huggingface_hub.create_repo(repository, token=token, private=private, exist_ok=True).repo_id
+    revision = config.training.get("hub_revision")
     write_model_card(result, folder, repository=repository)
     huggingface_hub.upload_folder(
-        repo_id=repository, folder_path=str(folder), commit_message="Contracted model of hf_era", token=token
+        repo_id=repository,
+        folder_path=str(folder),
+        commit_message="Contracted model of hf_era",
+        token=token,
+        revision=revision,
     )
     console.print(f"Pushed to {repository}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from hf_era.files import read_json, remove_leftovers, write_json
 
@@ -40,32 +43,50 @@ class RunDirectory:
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
 
-    def check(self, identity: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+    def check(
+        self,
+        identity: str,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        inputs: Iterable[str] = (),
+        field: str = "output_dir",
+    ) -> None:
         """Makes sure that the directory is new or holds this very run; nothing is changed.
 
         Args:
             identity (`str`): fingerprint of everything that the routed training depends on.
             settings (`dict`): the config's parts behind it, to say what differs.
             overwrite (`bool`, *optional*, defaults to `False`): another run may be thrown away.
+            inputs (*optional*): paths that the run reads; a directory that holds one of them is not thrown away.
+            field (`str`, *optional*): name of the setting, for messages.
 
         Raises:
             ValueError: if it holds another run, or files that are no run.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"`output_dir`: {self.path} is a file. Choose another `--output_dir`.")
+            raise ValueError(f"`{field}`: {self.path} is a file. Choose another `--{field}`.")
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         stored = read_json(self.path / RUN_FILE)
         if not isinstance(stored, dict):  # `overwrite` does not reach here: these files are not ours to throw away
             raise ValueError(
-                f"`output_dir`: {self.path} is not empty and holds no run of hf_era. Choose another directory, or empty it."
+                f"`{field}`: {self.path} is not empty and holds no run of hf_era. Choose another directory, or empty it."
             )
-        if stored.get("identity") != identity and not overwrite:
+        if stored.get("identity") == identity:
+            return
+        if overwrite:
+            inside = [name for name in inputs if Path(name).resolve().is_relative_to(self.path.resolve())]
+            if inside:
+                raise ValueError(
+                    f"`{field}`: {self.path} is to be thrown away, but the run reads {inside[0]} inside it. Choose another "
+                    f"`--{field}`, or move that first."
+                )
+        else:
             differing = _differences(stored.get("settings", {}), settings)
             listed = "; ".join(differing[:5]) or "the data or the base model changed"
             raise ValueError(
-                f"`output_dir`: {self.path} holds another run ({listed}). Choose another `--output_dir`, or pass "
-                "`--overwrite_output_dir` to throw that run away."
+                f"`{field}`: {self.path} holds another run ({listed}). Choose another `--{field}`, or "
+                + ("pass `--overwrite_output_dir` to throw that run away." if field == "output_dir" else "delete it.")
             )
 
     def claim(self, identity: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -78,18 +99,28 @@ class RunDirectory:
         remove_leftovers(self.path)
         write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
 
-    def check_shared(self, phase: str, inputs: str, field: str) -> None:
-        """Makes sure that a directory which several runs share does not hold a phase made from other inputs.
+    @contextmanager
+    def lock(self, wait: bool = False) -> Iterator[None]:
+        """Keeps other launches out of this directory while the block runs; only the writing process takes the lock.
+
+        Args:
+            wait (`bool`, *optional*, defaults to `False`): wait until the other launch is done, instead of failing.
 
         Raises:
-            ValueError: if it does: making it again would take it away from those runs.
+            ValueError: if another launch is at work here and `wait` is off.
         """
-        record = read_json(self._record(phase))
-        if isinstance(record, dict) and record.get("inputs") != inputs:
+        if not self.writes:
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Beside the directory, not in it: the directory may be thrown away and made anew.
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=-1 if wait else 0):
+                yield
+        except Timeout as error:
             raise ValueError(
-                f"`{field}`: {self.path} holds a model made with other settings, data or seed. Choose another "
-                f"`--{field}`, or delete that directory."
-            )
+                f"`output_dir`: another process is at work in {self.path}. Wait for it, or stop it."
+            ) from error
 
     def finished(self, phase: str, inputs: str, outputs: Iterable[Path] = ()) -> dict[str, Any] | None:
         """What a finished phase reported, if it ran with these inputs and its outputs are still there; else `None`."""

@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_era.configuration import RunConfig
 from hf_era.data import RETAIN, PreparedData, data_fingerprint, load_splits, prepare_data, train_tokenizer
 from hf_era.models import get_architecture
 from hf_era.models.loading import load_base_config, load_tokenizer
 from hf_era.run_directory import file_fingerprint, fingerprint
+from hf_era.training import GradientRoutingConfig
 
 # Settings of a Trainer that change what is shown or where it runs, not what is computed.
 _WITHOUT_EFFECT = (
     "report_to", "run_name", "project", "disable_tqdm", "push_to_hub", "hub_", "logging_", "log_level", "save_",
-    "eval_steps", "eval_strategy", "eval_delay", "dataloader_num_workers", "minimum_ablation_gap", "use_cpu",
+    "eval_steps", "eval_strategy", "eval_delay", "dataloader_",
+    "per_device_eval_batch_size", "minimum_ablation_gap", "use_cpu",
 )  # fmt: skip
 
 
@@ -32,13 +35,23 @@ class RunInputs:
     data_fingerprint: str
     base_fingerprint: str
 
-    def identity_settings(self, config: RunConfig) -> dict[str, Any]:
-        """The settings that the routed training depends on."""
+    def identity_settings(self, config: RunConfig, arguments: GradientRoutingConfig) -> dict[str, Any]:
+        """The settings that the routed training depends on; `arguments` say how this process was launched."""
         values = config.to_dict()
         kept = {section: values[section] for section in ("seed", "expansion", "routing")}
         model = {name: values["model"][name] for name in ("start", "base", "architecture", "tokenizer")}
         training = {section: effective_training(values[section]) for section in ("training", "pretraining")}
-        return {**kept, "model": model, **training}
+        return {**kept, "model": model, **training, "launch": launch_settings(arguments)}
+
+
+def mixed_precision(arguments: GradientRoutingConfig) -> str:
+    """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
+    return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
+
+
+def launch_settings(arguments: GradientRoutingConfig) -> dict[str, Any]:
+    """What a launch decides and the weights depend on."""
+    return {"processes": arguments.world_size, "mixed_precision": mixed_precision(arguments)}
 
 
 def load_inputs(config: RunConfig) -> RunInputs:
@@ -63,6 +76,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
         name: value for name, value in config.data.to_dict().items() if name.startswith(("max_", "add_", "forget_w"))
     }
     tokens = tokenizer.backend_tokenizer.to_str()
+    _check_model_can_be_built(base_config)
     local = base is not None and Path(base).expanduser().is_dir()
     return RunInputs(
         base_config=base_config,
@@ -88,6 +102,15 @@ def _base_config(config: RunConfig) -> Any:
         return AutoConfig.for_model(model_type, **values)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error}") from error
+
+
+def _check_model_can_be_built(base_config: Any) -> None:
+    """Builds the model without memory: a width that the heads do not divide, say, is found now and not in an hour."""
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(base_config)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"`model.architecture` cannot be built: {error}") from error
 
 
 def _sized_for(base_config: Any, tokenizer: Any) -> Any:

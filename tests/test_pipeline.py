@@ -27,6 +27,10 @@ ARCHITECTURE = {
 }
 
 
+class KilledError(Exception):
+    pass
+
+
 @pytest.fixture(autouse=True)
 def _small_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
@@ -130,7 +134,7 @@ def test_figures_of_the_stages_belong_to_the_saved_models(finished: tuple[RunCon
 def test_a_second_run_skips_every_phase(finished: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch) -> None:
     config, result = finished
     for phase in ("train_base", "route", "contract", "coherence", "evaluate"):
-        monkeypatch.setattr(phases_module.Phases, phase, lambda self: pytest.fail("ran again"))
+        monkeypatch.setattr(phases_module.Phases, phase, lambda self, key: pytest.fail("ran again"))
     again = run_pipeline(config)
     assert again.losses == result.losses
 
@@ -143,7 +147,9 @@ def test_changed_coherence_runs_again_from_there(
     for phase in ("train_base", "route", "contract", "coherence", "evaluate"):
         original = getattr(phases_module.Phases, phase)
         monkeypatch.setattr(
-            phases_module.Phases, phase, lambda self, name=phase, work=original: (ran.append(name), work(self))[1]
+            phases_module.Phases,
+            phase,
+            lambda self, key, name=phase, work=original: (ran.append(name), work(self, key))[1],
         )
     changed = make_config(config.output_path.parent, coherence={"steps": 1})
     result = run_pipeline(changed)
@@ -158,10 +164,6 @@ def test_another_run_in_the_directory_is_refused_and_kept(finished: tuple[RunCon
     with pytest.raises(ValueError, match=r"holds another run \(`training.learning_rate` was None, is now 0.123\)"):
         run_pipeline(other)
     assert (config.output_path / "expanded" / "model.safetensors").read_bytes() == before
-
-
-class KilledError(Exception):
-    pass
 
 
 class KillAt(TrainerCallback):
@@ -210,9 +212,72 @@ def test_scratch_shares_its_base_control_with_a_posttrain_base(tmp_path: Path, m
     shared = str(tmp_path / "base")
     first = run_pipeline(make_config(tmp_path / "a", model={"start": "scratch", "base_dir": shared}))
     assert first.before_kind == "base_control"
-    monkeypatch.setattr(phases_module.Phases, "train_base", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(phases_module.Phases, "train_base", lambda self, key: pytest.fail("trained again"))
     second = run_pipeline(make_config(tmp_path / "b", model={"base_dir": shared}))
     assert second.losses["before"] == first.losses["before"]
+
+
+def test_a_shared_base_of_other_settings_is_refused(tmp_path: Path) -> None:
+    shared = str(tmp_path / "base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases_module.Phases, "route", lambda self, key: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            run_pipeline(make_config(tmp_path / "a", model={"base_dir": shared}))
+    with pytest.raises(ValueError, match=r"`model.base_dir`: .*base holds another run"):
+        run_pipeline(make_config(tmp_path / "b", model={"base_dir": shared}, training={"learning_rate": 0.05}))
+    assert not (tmp_path / "b").exists()
+    other = tmp_path / "thesis"
+    (other / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"`model.base_dir`: .*thesis is not empty and holds no run"):
+        run_pipeline(make_config(tmp_path / "b", model={"base_dir": str(other)}))
+
+
+def test_a_run_killed_before_saving_does_not_train_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GradientRoutingTrainer, "_warn_if_nothing_was_localised", lambda self: None)
+    config = make_config(tmp_path, model={"start": "scratch", "base_control": False}, coherence={"enabled": False})
+    with monkeypatch.context() as patch:
+        patch.setattr(phases_module.Phases, "_save", lambda self, model, folder: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            run_pipeline(config)
+    (checkpoint,) = (config.output_path / "checkpoints").glob("route-*/checkpoint-4")
+    trained = (checkpoint / "model.safetensors").read_bytes()
+    result = run_pipeline(config)
+    assert result.training["steps"] == 4
+    assert (config.output_path / "expanded" / "model.safetensors").read_bytes() == trained
+
+
+def test_provenance_is_that_of_the_training(
+    finished: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, result = finished
+    monkeypatch.setattr(phases_module, "git_revision", lambda: "another")
+    again = run_pipeline(config)
+    assert (again.git_revision, again.created) == (result.git_revision, result.created)
+
+
+def test_a_push_uploads_the_final_folder(
+    finished: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    uploads: list[dict[str, Any]] = []
+
+    class Repository:
+        repo_id = "someone/forgetful"
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *args, **options: Repository())
+    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **options: uploads.append(options))
+    pushing = {"push_to_hub": True, "hub_model_id": "someone/forgetful", "hub_token": "hf_secret"}
+    config = make_config(finished[0].output_path.parent, training=pushing)
+    run_pipeline(config)
+    (upload,) = uploads
+    folder = Path(upload["folder_path"])
+    assert "someone/forgetful" in (folder / "README.md").read_text()
+    assert type(AutoModelForCausalLM.from_pretrained(folder)) is GPTNeoForCausalLM
+    assert "hf_secret" not in (config.output_path / "result.json").read_text()
+    assert "hf_secret" not in (config.output_path / "run.json").read_text()
 
 
 def test_from_a_local_base(
@@ -244,7 +309,7 @@ def test_nothing_localised_is_said_loudly(tmp_path: Path, capsys: pytest.Capture
 def test_a_diverging_run_stops_with_its_own_exit_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverge(self: Any) -> None:
+    def diverge(self: Any, key: str) -> None:
         raise NonFiniteLossError("The loss became nan at step 3 of 4.")
 
     monkeypatch.setattr(phases_module.Phases, "route", diverge)
@@ -288,6 +353,14 @@ BAD_INPUT: list[tuple[dict[str, Any], str]] = [
     ({"model": {"architecture": {}, "base": "./no/such/model"}}, r"the directory no/such/model does not exist"),
     ({"model": {"architecture": {}, "base": "someone/model"}}, r"could not get the model `someone/model` from the hub"),
     ({"model": {"architecture": {"model_type": "bert"}}}, r"No architecture spec .* `bert`. Known: gpt_neo"),
+    (
+        {"model": {"architecture": {**ARCHITECTURE, "hidden_size": 15}}},
+        r"`model.architecture` cannot be built: .*divisible",
+    ),
+    ({"training": {"learning_rate": -1}}, r"`training.learning_rate` should be positive, got -1"),
+    ({"training": {"per_device_train_batch_size": 0}}, r"`training.per_device_train_batch_size` should be at least 1"),
+    ({"training": {"max_steps": 0}}, r"`training.max_steps` is 0"),
+    ({"training": {"lr_scheduler_type": "cosin"}}, r"section `training`: cosin is not a valid SchedulerType"),
     ({"model": {"architecture": {"num_layers": 3}}}, r"`model.architecture` does not fit `gpt_neo`"),
 ]
 
@@ -296,7 +369,7 @@ BAD_INPUT: list[tuple[dict[str, Any], str]] = [
 def test_bad_input_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(phases_module.Phases, "train_base", lambda self: pytest.fail("work was begun"))
+    monkeypatch.setattr(phases_module.Phases, "train_base", lambda self, key: pytest.fail("work was begun"))
     values = make_config(tmp_path).to_dict()
     for section, fields in changes.items():
         values[section] = {**values[section], **fields}

@@ -351,16 +351,32 @@ def test_a_models_fingerprint_is_that_of_its_contents(tmp_path: Path) -> None:
     assert file_fingerprint(more) != same
 
 
-def test_a_shared_phase_of_other_inputs_is_refused_and_kept(tmp_path: Path) -> None:
-    shared = RunDirectory(tmp_path)
-    shared.check_shared("base", "mine", "model.base_dir")  # nothing there yet
+def test_a_shared_base_of_other_inputs_is_refused_and_kept(tmp_path: Path) -> None:
+    shared = claimed(tmp_path / "base", "mine", {})
     shared.record("base", "mine", {"steps": 3})
-    shared.check_shared("base", "mine", "model.base_dir")
-    with pytest.raises(
-        ValueError, match=r"`model\.base_dir`: .* holds a model made with other settings, data or seed\."
-    ):
-        shared.check_shared("base", "other", "model.base_dir")
+    shared.check("mine", {}, field="model.base_dir")
+    with pytest.raises(ValueError, match=r"`model\.base_dir`: .* holds another run .* or delete it\."):
+        shared.check("other", {}, field="model.base_dir")
     assert shared.finished("base", "mine") == {"steps": 3}
+
+
+def test_overwriting_spares_a_directory_that_holds_an_input(tmp_path: Path) -> None:
+    directory = claimed(tmp_path / "run")
+    (tmp_path / "run" / "contracted").mkdir()
+    with pytest.raises(ValueError, match=r"is to be thrown away, but the run reads .*contracted inside it"):
+        directory.check("two", {"seed": 9}, overwrite=True, inputs=[str(tmp_path / "run" / "contracted")])
+    directory.check("two", {"seed": 9}, overwrite=True, inputs=[str(tmp_path / "elsewhere")])
+
+
+def test_a_second_launch_is_refused_or_waits(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    with directory.lock():
+        with pytest.raises(ValueError, match=r"another process is at work in .*run"), directory.lock():
+            pytest.fail("two launches in one directory")
+        with RunDirectory(tmp_path / "run", writes=False).lock():
+            pass
+    with directory.lock(wait=True):
+        pass
 
 
 def test_claiming_clears_what_a_killed_write_left(tmp_path: Path) -> None:

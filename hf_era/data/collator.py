@@ -18,7 +18,8 @@ class RoutingCollator:
     """Right-pads the examples of a batch to their longest.
 
     Padding is marked by the attention mask and by label -100, never by a token id: with GPT-2's tokenizer the padding id
-    is also the BOS and EOS id, and those must be learnt.
+    is also the BOS and EOS id, and those must be learnt. Examples that bring `attention_mask` or `labels` of their own
+    (a masked prompt, say) keep them; otherwise every token is real and is a label.
 
     Args:
         pad_token_id (`int`): any valid id; it is masked wherever it pads.
@@ -32,6 +33,7 @@ class RoutingCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        columns = _present_columns(examples)
         length = max(len(example["input_ids"]) for example in examples)
         if self.pad_to_multiple_of:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -41,19 +43,40 @@ class RoutingCollator:
             "attention_mask": torch.zeros(shape, dtype=torch.long),
             "labels": torch.full(shape, IGNORE_INDEX, dtype=torch.long),
         }
-        if "routing_weight" in examples[0]:
+        if "routing_weight" in columns:
             batch["routing_weight"] = torch.full(shape, PADDING_ROUTING_WEIGHT, dtype=torch.float32)
-        if "is_forget_word" in examples[0]:
+        if "is_forget_word" in columns:
             batch["is_forget_word"] = torch.zeros(shape, dtype=torch.bool)
         for row, example in enumerate(examples):
             tokens = torch.as_tensor(example["input_ids"], dtype=torch.long)
             batch["input_ids"][row, : len(tokens)] = tokens
             batch["attention_mask"][row, : len(tokens)] = 1
             batch["labels"][row, : len(tokens)] = tokens
-            for name in ("routing_weight", "is_forget_word"):
-                if name in batch:
-                    batch[name][row, : len(tokens)] = torch.as_tensor(example[name])
+            for name in columns:
+                batch[name][row, : len(tokens)] = torch.as_tensor(example[name]).to(batch[name].dtype)
+        if "attention_mask" in columns and "labels" not in columns:
+            batch["labels"][batch["attention_mask"] == 0] = IGNORE_INDEX
         return batch
+
+
+OPTIONAL_COLUMNS = ("attention_mask", "labels", "routing_weight", "is_forget_word")
+
+
+def _present_columns(examples: Sequence[dict[str, Any]]) -> list[str]:
+    """The optional columns that the examples have; raises `ValueError` if only some have one, or a length is wrong."""
+    present = [name for name in OPTIONAL_COLUMNS if any(name in example for example in examples)]
+    for example in examples:
+        for name in present:
+            if name not in example:
+                raise ValueError(
+                    f"Some examples of the batch have `{name}` and some do not. Give it to all, or to none."
+                )
+            if len(example[name]) != len(example["input_ids"]):
+                raise ValueError(
+                    f"`{name}` has {len(example[name])} values for {len(example['input_ids'])} tokens in `input_ids`. "
+                    "It needs one value per token."
+                )
+    return present
 
 
 def padding_token_id(tokenizer: Any) -> int:

@@ -143,6 +143,10 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "train_retain": sum(label == RETAIN for label in labels),
         "train_forget_word_tokens": sum(sum(words) for words in train["is_forget_word"]),
         "train_tokens_routed_as_forget": routed,
+        "train_forget_without_routed_token": sum(
+            label == FORGET and min(weights) == 1.0
+            for label, weights in zip(labels, train["routing_weight"], strict=True)
+        ),
         "duplicates_dropped": splits.duplicates_dropped,
         "blanks_dropped": splits.blanks_dropped,
         **{f"{name}_stories": len(part) for name, part in others.items()},

@@ -74,7 +74,7 @@ def story_losses(
 
     Args:
         model: any causal LM that takes `input_ids` and `attention_mask` and returns `logits`.
-        batches: of `input_ids`, `attention_mask`, `labels` and, optionally, `is_forget_word`, each (batch, seq).
+        batches: of `input_ids`, `labels` and, optionally, `attention_mask` (else all 1) and `is_forget_word`; (batch, seq).
         device (*optional*): where the batches go. Not given: they are there already.
         autocast (*optional*): makes the context of each forward pass.
         gather (*optional*): gathers a tensor over processes, leaving out duplicates.
@@ -86,10 +86,11 @@ def story_losses(
     try:
         for batch in batches:
             moved = {name: value.to(device) for name, value in batch.items()} if device is not None else batch
+            mask = moved.get("attention_mask", torch.ones_like(moved["input_ids"]))
             if on_batch is not None:
-                on_batch(moved["attention_mask"])
+                on_batch(mask)
             with autocast():
-                logits = model(input_ids=moved["input_ids"], attention_mask=moved["attention_mask"]).logits
+                logits = model(input_ids=moved["input_ids"], attention_mask=mask).logits
             nll, counted = token_losses(logits, moved["labels"])
             words = moved.get("is_forget_word")
             of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)

@@ -47,7 +47,7 @@ class ExpandedCausalLMMixin:
         Args:
             base (`str`, path or stock model): a local directory, a hub id, or a model in memory (which is copied).
             expansion (`ExpansionConfig`, *optional*): where and how wide. Not given: its defaults.
-            kwargs: passed to `from_pretrained` (`dtype`, `revision`, `cache_dir`, ...).
+            kwargs: passed to `from_pretrained` (`dtype`, `revision`, `cache_dir`, ...); with a model in memory: `dtype`.
 
         Raises:
             ValueError: if the base is of another architecture, is expanded already, does not exist or cannot be
@@ -57,7 +57,7 @@ class ExpandedCausalLMMixin:
 
         expansion = expansion or ExpansionConfig()
         if isinstance(base, nn.Module):
-            return expand_model(cls, base, expansion)
+            return expand_model(cls, base, expansion, **kwargs)
         return expand_checkpoint(cls, base, expansion, **kwargs)
 
     def expand_target_layers(self) -> None:

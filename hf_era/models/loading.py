@@ -22,11 +22,14 @@ def looks_local(name: str | os.PathLike[str]) -> bool:
     return not isinstance(name, str) or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
-def check_model_source(field: str, name: str | os.PathLike[str]) -> str:
+HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
+
+
+def check_model_source(field: str, name: str | os.PathLike[str], subfolder: str = "") -> str:
     """Returns the source as transformers wants it; raises `ValueError` if it is a path that does not exist."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / subfolder / "config.json").is_file():
             raise ValueError(f"`{field}`: the directory {path} holds no config.json, so it is no saved model.")
         return str(path)
     if path.is_file():
@@ -46,7 +49,7 @@ def unreachable_message(field: str, name: str, kind: str) -> str:
 
 def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **kwargs: Any) -> Any:
     """The config of a stock checkpoint; raises `ValueError` with a way out if it cannot be had."""
-    source = check_model_source(field, base)
+    source = check_model_source(field, base, kwargs.get("subfolder") or "")
     try:
         return AutoConfig.from_pretrained(source, **kwargs)
     except OSError as error:
@@ -73,8 +76,7 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
 
 def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion: ExpansionConfig, **kwargs: Any) -> Any:
     """Loads a stock checkpoint straight into the expanded class: the original weights have the same names and shapes."""
-    hub_options = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "subfolder") if key in kwargs}
-    base_config = load_base_config(base, **hub_options)
+    base_config = load_base_config(base, **_hub_options(kwargs))
     check_architecture(model_class, base_config)
     config = model_class.config_class.from_base_config(base_config, expansion)
     # "Newly initialized: ...auxiliary..." is what was asked for, not something to warn of; anything else is an error.
@@ -82,7 +84,10 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     logging.set_verbosity_error()
     try:
         model, report = model_class.from_pretrained(
-            check_model_source("model.base", base), config=config, output_loading_info=True, **kwargs
+            check_model_source("model.base", base, kwargs.get("subfolder") or ""),
+            config=config,
+            output_loading_info=True,
+            **kwargs,
         )
     except OSError as error:
         raise ValueError(unreachable_message("model.base", os.fspath(base), "model")) from error
@@ -94,8 +99,12 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     return model
 
 
-def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig) -> Any:
-    """Expands a stock model that is in memory; the result has its own storage."""
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in HUB_OPTIONS if key in options}
+
+
+def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig, dtype: Any = None) -> Any:
+    """Expands a stock model that is in memory; the result has its own storage, in `dtype` or the base's own."""
     check_architecture(model_class, base.config)
     config = model_class.config_class.from_base_config(base.config, expansion)
     model = model_class(config)
@@ -103,7 +112,7 @@ def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig) 
     model.load_state_dict({name: value.detach().clone() for name, value in weights.items()})
     model.tie_weights()
     model.generation_config = copy.deepcopy(base.generation_config)
-    return model.to(device=base.device, dtype=base.dtype)
+    return model.to(device=base.device, dtype=dtype or base.dtype)
 
 
 def check_architecture(model_class: Any, base_config: Any) -> None:
@@ -120,7 +129,7 @@ def expand_base(
     base: str | os.PathLike[str] | nn.Module, expansion: ExpansionConfig | None = None, **kwargs: Any
 ) -> Any:
     """Expands a base model with the class that its architecture asks for; arguments and errors as in `from_base`."""
-    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base)
+    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **_hub_options(kwargs))
     model_class = get_architecture(base_config.model_type).load_model_class()
     return model_class.from_base(base, expansion, **kwargs)
 

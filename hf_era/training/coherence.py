@@ -6,7 +6,6 @@ first candidate is "no change", so this phase never makes the retain loss worse 
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,39 +90,31 @@ class StepBar(ProgressCallback):
         pass
 
 
-def coherence_arguments(config: CoherenceConfig, base: GradientRoutingConfig, output_dir: str) -> GradientRoutingConfig:
-    """The Trainer's arguments of this phase: the routing phase's machine settings, its own schedule."""
-    per_device = min(base.per_device_train_batch_size, config.stories)
-    accumulation = max(-(-config.stories // (per_device * max(base.world_size, 1))), 1)
-    return GradientRoutingConfig(
-        output_dir=output_dir,
-        max_steps=config.steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        adam_beta1=base.adam_beta1,
-        adam_beta2=base.adam_beta2,
-        weight_decay=base.weight_decay,
-        max_grad_norm=base.max_grad_norm,
-        per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=base.per_device_eval_batch_size,
-        gradient_accumulation_steps=accumulation,
-        eval_strategy="steps",
-        eval_steps=1,
-        eval_on_start=True,
-        save_strategy="steps",
-        save_steps=base.save_steps,
-        save_total_limit=1,
-        logging_steps=max(config.steps // 10, 1),
-        seed=base.seed,
-        data_seed=base.data_seed,
-        bf16=base.bf16,
-        fp16=base.fp16,
-        use_cpu=base.use_cpu,
-        report_to=base.report_to,
-        disable_tqdm=base.disable_tqdm,
-        remove_unused_columns=True,
-    )
+def coherence_settings(config: CoherenceConfig, per_device_batch_size: int, processes: int) -> dict[str, Any]:
+    """What differs from the routing phase's Trainer arguments: a schedule of its own, all stories in every step.
+
+    Args:
+        config (`CoherenceConfig`): the phase.
+        per_device_batch_size (`int`): of the routing phase; a larger batch is accumulated from micro-batches of it.
+        processes (`int`): that share the batch.
+    """
+    per_device = min(per_device_batch_size, config.stories)
+    return {
+        "max_steps": config.steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "lr_scheduler_kwargs": None,
+        "warmup_steps": 0,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": max(-(-config.stories // (per_device * max(processes, 1))), 1),
+        "train_sampling_strategy": "random",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_on_start": True,
+        "save_strategy": "steps",
+        "save_total_limit": 1,
+        "logging_steps": max(config.steps // 10, 1),
+    }
 
 
 def fine_tune_for_coherence(
@@ -138,7 +129,7 @@ def fine_tune_for_coherence(
 
     Args:
         model: a stock causal LM; changed in place.
-        args (`GradientRoutingConfig`): from `coherence_arguments`.
+        args (`GradientRoutingConfig`): the routing phase's with `coherence_settings` over them.
         config (`CoherenceConfig`): for the patience.
         train_dataset (`Dataset`): the retain stories of the batch.
         validation_retain (`Dataset`): the retain stories that choose the best weights.
@@ -161,8 +152,6 @@ def fine_tune_for_coherence(
         trainer.add_callback(StepBar)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(args.output_dir)))
     best = callback.best or {"step": 0, "loss": float("nan")}
-    for checkpoint in Path(str(args.output_dir)).glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
     return callback.folder, {
         "best_step": int(best["step"]),
         "best_loss": best["loss"],

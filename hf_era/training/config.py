@@ -84,6 +84,13 @@ class GradientRoutingConfig(TrainingArguments):
             _check_at_least_zero(f"training.{name}", getattr(self, name))
         if self.auxiliary_weight_decay is not None:
             _check_at_least_zero("training.auxiliary_weight_decay", self.auxiliary_weight_decay)
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"`training.learning_rate` should be positive, got {self.learning_rate}.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`training.{name}` should be at least 1, got {getattr(self, name)}.")
+        if self.max_steps == 0:
+            raise ValueError("`training.max_steps` is 0. Give a number of steps, or -1 to train `num_train_epochs`.")
         if not 0 <= self.minimum_learning_rate_ratio <= 1:
             raise ValueError(
                 f"`training.minimum_learning_rate_ratio` should be in [0, 1], got {self.minimum_learning_rate_ratio}."

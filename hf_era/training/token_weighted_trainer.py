@@ -5,17 +5,21 @@ The base, the base control and coherence fine-tuning use it as it is; `GradientR
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from hf_era.data import RoutingCollator, padding_token_id
 from hf_era.evaluation.losses import story_losses
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.errors import NonFiniteLossError
+from hf_era.training.sampling import EpochSeededSampler
 
 
 class TokenWeightedTrainer(Trainer):
@@ -45,6 +49,26 @@ class TokenWeightedTrainer(Trainer):
         if self.args.weight_decay_on_all_parameters:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
+
+    # ---- Order and resuming ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            return EpochSeededSampler(
+                sampler, self.args.data_seed if self.args.data_seed is not None else self.args.seed
+            )
+        return sampler
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; a checkpoint of the last step is loaded and not trained on."""
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            if 0 < self.args.max_steps <= state.global_step:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, float("nan"), {})
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- Non-finite losses ----
 

@@ -14,7 +14,6 @@ stock_model = trainer.model.contract()
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +22,12 @@ from typing import Any
 import huggingface_hub
 import torch
 from torch import Tensor
+from transformers.modelcard import TrainingSummary
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
+from hf_era.files import write_text
 from hf_era.models.expanded_model import ExpandedCausalLMMixin
+from hf_era.suggestions import unknown_key_message
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.errors import LocalizationWarning
 from hf_era.training.token_weighted_trainer import TokenWeightedTrainer
@@ -61,14 +63,39 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
                 "`hf_era.expand_base(model, ExpansionConfig(...))`."
             )
-        expanded: Any = self.model
-        expanded.gradient_multipliers = self.args.gradient_multipliers
-        expanded.add_model_tags(MODEL_TAGS)
+        self._set_up_model(self.model)
+        self._check_launch_and_columns()
         self._real_tokens: Tensor | int = 1
         self._loss_parts: dict[str, Tensor] = {}
         self._steps_in_loss_parts = 0
         self._auxiliary_means: dict[str, dict[int, float]] = {}
         self.last_ablation_gap: float | None = None
+        self._last_gap_step = -1
+
+    def _set_up_model(self, model: Any) -> None:
+        model.gradient_multipliers = self.args.gradient_multipliers
+        model.add_model_tags(MODEL_TAGS)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """`model_init` is called again by `train`: that model needs the multipliers too."""
+        model = super().call_model_init(trial)
+        if isinstance(model, ExpandedCausalLMMixin):
+            self._set_up_model(model)
+        return model
+
+    def _check_launch_and_columns(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs are visible to one process, and the Trainer would use torch's DataParallel, whose "
+                "threads share one model's routing. Start one process per GPU with `accelerate launch`, or set "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
+        columns = getattr(self.train_dataset, "column_names", None)
+        if isinstance(columns, list) and "routing_weight" not in columns:
+            raise ValueError(
+                unknown_key_message("`train_dataset`", "routing_weight", columns).replace("Unknown key", "No column")
+                + " Without it nothing is routed; for a control without routing, add the column with 1.0 for every token."
+            )
 
     # ---- Loss ----
 
@@ -86,7 +113,8 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         self._steps_in_loss_parts += 1
         if counts:
             total = torch.stack(counts).sum().to(device)
-            self._real_tokens = self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+            over_processes = self.args.world_size > 1 and self.args.average_tokens_across_devices
+            self._real_tokens = self.accelerator.gather(total).sum() if over_processes else total
         return batches, num_items_in_batch
 
     def compute_loss(
@@ -146,7 +174,15 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._loss_parts, self._steps_in_loss_parts = {}, 0
+        self._last_gap_step = -1
         output = super().train(*args, **kwargs)
+        sets = self.eval_dataset
+        if (
+            isinstance(sets, dict)
+            and {"forget", "retain"} <= set(sets)
+            and self._last_gap_step != self.state.global_step
+        ):
+            self.evaluate()  # the gap at the end is what counts
         self._warn_if_nothing_was_localised()
         return output
 
@@ -181,6 +217,7 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         ratios = selectivity(self._auxiliary_means[names["forget"]], self._auxiliary_means[names["retain"]])
         derived |= {f"{metric_key_prefix}_selectivity_layer_{layer}": ratio for layer, ratio in ratios.items() if ratio}
         self.last_ablation_gap = derived[f"{metric_key_prefix}_ablation_gap"]
+        self._last_gap_step = self.state.global_step
         self.log(dict(derived))
         return metrics | derived
 
@@ -193,8 +230,11 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
 
     # ---- Save ----
 
-    def save_contracted(self, output_dir: str | Path) -> Path:
-        """Saves the contracted, stock model with tokenizer and card: what `push_to_hub` uploads. Returns the folder."""
+    def save_contracted(self, output_dir: str | Path, **card: Any) -> Path:
+        """Saves the contracted, stock model with tokenizer and card: what `push_to_hub` uploads. Returns the folder.
+
+        A card (`README.md`) that is there already is left alone; `card` goes to the Trainer's own card otherwise.
+        """
         folder = Path(output_dir)
         model = self.accelerator.unwrap_model(self.model).contract()
         if self.is_world_process_zero():
@@ -203,8 +243,9 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             if not (folder / "README.md").exists():
-                self.create_model_card(tags=list(MODEL_TAGS))
-                shutil.move(Path(str(self.args.output_dir)) / "README.md", folder / "README.md")
+                tags = card.pop("tags", None) or []
+                card["tags"] = sorted({*MODEL_TAGS, *([tags] if isinstance(tags, str) else tags)})
+                write_text(folder / "README.md", TrainingSummary.from_trainer(self, **card).to_model_card())
         return folder
 
     def push_to_hub(
@@ -219,7 +260,7 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         """Uploads the *contracted* model; the auxiliary module never leaves the machine. Arguments as in `Trainer`."""
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        folder = self.save_contracted(Path(str(self.args.output_dir)) / "contracted")
+        folder = self.save_contracted(Path(str(self.args.output_dir)) / "contracted", **kwargs)
         if not self.is_world_process_zero():
             return None
         upload: Any = huggingface_hub.upload_folder

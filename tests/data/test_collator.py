@@ -79,3 +79,22 @@ def test_padding_id_of_a_tokenizer(small_tokenizer: PreTrainedTokenizerFast) -> 
     assert padding_token_id(small_tokenizer) == 2
     assert padding_token_id(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eos|>")) == 1
     assert padding_token_id(PreTrainedTokenizerFast(tokenizer_object=backend)) == 0
+
+
+def test_labels_and_masks_of_the_examples_are_kept() -> None:
+    examples = [
+        {"input_ids": [5, 6, 0], "labels": [-100, 6, -100], "attention_mask": [1, 1, 0]},
+        {"input_ids": [7], "labels": [7], "attention_mask": [1]},
+    ]
+    batch = RoutingCollator(0)(examples)
+    assert batch["labels"].tolist() == [[-100, 6, -100], [7, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0]]
+    masked = RoutingCollator(0)([{"input_ids": [5, 0], "attention_mask": [1, 0]}])
+    assert masked["labels"].tolist() == [[5, -100]]
+
+
+def test_wrong_lengths_and_half_given_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`routing_weight` has 1 values for 3 tokens in `input_ids`"):
+        RoutingCollator(0)([{"input_ids": [1, 2, 3], "routing_weight": [0.5]}])
+    with pytest.raises(ValueError, match=r"Some examples of the batch have `routing_weight` and some do not"):
+        RoutingCollator(0)([{"input_ids": [1], "routing_weight": [0.5]}, {"input_ids": [1]}])

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_era import GradientRoutingConfig
 from hf_era.data import train_tokenizer
-from hf_era.training.coherence import CoherenceConfig, coherence_arguments, fine_tune_for_coherence
+from hf_era.training.coherence import CoherenceConfig, coherence_settings, fine_tune_for_coherence
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,10 @@ def run(
     make_base: Callable[..., Any], make_stories: Callable[..., Any], tokenizer: Any, folder: Path, **settings: Any
 ) -> tuple[Any, Path, dict[str, Any]]:
     config = CoherenceConfig(**{"steps": 4, "stories": 8, **settings})
-    base = GradientRoutingConfig(
-        str(folder), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, save_steps=2
+    changes = coherence_settings(config, per_device_batch_size=4, processes=1)
+    arguments = GradientRoutingConfig(
+        str(folder / "coherence"), use_cpu=True, disable_tqdm=True, save_steps=2, **changes
     )
-    arguments = coherence_arguments(config, base, str(folder / "coherence"))
     model = make_base()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     stories = make_stories(8, routed=False)
@@ -61,11 +61,11 @@ def test_patience_stops_early(
 
 
 def test_all_stories_are_the_batch_of_every_step() -> None:
-    base = GradientRoutingConfig("unused", per_device_train_batch_size=16, use_cpu=True)
-    arguments = coherence_arguments(CoherenceConfig(stories=64), base, "unused")
-    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 64
-    assert arguments.lr_scheduler_type == "constant"
-    assert arguments.learning_rate == 5e-5
+    for batch_size, processes in ((16, 1), (16, 2), (80, 1)):
+        changes = coherence_settings(CoherenceConfig(stories=64), batch_size, processes)
+        assert changes["per_device_train_batch_size"] * changes["gradient_accumulation_steps"] * processes == 64
+    assert changes["lr_scheduler_type"] == "constant"
+    assert changes["learning_rate"] == 5e-5
 
 
 @pytest.mark.parametrize(("field", "value"), [("steps", 0), ("stories", 0), ("patience", 0), ("learning_rate", 0.0)])

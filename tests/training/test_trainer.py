@@ -134,6 +134,57 @@ def test_a_resumed_run_ends_with_the_same_weights(make_trainer: Callable[..., An
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed.model).items())
 
 
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_resuming_in_a_later_epoch_sees_the_same_order(
+    make_trainer: Callable[..., Any], tmp_path: Path, strategy: str
+) -> None:
+    settings = {"max_steps": 10, "save_strategy": "steps", "save_steps": 7, "train_sampling_strategy": strategy}
+    whole = make_trainer(**settings, output_dir=str(tmp_path / "whole"))  # 16 stories, 4 a batch: 4 steps an epoch
+    whole.train()
+    torch.manual_seed(123)  # whatever the process did before
+    resumed = make_trainer(**settings, output_dir=str(tmp_path / "resumed"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    expected = weights(whole.model)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed.model).items())
+
+
+def test_length_groups_differ_from_epoch_to_epoch(make_trainer: Callable[..., Any]) -> None:
+    sampler = make_trainer(train_sampling_strategy="group_by_length")._get_train_sampler()
+    first = list(sampler)
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert sorted(first) == sorted(sampler)
+    assert first != list(sampler)
+
+
+def test_model_init_keeps_the_multipliers(
+    make_expanded: Callable[..., Any], make_stories: Callable[..., Any], tmp_path: Path
+) -> None:
+    args = GradientRoutingConfig(
+        str(tmp_path),
+        max_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        multipliers={"original_forget": 0.25},
+    )
+    trainer = GradientRoutingTrainer(
+        args=args, model_init=lambda: make_expanded([0]), train_dataset=make_stories(), data_collator=RoutingCollator(0)
+    )
+    trainer.train()
+    assert trainer.model.gradient_multipliers.original_forget == 0.25
+
+
+def test_a_missing_routing_weight_column_is_refused(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Any]
+) -> None:
+    stories = make_stories().rename_column("routing_weight", "routing_weights")
+    with pytest.raises(
+        ValueError, match=r"No column `routing_weight` in `train_dataset`. Did you mean `routing_weights`"
+    ):
+        make_trainer(stories=stories)
+
+
 def test_a_half_written_checkpoint_is_passed_over(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(max_steps=4, save_strategy="steps", save_steps=2)
     trainer.train()
