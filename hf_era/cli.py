@@ -21,7 +21,10 @@ any field of the config can be overridden, for instance
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (0 done, 2 bad input, 1 stopped by an error while training)."""
     parser = _parser()
-    known, overrides = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["run"] and len(words) > 1 and words[1].startswith("--") and words[1] not in ("--help", "--config"):
+        parser.error(f"CONFIG comes first: hf-era run CONFIG {words[1]} ...")
+    known, overrides = parser.parse_known_args(words)
     if known.command == "fields":
         if overrides:
             parser.error(f"unexpected: {' '.join(overrides)}")

@@ -1,136 +1,19 @@
-"""Output directories: nothing half written, nobody's run overwritten, nothing done twice."""
+"""Output directories: nobody's run overwritten, nothing done twice, one launch at a time."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hf_era import files
-from hf_era.files import read_json, whole_directory, write_json, write_text
-from hf_era.run_directory import RUN_FILE, RunDirectory, file_fingerprint, fingerprint
+from hf_era.files import read_json
+from hf_era.run_directory import RUN_FILE, RunDirectory, fingerprint
 
 SETTINGS = {"seed": 0, "expansion": {"width": 64, "target_layers": [0, 1]}, "training": {"learning_rate": 1e-3}}
 
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-# Files
-
-
-def test_text_is_written_with_its_folders_and_nothing_else(tmp_path: Path) -> None:
-    path = write_text(tmp_path / "a" / "b" / "x.txt", "Bäume 🌲\n")
-    assert path.read_text(encoding="utf-8") == "Bäume 🌲\n"
-    write_text(path, "new")
-    assert path.read_text() == "new"
-    assert names_in(path.parent) == ["x.txt"]
-
-
-def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_json(tmp_path / "x.json", {"old": 1})
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OSError, match="no space left"):
-            write_json(path, {"new": 2})
-    assert read_json(path) == {"old": 1}
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "half of it \udc80")
-    with pytest.raises(TypeError):
-        write_json(path, {"bad": object()})
-    assert read_json(path) == {"old": 1}
-    assert names_in(tmp_path) == ["x.json"]  # no temporary file is left
-    write_json(path, {"new": 2})
-    assert read_json(path) == {"new": 2}
-
-
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_text(tmp_path / "x.txt", "old")
-    seen = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(path.read_text()))
-    with path.open() as reader:
-        write_text(path, "new")
-        assert reader.read() == "old"  # another file took its place: a reader sees the one or the other
-    assert seen == ["old"]
-    assert path.read_text() == "new"
-
-
-def test_json_keeps_the_order_of_keys_and_is_readable(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "x.json", {"b": 1, "a": "Bäume", "c": [1.5, None, True]})
-    assert (
-        path.read_text(encoding="utf-8")
-        == json.dumps({"b": 1, "a": "Bäume", "c": [1.5, None, True]}, indent=2, ensure_ascii=False) + "\n"
-    )
-
-
-@pytest.mark.parametrize("content", [None, b"", b"{half", b"\xff\xfe\x00binary"])
-def test_what_is_no_json_reads_as_none(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "x.json"
-    if content is not None:
-        path.write_bytes(content)
-    assert read_json(path) is None
-    assert read_json(tmp_path) is None
-
-
-# Directories
-
-
-def test_a_directory_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "models" / "final"
-    with whole_directory(target) as folder:
-        (folder / "a").write_text("1")
-        assert not target.exists()
-    assert names_in(target) == ["a"]
-    with whole_directory(target) as folder:
-        (folder / "b").write_text("2")
-        assert names_in(target) == ["a"]  # until the end
-    assert names_in(target) == ["b"]  # replaced, not mixed
-    assert names_in(target.parent) == ["final"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_the_old_directory(tmp_path: Path, error: type[BaseException]) -> None:
-    target = tmp_path / "final"
-    target.mkdir()
-    (target / "a").write_text("1")
-
-    def fill() -> None:
-        with whole_directory(target) as folder:
-            (folder / "half").write_text("2")
-            raise error("stop")
-
-    with pytest.raises(error, match="stop"):
-        fill()
-    assert names_in(target) == ["a"]
-    assert (target / "a").read_text() == "1"
-    assert names_in(tmp_path) == ["final"]
-
-
-def test_a_failing_exchange_puts_the_old_directory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "final"
-    target.mkdir()
-    (target / "a").write_text("1")
-    rename = Path.rename
-
-    def failing(self: Path, other: Path) -> Path:
-        if self.name.endswith(".tmp"):
-            raise OSError("no permission")
-        return rename(self, other)
-
-    monkeypatch.setattr(files.Path, "rename", failing)
-    with pytest.raises(OSError, match="no permission"), whole_directory(target) as folder:
-        (folder / "b").write_text("2")
-    assert names_in(target) == ["a"]
-    assert names_in(tmp_path) == ["final"]
 
 
 # Another run
@@ -223,6 +106,43 @@ def test_a_process_that_does_not_write_leaves_everything(tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
+def test_a_shared_base_of_other_inputs_is_refused_and_kept(tmp_path: Path) -> None:
+    shared = claimed(tmp_path / "base", "mine", {})
+    shared.record("base", "mine", {"steps": 3})
+    shared.check("mine", {}, field="model.base_dir")
+    with pytest.raises(ValueError, match=r"`model\.base_dir`: .* holds another run .* or delete it\."):
+        shared.check("other", {}, field="model.base_dir")
+    assert shared.finished("base", "mine") == {"steps": 3}
+
+
+def test_overwriting_spares_a_directory_that_holds_an_input(tmp_path: Path) -> None:
+    directory = claimed(tmp_path / "run")
+    (tmp_path / "run" / "contracted").mkdir()
+    with pytest.raises(ValueError, match=r"is to be thrown away, but the run reads .*contracted inside it"):
+        directory.check("two", {"seed": 9}, overwrite=True, inputs=[str(tmp_path / "run" / "contracted")])
+    directory.check("two", {"seed": 9}, overwrite=True, inputs=[str(tmp_path / "elsewhere")])
+
+
+def test_a_second_launch_is_refused_or_waits(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    with directory.lock():
+        with pytest.raises(ValueError, match=r"another process is at work in .*run"), directory.lock():
+            pytest.fail("two launches in one directory")
+        with RunDirectory(tmp_path / "run", writes=False).lock():
+            pass
+    with directory.lock(wait=True):
+        pass
+
+
+def test_claiming_clears_what_a_killed_write_left(tmp_path: Path) -> None:
+    directory = claimed(tmp_path / "run")
+    (tmp_path / "run" / ".model.12345678.tmp").mkdir()
+    (tmp_path / "run" / ".result.json.12345678.tmp").write_text("{half")
+    (tmp_path / "run" / "model").mkdir()
+    directory.claim("one", SETTINGS)
+    assert names_in(tmp_path / "run") == ["model", RUN_FILE]
+
+
 # Phases
 
 
@@ -298,91 +218,3 @@ def test_a_phase_that_fails_is_not_finished(tmp_path: Path) -> None:
         directory.run_phase("route", "a", work)
     assert directory.finished("route", "a") is None
     assert not (tmp_path / "run" / "phases").exists()
-
-
-# Fingerprints
-
-
-def test_equal_values_have_equal_fingerprints_and_others_do_not() -> None:
-    same = fingerprint({"a": 1, "b": [1, 2]}, "x")
-    assert fingerprint({"b": (1, 2), "a": 1}, "x") == same
-    others = [({"a": 1, "b": [2, 1]}, "x"), ({"a": 2, "b": [1, 2]}, "x"), ({"a": 1, "b": [1, 2]}, "y"), ({"a": 1}, "x")]
-    nested = [({"a": 1, "b": [1, 2]}, ["x"]), ("x", {"a": 1, "b": [1, 2]}), ({"a": "1", "b": [1, 2]}, "x")]
-    assert len({same, *(fingerprint(*parts) for parts in [*others, *nested])}) == 8
-
-
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_fingerprints_are_the_same_in_every_process(hash_seed: str, tmp_path: Path) -> None:
-    program = (
-        "import importlib.util, sys, types, pathlib\n"
-        "root = pathlib.Path(sys.argv[1])\n"
-        "package = types.ModuleType('hf_era'); package.__path__ = [str(root)]; sys.modules['hf_era'] = package\n"
-        "from hf_era.run_directory import fingerprint\n"
-        "keys = {'seed', 'expansion', 'routing', 'model', 'training'}\n"  # a set: its order follows the hash seed
-        "print(fingerprint({key: {'x': 1.5, 'y': None, 'z': ['ä']} for key in keys}, 'text', pathlib.Path('a')))\n"
-    )
-    folder = Path(files.__file__).parent
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    values = {"x": 1.5, "y": None, "z": ["ä"]}
-    keys = ("model", "seed", "training", "routing", "expansion")
-    assert done.stdout.strip() == fingerprint(dict.fromkeys(keys, values), "text", Path("a"))
-
-
-def test_a_models_fingerprint_is_that_of_its_contents(tmp_path: Path) -> None:
-    def save(name: str, weights: bytes = b"weights", config: str = "{}", **others: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(weights)
-        (folder / "config.json").write_text(config)
-        for file, text in others.items():
-            (folder / file).write_text(text)
-        return folder
-
-    same = file_fingerprint(save("one"))
-    assert file_fingerprint(save("two", README="a card changes nothing")) == same
-    assert file_fingerprint(save("three", weights=b"weightz")) != same
-    assert file_fingerprint(save("four", config='{"a": 1}')) != same
-    more = save("five")
-    (more / "model-2.safetensors").write_bytes(b"")
-    assert file_fingerprint(more) != same
-
-
-def test_a_shared_base_of_other_inputs_is_refused_and_kept(tmp_path: Path) -> None:
-    shared = claimed(tmp_path / "base", "mine", {})
-    shared.record("base", "mine", {"steps": 3})
-    shared.check("mine", {}, field="model.base_dir")
-    with pytest.raises(ValueError, match=r"`model\.base_dir`: .* holds another run .* or delete it\."):
-        shared.check("other", {}, field="model.base_dir")
-    assert shared.finished("base", "mine") == {"steps": 3}
-
-
-def test_overwriting_spares_a_directory_that_holds_an_input(tmp_path: Path) -> None:
-    directory = claimed(tmp_path / "run")
-    (tmp_path / "run" / "contracted").mkdir()
-    with pytest.raises(ValueError, match=r"is to be thrown away, but the run reads .*contracted inside it"):
-        directory.check("two", {"seed": 9}, overwrite=True, inputs=[str(tmp_path / "run" / "contracted")])
-    directory.check("two", {"seed": 9}, overwrite=True, inputs=[str(tmp_path / "elsewhere")])
-
-
-def test_a_second_launch_is_refused_or_waits(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path / "run")
-    with directory.lock():
-        with pytest.raises(ValueError, match=r"another process is at work in .*run"), directory.lock():
-            pytest.fail("two launches in one directory")
-        with RunDirectory(tmp_path / "run", writes=False).lock():
-            pass
-    with directory.lock(wait=True):
-        pass
-
-
-def test_claiming_clears_what_a_killed_write_left(tmp_path: Path) -> None:
-    directory = claimed(tmp_path / "run")
-    (tmp_path / "run" / ".model.12345678.tmp").mkdir()
-    (tmp_path / "run" / ".result.json.12345678.tmp").write_text("{half")
-    (tmp_path / "run" / "model").mkdir()
-    directory.claim("one", SETTINGS)
-    assert names_in(tmp_path / "run") == ["model", RUN_FILE]

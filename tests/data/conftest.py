@@ -1,7 +1,9 @@
-"""What the data tests share: a cache of their own, a small tokenizer, and the GPT-2 tokenizer where it is at hand."""
+"""What the data tests share: a cache of their own, files of stories, a small tokenizer, and GPT-2's where it is at hand."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -18,6 +20,21 @@ def data_set_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
         yield cache
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, Any], Path]:
+    """Writes a file: rows as JSON lines, text or bytes as they are."""
+
+    def write(name: str, content: list[Any] | str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Stories from the generator, files, directories and the hub; and what is said where that fails."""
+"""Stories from the generator, files, directories and the hub, and which column holds them."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_era.data import DataConfig, generate_stories, load_splits, load_stories, sources
-from hf_era.data.tokenising import label_stories
 
 ROWS = [
     {"text": "One tree.", "source": "a"},
@@ -20,21 +19,6 @@ ROWS = [
     {"text": "Drei Bäume 🌲", "source": "c"},
 ]
 TEXTS = [row["text"] for row in ROWS]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, Any], Path]:
-    """Writes a file: rows as JSON lines, text or bytes as they are."""
-
-    def write(name: str, content: list[Any] | str | bytes) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, list):
-            content = "".join(json.dumps(row) + "\n" for row in content)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
 
 
 def texts_of(source: Path | str, **options: Any) -> list[str | None]:
@@ -199,90 +183,6 @@ def test_null_and_blank_stories_are_dropped_and_counted(write: Callable[..., Pat
     assert [*kept, len(splits.attack_forget)] == [18, 2, 2, 2]
 
 
-# What cannot be read
-
-
-def test_a_missing_file_is_named() -> None:
-    for source in ("./nowhere/stories.jsonl", "stories.jsonl", "/nowhere", "~/nowhere/x", "a/b/c"):
-        with pytest.raises(
-            ValueError,
-            match=rf"`data\.validation`: the file {source} does not exist\. Check the path, or pass a hub data set id "
-            r"\(`--data\.validation roneneldan/TinyStories`\) or `--data\.validation generator`\.",
-        ):
-            load_stories(source, field="data.validation")
-
-
-def test_an_empty_name_is_not_the_current_directory() -> None:
-    with pytest.raises(ValueError, match=r"`data\.train` is empty\. Pass a file, a directory, a hub data set id, or"):
-        load_stories(" ")
-
-
-def test_an_unknown_suffix_lists_the_known_ones(write: Callable[..., Path]) -> None:
-    path = write("stories.csv", "text\na\n")
-    with pytest.raises(ValueError, match=r"stories\.csv ends in `\.csv`\. Known: \.jsonl, \.json, \.parquet, \.txt\."):
-        load_stories(str(path))
-
-
-def test_a_directory_without_stories(write: Callable[..., Path], tmp_path: Path) -> None:
-    write("stories/README.md", "x")
-    with pytest.raises(ValueError, match=r"the directory .*stories holds no file ending in \.jsonl, \.json, \.parquet"):
-        load_stories(str(tmp_path / "stories"))
-
-
-def test_a_directory_of_several_kinds(write: Callable[..., Path], tmp_path: Path) -> None:
-    write("stories/a.jsonl", ROWS)
-    write("stories/b.txt", "x")
-    with pytest.raises(ValueError, match=r"the directory .*stories mixes \.jsonl and \.txt\. Name one file instead\."):
-        load_stories(str(tmp_path / "stories"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content"), [("s.txt", ""), ("s.txt", " \n\n"), ("s.jsonl", ""), ("s.json", "[]"), ("s.parquet", "")]
-)
-def test_a_file_without_stories(write: Callable[..., Path], name: str, content: str) -> None:
-    path = write(name, content)
-    with pytest.raises(ValueError, match=rf"`data\.train`: .*{name} (holds no story\. Check the file|cannot be read)"):
-        load_stories(str(path))
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"text": "x"', r"is no valid JSON \(.* at column \d+\)\. Repair or delete that line\."),
-        (b"not json", r"is no valid JSON \(Expecting value at column 1\)"),
-        (b"[1, 2]", r"is no JSON object, got list\."),
-        (b'"a string"', r"is no JSON object, got str\."),
-        (b'{"text": "caf\xe9"}', r"is no UTF-8 text \(invalid continuation byte\)\."),
-    ],
-)
-def test_a_broken_line_is_given_with_its_number(write: Callable[..., Path], line: bytes, message: str) -> None:
-    good = [json.dumps({"text": f"Story {number}."}).encode() for number in range(9)]
-    path = write("stories.jsonl", b"\n".join([*good[:4], b"", line, *good[4:]]) + b"\n")
-    with pytest.raises(ValueError, match=rf"`data\.train`: .*stories\.jsonl line 6 {message}"):
-        load_stories(str(path))
-
-
-def test_a_broken_line_in_the_second_file_names_that_file(write: Callable[..., Path], tmp_path: Path) -> None:
-    write("stories/a.jsonl", ROWS)
-    write("stories/b.jsonl", '{"text": "a"}\n{"text": \n')
-    with pytest.raises(ValueError, match=r"b\.jsonl line 2 is no valid JSON"):
-        load_stories(str(tmp_path / "stories"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("s.json", b"{oops", r"s\.json cannot be read as json: .*JSON parse error"),
-        ("s.parquet", b"junk", r"s\.parquet cannot be read as parquet: .*footer"),
-        ("s.txt", b"caf\xe9\n", r"s\.txt cannot be read as text: 'utf-8' codec can't decode byte 0xe9"),
-    ],
-)
-def test_an_unreadable_file_is_named(write: Callable[..., Path], name: str, content: bytes, message: str) -> None:
-    path = write(name, content)
-    with pytest.raises(ValueError, match=rf"`data\.train`: .*{message}"):
-        load_stories(str(path))
-
-
 # The hub
 
 
@@ -338,14 +238,3 @@ def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [("a/b", "small", "part"), ("c/d", "small", "rest")]
     assert list(splits.train["text"]) == [f"{w} {n}." for n in range(6) for w in ("Tree", "Sea")][:11]
     assert (len(splits.validation_forget), len(splits.validation_retain), len(splits.attack_forget)) == (3, 4, 5)
-
-
-def test_the_generator_as_validation_source_is_refused() -> None:
-    config = DataConfig(validation="generator", generator_stories=20)
-    with pytest.raises(ValueError, match=r"`data\.validation` cannot be `generator`\. Leave it out"):
-        load_splits(config, seed=0)
-
-
-def test_only_blank_stories_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"All of the 3 training stories are blank\. Check the text column\."):
-        label_stories(Dataset.from_dict({"text": ["", " ", None]}), DataConfig(), "training stories")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
 from hf_era.models.gpt_neo import ExpandedGPTNeoMLP
@@ -124,42 +124,19 @@ def group_of(name: str, target: int) -> str:
     return "embeddings" if name.startswith(("transformer.wte", "transformer.wpe")) else "head"
 
 
-def concept_weight() -> Tensor:
-    """0 on some tokens of each row, 1 on the others."""
-    weight = torch.ones(3, 12)
-    weight[0, 2:4] = weight[1, 5] = weight[2, [0, 7]] = 0.0
-    return weight
-
-
-def routing_weight_of(value: float | str) -> Tensor:
-    return concept_weight() if isinstance(value, str) else torch.full((3, 12), value)
+def routing_weight_of(value: float | str, concept_weight: Tensor) -> Tensor:
+    return concept_weight if isinstance(value, str) else torch.full((3, 12), value)
 
 
 @pytest.fixture
-def run(make_batch: Callable[..., dict[str, Tensor]], gradients_of: Callable[[nn.Module], Gradients]) -> Callable:
-    """Gradients of the language-model loss under a routing (or none)."""
-    batch = make_batch(seed=3)
-
-    def gradients(
-        model: ExpandedGPTNeoForCausalLM, settings: GradientMultipliers | None = None, weight: Tensor | None = None
-    ) -> Gradients:
-        model.zero_grad(set_to_none=True)
-        model.gradient_multipliers = settings or GradientMultipliers()
-        model(**{**batch, "routing_weight": weight}).loss.backward()
-        return gradients_of(model)
-
-    return gradients
-
-
-@pytest.fixture
-def gradients_around(run: Callable) -> Callable[[ExpandedGPTNeoForCausalLM, int], Gradients]:
+def gradients_around(routed_gradients: Callable) -> Callable[[ExpandedGPTNeoForCausalLM, int], Gradients]:
     """Gradients when the target MLP reads a detached input: only the residual stream leads back from there."""
 
     def gradients(model: ExpandedGPTNeoForCausalLM, target: int) -> Gradients:
         mlp = model.transformer.h[target].mlp
         handle = mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(),))
         try:
-            return run(model)
+            return routed_gradients(model)
         finally:
             handle.remove()
 
@@ -208,106 +185,57 @@ def test_table(
     target: int,
     ablated: bool,
     make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
-    run: Callable,
+    routed_gradients: Callable,
     gradients_around: Callable,
+    concept_weight: Tensor,
 ) -> None:
     settings, weight, table = MODES[mode]
     model = make_expanded([target], tie_word_embeddings=False)
     model.set_ablated(ablated)
-    vanilla, around = run(model), gradients_around(model, target)
-    routed = run(model, settings, routing_weight_of(weight))
+    vanilla, around = routed_gradients(model), gradients_around(model, target)
+    routed = routed_gradients(model, settings, routing_weight_of(weight, concept_weight))
     expected = expected_table(ABLATED_TABLES[mode] if ablated else table, target)
     assert measured_table(routed, vanilla, around, target) == expected
 
 
 def test_the_table_notices_a_scaling_point_behind_the_down_projection(
     make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
-    run: Callable,
+    routed_gradients: Callable,
     gradients_around: Callable,
+    concept_weight: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Planted: scaling the MLP's output instead of the down projection's input scales the down projection too."""
     settings, weight, table = MODES["uniform, forget un-teaches the original dims"]
     model = make_expanded([1], tie_word_embeddings=False)
-    vanilla, around = run(model), gradients_around(model, 1)
+    vanilla, around = routed_gradients(model), gradients_around(model, 1)
 
     def forward_with_misplaced_scaling(self: ExpandedGPTNeoMLP, hidden_states: Tensor) -> Tensor:
         output = self.route_original(self.c_proj(self.act(self.c_fc(hidden_states))))
         return self.add_auxiliary(hidden_states, output)
 
     monkeypatch.setattr(ExpandedGPTNeoMLP, "forward", forward_with_misplaced_scaling)
-    measured = measured_table(run(model, settings, routing_weight_of(weight)), vanilla, around, 1)
+    measured = measured_table(
+        routed_gradients(model, settings, routing_weight_of(weight, concept_weight)), vanilla, around, 1
+    )
     assert measured != expected_table(table, 1)
     assert measured["target down projection"] == "scaled"
 
 
 @pytest.mark.parametrize("target", [0, 1, 2])
 def test_partly_scaled_gradients_are_affine_in_the_factors(
-    target: int, make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], run: Callable
+    target: int, make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], routed_gradients: Callable
 ) -> None:
     """With one target layer: gradient = residual path + original_factor * its path + auxiliary_factor * its path."""
     model = make_expanded([target], tie_word_embeddings=False)
     everywhere = torch.zeros(3, 12)
-    residual = run(model, multipliers(0, 0), everywhere)
-    with_original = run(model, multipliers(1, 0), everywhere)
-    with_auxiliary = run(model, multipliers(0, 1), everywhere)
-    routed = run(model, multipliers(-0.75, 1.5), everywhere)
+    residual = routed_gradients(model, multipliers(0, 0), everywhere)
+    with_original = routed_gradients(model, multipliers(1, 0), everywhere)
+    with_auxiliary = routed_gradients(model, multipliers(0, 1), everywhere)
+    routed = routed_gradients(model, multipliers(-0.75, 1.5), everywhere)
     for name, around in residual.items():
         if group_of(name, target) in ("target down projection", "auxiliary down projection", "layers after", "head"):
             continue
         original_path, auxiliary_path = with_original[name] - around, with_auxiliary[name] - around
         expected = around - 0.75 * original_path + 1.5 * auxiliary_path
         torch.testing.assert_close(routed[name], expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("forget", [0.0, SCALE, -0.75])
-def test_concept_scales_the_gradient_of_the_forget_tokens_only(
-    forget: float, make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], run: Callable
-) -> None:
-    """The up projection's gradient is the sum over tokens of factor * (what the token gives without routing)."""
-    model = make_expanded([1], tie_word_embeddings=False)
-    seen: dict[str, Tensor] = {}
-
-    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        seen["input"] = inputs[0].detach()
-        output.register_hook(lambda gradient: seen.update(gradient=gradient))
-
-    up_projection = model.transformer.h[1].mlp.c_fc
-    handle = up_projection.register_forward_hook(note)
-    run(model)
-    handle.remove()
-    factor = torch.where(concept_weight() == 0, forget, 1.0)
-    expected = torch.einsum("bs,bsi,bsj->ij", factor, seen["gradient"], seen["input"])
-    vanilla = torch.einsum("bsi,bsj->ij", seen["gradient"], seen["input"])
-    routed = run(model, multipliers(forget, 1), concept_weight())["transformer.h.1.mlp.c_fc.weight"]
-    torch.testing.assert_close(routed, expected, rtol=1e-5, atol=1e-7)
-    assert not torch.allclose(routed, vanilla, rtol=1e-2, atol=1e-3)
-
-
-def test_several_target_layers_scale_one_after_the_other(
-    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], run: Callable
-) -> None:
-    """The last target layer's up projection is scaled once, exactly; an earlier one mixes paths."""
-    model = make_expanded([0, 2], tie_word_embeddings=False)
-    vanilla, routed = run(model), run(model, multipliers(SCALE, SCALE), torch.zeros(3, 12))
-    last, first = "transformer.h.2.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.weight"
-    assert torch.equal(routed[last], SCALE * vanilla[last])
-    assert not torch.allclose(routed[first], SCALE * vanilla[first], rtol=1e-2, atol=1e-4)
-    assert torch.equal(routed["transformer.h.2.mlp.c_proj.weight"], vanilla["transformer.h.2.mlp.c_proj.weight"])
-
-
-@pytest.mark.parametrize("ablated", [False, True], ids=["module on", "ablated"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_forward_is_bit_equal_with_and_without_routing(
-    dtype: torch.dtype,
-    ablated: bool,
-    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
-    make_batch: Callable[..., dict[str, Tensor]],
-) -> None:
-    model, batch = make_expanded().to(dtype), make_batch()
-    model.set_ablated(ablated)
-    routed = model(**batch)
-    plain = model(**{**batch, "routing_weight": None})
-    assert routed.logits.dtype == dtype
-    assert torch.equal(routed.logits, plain.logits)
-    assert torch.equal(routed.loss, plain.loss)

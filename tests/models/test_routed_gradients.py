@@ -1,0 +1,72 @@
+"""What routing does to gradients token by token and layer by layer, and that it does nothing to the forward pass."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
+
+SCALE = -0.5  # a power of two, so that scaling rounds nothing
+
+
+@pytest.mark.parametrize("forget", [0.0, SCALE, -0.75])
+def test_concept_scales_the_gradient_of_the_forget_tokens_only(
+    forget: float,
+    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
+    routed_gradients: Callable,
+    concept_weight: Tensor,
+) -> None:
+    """The up projection's gradient is the sum over tokens of factor * (what the token gives without routing)."""
+    model = make_expanded([1], tie_word_embeddings=False)
+    seen: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen["input"] = inputs[0].detach()
+        output.register_hook(lambda gradient: seen.update(gradient=gradient))
+
+    up_projection = model.transformer.h[1].mlp.c_fc
+    handle = up_projection.register_forward_hook(note)
+    routed_gradients(model)
+    handle.remove()
+    factor = torch.where(concept_weight == 0, forget, 1.0)
+    expected = torch.einsum("bs,bsi,bsj->ij", factor, seen["gradient"], seen["input"])
+    vanilla = torch.einsum("bsi,bsj->ij", seen["gradient"], seen["input"])
+    routed = routed_gradients(model, GradientMultipliers(original_forget=forget, auxiliary_forget=1), concept_weight)[
+        "transformer.h.1.mlp.c_fc.weight"
+    ]
+    torch.testing.assert_close(routed, expected, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(routed, vanilla, rtol=1e-2, atol=1e-3)
+
+
+def test_several_target_layers_scale_one_after_the_other(
+    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], routed_gradients: Callable
+) -> None:
+    """The last target layer's up projection is scaled once, exactly; an earlier one mixes paths."""
+    model = make_expanded([0, 2], tie_word_embeddings=False)
+    vanilla, routed = (
+        routed_gradients(model),
+        routed_gradients(model, GradientMultipliers(original_forget=SCALE, auxiliary_forget=SCALE), torch.zeros(3, 12)),
+    )
+    last, first = "transformer.h.2.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.weight"
+    assert torch.equal(routed[last], SCALE * vanilla[last])
+    assert not torch.allclose(routed[first], SCALE * vanilla[first], rtol=1e-2, atol=1e-4)
+    assert torch.equal(routed["transformer.h.2.mlp.c_proj.weight"], vanilla["transformer.h.2.mlp.c_proj.weight"])
+
+
+@pytest.mark.parametrize("ablated", [False, True], ids=["module on", "ablated"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_is_bit_equal_with_and_without_routing(
+    dtype: torch.dtype,
+    ablated: bool,
+    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
+    make_batch: Callable[..., dict[str, Tensor]],
+) -> None:
+    model, batch = make_expanded().to(dtype), make_batch()
+    model.set_ablated(ablated)
+    routed = model(**batch)
+    plain = model(**{**batch, "routing_weight": None})
+    assert routed.logits.dtype == dtype
+    assert torch.equal(routed.logits, plain.logits)
+    assert torch.equal(routed.loss, plain.loss)

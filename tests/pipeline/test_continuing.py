@@ -1,0 +1,156 @@
+"""Running again: finished phases are skipped, a killed run goes on where it was, another run is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+import hf_era.phases as phases_module
+from hf_era import RunConfig, run_pipeline
+from hf_era.evaluation import RunResult
+from hf_era.training import GradientRoutingTrainer
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_second_run_skips_every_phase(
+    finished_copy: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, result = finished_copy
+    for phase in ("train_base", "route", "contract", "coherence", "evaluate"):
+        monkeypatch.setattr(phases_module.Phases, phase, lambda self, key: pytest.fail("ran again"))
+    again = run_pipeline(config)
+    assert again.losses == result.losses
+
+
+def test_changed_coherence_runs_again_from_there(
+    finished_copy: tuple[RunConfig, RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    make_run_config: Callable[..., RunConfig],
+) -> None:
+    config, _ = finished_copy
+    ran: list[str] = []
+    for phase in ("train_base", "route", "contract", "coherence", "evaluate"):
+        original = getattr(phases_module.Phases, phase)
+        monkeypatch.setattr(
+            phases_module.Phases,
+            phase,
+            lambda self, key, name=phase, work=original: (ran.append(name), work(self, key))[1],
+        )
+    changed = make_run_config(config.output_path.parent, coherence={"steps": 1})
+    result = run_pipeline(changed)
+    assert ran == ["coherence", "evaluate"]
+    assert len(result.coherence["history"]) == 2
+
+
+def test_another_run_in_the_directory_is_refused_and_kept(
+    finished_copy: tuple[RunConfig, RunResult], make_run_config: Callable[..., RunConfig]
+) -> None:
+    config, _ = finished_copy
+    before = (config.output_path / "expanded" / "model.safetensors").read_bytes()
+    other = make_run_config(config.output_path.parent, training={"learning_rate": 0.123})
+    with pytest.raises(ValueError, match=r"holds another run \(`training.learning_rate` was None, is now 0.123\)"):
+        run_pipeline(other)
+    assert (config.output_path / "expanded" / "model.safetensors").read_bytes() == before
+
+
+def test_provenance_is_that_of_the_training(
+    finished_copy: tuple[RunConfig, RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    make_run_config: Callable[..., RunConfig],
+) -> None:
+    config, result = finished_copy
+    monkeypatch.setattr(phases_module, "git_revision", lambda: "another")
+    for changes in ({}, {"coherence": {"steps": 1}}):  # nothing runs again, and what follows the training does
+        again = run_pipeline(make_run_config(config.output_path.parent, **changes))
+        assert (again.git_revision, again.created) == (result.git_revision, result.created)
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KilledError
+
+
+@pytest.mark.usefixtures("_no_localisation_warning")
+def test_a_killed_run_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run_config: Callable[..., RunConfig]
+) -> None:
+    scratch = {"model": {"start": "scratch", "base_control": False}, "coherence": {"enabled": False}}
+    whole = make_run_config(tmp_path / "whole", **scratch)
+    run_pipeline(whole)
+
+    config = make_run_config(tmp_path / "killed", **scratch)
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        original = GradientRoutingTrainer.__init__
+
+        def with_kill(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            self.add_callback(KillAt(3))
+
+        patch.setattr(GradientRoutingTrainer, "__init__", with_kill)
+        with pytest.raises(KilledError):
+            run_pipeline(config)
+    assert not (config.output_path / "expanded").exists()
+    original_step = GradientRoutingTrainer.training_step
+    monkeypatch.setattr(
+        GradientRoutingTrainer,
+        "training_step",
+        lambda self, *args: (steps.append(self.state.global_step), original_step(self, *args))[1],
+    )
+    run_pipeline(config)
+    assert steps == [2, 3]  # from the checkpoint of step 2, not from the start
+    files = [path / "expanded" / "model.safetensors" for path in (whole.output_path, config.output_path)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not (config.output_path / "checkpoints" / "route").exists()
+
+
+@pytest.mark.usefixtures("_no_localisation_warning")
+def test_a_run_killed_before_saving_does_not_train_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run_config: Callable[..., RunConfig]
+) -> None:
+    config = make_run_config(tmp_path, model={"start": "scratch", "base_control": False}, coherence={"enabled": False})
+    with monkeypatch.context() as patch:
+        patch.setattr(phases_module.Phases, "_save", lambda self, model, folder: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            run_pipeline(config)
+    (checkpoint,) = (config.output_path / "checkpoints").glob("route-*/checkpoint-4")
+    trained = (checkpoint / "model.safetensors").read_bytes()
+    result = run_pipeline(config)
+    assert result.training["steps"] == 4
+    assert (config.output_path / "expanded" / "model.safetensors").read_bytes() == trained
+
+
+@pytest.mark.usefixtures("_no_localisation_warning")
+def test_scratch_shares_its_base_control_with_a_posttrain_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run_config: Callable[..., RunConfig]
+) -> None:
+    shared = str(tmp_path / "base")
+    first = run_pipeline(make_run_config(tmp_path / "a", model={"start": "scratch", "base_dir": shared}))
+    assert first.before_kind == "base_control"
+    monkeypatch.setattr(phases_module.Phases, "train_base", lambda self, key: pytest.fail("trained again"))
+    second = run_pipeline(make_run_config(tmp_path / "b", model={"base_dir": shared}))
+    assert second.losses["before"] == first.losses["before"]
+
+
+def test_a_shared_base_of_other_settings_is_refused(tmp_path: Path, make_run_config: Callable[..., RunConfig]) -> None:
+    shared = str(tmp_path / "base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases_module.Phases, "route", lambda self, key: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            run_pipeline(make_run_config(tmp_path / "a", model={"base_dir": shared}))
+    with pytest.raises(ValueError, match=r"`model.base_dir`: .*base holds another run"):
+        run_pipeline(make_run_config(tmp_path / "b", model={"base_dir": shared}, training={"learning_rate": 0.05}))
+    assert not (tmp_path / "b").exists()
+    other = tmp_path / "thesis"
+    (other / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"`model.base_dir`: .*thesis is not empty and holds no run"):
+        run_pipeline(make_run_config(tmp_path / "b", model={"base_dir": str(other)}))
