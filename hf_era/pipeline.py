@@ -55,8 +55,8 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     phases = Phases(config, inputs, arguments, state)
     shared = RunDirectory(config.base_path, writes=state.is_main_process)
     directory.check(identity, settings, config.overwrite_output_dir, inputs=_local_inputs(config))
-    if config.model.trains_base and not config.base_path.is_relative_to(config.output_path):
-        shared.check(phases.base_fingerprint(), {}, field="model.base_dir")
+    if config.model.trains_base:
+        _check_shared_base(shared, phases)
     state.wait_for_everyone()
     with directory.lock():
         directory.claim(identity, settings, config.overwrite_output_dir)
@@ -73,6 +73,7 @@ def _run_phases(runner: _Runner, phases: Phases, shared: RunDirectory, identity:
         what = "Pretraining the base" if config.model.start == "pretrained" else "Training the base control"
         # A base that several runs share keeps its own records; a second run waits for the first one's.
         with shared.lock(wait=True):
+            _check_shared_base(shared, phases)  # again: it may have been claimed while this run waited
             shared.claim(base_key, {})
             runner.run("base", base_key, phases.train_base, what, [phases.base_folder / "config.json"], shared)
     route_key = fingerprint(identity, base_key if config.model.start == "pretrained" else None)
@@ -102,6 +103,12 @@ def _run_phases(runner: _Runner, phases: Phases, shared: RunDirectory, identity:
         training={**routing, "minimum_ablation_gap": phases.arguments.minimum_ablation_gap},
         seconds=runner.seconds,
     )
+
+
+def _check_shared_base(shared: RunDirectory, phases: Phases) -> None:
+    """A base inside the output directory is covered by that directory's own check."""
+    if not phases.config.base_path.is_relative_to(phases.config.output_path):
+        shared.check(phases.base_fingerprint(), {}, field="model.base_dir")
 
 
 _SECRETS = ("hub_token", "push_to_hub_token")

@@ -44,7 +44,7 @@ def warnings(result: RunResult) -> list[str]:
         )
         found.append(
             "**The capability was not removed.** The forget loss of this checkpoint minus that of "
-            f"{before(result)} is {format_difference(unlearning)} nats a token: {meaning}."
+            f"{before(result)} is {format_difference(unlearning)} nats a token: {meaning}.{_words_apart(result)}"
         )
     elif unlearning is not None and tax is not None and tax >= unlearning:
         found.append(
@@ -67,10 +67,12 @@ def headline(result: RunResult) -> list[str]:
             *lines,
             f"**Unlearning: {nothing}. Retain tax: {nothing}.** No model from before the method was measured.",
         ]
+    words = result.difference("forget_words", result.final_stage, "before")
     lines += [
         f"**Unlearning: {format_difference(result.unlearning)}.** The forget loss of this checkpoint minus that of "
         f"{before(result)}.",
         f"**Retain tax: {format_difference(result.retain_tax)}.** The same for the retain loss.",
+        f"**Forget words alone: {format_difference(words)}.** The same for the loss on the tokens of the forget words.",
     ]
     if result.retain_tax is not None and result.retain_tax < -_threshold(result):
         lines.append(
@@ -78,6 +80,17 @@ def headline(result: RunResult) -> list[str]:
             "what was removed with what the further steps taught; the ablation gap does not."
         )
     return lines
+
+
+def _words_apart(result: RunResult) -> str:
+    """What the loss on the forget words alone says, where it tells another story than that on whole stories."""
+    words = result.difference("forget_words", result.final_stage, "before")
+    if words is None or words < _threshold(result):
+        return ""
+    return (
+        f" On the forget words alone the loss rose by {format_difference(words)} nats a token: the model avoids the words "
+        "and predicts the rest of such stories as well as before."
+    )
 
 
 def before(result: RunResult) -> str:
