@@ -83,9 +83,10 @@ def _run_phases(runner: _Runner, phases: Phases, shared: RunDirectory, identity:
     contract_key = fingerprint(route_key, "contract")
     runner.run("contract", contract_key, phases.contract, "Cutting the module out", [phases.contracted_folder])
     coherence_key = fingerprint(contract_key, config.coherence.to_dict())
-    coherence = runner.run(
-        "coherence", coherence_key, phases.coherence, "Coherence fine-tuning", [phases.final_folder / "config.json"]
+    what = (
+        "Coherence fine-tuning" if config.coherence.enabled else "Saving the final model, without coherence fine-tuning"
     )
+    coherence = runner.run("coherence", coherence_key, phases.coherence, what, [phases.final_folder / "config.json"])
     evaluation_key = fingerprint(coherence_key, base_key, config.evaluation.bootstrap_samples)
     evaluation = runner.run("evaluation", evaluation_key, phases.evaluate, "Evaluating")
     provenance = routing.pop("provenance")  # of the training, whenever and wherever the rest was done
