@@ -74,17 +74,8 @@ class Phases:
         )
         set_seed(self.config.seed)
         model = AutoModelForCausalLM.from_config(self.inputs.base_config)
-        trainer = TokenWeightedTrainer(
-            model,
-            arguments,
-            train_dataset=self.inputs.data.train,
-            eval_dataset=self._validation(),
-            processing_class=self.inputs.tokenizer,
-        )
-        output = trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
-        self._save(model, self.base_folder)
-        self._remove(Path(str(arguments.output_dir)))
-        return {"steps": output.global_step, "train_loss": output.training_loss}
+        trainer, output = self._train(TokenWeightedTrainer, model, arguments, self.base_folder)
+        return {"steps": trainer.state.global_step, "train_loss": output.training_loss}
 
     def _base_training(self) -> dict[str, Any]:
         """The base control has the run's own training settings; a base may have others."""
@@ -105,16 +96,7 @@ class Phases:
             # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
             base = self.config.model.base or self.base_folder
             model = expand_base(base, self.config.expansion, dtype=torch.float32)
-        trainer = GradientRoutingTrainer(
-            model,
-            arguments,
-            train_dataset=self.inputs.data.train,
-            eval_dataset=self._validation(),
-            processing_class=self.inputs.tokenizer,
-        )
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
-        self._save(model, self.expanded_folder)
-        self._remove(Path(str(arguments.output_dir)))
+        trainer, _ = self._train(GradientRoutingTrainer, model, arguments, self.expanded_folder)
         history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
         return {
             "steps": trainer.state.global_step,
@@ -194,8 +176,22 @@ class Phases:
 
     # ---- Helpers ----
 
-    def _validation(self) -> dict[str, Any]:
-        return {"forget": self.inputs.data.validation_forget, "retain": self.inputs.data.validation_retain}
+    def _train(
+        self, trainer_class: type[TokenWeightedTrainer], model: Any, arguments: GradientRoutingConfig, folder: Path
+    ) -> tuple[TokenWeightedTrainer, Any]:
+        """Trains on all stories, from the last checkpoint if there is one, and saves the model in `folder`."""
+        data = self.inputs.data
+        trainer = trainer_class(
+            model,
+            arguments,
+            train_dataset=data.train,
+            eval_dataset={"forget": data.validation_forget, "retain": data.validation_retain},
+            processing_class=self.inputs.tokenizer,
+        )
+        output = trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
+        self._save(model, folder)
+        self._remove(Path(str(arguments.output_dir)))
+        return trainer, output
 
     def _save(self, model: Any, folder: Path) -> None:
         """Saves a model and the tokenizer, whole or not at all."""

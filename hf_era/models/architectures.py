@@ -22,8 +22,7 @@ class ArchitectureSpec:
         hidden_size (`str`): config field with the width of the residual stream.
         number_of_layers (`str`): config field with the number of blocks.
         activation (`str`): config field with the name of the MLP's activation function.
-        expanded_config (`str`): "module:class" of the expanded config.
-        expanded_model (`str`): "module:class" of the expanded causal LM.
+        expanded_model (`str`): "module:class" of the expanded causal LM; its `config_class` is the expanded config.
     """
 
     model_type: str
@@ -33,7 +32,6 @@ class ArchitectureSpec:
     hidden_size: str
     number_of_layers: str
     activation: str
-    expanded_config: str
     expanded_model: str
 
     def get_blocks(self, model: "nn.Module") -> "nn.ModuleList":
@@ -44,9 +42,6 @@ class ArchitectureSpec:
 
     def layers_of(self, config: "PreTrainedConfig") -> int:
         return int(getattr(config, self.number_of_layers))
-
-    def load_config_class(self) -> Any:
-        return _load(self.expanded_config)
 
     def load_model_class(self) -> Any:
         return _load(self.expanded_model)
@@ -61,7 +56,6 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
         hidden_size="hidden_size",
         number_of_layers="num_layers",
         activation="activation_function",
-        expanded_config="hf_era.models.gpt_neo:ExpandedGPTNeoConfig",
         expanded_model="hf_era.models.gpt_neo:ExpandedGPTNeoForCausalLM",
     ),
 }

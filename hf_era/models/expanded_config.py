@@ -6,7 +6,7 @@ from hf_era.models.architectures import ARCHITECTURES
 from hf_era.models.expansion import ExpansionConfig
 
 # Fields that belong to the expanded model only, or that the stock config writes for itself.
-_NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version", "hf_era_version")
+_NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version")
 
 
 class ExpandedConfigMixin:

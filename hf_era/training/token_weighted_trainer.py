@@ -64,7 +64,8 @@ class TokenWeightedTrainer(Trainer):
         """As `Trainer.train`; a checkpoint of the last step is loaded and not trained on."""
         if isinstance(resume_from_checkpoint, str):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
-            if 0 < self.args.max_steps <= state.global_step:
+            last_step = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
+            if 0 < last_step <= state.global_step:
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
                 return TrainOutput(state.global_step, float("nan"), {})

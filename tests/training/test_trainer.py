@@ -148,6 +148,20 @@ def test_resuming_in_a_later_epoch_sees_the_same_order(
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed.model).items())
 
 
+@pytest.mark.parametrize("length", [{"max_steps": 3}, {"max_steps": -1, "num_train_epochs": 0.75}])
+def test_resuming_from_the_last_step_changes_nothing(
+    make_trainer: Callable[..., Any], tmp_path: Path, length: dict[str, Any]
+) -> None:
+    settings = {**length, "save_strategy": "steps", "save_steps": 3}  # of the 4 steps of an epoch
+    whole = make_trainer(**settings, output_dir=str(tmp_path / "whole"))
+    whole.train()
+    resumed = make_trainer(**settings, output_dir=str(tmp_path / "resumed"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert resumed.state.global_step == 3
+    expected = weights(whole.model)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed.model).items())
+
+
 def test_length_groups_differ_from_epoch_to_epoch(make_trainer: Callable[..., Any]) -> None:
     sampler = make_trainer(train_sampling_strategy="group_by_length")._get_train_sampler()
     first = list(sampler)
