@@ -11,6 +11,8 @@ from hf_era.models import (
     ExpandedGPTNeoConfig,
     ExpandedGPTNeoForCausalLM,
     ExpansionConfig,
+    FastGPTNeoForCausalLM,
+    FastPaths,
     expand_base,
     register_auto_classes,
 )
@@ -41,6 +43,8 @@ __all__ = [
     "ExpandedGPTNeoConfig",
     "ExpandedGPTNeoForCausalLM",
     "ExpansionConfig",
+    "FastGPTNeoForCausalLM",
+    "FastPaths",
     "GradientMultipliers",
     "GradientRoutingConfig",
     "GradientRoutingTrainer",

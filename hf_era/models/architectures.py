@@ -22,6 +22,7 @@ class ArchitectureSpec:
         hidden_size (`str`): config field with the width of the residual stream.
         number_of_layers (`str`): config field with the number of blocks.
         activation (`str`): config field with the name of the MLP's activation function.
+        fast_model (`str`): "module:class" of the fast causal LM without auxiliary modules.
         expanded_model (`str`): "module:class" of the expanded causal LM; its `config_class` is the expanded config.
     """
 
@@ -32,6 +33,7 @@ class ArchitectureSpec:
     hidden_size: str
     number_of_layers: str
     activation: str
+    fast_model: str
     expanded_model: str
 
     def get_blocks(self, model: "nn.Module") -> "nn.ModuleList":
@@ -46,6 +48,9 @@ class ArchitectureSpec:
     def load_model_class(self) -> Any:
         return _load(self.expanded_model)
 
+    def load_fast_class(self) -> Any:
+        return _load(self.fast_model)
+
 
 ARCHITECTURES: dict[str, ArchitectureSpec] = {
     "gpt_neo": ArchitectureSpec(
@@ -56,6 +61,7 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
         hidden_size="hidden_size",
         number_of_layers="num_layers",
         activation="activation_function",
+        fast_model="hf_era.models.gpt_neo:FastGPTNeoForCausalLM",
         expanded_model="hf_era.models.gpt_neo:ExpandedGPTNeoForCausalLM",
     ),
 }

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 from transformers import initialization
-from transformers.activations import ACT2FN
+
+from hf_era.models.fused_activation import RoutedActivation
 
 
 class AuxiliaryMLP(nn.Module):
@@ -27,16 +28,20 @@ class AuxiliaryMLP(nn.Module):
         super().__init__()
         self.up_projection = nn.Linear(hidden_size, width)
         self.down_projection = nn.Linear(width, hidden_size, bias=False)
-        self.act = ACT2FN[activation]
+        self.act = RoutedActivation(activation)
         self.initialization_std = initialization_std
         self.active = True
 
-    def forward(self, hidden_states: Tensor, route: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """(batch, seq, hidden) -> (batch, seq, hidden). `route` is applied to the (batch, seq, width) activation."""
-        activation = self.act(self.up_projection(hidden_states))
-        if route is not None:
-            activation = route(activation)
-        return self.down_projection(activation)
+    def forward(
+        self, hidden_states: Tensor, activate: Callable[[RoutedActivation, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """(batch, seq, hidden) -> (batch, seq, hidden).
+
+        `activate` makes the (batch, seq, width) activation of the up projection's output, and routes it. Not given:
+        `self.act` does, without routing.
+        """
+        inputs = self.up_projection(hidden_states)
+        return self.down_projection(self.act(inputs) if activate is None else activate(self.act, inputs))
 
     def initialize(self) -> None:
         """Draws the starting weights; parameters that were loaded from a checkpoint are left alone."""

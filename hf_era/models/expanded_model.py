@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from hf_era.models.architectures import ArchitectureSpec
 from hf_era.models.auxiliary import AuxiliaryMLP
 from hf_era.models.expansion import ExpansionConfig
+from hf_era.models.fast_model import model_around
 from hf_era.models.outputs import ExpandedCausalLMOutput
 from hf_era.models.routed_layers import RoutingChannel, expand_layer
 from hf_era.routing import GradientMultipliers, build_token_routing
@@ -27,13 +27,10 @@ class ExpandedCausalLMMixin:
             not saved with the model; `GradientRoutingTrainer` sets it from its config.
     """
 
-    base_model_class: ClassVar[type]
+    stock_class: ClassVar[type]
     architecture: ClassVar[ArchitectureSpec]
     expanded_block_class: ClassVar[type]
     expanded_mlp_class: ClassVar[type]
-    # The loss is divided by `num_items_in_batch` when it is given, and the Trainer should give it.
-    accepts_loss_kwargs = True
-
     gradient_multipliers: GradientMultipliers = GradientMultipliers()
 
     # ---- Expand ----
@@ -154,21 +151,15 @@ class ExpandedCausalLMMixin:
     def contract(self) -> Any:
         """A stock model without the auxiliary modules, with its own storage, on the same device and in the same dtype.
 
-        Its logits are those of this model while `ablated()`, bit for bit. Tied weights stay tied, and the generation
-        config is carried over.
+        Its weights are those of this model, bit for bit, and so are its logits those of this model while `ablated()`, up
+        to the rounding of the fast paths that the stock class does not have (bit for bit with those switched off). Tied
+        weights stay tied, and the generation config is carried over.
         """
-        config: Any = self.config  # type: ignore[attr-defined]
-        with torch.random.fork_rng(devices=[]):  # the stock constructor draws weights that are thrown away at once
-            model = self.base_model_class(config.to_base_config())
         # Cloned: a saved view of a shared storage could carry bytes of what was removed.
         weights = {
             name: value.detach().clone()
             for name, value in self.state_dict().items()  # type: ignore[attr-defined]
             if not self.is_auxiliary_parameter(name)
         }
-        model.load_state_dict(weights, strict=True, assign=True)
-        model.tie_weights()
-        model.to(self.device)  # type: ignore[attr-defined]
-        model.generation_config = copy.deepcopy(self.generation_config)  # type: ignore[attr-defined]
-        model.train(self.training)  # type: ignore[attr-defined]
-        return model
+        config: Any = self.config  # type: ignore[attr-defined]
+        return model_around(self.stock_class, config.to_base_config(), weights, self)

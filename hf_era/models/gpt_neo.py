@@ -1,4 +1,4 @@
-"""GPT-Neo: a family's own part. Everything else is in `expanded_model.py` and `routed_layers.py`.
+"""GPT-Neo: a family's own part. What families share is in `fast_model.py`, `expanded_model.py` and `routed_layers.py`.
 
 MLP `transformer.h.N.mlp`: `c_proj(gelu_new(c_fc(x)))`, both with bias, dropout after `c_proj`. LM head tied to `wte`.
 """
@@ -7,13 +7,93 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
-from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoMLP
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoMLP, GPTNeoSelfAttention
 
 from hf_era.models.architectures import ARCHITECTURES
 from hf_era.models.expanded_config import ExpandedConfigMixin
 from hf_era.models.expanded_model import ExpandedCausalLMMixin
+from hf_era.models.fast_model import FastCausalLMMixin, StockCheckpointMixin
+from hf_era.models.fused_activation import RoutedActivation
+from hf_era.models.gpt_neo_attention import FastGPTNeoSelfAttention
 from hf_era.models.outputs import ExpandedCausalLMOutput
 from hf_era.models.routed_layers import ExpandedMLPMixin, RoutedBlockMixin
+
+
+class GPTNeoWithFastLayers(FastCausalLMMixin, GPTNeoForCausalLM):
+    """`GPTNeoForCausalLM` with attention through sdpa, a fused GELU and a chunked loss; see `FastPaths`."""
+
+    def __init__(self, config: GPTNeoConfig) -> None:
+        requested = config._attn_implementation
+        if requested in (None, "sdpa"):
+            config._attn_implementation_internal = "eager"  # the stock constructor knows no sdpa
+        try:
+            super().__init__(config)
+        finally:
+            config._attn_implementation_internal = requested
+        blocks: Any = self.transformer.h
+        for block in blocks:
+            block.mlp.act = RoutedActivation(config.activation_function)
+            if type(block.attn.attention) is GPTNeoSelfAttention:
+                # Same parameters and buffers; only what is done with them differs.
+                block.attn.attention.__class__ = FastGPTNeoSelfAttention
+        config._attn_implementation_internal = self._check_and_adjust_attn_implementation(requested, is_init_check=True)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Any | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        skip_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
+        """`GPTNeoForCausalLM.forward`, and one argument of its own.
+
+        Args:
+            skip_logits (`bool`, *optional*): with `labels`: compute the loss without ever holding the logits, and return
+                none. Not given: while training. `False`: always return logits.
+        """
+        return self.fast_forward(
+            super().forward,
+            skip_logits=skip_logits,
+            labels=labels,
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+
+class FastGPTNeoForCausalLM(StockCheckpointMixin, GPTNeoWithFastLayers):
+    """A `GPTNeoForCausalLM` that runs faster: same weights, names, config and results (to rounding).
+
+    `from_pretrained` loads an ordinary GPT-Neo checkpoint, `from_stock` takes a model in memory, and `save_pretrained` saves
+    an ordinary checkpoint. `attn_implementation` is `"sdpa"` unless `"eager"` or `"flash_attention_2"` (transformers' own,
+    which knows no local window) is asked for.
+    """
+
+    stock_class: ClassVar[type] = GPTNeoForCausalLM
 
 
 class ExpandedGPTNeoConfig(ExpandedConfigMixin, GPTNeoConfig):
@@ -40,7 +120,7 @@ class ExpandedGPTNeoConfig(ExpandedConfigMixin, GPTNeoConfig):
 
 class ExpandedGPTNeoMLP(ExpandedMLPMixin, GPTNeoMLP):
     def forward(self, hidden_states: Tensor) -> Tensor:
-        activation = self.route_original(self.act(self.c_fc(hidden_states)))
+        activation = self.activate_original(self.act, self.c_fc(hidden_states))
         output = self.add_auxiliary(hidden_states, self.c_proj(activation))
         return self.dropout(output)
 
@@ -49,7 +129,7 @@ class ExpandedGPTNeoBlock(RoutedBlockMixin, GPTNeoBlock):
     pass
 
 
-class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoForCausalLM):
+class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoWithFastLayers):
     """A `GPTNeoForCausalLM` with auxiliary modules in its target layers, trained by gradient routing.
 
     Three ways to make one: `ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig(...))` from random weights,
@@ -58,7 +138,7 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoForCausalLM):
     """
 
     config_class = ExpandedGPTNeoConfig
-    base_model_class: ClassVar[type] = GPTNeoForCausalLM
+    stock_class: ClassVar[type] = GPTNeoForCausalLM
     architecture = ARCHITECTURES["gpt_neo"]
     expanded_block_class: ClassVar[type] = ExpandedGPTNeoBlock
     expanded_mlp_class: ClassVar[type] = ExpandedGPTNeoMLP
@@ -83,16 +163,18 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoForCausalLM):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool | None = None,
         routing_weight: Tensor | None = None,
         output_activation_l1: bool = False,
         **kwargs: Any,
     ) -> ExpandedCausalLMOutput | tuple[Tensor, ...]:
-        """`GPTNeoForCausalLM.forward`, and two arguments of its own. The forward values do not depend on them.
+        """`GPTNeoForCausalLM.forward`, and arguments of its own. The forward values do not depend on the first two.
 
         Args:
             routing_weight (`Tensor`, *optional*): (batch, seq), floating, range [0, 1]: 1 = treat as retain, 0 = treat
                 as forget. Position i holds the weight of token i + 1, which it predicts. `None`: no routing.
             output_activation_l1 (`bool`, *optional*, defaults to `False`): also return `activation_l1`.
+            skip_logits (`bool`, *optional*): as in `FastGPTNeoForCausalLM`.
         """
         return self.forward_with_routing(
             super().forward,
@@ -110,5 +192,6 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoForCausalLM):
             output_hidden_states=output_hidden_states,
             return_dict=return_dict,
             logits_to_keep=logits_to_keep,
+            skip_logits=skip_logits,
             **kwargs,
         )

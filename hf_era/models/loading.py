@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from hf_era.models.architectures import get_architecture
+from hf_era.models.architectures import ARCHITECTURES, get_architecture
 from hf_era.models.expansion import ExpansionConfig
 
 
@@ -54,6 +54,38 @@ def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **
         return AutoConfig.from_pretrained(source, **kwargs)
     except OSError as error:
         raise ValueError(unreachable_message(field, source, "model")) from error
+
+
+def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kwargs: Any) -> Any:
+    """Any causal LM from a local directory or a hub id, in the fast class of its architecture where there is one.
+
+    Args:
+        name (`str` or path): a stock, a contracted or an expanded checkpoint.
+        field (`str`, *optional*, defaults to `"model.base"`): the setting that errors name.
+        kwargs: passed to `from_pretrained`.
+
+    Raises:
+        ValueError: if it does not exist or cannot be reached.
+    """
+    config = load_base_config(name, field, **_hub_options(kwargs))
+    model_class = fast_class_of(config) or AutoModelForCausalLM
+    try:
+        return model_class.from_pretrained(check_model_source(field, name, kwargs.get("subfolder") or ""), **kwargs)
+    except OSError as error:
+        raise ValueError(unreachable_message(field, os.fspath(name), "model")) from error
+
+
+def fast_class_of(config: Any) -> Any:
+    """The fast class without auxiliary modules for a stock config, or `None` if its architecture has none."""
+    spec = ARCHITECTURES.get(config.model_type)
+    return None if spec is None else spec.load_fast_class()
+
+
+def causal_lm_from_config(config: Any, seed: int) -> Any:
+    """A stock architecture with random weights, in its fast class; the weights are the stock class's for that seed."""
+    torch.manual_seed(seed)
+    model_class = fast_class_of(config)
+    return AutoModelForCausalLM.from_config(config) if model_class is None else model_class(copy.deepcopy(config))
 
 
 def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer", **kwargs: Any) -> Any:

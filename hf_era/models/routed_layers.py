@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_era.models.auxiliary import AuxiliaryMLP
-from hf_era.routing import TokenRouting, activation_l1, scale_gradient
+from hf_era.models.fused_activation import RoutedActivation
+from hf_era.routing import TokenRouting
 
 
 class RoutingChannel:
@@ -75,26 +76,25 @@ class ExpandedMLPMixin:
     routing: TokenRouting | None = None
     measured_l1: Tensor | None = None
 
-    def route_original(self, activation: Tensor) -> Tensor:
-        """The original MLP's activation (batch, seq, intermediate), the input of its down projection."""
-        return self._route(activation, None if self.routing is None else self.routing.original_factor)
+    def activate_original(self, act: RoutedActivation, inputs: Tensor) -> Tensor:
+        """What the original MLP's down projection gets, (batch, seq, intermediate), of what its up projection gives."""
+        return self._activate(act, inputs, None if self.routing is None else self.routing.original_factor)
 
     def add_auxiliary(self, hidden_states: Tensor, output: Tensor) -> Tensor:
         """Adds what the active auxiliary modules make of the MLP's input; both (batch, seq, hidden)."""
         for module in self.auxiliary.values():
             if module.active:  # an ablated module costs nothing and leaves `output` bit for bit
-                output = output + module(hidden_states, self._route_auxiliary)
+                output = output + module(hidden_states, self._activate_auxiliary)
         return output
 
-    def _route_auxiliary(self, activation: Tensor) -> Tensor:
-        return self._route(activation, None if self.routing is None else self.routing.auxiliary_factor)
+    def _activate_auxiliary(self, act: RoutedActivation, inputs: Tensor) -> Tensor:
+        return self._activate(act, inputs, None if self.routing is None else self.routing.auxiliary_factor)
 
-    def _route(self, activation: Tensor, factor: Tensor | None) -> Tensor:
-        routing = self.routing
-        if routing is not None and routing.measure_activation_l1:
-            measured = activation_l1(activation, routing.activation_mask)
+    def _activate(self, act: RoutedActivation, inputs: Tensor, factor: Tensor | None) -> Tensor:
+        activation, measured = act.route(inputs, self.routing, factor)
+        if measured is not None:
             self.measured_l1 = measured if self.measured_l1 is None else self.measured_l1 + measured
-        return scale_gradient(activation, factor)
+        return activation
 
 
 def expand_layer(

@@ -31,11 +31,15 @@ class FrequencyRow:
 
 
 def count_tokens(stories: Iterable[Iterable[int]], vocabulary_size: int) -> Tensor:
-    """Counts of each vocabulary entry over the stories: shape (vocabulary_size,), int64. Pass stories without BOS."""
+    """Counts of each vocabulary entry over the stories: shape (vocabulary_size,), int64. Pass stories without BOS.
+
+    A story is any iterable of token ids; fastest is an int64 tensor that holds many stories end to end.
+    """
     counts = torch.zeros(vocabulary_size, dtype=torch.int64)
     for story in stories:
-        tokens = torch.as_tensor(list(story), dtype=torch.int64)
-        counts += torch.bincount(tokens, minlength=vocabulary_size)
+        tokens = story if isinstance(story, Tensor) else torch.as_tensor(list(story), dtype=torch.int64)
+        # Not `bincount`: it would make a vector as long as the vocabulary for every story.
+        counts.index_add_(0, tokens, torch.ones_like(tokens))
     return counts
 
 

@@ -46,9 +46,14 @@ def scale_gradient(activation: Tensor, factor: Tensor | None) -> Tensor:
     """
     if factor is None:
         return activation
+    check_factor_shape(activation, factor)
+    return _ScaleGradient.apply(activation, factor)
+
+
+def check_factor_shape(activation: Tensor, factor: Tensor) -> None:
+    """Raises `ValueError` unless `factor` has one value per token of `activation`."""
     if factor.shape != activation.shape[:-1]:
         raise ValueError(
             f"`factor` needs one value per token, shape {tuple(activation.shape[:-1])}, got {tuple(factor.shape)}. "
             "Pass a `routing_weight` of the same (batch, seq) shape as `input_ids`."
         )
-    return _ScaleGradient.apply(activation, factor)

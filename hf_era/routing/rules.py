@@ -74,32 +74,41 @@ class RoutingRuleConfig:
         return asdict(self)
 
 
-def token_weights(
-    config: RoutingRuleConfig,
-    token_ids: Sequence[int],
-    is_forget_word: Sequence[bool],
-    vocabulary_weights: Tensor | None = None,
-) -> list[float]:
-    """The weight of each token of one *forget* story, in [0, 1]: 1 as retain, 0 as forget.
+def weigh_tokens(
+    config: RoutingRuleConfig, token_ids: Tensor, is_forget_word: Tensor, vocabulary_weights: Tensor | None = None
+) -> Tensor:
+    """The weight of each token of *forget* stories: fp32, of the shape of `token_ids`; 1 as retain, 0 as forget.
 
     Args:
         config (`RoutingRuleConfig`): the rule.
-        token_ids (`Sequence[int]`): the story's tokens, length n.
-        is_forget_word (`Sequence[bool]`): whether a token belongs to a forget word, length n (for `concept`).
+        token_ids (`Tensor`): int64, any shape.
+        is_forget_word (`Tensor`): bool, the same shape: whether a token belongs to a forget word (for `concept`).
         vocabulary_weights (`Tensor`, *optional*): (vocabulary,), the frequency rule's weight per vocabulary entry.
 
     Raises:
         ValueError: if the frequency rule is asked for without its weights.
     """
     if config.rule == "none":
-        return [RETAIN_WEIGHT] * len(token_ids)
+        return torch.full(token_ids.shape, RETAIN_WEIGHT)
     if config.rule == "concept":
-        return [FORGET_WEIGHT if found else RETAIN_WEIGHT for found in is_forget_word]
+        return torch.where(is_forget_word, FORGET_WEIGHT, RETAIN_WEIGHT)
     if config.weighting == "uniform":
-        return [FORGET_WEIGHT] * len(token_ids)
+        return torch.full(token_ids.shape, FORGET_WEIGHT)
     if vocabulary_weights is None:
         raise ValueError('weighting="frequency" needs `vocabulary_weights`; see `FrequencyTable.weights`.')
-    return vocabulary_weights[torch.as_tensor(list(token_ids), dtype=torch.long)].tolist()
+    return vocabulary_weights[token_ids]
+
+
+def token_weights(
+    config: RoutingRuleConfig,
+    token_ids: Sequence[int],
+    is_forget_word: Sequence[bool],
+    vocabulary_weights: Tensor | None = None,
+) -> list[float]:
+    """`weigh_tokens` for the tokens of one story as a list, in [0, 1]."""
+    ids = torch.as_tensor(list(token_ids), dtype=torch.long)
+    words = torch.as_tensor(list(is_forget_word), dtype=torch.bool)
+    return weigh_tokens(config, ids, words, vocabulary_weights).tolist()
 
 
 def align_to_prediction(weights: Sequence[float]) -> list[float]:
@@ -108,3 +117,19 @@ def align_to_prediction(weights: Sequence[float]) -> list[float]:
     The last position predicts nothing; its weight is 1 and no gradient of the language model reaches it.
     """
     return [*list(weights)[1:], RETAIN_WEIGHT] if len(weights) else []
+
+
+def align_stories_to_prediction(weights: Tensor, lengths: Tensor) -> Tensor:
+    """`align_to_prediction` for many stories at once.
+
+    Args:
+        weights (`Tensor`): (tokens,), the weights of all stories end to end.
+        lengths (`Tensor`): (stories,), int64, tokens of each story; their sum is the length of `weights`.
+
+    Returns:
+        `Tensor`: (tokens,), a new tensor.
+    """
+    aligned = weights.roll(-1)
+    ends = lengths.cumsum(0)[lengths > 0]  # an empty story has no last token: it would overwrite its neighbour's
+    aligned[ends - 1] = RETAIN_WEIGHT
+    return aligned

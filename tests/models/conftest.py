@@ -1,16 +1,46 @@
-"""A stock model to expand, in memory and saved; and gradients under a routing."""
+"""A stock model to expand, in memory and saved; gradients under a routing; and the fast paths on and off."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GPTNeoForCausalLM
 
-from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
+from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM, GradientMultipliers
+from hf_era.models.fast_paths import ALL_SLOW
 
 Gradients = dict[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The fast paths (attention too) on or off, and the model without auxiliary modules that takes the same paths."""
+
+    fast: bool
+
+    def set(self, model: Any) -> Any:
+        if not self.fast:
+            model.set_fast_paths(ALL_SLOW)
+            model.set_attn_implementation("eager")
+        return model
+
+    def reference(self, stock: GPTNeoForCausalLM) -> GPTNeoForCausalLM:
+        """What an ablated model equals bit for bit: the stock class itself, or the fast one with the same weights."""
+        return FastGPTNeoForCausalLM.from_stock(stock) if self.fast else stock
+
+
+@pytest.fixture
+def paths_of() -> Callable[[bool], Paths]:
+    return Paths
+
+
+@pytest.fixture(params=[True, False], ids=["fast", "slow"])
+def paths(request: pytest.FixtureRequest) -> Paths:
+    return Paths(request.param)
 
 
 @pytest.fixture

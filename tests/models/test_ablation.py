@@ -1,6 +1,7 @@
 """`ablated()` and `set_ablated()`, and generation with the auxiliary module on and off."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
 MakeExpanded = Callable[..., ExpandedGPTNeoForCausalLM]
 
 
-def test_ablated_model_equals_the_base_bit_for_bit(base: GPTNeoForCausalLM, make_batch: Callable) -> None:
-    model, batch = ExpandedGPTNeoForCausalLM.from_base(base, EXPANSION).eval(), make_batch()
+def test_ablated_model_equals_the_base_bit_for_bit(base: GPTNeoForCausalLM, make_batch: Callable, paths: Any) -> None:
+    model, batch = paths.set(ExpandedGPTNeoForCausalLM.from_base(base, EXPANSION)).eval(), make_batch()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        on, stock = model(**inputs).logits, base(**inputs).logits
+        on, stock = model(**inputs).logits, paths.reference(base)(**inputs).logits
         with model.ablated() as same:
             assert same is model
             off = model(**inputs).logits
@@ -77,9 +78,9 @@ def test_set_ablated_lasts(make_expanded: MakeExpanded) -> None:
 
 @pytest.mark.parametrize("use_cache", [False, True])
 def test_generation_when_ablated_equals_that_of_the_contracted_model(
-    use_cache: bool, make_expanded: MakeExpanded
+    use_cache: bool, make_expanded: MakeExpanded, paths: Any
 ) -> None:
-    model = make_expanded([0, 2]).eval()
+    model = paths.set(make_expanded([0, 2])).eval()
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
     options = {
         "attention_mask": torch.ones_like(prompt),

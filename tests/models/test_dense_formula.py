@@ -2,9 +2,13 @@
 
 The formula is the paper's: a stock GPT-Neo whose MLP is *widened* in the target layers, and a dense mask `m` of shape
 (batch, seq, hidden) in `m * x + (1 - m) * x.detach()` on the input of the down projection. It uses nothing of `hf_era`.
+
+The stock attention casts query and key to fp32, in float64 too, and so do the slow paths, which are compared with it. The
+fast paths compute in float64 throughout: they are compared with a formula whose attention does so.
 """
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -27,7 +31,11 @@ SIGNED_MULTIPLIERS = [
 
 
 def widened_stock_model(
-    expanded: ExpandedGPTNeoForCausalLM, target_layers: list[int], routing_weight: Tensor, numbers: dict[str, float]
+    expanded: ExpandedGPTNeoForCausalLM,
+    target_layers: list[int],
+    routing_weight: Tensor,
+    numbers: dict[str, float],
+    casts_attention: bool,
 ) -> GPTNeoForCausalLM:
     """The same function as `expanded`, built from stock parts, with the dense formula hooked before `c_proj`."""
     state = expanded.state_dict()
@@ -57,7 +65,23 @@ def widened_stock_model(
             widened_down.bias.copy_(mlp.c_proj.bias)
         mlp.c_fc, mlp.c_proj = widened_up, widened_down
         mlp.c_proj.register_forward_pre_hook(apply_mask)
+    if not casts_attention:
+        for block in stock.transformer.h:
+            block.attn.attention._attn = MethodType(attention_without_casting, block.attn.attention)
     return stock
+
+
+def attention_without_casting(
+    self: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    """The stock attention in the dtype of its inputs: (batch, heads, seq, head size) each."""
+    length = query.shape[-2]
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    seen = (distance >= 0) & (distance < (self.config.window_size if self.attention_type == "local" else length))
+    scores = (query @ key.transpose(-1, -2)).masked_fill(~seen, torch.finfo(query.dtype).min)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    return scores.softmax(dim=-1) @ value, None
 
 
 AUXILIARY_PARTS = ("up_projection.weight", "up_projection.bias", "down_projection.weight")
@@ -84,16 +108,22 @@ def split_gradients(stock: GPTNeoForCausalLM, target_layers: list[int]) -> dict[
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """In float64; the model's own `loss` is computed in fp32."""
+    """In float64; the stock model's own `loss` is computed in fp32."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def assert_same(
     expanded: ExpandedGPTNeoForCausalLM, stock: GPTNeoForCausalLM, batch: dict[str, Tensor], target_layers: list[int]
 ) -> float:
-    """Compares loss and every gradient; returns the largest relative deviation of a gradient."""
+    """Compares loss and every gradient; returns the largest relative deviation of a gradient.
+
+    The loss of the fast paths is the model's own, in chunks and in float64; the slow one computes its own in fp32.
+    """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    loss = cross_entropy(expanded(**inputs, routing_weight=batch["routing_weight"]).logits, batch["labels"])
+    if expanded.fast_paths.chunked_loss:
+        loss = expanded(**inputs, labels=batch["labels"], routing_weight=batch["routing_weight"]).loss
+    else:
+        loss = cross_entropy(expanded(**inputs, routing_weight=batch["routing_weight"]).logits, batch["labels"])
     expected_loss = cross_entropy(stock(**inputs).logits, batch["labels"])
     assert loss.dtype == expected_loss.dtype == torch.float64
     torch.testing.assert_close(loss, expected_loss, rtol=RELATIVE_TOLERANCE, atol=0)
@@ -137,31 +167,39 @@ def test_loss_and_gradients_equal_the_dense_formula(
     tie_word_embeddings: bool,
     make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
     double_batch: dict[str, Tensor],
+    paths: Any,
 ) -> None:
     numbers = exact(multipliers)
-    model = make_expanded(target_layers, width=WIDTH, tie_word_embeddings=tie_word_embeddings).double()
+    model = paths.set(make_expanded(target_layers, width=WIDTH, tie_word_embeddings=tie_word_embeddings).double())
     model.gradient_multipliers = GradientMultipliers(**numbers)
-    stock = widened_stock_model(model, target_layers, double_batch["routing_weight"], numbers)
+    stock = widened_stock_model(
+        model, target_layers, double_batch["routing_weight"], numbers, casts_attention=not paths.fast
+    )
     print(f"largest relative deviation {assert_same(model, stock, double_batch, target_layers):.1e}")
 
 
 @pytest.mark.parametrize(
     "violation",
-    ["original_forget", "original_retain", "auxiliary_forget", "auxiliary_retain", "weights", "layer"],
+    ["original_forget", "original_retain", "auxiliary_forget", "auxiliary_retain", "weights", "layer", "casting"],
 )
 def test_the_comparison_notices_a_small_mistake(
-    violation: str, make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], double_batch: dict[str, Tensor]
+    violation: str,
+    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
+    double_batch: dict[str, Tensor],
+    paths: Any,
 ) -> None:
-    """Planted: one multiplier off by 1e-6, weights shifted by one position, or one layer not routed."""
+    """Planted: one multiplier off by 1e-6, weights shifted by one position, one layer not routed, or fp32 attention
+    where the model has none (and the other way round)."""
     numbers: dict[str, float] = exact(SIGNED_MULTIPLIERS[2])
     routing_weight = double_batch["routing_weight"]
-    model = make_expanded([0, 2], width=WIDTH).double()
+    model = paths.set(make_expanded([0, 2], width=WIDTH).double())
     model.gradient_multipliers = GradientMultipliers(**numbers)
     if violation == "weights":
         routing_weight = routing_weight.roll(1, dims=1)
     elif violation in numbers:
         numbers = {**numbers, violation: numbers[violation] + 1e-6}
-    stock = widened_stock_model(model, [0, 2], routing_weight, numbers)
+    casts_attention = paths.fast if violation == "casting" else not paths.fast
+    stock = widened_stock_model(model, [0, 2], routing_weight, numbers, casts_attention)
     if violation == "layer":
         hooks: dict[int, Any] = stock.transformer.h[2].mlp.c_proj._forward_pre_hooks
         hooks.clear()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,8 +179,8 @@ def test_going_on_with_a_saved_expanded_model_keeps_its_auxiliary_weights(
 # ---- Forward ----
 
 
-def test_output_has_the_l1_norm_only_when_asked(make_expanded: MakeExpanded, make_batch: Callable) -> None:
-    model, batch = make_expanded([0, 2]), make_batch()
+def test_output_has_the_l1_norm_only_when_asked(make_expanded: MakeExpanded, make_batch: Callable, paths: Any) -> None:
+    model, batch = paths.set(make_expanded([0, 2])), {**make_batch(), "skip_logits": False}
     plain, measured = model(**batch), model(**batch, output_activation_l1=True)
     assert isinstance(plain, ExpandedCausalLMOutput)
     assert plain.activation_l1 is None
@@ -188,9 +189,9 @@ def test_output_has_the_l1_norm_only_when_asked(make_expanded: MakeExpanded, mak
     assert torch.equal(measured.logits, plain.logits)
 
 
-def test_l1_norm_by_hand(make_expanded: MakeExpanded, make_batch: Callable) -> None:
+def test_l1_norm_by_hand(make_expanded: MakeExpanded, make_batch: Callable, paths: Any) -> None:
     """Over target layers, both kinds of dims, real tokens; the ablated module does not count."""
-    model, batch = make_expanded([0, 2]), make_batch()
+    model, batch = paths.set(make_expanded([0, 2])), make_batch()
     seen: dict[str, list[Tensor]] = {"original": [], "auxiliary": []}
     for block in (model.transformer.h[0], model.transformer.h[2]):
         block.mlp.c_proj.register_forward_pre_hook(lambda module, inputs: seen["original"].append(inputs[0].detach()))
@@ -212,8 +213,8 @@ def test_l1_norm_by_hand(make_expanded: MakeExpanded, make_batch: Callable) -> N
     assert ablated_norm.item() == pytest.approx(by_hand("original"), rel=1e-6)
 
 
-def test_tuple_outputs(make_expanded: MakeExpanded, make_batch: Callable) -> None:
-    model, batch = make_expanded([0]), make_batch()
+def test_tuple_outputs(make_expanded: MakeExpanded, make_batch: Callable, paths: Any) -> None:
+    model, batch = paths.set(make_expanded([0])), {**make_batch(), "skip_logits": False}
     expected = model(**batch, output_activation_l1=True)
     loss, logits = model(**batch, return_dict=False)
     assert torch.equal(loss, expected.loss)
@@ -224,13 +225,13 @@ def test_tuple_outputs(make_expanded: MakeExpanded, make_batch: Callable) -> Non
 
 @pytest.mark.parametrize("with_l1", [False, True])
 def test_hidden_states_attentions_and_cache_are_those_of_the_stock_model(
-    with_l1: bool, base: GPTNeoForCausalLM, make_batch: Callable
+    with_l1: bool, base: GPTNeoForCausalLM, make_batch: Callable, paths: Any
 ) -> None:
     batch = make_batch()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     options = {"output_hidden_states": True, "use_cache": True}
-    model = ExpandedGPTNeoForCausalLM.from_base(base, EXPANSION).eval()
-    expected = base(**inputs, **options)
+    model = paths.set(ExpandedGPTNeoForCausalLM.from_base(base, EXPANSION)).eval()
+    expected = paths.reference(base)(**inputs, **options)
     with model.ablated():
         outputs = model(**inputs, **options, routing_weight=batch["routing_weight"], output_activation_l1=with_l1)
     assert torch.equal(outputs.loss, expected.loss)

@@ -13,6 +13,7 @@ Three layers, one of them the target. Categories of a parameter's gradient, comp
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
 from hf_era.models.gpt_neo import ExpandedGPTNeoMLP
+from hf_era.routing import scale_gradient
 
 SCALE = -0.5
 NUMBER_OF_LAYERS = 3
@@ -188,9 +190,10 @@ def test_table(
     routed_gradients: Callable,
     gradients_around: Callable,
     concept_weight: Tensor,
+    paths: Any,
 ) -> None:
     settings, weight, table = MODES[mode]
-    model = make_expanded([target], tie_word_embeddings=False)
+    model = paths.set(make_expanded([target], tie_word_embeddings=False))
     model.set_ablated(ablated)
     vanilla, around = routed_gradients(model), gradients_around(model, target)
     routed = routed_gradients(model, settings, routing_weight_of(weight, concept_weight))
@@ -211,8 +214,9 @@ def test_the_table_notices_a_scaling_point_behind_the_down_projection(
     vanilla, around = routed_gradients(model), gradients_around(model, 1)
 
     def forward_with_misplaced_scaling(self: ExpandedGPTNeoMLP, hidden_states: Tensor) -> Tensor:
-        output = self.route_original(self.c_proj(self.act(self.c_fc(hidden_states))))
-        return self.add_auxiliary(hidden_states, output)
+        output = self.c_proj(self.act(self.c_fc(hidden_states)))
+        factor = None if self.routing is None else self.routing.original_factor
+        return self.add_auxiliary(hidden_states, scale_gradient(output, factor))
 
     monkeypatch.setattr(ExpandedGPTNeoMLP, "forward", forward_with_misplaced_scaling)
     measured = measured_table(
@@ -224,10 +228,10 @@ def test_the_table_notices_a_scaling_point_behind_the_down_projection(
 
 @pytest.mark.parametrize("target", [0, 1, 2])
 def test_partly_scaled_gradients_are_affine_in_the_factors(
-    target: int, make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], routed_gradients: Callable
+    target: int, make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], routed_gradients: Callable, paths: Any
 ) -> None:
     """With one target layer: gradient = residual path + original_factor * its path + auxiliary_factor * its path."""
-    model = make_expanded([target], tie_word_embeddings=False)
+    model = paths.set(make_expanded([target], tie_word_embeddings=False))
     everywhere = torch.zeros(3, 12)
     residual = routed_gradients(model, multipliers(0, 0), everywhere)
     with_original = routed_gradients(model, multipliers(1, 0), everywhere)

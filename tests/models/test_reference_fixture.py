@@ -163,10 +163,10 @@ def test_all_files_of_the_fixture_are_used(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_one_step_agrees_with_the_reference(
-    name: str, folder: Path, record_property: Callable[[str, object], None]
+    name: str, folder: Path, record_property: Callable[[str, object], None], paths: Any
 ) -> None:
     case = read_case(folder, name)
-    largest = deviations(run_step(build_model(case), case, case.mask_weights), case)
+    largest = deviations(run_step(paths.set(build_model(case)), case, case.mask_weights), case)
     for kind, value in largest.items():
         record_property(f"largest deviation: {kind}", value)
         print(f"{name} {kind} {value:.2e}")

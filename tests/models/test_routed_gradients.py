@@ -1,6 +1,7 @@
 """What routing does to gradients token by token and layer by layer, and that it does nothing to the forward pass."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ def test_concept_scales_the_gradient_of_the_forget_tokens_only(
     make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
     routed_gradients: Callable,
     concept_weight: Tensor,
+    paths: Any,
 ) -> None:
     """The up projection's gradient is the sum over tokens of factor * (what the token gives without routing)."""
-    model = make_expanded([1], tie_word_embeddings=False)
+    model = paths.set(make_expanded([1], tie_word_embeddings=False))
     seen: dict[str, Tensor] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -41,10 +43,10 @@ def test_concept_scales_the_gradient_of_the_forget_tokens_only(
 
 
 def test_several_target_layers_scale_one_after_the_other(
-    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], routed_gradients: Callable
+    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], routed_gradients: Callable, paths: Any
 ) -> None:
     """The last target layer's up projection is scaled once, exactly; an earlier one mixes paths."""
-    model = make_expanded([0, 2], tie_word_embeddings=False)
+    model = paths.set(make_expanded([0, 2], tie_word_embeddings=False))
     vanilla, routed = (
         routed_gradients(model),
         routed_gradients(model, GradientMultipliers(original_forget=SCALE, auxiliary_forget=SCALE), torch.zeros(3, 12)),
@@ -55,18 +57,28 @@ def test_several_target_layers_scale_one_after_the_other(
     assert torch.equal(routed["transformer.h.2.mlp.c_proj.weight"], vanilla["transformer.h.2.mlp.c_proj.weight"])
 
 
+@pytest.mark.parametrize("skip_logits", [False, True], ids=["logits", "loss only"])
+@pytest.mark.parametrize("width", [8, 5])
 @pytest.mark.parametrize("ablated", [False, True], ids=["module on", "ablated"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_forward_is_bit_equal_with_and_without_routing(
     dtype: torch.dtype,
+    width: int,
+    skip_logits: bool,
     ablated: bool,
     make_expanded: Callable[..., ExpandedGPTNeoForCausalLM],
     make_batch: Callable[..., dict[str, Tensor]],
+    paths: Any,
 ) -> None:
-    model, batch = make_expanded().to(dtype), make_batch()
+    model, batch = paths.set(make_expanded(width=width).to(dtype)), make_batch()
     model.set_ablated(ablated)
-    routed = model(**batch)
-    plain = model(**{**batch, "routing_weight": None})
-    assert routed.logits.dtype == dtype
-    assert torch.equal(routed.logits, plain.logits)
-    assert torch.equal(routed.loss, plain.loss)
+    inputs = {**batch, "skip_logits": skip_logits}
+    plain = model(**{**inputs, "routing_weight": None})
+    for with_l1 in (False, True):
+        routed = model(**inputs, output_activation_l1=with_l1)
+        assert torch.equal(routed.loss, plain.loss)
+        if skip_logits and paths.fast:
+            assert routed.logits is None
+        else:
+            assert routed.logits.dtype == dtype
+            assert torch.equal(routed.logits, plain.logits)

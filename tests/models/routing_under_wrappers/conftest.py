@@ -74,8 +74,8 @@ def check() -> type[RoutingCheck]:
 
 
 @pytest.fixture
-def model(make_expanded: Callable[..., ExpandedGPTNeoForCausalLM]) -> ExpandedGPTNeoForCausalLM:
-    model = make_expanded([0, 2])
+def model(make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], paths: Any) -> ExpandedGPTNeoForCausalLM:
+    model = paths.set(make_expanded([0, 2]))
     model.gradient_multipliers = MULTIPLIERS
     return model
 

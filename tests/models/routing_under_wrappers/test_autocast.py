@@ -11,10 +11,17 @@ from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
 
 
 def autocast_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    dtypes: set[torch.dtype] = set()
+    activation = model.get_submodule("transformer.h.2.mlp.c_proj")
+    handle = activation.register_forward_hook(
+        lambda module, inputs, output: dtypes.update((inputs[0].dtype, output.dtype))
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model(**batch)
-    assert outputs.logits.dtype == torch.bfloat16
-    return outputs.loss
+        loss = model(**batch).loss
+    handle.remove()
+    assert dtypes == {torch.bfloat16}
+    assert loss.dtype == torch.float32
+    return loss
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -29,16 +36,21 @@ def test_autocast_with_checkpointing_is_bit_equal_to_autocast_without(
 def test_autocast_forward_does_not_depend_on_routing(
     model: ExpandedGPTNeoForCausalLM, batch: dict[str, Tensor]
 ) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        routed, plain = model(**batch), model(**{**batch, "routing_weight": None})
-    assert torch.equal(routed.logits, plain.logits)
+    for skip_logits in (False, True):
+        inputs = {**batch, "skip_logits": skip_logits}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            routed, plain = model(**inputs), model(**{**inputs, "routing_weight": None})
+        assert torch.equal(routed.loss, plain.loss)
+        if not skip_logits:
+            assert routed.logits.dtype == torch.bfloat16
+            assert torch.equal(routed.logits, plain.logits)
 
 
 def test_autocast_scales_by_exactly_the_factor(
-    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], batch: dict[str, Tensor], check: Any
+    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], batch: dict[str, Tensor], check: Any, paths: Any
 ) -> None:
     """In the last layer, with a power of two: the scaled gradient is exact in bf16 too."""
-    model = make_expanded([2])
+    model = paths.set(make_expanded([2]))
     model.gradient_multipliers = GradientMultipliers(original_forget=-0.5, auxiliary_forget=0.25)
     forget = {**batch, "routing_weight": torch.zeros(3, 12)}
     plain = check.gradients_after(model, lambda: autocast_loss(model, {**batch, "routing_weight": None}))

@@ -32,6 +32,12 @@ def check_compiled(
         torch.compiler.reset()
 
 
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "slow"])
+def paths(request: pytest.FixtureRequest, paths_of: Any) -> Any:
+    """As everywhere, but compiling twice takes long."""
+    return paths_of(request.param)
+
+
 @dynamo_warning
 def test_compile_aot_eager(
     model: ExpandedGPTNeoForCausalLM, batch: dict[str, Tensor], other_batch: dict[str, Tensor], check: Any

@@ -1,0 +1,188 @@
+"""What the fast causal LMs of all families share: same weights, config and results as the stock class, less time and memory.
+
+Beside the family's own fast layers there are two things here. The loss is computed in chunks from the hidden states, at
+the positions that have a label. And a mask of padding on the right is dropped before attention: a causal model never looks
+to the right, so no real token sees the padding, and kernels are fastest without a mask. (What stands at padded positions
+of the outputs is then not what the stock class has there; it means nothing in either.)
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from hf_era.models.chunked_loss import IGNORE_INDEX, linear_cross_entropy
+from hf_era.models.fast_paths import FastPaths
+from hf_era.models.fused_activation import RoutedActivation
+
+# Arguments of the stock loss that the chunked one does not take.
+_OTHER_LOSS_ARGUMENTS = ("shift_labels", "ignore_index", "weight")
+
+
+class FastCausalLMMixin:
+    """Mixed into a family's causal LM, before the stock class.
+
+    Attributes:
+        fast_paths (`FastPaths`): set with `set_fast_paths`. Attention has transformers' own switch,
+            `attn_implementation`, when loading, or `set_attn_implementation("eager")`.
+    """
+
+    _supports_sdpa = True
+    # The loss is divided by `num_items_in_batch` when it is given, and the Trainer should give it.
+    accepts_loss_kwargs = True
+
+    fast_paths: FastPaths = FastPaths()
+
+    def set_fast_paths(self, fast_paths: FastPaths) -> None:
+        """Switches the fast paths on or off, in place."""
+        self.fast_paths = fast_paths
+        for module in self.modules():  # type: ignore[attr-defined]
+            if isinstance(module, RoutedActivation):
+                module.fused = fast_paths.fused_activation
+
+    # ---- Forward ----
+
+    def fast_forward(
+        self, stock_forward: Callable[..., Any], *, skip_logits: bool | None, labels: Tensor | None, **inputs: Any
+    ) -> Any:
+        """The stock forward pass, or the body and the chunked loss where no logits are wanted."""
+        inputs["attention_mask"] = self._mask_for_attention(inputs)
+        loss_reduction = inputs.pop("loss_reduction", "mean")
+        if not self._takes_chunked_loss(skip_logits, labels, inputs):
+            outputs = stock_forward(labels=labels if loss_reduction == "mean" else None, **inputs)
+            if loss_reduction == "none":
+                outputs.loss = _losses_of_logits(outputs.logits, labels)
+            return outputs
+        count = inputs.pop("num_items_in_batch", None)
+        inputs.pop("logits_to_keep", None)
+        targets, positions = _labelled(labels)
+        outputs = self.base_model(**inputs)  # type: ignore[attr-defined]
+        losses = self._chunked_losses(outputs.last_hidden_state, targets, positions, loss_reduction)
+        if loss_reduction == "mean":
+            counted = (targets != IGNORE_INDEX).sum() if count is None else count
+            losses = losses / (counted.to(losses.device) if torch.is_tensor(counted) else counted)
+        return CausalLMOutputWithPast(
+            loss=losses,
+            logits=None,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def label_losses(self, labels: Tensor, **inputs: Any) -> Tensor:
+        """Negative log-likelihood of each label under the position before it: (batch, seq - 1), nats, fp32; 0 where the
+        label is -100. With the chunked loss, logits are made at labelled positions only, and never all at once.
+
+        Args:
+            labels (`Tensor`): (batch, seq), int64.
+            inputs: `input_ids` (batch, seq), `attention_mask` and what else the forward pass takes.
+        """
+        # Through the model's call, so that whatever wraps it (hooks, shards, autocast) takes part.
+        return self(labels=labels, skip_logits=True, loss_reduction="none", **inputs).loss  # type: ignore[operator]
+
+    def _chunked_losses(self, hidden: Tensor, targets: Tensor, positions: Tensor | None, reduction: str) -> Tensor:
+        """Summed, or of each target, from the hidden states (batch, seq, hidden)."""
+        chosen, chosen_targets = hidden[:, :-1].flatten(0, 1), targets.flatten()
+        if positions is not None:
+            chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
+        losses = linear_cross_entropy(
+            chosen, self._head_weight(), chosen_targets, "none" if reduction == "none" else "sum"
+        )
+        if reduction == "none":
+            if positions is not None:
+                losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
+            losses = losses.view(targets.shape)
+        return losses
+
+    def _head_weight(self) -> Tensor:
+        return self.get_output_embeddings().weight  # type: ignore[attr-defined]
+
+    def _takes_chunked_loss(self, skip_logits: bool | None, labels: Tensor | None, inputs: dict[str, Any]) -> bool:
+        if labels is None or not self.fast_paths.chunked_loss:
+            return False
+        if not (self.training if skip_logits is None else skip_logits):  # type: ignore[attr-defined]
+            return False
+        config: Any = self.config  # type: ignore[attr-defined]
+        as_tuple = inputs.get("return_dict") is False or not config.return_dict
+        head = self.get_output_embeddings()  # type: ignore[attr-defined]
+        # An adapter on the head, or a loss of the user's own, is honoured.
+        is_plain = type(head) is nn.Linear and head.bias is None and "_loss_function" not in self.__dict__
+        return is_plain and not as_tuple and all(inputs.get(name) is None for name in _OTHER_LOSS_ARGUMENTS)
+
+    def _mask_for_attention(self, inputs: dict[str, Any]) -> Any:
+        mask = inputs.get("attention_mask")
+        config: Any = self.config  # type: ignore[attr-defined]
+        if (
+            mask is None
+            or mask.dim() != 2
+            or inputs.get("past_key_values") is not None
+            # Without a mask, transformers takes positions that start anew for documents packed into one row.
+            or inputs.get("position_ids") is not None
+            or config._attn_implementation != "sdpa"
+            or torch.compiler.is_compiling()
+        ):
+            return mask
+        only_right_padding = not (mask[:, 1:] > mask[:, :-1]).any()
+        return None if only_right_padding else mask
+
+
+def _labelled(labels: Any) -> tuple[Tensor, Tensor | None]:
+    """The targets (batch, seq - 1) and the flat positions of those that count; without positions: look at all of them.
+
+    Made before the body runs: on a GPU the host waits here for what was started before, not in the middle of a step.
+    """
+    targets = labels[:, 1:]
+    if torch.compiler.is_compiling():  # a compiled graph's shapes cannot depend on how many labels there are
+        return targets, None
+    return targets, (targets.flatten() != IGNORE_INDEX).nonzero().squeeze(-1)
+
+
+def _losses_of_logits(logits: Tensor, labels: Any) -> Tensor:
+    return F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORE_INDEX, reduction="none"
+    )
+
+
+class StockCheckpointMixin:
+    """Mixed into the fast class of a family, beside `FastCausalLMMixin`: made from a stock model and saved as one."""
+
+    stock_class: ClassVar[type]
+
+    @classmethod
+    def from_stock(cls, model: Any) -> Any:
+        """A fast model that shares the parameters of a stock model; its attention is the fast class's own default."""
+        config = copy.deepcopy(model.config)
+        config._attn_implementation_internal = None
+        return model_around(cls, config, model.state_dict(keep_vars=True), model)
+
+    def to_stock(self) -> Any:
+        """A stock model that shares the parameters of this one."""
+        config = copy.deepcopy(self.config)  # type: ignore[attr-defined]
+        if config._attn_implementation == "sdpa":
+            config._attn_implementation_internal = None  # the stock class takes what it has
+        return model_around(self.stock_class, config, self.state_dict(keep_vars=True), self)  # type: ignore[attr-defined]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers', under the name of the stock class: what is saved is an ordinary checkpoint."""
+        self.to_stock().save_pretrained(save_directory, *args, **kwargs)
+
+
+def model_around(model_class: Any, config: Any, weights: dict[str, Tensor], like: Any) -> Any:
+    """A model of `model_class` that holds `weights` themselves; device, mode and generation config are those of `like`."""
+    with initialization.no_init_weights(), torch.device(like.device):  # no time for weights that are thrown away
+        model = model_class(config)
+    frozen = [value for value in weights.values() if isinstance(value, nn.Parameter) and not value.requires_grad]
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+    for parameter in frozen:  # loading by assignment unfreezes what it assigns, which may be shared
+        parameter.requires_grad_(False)
+    model.generation_config = copy.deepcopy(like.generation_config)
+    return model.train(like.training)
