@@ -11,7 +11,19 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_era.configuration import RunConfig
-from hf_era.data import RETAIN, PreparedData, data_fingerprint, load_splits, prepare_data, train_tokenizer
+from hf_era.data import (
+    RETAIN,
+    KeptData,
+    PreparedData,
+    data_fingerprint,
+    keep_prepared,
+    load_sources,
+    prepare_data,
+    prepared_data_key,
+    split_sources,
+    tokenizer_from_json,
+    train_tokenizer,
+)
 from hf_era.models import get_architecture
 from hf_era.models.loading import load_base_config, load_tokenizer
 from hf_era.run_directory import file_fingerprint, fingerprint
@@ -55,36 +67,56 @@ def launch_settings(arguments: GradientRoutingConfig) -> dict[str, Any]:
 
 
 def load_inputs(config: RunConfig) -> RunInputs:
-    """Loads config, tokenizer and data, and checks them against each other; raises `ValueError` for bad input."""
+    """Loads config, tokenizer and data, and checks them against each other; raises `ValueError` for bad input.
+
+    Data that an earlier run prepared of the same stories with the same settings is taken from the disk.
+    """
     base = config.model.base
     base_config = _base_config(config)
     spec = get_architecture(base_config.model_type)
     config.expansion.resolve_layers(spec.layers_of(base_config))
-    splits = load_splits(config.data, config.seed)
-    tokenizer = _tokenizer(config, splits.train["text"])
+    _check_length(config, base_config)
+    tokenizer = _given_tokenizer(config)
+    if base is not None:
+        _check_vocabulary(tokenizer, base_config.vocab_size)
+    kept = _prepared_data(config, tokenizer, None if base is None else base_config.vocab_size)
+    if kept.trained_tokenizer is not None:
+        tokenizer = tokenizer_from_json(kept.trained_tokenizer)
     if base is None:
         base_config = _sized_for(base_config, tokenizer)
-    elif len(tokenizer) > base_config.vocab_size:
-        raise ValueError(
-            f"`model.tokenizer` has {len(tokenizer)} tokens, but the base model's vocabulary has {base_config.vocab_size}. "
-            "Use the tokenizer that the base was trained with (leave `model.tokenizer` out)."
-        )
-    _check_length(config, base_config)
-    _check_coherence_stories(config, splits.train["label"])
-    data = prepare_data(splits, tokenizer, config.data, config.routing, base_config.vocab_size)
+    _check_coherence_stories(config, kept.data.summary["train_retain"])
     cuts = {
         name: value for name, value in config.data.to_dict().items() if name.startswith(("max_", "add_", "forget_w"))
     }
-    tokens = tokenizer.backend_tokenizer.to_str()
     _check_model_can_be_built(base_config)
     local = base is not None and Path(base).expanduser().is_dir()
     return RunInputs(
         base_config=base_config,
         tokenizer=tokenizer,
-        data=data,
-        data_fingerprint=fingerprint(data_fingerprint(splits), cuts, tokens),
+        data=kept.data,
+        data_fingerprint=fingerprint(kept.fingerprint, cuts, tokenizer.backend_tokenizer.to_str()),
         base_fingerprint=file_fingerprint(Path(str(base)).expanduser()) if local else fingerprint(base),
     )
+
+
+def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> KeptData:
+    """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the stories."""
+    data, seed = config.data, config.seed
+    sources = load_sources(data, seed)
+
+    def prepare() -> KeptData:
+        splits = split_sources(sources, data, seed)
+        # Again once the data is there, kept or not; here too, because tokenising can take long.
+        _check_coherence_stories(config, splits.train["label"][:].count(RETAIN))
+        tokenizer, trained = given_tokenizer, None
+        if tokenizer is None:
+            tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
+            trained = tokenizer.backend_tokenizer.to_str()
+        prepared = prepare_data(splits, tokenizer, data, config.routing, vocabulary_size or len(tokenizer))
+        return KeptData(prepared, data_fingerprint(splits), trained)
+
+    tokenizer = config.model.vocabulary_size if given_tokenizer is None else given_tokenizer
+    return keep_prepared(prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size), prepare)
 
 
 def effective_training(training: dict[str, Any]) -> dict[str, Any]:
@@ -120,11 +152,18 @@ def _sized_for(base_config: Any, tokenizer: Any) -> Any:
     return base_config
 
 
-def _tokenizer(config: RunConfig, texts: Any) -> Any:
+def _given_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer that the settings name; `None`: one is trained on the stories."""
     name = config.model.tokenizer or config.model.base
-    if name is None:
-        return train_tokenizer(texts, config.model.vocabulary_size)
-    return load_tokenizer(name)
+    return None if name is None else load_tokenizer(name)
+
+
+def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:
+    if len(tokenizer) > vocabulary_size:
+        raise ValueError(
+            f"`model.tokenizer` has {len(tokenizer)} tokens, but the base model's vocabulary has {vocabulary_size}. "
+            "Use the tokenizer that the base was trained with (leave `model.tokenizer` out)."
+        )
 
 
 def _check_length(config: RunConfig, base_config: Any) -> None:
@@ -135,8 +174,7 @@ def _check_length(config: RunConfig, base_config: Any) -> None:
         )
 
 
-def _check_coherence_stories(config: RunConfig, labels: Any) -> None:
-    retain = sum(label == RETAIN for label in labels)
+def _check_coherence_stories(config: RunConfig, retain: int) -> None:
     if config.coherence.enabled and retain < config.coherence.stories:
         raise ValueError(
             f"`coherence.stories` asks for {config.coherence.stories} retain stories, but the training data has {retain}. "

@@ -1,13 +1,23 @@
 """Stories in, batches out: load, label, split, tokenise, weigh, collate."""
 
+from hf_era.data.cache import KeptData, keep_prepared, prepared_data_key
 from hf_era.data.collator import RoutingCollator, padding_token_id
 from hf_era.data.config import GENERATOR, DataConfig
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, WordFinder
-from hf_era.data.preparation import PreparedData, data_fingerprint, load_splits, prepare_data
+from hf_era.data.ordering import longest_first
+from hf_era.data.preparation import (
+    PreparedData,
+    Sources,
+    data_fingerprint,
+    load_sources,
+    load_splits,
+    prepare_data,
+    split_sources,
+)
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import StorySplits
-from hf_era.data.tokenizer import train_tokenizer
+from hf_era.data.tokenizer import tokenizer_from_json, train_tokenizer
 
 __all__ = [
     "FORGET",
@@ -15,15 +25,23 @@ __all__ = [
     "RETAIN",
     "UNLABELLED",
     "DataConfig",
+    "KeptData",
     "PreparedData",
     "RoutingCollator",
+    "Sources",
     "StorySplits",
     "WordFinder",
     "data_fingerprint",
     "generate_stories",
+    "keep_prepared",
+    "load_sources",
     "load_splits",
     "load_stories",
+    "longest_first",
     "padding_token_id",
     "prepare_data",
+    "prepared_data_key",
+    "split_sources",
+    "tokenizer_from_json",
     "train_tokenizer",
 ]

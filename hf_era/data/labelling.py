@@ -7,9 +7,15 @@ makes of them. (Encoding the bare word and looking for its token id misses " tre
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 FORGET, RETAIN, UNLABELLED = 0, 1, -1
+
+# Other letters that a regular expression takes for i, s and k in any case: dotted I, dotless i, long s, Kelvin sign.
+_ASCII_IN_ANY_CASE = re.compile("[\u0130\u0131\u017f\u212a]")
 
 
 class WordFinder:
@@ -25,11 +31,12 @@ class WordFinder:
         patterns = (r"\s+".join(map(re.escape, word.split())) for word in sorted(self.words, key=len, reverse=True))
         # Not \b: a word may begin or end in a character that is no letter. A look-ahead, so that phrases may overlap.
         self._pattern = re.compile(rf"(?<!\w)(?=({'|'.join(patterns)})(?!\w))", re.IGNORECASE)
+        self._clues = _clues(self.words)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character spans (start, end) of the words in `text`, in order; those that overlap are one."""
         spans: list[tuple[int, int]] = []
-        for match in self._pattern.finditer(text):
+        for match in self._matches(text):
             start, end = match.span(1)
             if spans and start < spans[-1][1]:
                 start, end = spans[-1][0], max(spans.pop()[1], end)
@@ -37,7 +44,52 @@ class WordFinder:
         return spans
 
     def found_in(self, text: str) -> bool:
-        return self._pattern.search(text) is not None
+        starts = self._starts(text)
+        if starts is None:
+            return self._pattern.search(text) is not None
+        return any(self._pattern.match(text, start) for start in starts)
+
+    def may_be_in(self, texts: pa.ChunkedArray) -> list[bool]:
+        """Per text of an Arrow column whether a search is worth while; False says that no word is in it.
+
+        Cheap, as it looks at the column and makes no strings; most stories have no word.
+        """
+        if self._clues is None:
+            return [True] * len(texts)
+        clue = pc.match_substring_regex(texts, "|".join(map(re.escape, self._clues)), ignore_case=True)
+        return pc.or_(clue, pc.invert(pc.string_is_ascii(texts))).to_pylist()
+
+    def _matches(self, text: str) -> Iterator[re.Match[str]]:
+        starts = self._starts(text)
+        if starts is None:
+            return self._pattern.finditer(text)
+        return filter(None, (self._pattern.match(text, start) for start in sorted(starts)))
+
+    def _starts(self, text: str) -> Iterator[int] | None:
+        """Where a word can begin, in no order; `None`: anywhere. To try these places only is ten times as fast."""
+        if self._clues is None or not (text.isascii() or _ASCII_IN_ANY_CASE.search(text) is None):
+            return None
+        return _places(self._clues, text.lower())
+
+
+def _places(clues: Sequence[str], lowered: str) -> Iterator[int]:
+    for clue in clues:
+        start = lowered.find(clue)
+        while start != -1:
+            yield start
+            start = lowered.find(clue, start + 1)
+
+
+def _clues(words: Sequence[str]) -> tuple[str, ...] | None:
+    """Lower-case strings with one of which every word begins in ASCII text; `None` if a word is not ASCII itself."""
+    if not all(word.isascii() and part.isprintable() for word in words for part in word.split()):
+        return None
+    clues: list[str] = []
+    # Of a phrase the first part: how long the white space behind it is, is not known.
+    for part in sorted({word.lower().split()[0] for word in words}, key=len):
+        if not part.startswith(tuple(clues)):  # where "trees" is, "tree" is too
+            clues.append(part)
+    return tuple(clues)
 
 
 def tokens_of_spans(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 
+from hf_era.data.columns import arrow_batches, flat_column, numpy_column
 from hf_era.data.config import GENERATOR, DataConfig
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, check_words_have_tokens
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import StorySplits, split_stories
 from hf_era.data.tokenising import label_stories, tokenise_stories
-from hf_era.routing import (
-    FrequencyRow,
-    FrequencyTable,
-    RoutingRuleConfig,
-    align_to_prediction,
-    count_tokens,
-    token_weights,
-)
+from hf_era.data.weighing import add_routing_weights, frequency_table
+from hf_era.routing import FrequencyRow, RoutingRuleConfig
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,19 @@ class PreparedData:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def load_splits(config: DataConfig, seed: int) -> StorySplits:
-    """Loads, labels and splits the stories; every check on the data that needs no tokenizer is made here."""
+class Sources(NamedTuple):
+    """The stories as they were loaded (column `text`), neither cut nor labelled."""
+
+    train: Dataset
+    validation: Dataset | None
+
+
+def load_sources(config: DataConfig, seed: int) -> Sources:
+    """Loads the stories that the settings name.
+
+    Raises:
+        ValueError: as `load_stories`; or if the validation stories are to come from the generator.
+    """
     options: dict[str, Any] = {
         "subset": config.subset,
         "text_column": config.text_column,
@@ -53,17 +61,32 @@ def load_splits(config: DataConfig, seed: int) -> StorySplits:
     train = load_stories(config.train, field="data.train", split=config.train_split, **options)
     if config.max_train_stories is not None:
         train = train.select(range(min(config.max_train_stories, len(train))))
-    blanks = len(train)
-    train = label_stories(train, config, "training stories")
-    blanks -= len(train)
     validation = None
     if config.validation == GENERATOR:
         raise ValueError("`data.validation` cannot be `generator`. Leave it out: it is split off the training stories.")
     if config.validation is not None:
-        loaded = load_stories(config.validation, field="data.validation", split=config.validation_split, **options)
-        validation = label_stories(loaded, config, "validation stories")
-        blanks += len(loaded) - len(validation)
+        validation = load_stories(config.validation, field="data.validation", split=config.validation_split, **options)
+    return Sources(train, validation)
+
+
+def split_sources(sources: Sources, config: DataConfig, seed: int) -> StorySplits:
+    """Labels and splits the stories; every check on the data that needs no tokenizer is made here.
+
+    Raises:
+        ValueError: if all stories are blank, or there are fewer forget or retain stories than asked for.
+    """
+    train = label_stories(sources.train, config, "training stories")
+    blanks = len(sources.train) - len(train)
+    validation = None
+    if sources.validation is not None:
+        validation = label_stories(sources.validation, config, "validation stories")
+        blanks += len(sources.validation) - len(validation)
     return replace(split_stories(train, validation, config, seed), blanks_dropped=blanks)
+
+
+def load_splits(config: DataConfig, seed: int) -> StorySplits:
+    """Loads, labels and splits the stories: `load_sources`, then `split_sources`."""
+    return split_sources(load_sources(config, seed), config, seed)
 
 
 def prepare_data(
@@ -93,62 +116,47 @@ def prepare_data(
     return PreparedData(train=train, frequency_rows=rows, summary=summary, **others)
 
 
-def frequency_table(train: Dataset, rule: RoutingRuleConfig, vocabulary_size: int, skip_bos: bool) -> FrequencyTable:
-    """Counts tokens in labelled forget stories and in all others (unlabelled ones are treated as retain)."""
-    labels = train["label"]
-    counts = {}
-    for name, wanted in (("forget", {FORGET}), ("retain", {RETAIN, UNLABELLED})):
-        chosen = [index for index, label in enumerate(labels) if label in wanted][: rule.frequency_stories]
-        stories = (ids[1 if skip_bos else 0 :] for ids in train.select(chosen)["input_ids"])
-        counts[name] = count_tokens(stories, vocabulary_size)
-    return FrequencyTable(counts["forget"], counts["retain"], rule.frequency_scale, rule.frequency_bias)
-
-
-def add_routing_weights(
-    stories: Dataset, rule: RoutingRuleConfig, table: FrequencyTable | None, num_proc: int | None = None
-) -> Dataset:
-    """Adds `routing_weight`, aligned to the predicted token: 1 on stories that are not labelled forget."""
-    weights = None if table is None else table.weights
-
-    def weigh(example: dict[str, Any]) -> dict[str, Any]:
-        ids = example["input_ids"]
-        if example["label"] != FORGET:
-            return {"routing_weight": [1.0] * len(ids)}
-        return {"routing_weight": align_to_prediction(token_weights(rule, ids, example["is_forget_word"], weights))}
-
-    return stories.map(weigh, num_proc=num_proc, desc="Weighing tokens")
-
-
 def data_fingerprint(splits: StorySplits) -> str:
     """A hash of the stories themselves and where each went: a phase is run again when its data changed."""
     digest = hashlib.sha256()
     for part in (splits.train, splits.validation_forget, splits.validation_retain, splits.attack_forget):
-        for text, label in zip(part["text"], part["label"], strict=True):
-            digest.update(f"{label}\0{text}\0".encode())
+        for table in arrow_batches(part, ["text", "label"]):
+            rows = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
+            digest.update("".join(f"{label}\0{text}\0" for label, text in rows).encode())
         digest.update(b"\1")
     return digest.hexdigest()
 
 
 def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, splits: StorySplits) -> dict[str, Any]:
-    labels = train["label"]
-    routed = sum(sum(weight < 0.5 for weight in weights) for weights in train["routing_weight"])
     return {
         "source": config.train,
         "validation_source": config.validation,
         "forget_words": list(config.forget_words),
         "train_stories": len(train),
-        "train_tokens": sum(train["length"]),
-        "train_forget_labelled": sum(label == FORGET for label in labels),
-        "train_forget_unlabelled": sum(label == UNLABELLED for label in labels),
-        "train_retain": sum(label == RETAIN for label in labels),
-        "train_forget_word_tokens": sum(sum(words) for words in train["is_forget_word"]),
-        "train_tokens_routed_as_forget": routed,
-        "train_forget_without_routed_token": sum(
-            label == FORGET and min(weights) == 1.0
-            for label, weights in zip(labels, train["routing_weight"], strict=True)
-        ),
+        **_training_counts(train),
         "duplicates_dropped": splits.duplicates_dropped,
         "blanks_dropped": splits.blanks_dropped,
         **{f"{name}_stories": len(part) for name, part in others.items()},
-        **{f"{name}_tokens": sum(part["length"]) for name, part in others.items()},
+        # `map` adds no column to an empty part (no story may have been held back).
+        **{f"{name}_tokens": sum(part["length"][:]) if len(part) else 0 for name, part in others.items()},
     }
+
+
+def _training_counts(train: Dataset) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for table in arrow_batches(train, ["label", "is_forget_word", "routing_weight"]):
+        labels = numpy_column(table, "label")
+        words, _ = flat_column(table, "is_forget_word")
+        weights, lengths = flat_column(table, "routing_weight")
+        below_one = np.zeros(len(labels), dtype=bool)
+        below_one[np.repeat(np.arange(len(labels)), lengths)[weights < 1.0]] = True
+        counts.update(
+            train_tokens=len(weights),
+            train_forget_labelled=(labels == FORGET).sum(),
+            train_forget_unlabelled=(labels == UNLABELLED).sum(),
+            train_retain=(labels == RETAIN).sum(),
+            train_forget_word_tokens=words.sum(),
+            train_tokens_routed_as_forget=(weights < 0.5).sum(),
+            train_forget_without_routed_token=((labels == FORGET) & ~below_one).sum(),
+        )
+    return {name: int(count) for name, count in counts.items()}

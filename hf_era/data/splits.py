@@ -33,9 +33,9 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         ValueError: if there is no forget or no retain story, or fewer than asked for; the message says how many.
     """
     pool = validation if validation is not None else train
-    first_of_train = set() if validation is None else {_key(text) for text in train["text"]}
+    first_of_train = set() if validation is None else {_key(text) for text in train["text"][:]}
     unique, dropped = _unique_indices(pool, first_of_train)
-    labels = pool["label"]
+    labels = pool["label"][:]
     order = random.Random(f"split-{seed}")
     chosen: dict[int, list[int]] = {}
     for kind in (FORGET, RETAIN):
@@ -60,7 +60,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
 
 def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
     """Sets the label of all but `labelled_fraction` of the forget stories to -1 (at least one story keeps its label)."""
-    labels = list(train["label"])
+    labels = train["label"][:]
     forget = [index for index, label in enumerate(labels) if label == FORGET]
     keep = max(round(labelled_fraction * len(forget)), 1)
     if keep >= len(forget):
@@ -77,7 +77,7 @@ def _key(text: str) -> str:
 def _unique_indices(stories: Dataset, seen: set[str]) -> tuple[list[int], int]:
     seen = set(seen)
     unique = []
-    for index, text in enumerate(stories["text"]):
+    for index, text in enumerate(stories["text"][:]):
         key = _key(text)
         if key not in seen:
             seen.add(key)
@@ -86,7 +86,7 @@ def _unique_indices(stories: Dataset, seen: set[str]) -> tuple[list[int], int]:
 
 
 def _check_counts(train: Dataset, pool: dict[int, list[int]], config: DataConfig, from_train: bool) -> None:
-    labels = list(train["label"])
+    labels = train["label"][:]
     words = ", ".join(config.forget_words)
     if FORGET not in labels:
         raise ValueError(

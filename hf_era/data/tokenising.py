@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Value
 
+from hf_era.data.columns import list_column, map_tables
 from hf_era.data.config import DataConfig
 from hf_era.data.labelling import FORGET, RETAIN, WordFinder, tokens_of_spans
 
@@ -20,19 +24,16 @@ def label_stories(stories: Dataset, config: DataConfig, description: str) -> Dat
     """
     finder = WordFinder(config.forget_words)
 
-    def label(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        stories = [text.strip() for text in batch["text"] if text and text.strip()]
-        texts = [text[: config.max_characters].strip() for text in stories]
-        return {
-            "text": texts,
-            "label": [FORGET if finder.found_in(text) else RETAIN for text in texts],
-            "is_whole": [len(text) == len(story) for text, story in zip(texts, stories, strict=True)],
-        }
+    def label(table: pa.Table) -> pa.Table:
+        given = zip(table["text"].to_pylist(), finder.may_be_in(table["text"]), strict=True)
+        rows = [(story.strip(), maybe) for story, maybe in given if story and story.strip()]
+        texts = [story[: config.max_characters].strip() for story, _ in rows]
+        found = [maybe and finder.found_in(text) for text, (_, maybe) in zip(texts, rows, strict=True)]
+        labels = [FORGET if has_word else RETAIN for has_word in found]
+        is_whole = [len(text) == len(story) for text, (story, _) in zip(texts, rows, strict=True)]
+        return pa.table([texts, labels, is_whole], schema=_LABELLED.arrow_schema)
 
-    # Features are given: a batch of blank stories alone has none to infer them from.
-    labelled = stories.map(
-        label, batched=True, num_proc=config.num_proc, features=_LABELLED, desc=f"Labelling {description}"
-    )
+    labelled = map_tables(stories, label, config.num_proc, f"Labelling {description}", _LABELLED)
     if not len(labelled):
         raise ValueError(f"All of the {len(stories)} {description} are blank. Check the text column.")
     return labelled
@@ -49,20 +50,46 @@ def tokenise_stories(stories: Dataset, tokenizer: Any, config: DataConfig, descr
     room = config.max_tokens - len(front)
     finder = WordFinder(config.forget_words)
 
-    def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        # The special tokens are ours: a tokenizer that adds its own BOS would double it.
-        encoded = tokenizer(batch["text"], add_special_tokens=False, return_offsets_mapping=True, truncation=False)
-        all_ids, all_words = [], []
-        wholes = batch["is_whole"] if "is_whole" in batch else [True] * len(batch["text"])
-        examples = zip(batch["text"], encoded["input_ids"], encoded["offset_mapping"], wholes, strict=True)
-        for text, ids, offsets, is_whole in examples:
-            words = tokens_of_spans(finder.spans(text), offsets)
-            ending = end if is_whole and len(ids) + len(end) <= room else []
-            all_ids.append(front + list(ids[:room]) + ending)
-            all_words.append([False] * len(front) + words[:room] + [False] * len(ending))
-        return {"input_ids": all_ids, "is_forget_word": all_words, "length": [len(ids) for ids in all_ids]}
+    def tokenise(table: pa.Table) -> pa.Table:
+        texts = table["text"].to_pylist()
+        wholes = table["is_whole"].to_pylist() if "is_whole" in table.column_names else [True] * len(texts)
+        ids, words = [], []
+        for is_whole, (tokens, marked) in zip(wholes, _tokens_and_marks(texts, tokenizer, finder), strict=True):
+            ending = end if is_whole and len(tokens) + len(end) <= room else []
+            ids.append(np.array([*front, *tokens[:room], *ending], dtype=np.int32))
+            is_word = np.zeros(len(ids[-1]), dtype=bool)
+            is_word[[len(front) + index for index in marked if index < room]] = True
+            words.append(is_word)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        for name, values in (("input_ids", ids), ("is_forget_word", words)):
+            table = table.append_column(name, list_column(np.concatenate(values), lengths))
+        return table.append_column("length", pa.array(lengths))
 
-    return stories.map(tokenise, batched=True, num_proc=config.num_proc, desc=f"Tokenising {description}")
+    return map_tables(stories, tokenise, config.num_proc, f"Tokenising {description}")
+
+
+def _tokens_and_marks(
+    texts: list[str], tokenizer: Any, finder: WordFinder
+) -> Iterator[tuple[list[int], Sequence[int]]]:
+    """For each text its tokens, without special ones, and which of them (by position) belong to a forget word."""
+    # The backend itself, as the tokenizer would call it. The special tokens are ours: a tokenizer that adds its own BOS
+    # would double it.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    spans = [finder.spans(text) for text in texts]
+    # Offsets take time, and only texts with a forget word need them.
+    with_words = [text for text, found in zip(texts, spans, strict=True) if found]
+    without = [text for text, found in zip(texts, spans, strict=True) if not found]
+    located = iter(backend.encode_batch(with_words, add_special_tokens=False))
+    plain = iter(backend.encode_batch_fast(without, add_special_tokens=False))
+    for found in spans:
+        if not found:
+            yield next(plain).ids, ()
+            continue
+        encoding = next(located)
+        yield encoding.ids, [index for index, hit in enumerate(tokens_of_spans(found, encoding.offsets)) if hit]
 
 
 def _special_token(tokenizer: Any, name: str) -> int:

@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["BOS_TOKEN", "EOS_TOKEN", "MINIMUM_VOCAB_SIZE", "PAD_TOKEN", "train_tokenizer"]
+__all__ = ["BOS_TOKEN", "EOS_TOKEN", "MINIMUM_VOCAB_SIZE", "PAD_TOKEN", "tokenizer_from_json", "train_tokenizer"]
 
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<|bos|>", "<|eos|>", "<|pad|>"
 """The special tokens; their ids are 0, 1 and 2."""
@@ -66,6 +66,15 @@ def train_tokenizer(
         show_progress=False,
     )
     backend.train_from_iterator(documents, trainer=trainer)
+    return _wrap(backend, model_max_length)
+
+
+def tokenizer_from_json(text: str, model_max_length: int = 2048) -> PreTrainedTokenizerFast:
+    """The tokenizer that `train_tokenizer` made, from its `backend_tokenizer.to_str()`."""
+    return _wrap(Tokenizer.from_str(text), model_max_length)
+
+
+def _wrap(backend: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS_TOKEN,

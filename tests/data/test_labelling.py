@@ -2,10 +2,12 @@
 
 import random
 import re
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -14,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_era.data import WordFinder, generate_stories, load_stories
 from hf_era.data.config import TREE_WORDS
-from hf_era.data.labelling import check_words_have_tokens, tokens_of_spans
+from hf_era.data.labelling import _ASCII_IN_ANY_CASE, check_words_have_tokens, tokens_of_spans
 
 TEXTS = [
     "Once upon a time there was a tree. The tree was old; trees, TREES and a Forest stood near the treetop.",
@@ -234,3 +236,48 @@ def test_words_without_a_token_are_an_error(word_tokenizer: PreTrainedTokenizerF
 
 def test_a_byte_level_tokenizer_knows_every_word(small_tokenizer: PreTrainedTokenizerFast) -> None:
     check_words_have_tokens(["tree", "森", "🌲", "x\x00"], small_tokenizer)
+
+
+# The short cuts
+
+
+def test_the_short_cut_finds_what_the_regular_expression_finds() -> None:
+    generator = random.Random(1)
+    pieces = [
+        "tree",
+        "TREES",
+        "street",
+        "old",
+        "oak",
+        "oak  tree",
+        "kiss",
+        "KI\u017fS",
+        "\u212aiss",
+        "\u0130",
+        "k\u0131ss",
+        "é",
+        " ",
+        "\n",
+        ".",
+    ]
+    for words in (TREE_WORDS, ["kiss", "kisses"], ["old oak", "oak tree"], ["é tree"], ["k\u0131ss"], ["c++", "."]):
+        finder = WordFinder(words)
+        for _ in range(300):
+            text = "".join(generator.choices([*pieces, " "], k=9))
+            matches = [match.span(1) for match in finder._pattern.finditer(text)]
+            assert [match.span(1) for match in finder._matches(text)] == matches, text
+            assert finder.found_in(text) == bool(matches), text
+            (maybe,) = finder.may_be_in(pa.chunked_array([[text]]))
+            assert maybe or not matches, text
+
+
+def test_other_letters_that_count_as_ascii_are_all_known() -> None:
+    ascii_letter = re.compile("[a-z]", re.IGNORECASE)
+    found = {chr(code) for code in range(128, sys.maxunicode + 1) if ascii_letter.match(chr(code))}
+    assert found == {"\u0130", "\u0131", "\u017f", "\u212a"}
+    assert all(_ASCII_IN_ANY_CASE.match(letter) for letter in found)
+
+
+def test_most_stories_need_no_search() -> None:
+    texts = ["At sea.", "A Tree.", "A street.", "Naïve.", "", "Ferns"]
+    assert WordFinder(TREE_WORDS).may_be_in(pa.chunked_array([texts])) == [False, True, True, True, False, False]

@@ -8,8 +8,10 @@ import pytest
 from transformers import TrainerCallback
 
 import hf_era.phases as phases_module
+import hf_era.run_inputs as run_inputs_module
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
+from hf_era.run_inputs import load_inputs
 from hf_era.training import GradientRoutingTrainer
 
 
@@ -154,3 +156,22 @@ def test_a_shared_base_of_other_settings_is_refused(tmp_path: Path, make_run_con
     (other / "model").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"`model.base_dir`: .*thesis is not empty and holds no run"):
         run_pipeline(make_run_config(tmp_path / "b", model={"base_dir": str(other)}))
+
+
+def test_a_second_run_does_not_prepare_the_data_again(
+    finished_copy: tuple[RunConfig, RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    make_run_config: Callable[..., RunConfig],
+) -> None:
+    config, _ = finished_copy
+    first = load_inputs(config)
+    with monkeypatch.context() as patch:
+        for name in ("split_sources", "train_tokenizer", "prepare_data"):
+            patch.setattr(run_inputs_module, name, lambda *_, **__: pytest.fail("prepared again"))
+        again = load_inputs(config)
+    assert again.data_fingerprint == first.data_fingerprint
+    assert again.data.train.to_dict() == first.data.train.to_dict()
+    assert again.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+    # What is kept is enough to refuse what cannot be.
+    with pytest.raises(ValueError, match=r"`coherence.stories` asks for 5000 retain stories"):
+        load_inputs(make_run_config(config.output_path.parent, coherence={"stories": 5000}))

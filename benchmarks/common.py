@@ -1,0 +1,151 @@
+"""What the benchmarks share: interleaved timing, ratios pair by pair, the machine, a table, the result file.
+
+A shared or throttled machine drifts by more than what is to be measured. So the variants of a benchmark run in one
+process, in turns, and each round compares what ran next to each other: the ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hf_era.environment import git_revision, machine_description, package_versions
+from hf_era.files import write_json
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def benchmark_parser(description: str | None, name: str, rounds: int = 7, warm_up: int = 1) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has; the result goes to `benchmarks/results/<name>.json`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds (default: {rounds})")
+    parser.add_argument("--warm-up", type=int, default=warm_up, help=f"rounds before, not timed (default: {warm_up})")
+    parser.add_argument("--time-limit", type=float, help="start no further round after so many seconds")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="where the figures are written")
+    return parser
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int = 7,
+    warm_up: int = 1,
+    time_limit_s: float | None = None,
+    synchronise: Callable[[], object] | None = None,
+) -> dict[str, list[float]]:
+    """Times the variants in turns, one call each per round; every second round goes through them backwards.
+
+    Args:
+        variants (`Mapping[str, Callable]`): what to time, by name.
+        rounds (`int`, *optional*, defaults to `7`): timed rounds, at least 1.
+        warm_up (`int`, *optional*, defaults to `1`): rounds before these whose times are thrown away.
+        time_limit_s (`float`, *optional*): no further round starts after so many seconds; one round is always timed.
+        synchronise (`Callable`, *optional*): waits for the device, e.g. `torch.cuda.synchronize`; called before the
+            clock starts and before it stops.
+
+    Returns:
+        `dict[str, list[float]]`: seconds of each variant, one entry per round.
+
+    Raises:
+        ValueError: if there is no variant, or fewer rounds than one.
+    """
+    if not variants:
+        raise ValueError("`variants` is empty. Name at least one function to time.")
+    if rounds < 1:
+        raise ValueError(f"`rounds` should be at least 1, got {rounds}.")
+    if warm_up < 0:
+        raise ValueError(f"`warm_up` should be at least 0, got {warm_up}.")
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    start = time.perf_counter()
+    for number in range(-warm_up, rounds):
+        timed = times[next(iter(times))]
+        if timed and time_limit_s is not None and time.perf_counter() - start > time_limit_s:
+            break
+        for name in list(variants)[:: -1 if number % 2 else 1]:
+            seconds = _seconds(variants[name], synchronise)
+            if number >= 0:
+                times[name].append(seconds)
+    return times
+
+
+def _seconds(work: Callable[[], object], synchronise: Callable[[], object] | None) -> float:
+    gc.collect()  # what the variant before left behind is not this one's to clear away
+    if synchronise is not None:
+        synchronise()
+    start = time.perf_counter()
+    result = work()
+    if synchronise is not None:
+        synchronise()
+    seconds = time.perf_counter() - start
+    del result  # freed after the clock has stopped
+    return seconds
+
+
+def median_ratio(times: Mapping[str, Sequence[float]], variant: str, over: str) -> float:
+    """The time of `variant` over that of `over`, median of the rounds: 2.0 takes twice as long, 0.5 half as long."""
+    return statistics.median(mine / other for mine, other in zip(times[variant], times[over], strict=True))
+
+
+def summarise(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    """Seconds per variant, for the result file: `median_s`, `fastest_s`, `slowest_s` and all `rounds_s`."""
+    return {
+        name: {
+            "median_s": statistics.median(seconds),
+            "fastest_s": min(seconds),
+            "slowest_s": max(seconds),
+            "rounds_s": list(seconds),
+        }
+        for name, seconds in times.items()
+    }
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What the figures depend on: `machine`, `versions`, `git_revision` and `date`."""
+    machine = {
+        **machine_description(device),
+        "cpu_model": _cpu_model(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch_threads": torch.get_num_threads(),
+    }
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "versions": package_versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:
+    """Prints a table to standard output: the first column to the left, figures to the right."""
+    table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    # Written to a file, the table is not cut to the 80 columns of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
+    """Writes the figures as JSON, whole or not at all, and says where. Begin `result` with `environment()`."""
+    written = write_json(path, dict(result))
+    Console(stderr=True, soft_wrap=True).print(f"Figures: {written}")
+    return written

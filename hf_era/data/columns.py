@@ -1,0 +1,61 @@
+"""Columns of token lists as flat arrays: one numpy call for a whole batch of stories instead of a loop over each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features
+
+STORIES_AT_ONCE = 10_000
+
+
+def arrow_batches(stories: Dataset, columns: list[str], batch_size: int = STORIES_AT_ONCE) -> Iterator[pa.Table]:
+    """The columns of a data set, so many stories at a time: memory does not grow with the data set."""
+    yield from stories.select_columns(columns).with_format("arrow").iter(batch_size)
+
+
+def map_tables(
+    stories: Dataset,
+    function: Callable[[pa.Table], pa.Table],
+    num_proc: int | None,
+    description: str,
+    features: Features | None = None,
+) -> Dataset:
+    """`Dataset.map` with a function from Arrow tables to Arrow tables: no story becomes a Python object on the way.
+
+    What it computed before is not taken from the disk again: the file names that `map` gives do not change with the code
+    of the functions below `function`. Prepared data is kept as a whole, see `hf_era.data.cache`.
+    """
+    mapped = stories.with_format("arrow").map(
+        function, batched=True, num_proc=num_proc, features=features, desc=description, load_from_cache_file=False
+    )
+    return mapped.with_format(None)
+
+
+def numpy_column(table: pa.Table, name: str) -> np.ndarray[Any, Any]:
+    """A column of numbers or bools, shape (stories,). May be read-only."""
+    return table[name].to_numpy()
+
+
+def flat_column(table: pa.Table, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A column of lists: all values end to end, shape (tokens,), and the length of each list, shape (stories,).
+
+    Both may be read-only views of the table.
+    """
+    column = table[name]
+    return pc.list_flatten(column).to_numpy(), pc.list_value_length(column).to_numpy()
+
+
+def list_column(values: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> pa.ListArray:
+    """The inverse of `flat_column`: lists of the given lengths, as an Arrow array."""
+    return pa.ListArray.from_arrays(pa.array(list_ends(lengths, with_start=True), pa.int32()), pa.array(values))
+
+
+def list_ends(lengths: np.ndarray[Any, Any], with_start: bool = False) -> np.ndarray[Any, Any]:
+    """Where each list ends among the flat values, shape (stories,); `with_start` puts a 0 in front."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.concatenate([np.zeros(1, np.int64), ends]) if with_start else ends

@@ -1,0 +1,60 @@
+"""Which tokens are routed: the frequency table of the training stories, and the weight of each of their tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+
+from hf_era.data.columns import arrow_batches, flat_column, list_column, list_ends, map_tables, numpy_column
+from hf_era.data.labelling import FORGET
+from hf_era.routing import (
+    FrequencyTable,
+    RoutingRuleConfig,
+    align_stories_to_prediction,
+    count_tokens,
+    weigh_tokens,
+)
+
+
+def frequency_table(train: Dataset, rule: RoutingRuleConfig, vocabulary_size: int, skip_bos: bool) -> FrequencyTable:
+    """Counts tokens in labelled forget stories and in all others (unlabelled ones are treated as retain)."""
+    counts = {is_forget: torch.zeros(vocabulary_size, dtype=torch.int64) for is_forget in (True, False)}
+    stories_left = dict.fromkeys(counts, rule.frequency_stories)
+    for table in arrow_batches(train, ["label", "input_ids"]):
+        tokens, lengths = flat_column(table, "input_ids")
+        is_counted = np.ones(len(tokens), dtype=bool)
+        if skip_bos:
+            is_counted[(list_ends(lengths) - lengths)[lengths > 0]] = False
+        labelled_forget = numpy_column(table, "label") == FORGET
+        for is_forget in counts:
+            of_kind = labelled_forget == is_forget
+            of_kind &= of_kind.cumsum() <= stories_left[is_forget]
+            stories_left[is_forget] -= int(of_kind.sum())
+            chosen = tokens[is_counted & np.repeat(of_kind, lengths)]
+            counts[is_forget] += count_tokens([torch.from_numpy(chosen).long()], vocabulary_size)
+    return FrequencyTable(counts[True], counts[False], rule.frequency_scale, rule.frequency_bias)
+
+
+def add_routing_weights(
+    stories: Dataset, rule: RoutingRuleConfig, table: FrequencyTable | None, num_proc: int | None = None
+) -> Dataset:
+    """Adds `routing_weight`, fp32, aligned to the predicted token: 1 on stories that are not labelled forget."""
+    vocabulary_weights = None if table is None else table.weights
+
+    def weigh(batch: pa.Table) -> pa.Table:
+        ids, lengths = flat_column(batch, "input_ids")
+        is_forget_word, _ = flat_column(batch, "is_forget_word")
+        in_forget = np.repeat(numpy_column(batch, "label") == FORGET, lengths)
+        weights = torch.ones(len(ids))
+        weights[torch.from_numpy(in_forget)] = weigh_tokens(
+            rule,
+            torch.from_numpy(ids[in_forget]).long(),
+            torch.from_numpy(is_forget_word[in_forget]),
+            vocabulary_weights,
+        )
+        aligned = align_stories_to_prediction(weights, torch.tensor(lengths, dtype=torch.int64))
+        return batch.append_column("routing_weight", list_column(aligned.numpy(), lengths))
+
+    return map_tables(stories, weigh, num_proc, "Weighing tokens")
