@@ -9,13 +9,14 @@ STAMP := $(VENV)/.installed
 OPTIONS ?=
 RESULTS := benchmarks/results/stories_small
 
-.PHONY: help install demo test test-slow quality format cards clean
+.PHONY: help install demo test test-slow quality format cards bench bench-growth clean
 
 help:
 	@echo "make demo       run the whole life cycle on the built-in stories (about 4 minutes on 2 cores)"
 	@echo "make test       run the tests (make test-slow: the slow ones too)"
 	@echo "make install    only make the environment in $(VENV)"
 	@echo "make quality    linter, format check, type checker   (make format: repair the format)"
+	@echo "make bench      the benchmarks, into benchmarks/results (under 15 minutes on 2 cores; bench-growth: 10 more)"
 	@echo "make cards      render model_cards/ from $(RESULTS)"
 
 install: $(STAMP)
@@ -47,6 +48,18 @@ format: install
 
 cards: install
 	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards
+
+# The time limits are of each benchmark's rounds: on a slow machine there are fewer of them.
+bench: install
+	$(BIN)/python benchmarks/train_step.py --time-limit 100
+	$(BIN)/python benchmarks/throughput.py --time-limit 60
+	$(BIN)/python benchmarks/routing_op.py --time-limit 25
+	$(BIN)/python benchmarks/side_mlp.py --time-limit 15
+	$(BIN)/python benchmarks/data.py --time-limit 40
+	$(BIN)/python benchmarks/attack.py --time-limit 60
+
+bench-growth: install
+	$(BIN)/python benchmarks/growth.py
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

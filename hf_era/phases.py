@@ -18,7 +18,7 @@ from hf_era.environment import git_revision, machine_description, package_versio
 from hf_era.evaluation import Evaluator
 from hf_era.files import whole_directory
 from hf_era.models import expand_base
-from hf_era.models.loading import check_model_source, expanded_from_config
+from hf_era.models.loading import causal_lm_from_config, expanded_from_config, load_causal_lm
 from hf_era.run_directory import fingerprint
 from hf_era.run_inputs import RunInputs, effective_training, launch_settings, mixed_precision
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer, TokenWeightedTrainer
@@ -73,7 +73,7 @@ class Phases:
             **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
         )
         set_seed(self.config.seed)
-        model = AutoModelForCausalLM.from_config(self.inputs.base_config)
+        model = causal_lm_from_config(self.inputs.base_config, self.config.seed)
         trainer, output = self._train(TokenWeightedTrainer, model, arguments, self.base_folder)
         return {"steps": trainer.state.global_step, "train_loss": output.training_loss}
 
@@ -124,7 +124,7 @@ class Phases:
     def coherence(self, key: str) -> dict[str, Any]:
         """Fine-tunes on retain stories and keeps the best weights; puts the final model in place."""
         settings = self.config.coherence
-        model = AutoModelForCausalLM.from_pretrained(self.contracted_folder)
+        model = load_causal_lm(self.contracted_folder)
         if not settings.enabled:
             self._save(model, self.final_folder)
             return {"enabled": False}
@@ -141,7 +141,7 @@ class Phases:
             self.inputs.tokenizer,
         )
         self.state.wait_for_everyone()
-        self._save(AutoModelForCausalLM.from_pretrained(best), self.final_folder)
+        self._save(load_causal_lm(best), self.final_folder)
         self._remove(Path(str(arguments.output_dir)))
         return {"enabled": True, **report}
 
@@ -165,13 +165,13 @@ class Phases:
         losses: dict[str, Any] = {}
         if self.before_kind is not None:
             before = self.config.model.base or self.base_folder
-            losses["before"] = evaluator.losses(_load(before), "Before")
-        expanded = _load(self.expanded_folder)
+            losses["before"] = evaluator.losses(load_causal_lm(before), "Before")
+        expanded = load_causal_lm(self.expanded_folder)
         losses["before_ablation"], selectivity = evaluator.losses_and_selectivity(expanded, "Before ablation")
         del expanded
-        losses["after_ablation"] = evaluator.losses(_load(self.contracted_folder), "After ablation")
+        losses["after_ablation"] = evaluator.losses(load_causal_lm(self.contracted_folder), "After ablation")
         if self.config.coherence.enabled:
-            losses["after_coherence"] = evaluator.losses(_load(self.final_folder), "After coherence")
+            losses["after_coherence"] = evaluator.losses(load_causal_lm(self.final_folder), "After coherence")
         return {"losses": losses, "selectivity": selectivity}
 
     # ---- Helpers ----
@@ -217,12 +217,8 @@ _REPORTED_ARGUMENTS = (
     "multipliers", "l1_coefficient", "learning_rate", "minimum_learning_rate_ratio", "warmup_steps", "weight_decay",
     "weight_decay_on_all_parameters", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "auxiliary_learning_rate_factor",
-    "auxiliary_weight_decay", "bf16", "fp16",
+    "auxiliary_weight_decay", "bf16", "fp16", "attn_implementation", "fused_activation", "chunked_loss",
 )  # fmt: skip
-
-
-def _load(folder: str | Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(check_model_source("model.base", folder))
 
 
 def _parameters_without_auxiliary(model: Any) -> int:

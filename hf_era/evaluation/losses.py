@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_era.models.fast_model import FastCausalLMMixin
+
 
 @dataclass(frozen=True)
 class StoryLosses:
@@ -60,7 +62,14 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return nll, targets != -100
 
 
-@torch.no_grad()
+def _token_losses_of(model: Any, input_ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `token_losses`; a fast model makes them without ever holding the logits."""
+    if isinstance(model, FastCausalLMMixin):
+        return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != -100
+    return token_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels)
+
+
+@torch.inference_mode()
 def story_losses(
     model: Any,
     batches: Iterable[dict[str, Tensor]],
@@ -90,8 +99,7 @@ def story_losses(
             if on_batch is not None:
                 on_batch(mask)
             with autocast():
-                logits = model(input_ids=moved["input_ids"], attention_mask=mask).logits
-            nll, counted = token_losses(logits, moved["labels"])
+                nll, counted = _token_losses_of(model, moved["input_ids"], mask, moved["labels"])
             words = moved.get("is_forget_word")
             of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)
             rows = torch.stack(

@@ -22,6 +22,10 @@ class AuxiliaryActivationMeter:
         self._modules = {layer: list(named.values()) for layer, named in model.auxiliary_modules().items()}
         self._handles: list[Any] = []
         self._mask: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was measured."""
         self.sums = dict.fromkeys(self._modules, 0.0)
         self.counts = dict.fromkeys(self._modules, 0.0)
 

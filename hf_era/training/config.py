@@ -9,7 +9,9 @@ import torch
 from transformers import TrainingArguments
 
 from hf_era.routing import GradientMultipliers
-from hf_era.suggestions import unknown_key_message
+from hf_era.suggestions import unknown_key_message, unknown_value_message
+
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 @dataclass
@@ -17,7 +19,8 @@ class GradientRoutingConfig(TrainingArguments):
     """`TrainingArguments` with the seed runs' optimizer settings as defaults, and the routing's own fields.
 
     Other defaults than the Trainer's: learning rate 5e-4 after 100 warm-up steps, cosine to a tenth of it; AdamW betas
-    (0.9, 0.95), weight decay 0.1 on every parameter, no gradient clipping.
+    (0.9, 0.95), weight decay 0.1 on every parameter, no gradient clipping; no filter of non-finite losses in the logs
+    (training stops at the first one anyway, and the filter makes the host wait for the device in every step).
 
     Args:
         multipliers (`dict` or `str`, *optional*):
@@ -36,6 +39,12 @@ class GradientRoutingConfig(TrainingArguments):
         minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
             Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
             loud warning says so.
+        attn_implementation (`str`, *optional*):
+            `sdpa` or `eager`. Not given: as the model was loaded, which is `sdpa` unless it was told otherwise.
+        fused_activation (`bool`, *optional*, defaults to `True`):
+            GELU as one operation, with the routing and the L1 term in its backward pass; see `FastPaths`.
+        chunked_loss (`bool`, *optional*, defaults to `True`):
+            LM head and cross entropy in chunks, at labelled positions only; see `FastPaths`.
         kwargs: everything that `TrainingArguments` takes.
 
     Raises:
@@ -54,6 +63,10 @@ class GradientRoutingConfig(TrainingArguments):
         default=False, metadata={"help": "Every parameter is used in every step, so DDP need not look."}
     )
     logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
+
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave non-finite losses out of the logs; training stops at one anyway."}
+    )
 
     multipliers: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Gradient multipliers (original_forget, ...) as a dict or JSON."}
@@ -76,6 +89,15 @@ class GradientRoutingConfig(TrainingArguments):
     minimum_ablation_gap: float = field(
         default=0.05, metadata={"help": "Nats a token below which a warning says that nothing was localised."}
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa or eager. Not given: as the model was loaded (sdpa)."}
+    )
+    fused_activation: bool = field(
+        default=True, metadata={"help": "GELU as one operation, with the routing in its backward pass."}
+    )
+    chunked_loss: bool = field(
+        default=True, metadata={"help": "LM head and cross entropy in chunks, at labelled positions only."}
+    )
 
     def __post_init__(self) -> None:
         self.gradient_multipliers = parse_multipliers(self.multipliers)
@@ -94,6 +116,12 @@ class GradientRoutingConfig(TrainingArguments):
         if not 0 <= self.minimum_learning_rate_ratio <= 1:
             raise ValueError(
                 f"`training.minimum_learning_rate_ratio` should be in [0, 1], got {self.minimum_learning_rate_ratio}."
+            )
+        if self.attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
+            raise ValueError(
+                unknown_value_message(
+                    "training.attn_implementation", self.attn_implementation, ATTENTION_IMPLEMENTATIONS
+                )
             )
         if "min_lr" in str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) and not (
             self.lr_scheduler_kwargs

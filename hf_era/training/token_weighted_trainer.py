@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.utils import logging
 
-from hf_era.data import RoutingCollator, padding_token_id
+from hf_era.data import RoutingCollator, longest_first, padding_token_id
 from hf_era.evaluation.losses import story_losses
+from hf_era.models import FastPaths
+from hf_era.models.fast_model import FastCausalLMMixin
+from hf_era.models.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.errors import NonFiniteLossError
 from hf_era.training.sampling import EpochSeededSampler
+
+logger = logging.get_logger(__name__)
 
 
 class TokenWeightedTrainer(Trainer):
@@ -44,6 +51,25 @@ class TokenWeightedTrainer(Trainer):
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
             kwargs["data_collator"] = RoutingCollator(pad)
         super().__init__(model=model, args=args, **kwargs)
+        self._set_fast_paths(self.model)
+        if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
+            logger.warning_once(EMULATED_BF16_MESSAGE)
+        self._last_loss: Tensor | None = None
+
+    def _set_fast_paths(self, model: Any) -> None:
+        """The switches of `GradientRoutingConfig`, for a model that has fast paths."""
+        if isinstance(model, FastCausalLMMixin):
+            model.set_fast_paths(
+                FastPaths(fused_activation=self.args.fused_activation, chunked_loss=self.args.chunked_loss)
+            )
+            if self.args.attn_implementation is not None:
+                model.set_attn_implementation(self.args.attn_implementation)  # type: ignore[attr-defined]
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """`model_init` is called again by `train`: that model needs the settings too."""
+        model = super().call_model_init(trial)
+        self._set_fast_paths(model)
+        return model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.weight_decay_on_all_parameters:
@@ -69,15 +95,25 @@ class TokenWeightedTrainer(Trainer):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
                 return TrainOutput(state.global_step, float("nan"), {})
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._last_loss = None
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._check_last_loss()
+        return output
 
     # ---- Non-finite losses ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(self._non_finite_message(f"The loss became {float(loss)}"))
+        if self.args.device.type != "cpu":
+            self._check_last_loss()  # by now it is there: looking at the newest would make the host wait for the device
+        self._last_loss = loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.args.device.type == "cpu":
+            self._check_last_loss()
         return loss
+
+    def _check_last_loss(self) -> None:
+        loss, self._last_loss = self._last_loss, None
+        if loss is not None and not torch.isfinite(loss):
+            raise NonFiniteLossError(self._non_finite_message(f"The loss became {float(loss)}"))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A finite loss can have non-finite gradients: the broken weights show only at the next step.
@@ -94,6 +130,15 @@ class TokenWeightedTrainer(Trainer):
         )
 
     # ---- Token-weighted evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the Trainer's, the longest stories first: sums do not depend on the order, and there is less padding."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen  # type: ignore[index]
+        order_is_free = self.compute_metrics is None and not self.args.dataloader_persistent_workers
+        if order_is_free and isinstance(chosen, Dataset) and "length" in chosen.column_names:
+            return super().get_eval_dataloader(longest_first(chosen))
+        return super().get_eval_dataloader(eval_dataset)
 
     def evaluation_loop(
         self,

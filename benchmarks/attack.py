@@ -1,0 +1,184 @@
+"""The evaluation and the relearn attack, end to end, against the same work done with transformers alone.
+
+    python benchmarks/attack.py                # the size of recipes/configs/stories_small.yaml on a CPU, 28M on a GPU
+
+Evaluation: the loss on 1,000 stories, `Evaluator` against `Trainer.evaluate` of transformers on the stock model, with the
+Trainer's defaults (batches of 8 in the order of the data set) and, to be fair, also with our batch size. Attack: 4 steps on
+16 forget stories with the forget and the retain loss of 64 stories each after every step, `RelearnAttack` against the
+plain loop on the stock model: one batch, whole logits. Both sides see the same tokens, in turns in one process, and the
+losses that they report are compared.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from datasets import Dataset
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, Trainer, TrainingArguments
+
+from benchmarks.common import (
+    benchmark_parser,
+    environment,
+    interleave,
+    median_ratio,
+    print_table,
+    summarise,
+    write_result,
+)
+from benchmarks.stories import load_tokenised
+from benchmarks.train_step import tinystories_28m
+from hf_era import FastGPTNeoForCausalLM
+from hf_era.data import FORGET, RETAIN, RoutingCollator, padding_token_id
+from hf_era.evaluation import EvaluationConfig, Evaluator, RelearnAttack, RelearnAttackConfig
+
+ATTACK = RelearnAttackConfig(stories=16, steps=4, patience=None)
+MEASURED = 64
+
+
+def small_config(vocabulary_size: int) -> GPTNeoConfig:
+    """The model of `recipes/configs/stories_small.yaml`."""
+    return GPTNeoConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=192,
+        num_layers=4,
+        num_heads=6,
+        attention_types=[[["global", "local"], 2]],
+        max_position_embeddings=256,
+        window_size=256,
+        embed_dropout=0.0,
+        attention_dropout=0.0,
+        resid_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+class PlainEvaluation:
+    """`Trainer.evaluate` of transformers. Its loss is the mean of batch means; the token-weighted one is ours."""
+
+    def __init__(self, model: Any, stories: Dataset, pad: int, batch_size: int) -> None:
+        folder = tempfile.mkdtemp(prefix="hf_era_benchmark_")
+        on_cpu = not torch.cuda.is_available()
+        arguments = TrainingArguments(
+            folder, per_device_eval_batch_size=batch_size, report_to="none", disable_tqdm=True, use_cpu=on_cpu
+        )
+        self.trainer = Trainer(
+            model, arguments, eval_dataset=stories.select_columns(["input_ids"]), data_collator=RoutingCollator(pad)
+        )
+        self.loss = math.nan
+
+    def __call__(self) -> None:
+        self.loss = self.trainer.evaluate()["eval_loss"]
+
+
+class OurEvaluation:
+    def __init__(self, model: Any, stories: Dataset, pad: int, device: torch.device) -> None:
+        self.model, self.loss = model, math.nan
+        config = EvaluationConfig(bootstrap_samples=0)
+        # One story in the retain set: the loss on all stories is the forget set's.
+        self.evaluator = Evaluator(stories, stories.select(range(1)), pad, config, device=device, progress=False)
+
+    def __call__(self) -> None:
+        self.loss = self.evaluator.losses(self.model, "Benchmark")["forget"]["loss"]
+
+
+class PlainAttack:
+    """What one writes without a library for it: one padded batch, the stock class, whole logits."""
+
+    def __init__(self, model: Any, attack: Dataset, sets: dict[str, Dataset], pad: int, device: torch.device) -> None:
+        self.model, self.loss = model, math.nan
+        collator = RoutingCollator(pad)
+        order = torch.randperm(len(attack), generator=torch.Generator().manual_seed(ATTACK.seed))[: ATTACK.stories]
+        self.batch = {name: value.to(device) for name, value in collator(list(attack.select(order.tolist()))).items()}
+        self.sets = {name: list(stories) for name, stories in sets.items()}
+        self.collator, self.device = collator, device
+
+    def __call__(self) -> None:
+        start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=ATTACK.learning_rate, betas=(0.9, 0.95), fused=True)
+        for step in range(ATTACK.steps + 1):
+            if step:
+                self.model.train()
+                optimizer.zero_grad()
+                self.model(**self.batch).loss.backward()
+                optimizer.step()
+            losses = {name: self.measure(name) for name in self.sets}
+            self.loss = losses["forget"]
+        self.model.load_state_dict(start)
+
+    @torch.no_grad()
+    def measure(self, name: str) -> float:
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for start in range(0, len(self.sets[name]), ATTACK.batch_size):
+            batch = self.collator(self.sets[name][start : start + ATTACK.batch_size])
+            batch = {key: value.to(self.device) for key, value in batch.items()}
+            count = int((batch["labels"][:, 1:] != -100).sum())
+            total, tokens = total + float(self.model(**batch).loss) * count, tokens + count
+        return total / tokens
+
+
+class OurAttack:
+    def __init__(self, model: Any, attack: Dataset, sets: dict[str, Dataset], pad: int, device: torch.device) -> None:
+        self.model, self.loss = model, math.nan
+        self.attack = RelearnAttack(attack, sets["forget"], sets["retain"], pad, ATTACK, device)
+
+    def __call__(self) -> None:
+        self.loss = self.attack.run(self.model).points[-1].forget_loss
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+    parser = benchmark_parser(__doc__, f"attack_{device.type}", rounds=3)
+    parser.add_argument("--shape", choices=["small", "28m"], default="28m" if on_gpu else "small")
+    options = parser.parse_args()
+    is_small = options.shape == "small"
+    data = load_tokenised(8_000, 2_048 if is_small else None)
+    pad, columns = padding_token_id(data.tokenizer), ["input_ids", "length", "is_forget_word"]
+    labels = data.stories["label"]
+    forget = data.stories.select([i for i, label in enumerate(labels) if label == FORGET][: 64 + MEASURED])
+    retain = data.stories.select([i for i, label in enumerate(labels) if label == RETAIN][:MEASURED])
+    sets = {"forget": forget.select(range(64, 64 + MEASURED)), "retain": retain}
+    sets = {name: part.select_columns(columns[:2]) for name, part in sets.items()}
+    attack = forget.select(range(64)).select_columns(columns[:2])
+    torch.manual_seed(0)
+    stock = GPTNeoForCausalLM(small_config(len(data.tokenizer)) if is_small else tinystories_28m()).to(device)
+    fast = FastGPTNeoForCausalLM.from_stock(stock)
+    evaluated = data.stories.select(range(1_000)).select_columns(columns)
+    variants = {
+        "evaluation, Trainer": PlainEvaluation(stock, evaluated, pad, 8),
+        "evaluation, Trainer, batches of 16": PlainEvaluation(stock, evaluated, pad, 16),
+        "evaluation, ours": OurEvaluation(fast, evaluated, pad, device),
+        "attack, plain loop": PlainAttack(stock, attack.select_columns(["input_ids"]), dict(sets), pad, device),
+        "attack, ours": OurAttack(fast, attack, sets, pad, device),
+    }
+    synchronise = torch.cuda.synchronize if on_gpu else None
+    times = interleave(variants, options.rounds, options.warm_up, options.time_limit, synchronise)
+    report(variants, times, data.source, options)
+
+
+def report(variants: dict[str, Any], times: dict[str, list[float]], source: str, options: Any) -> None:
+    rows, figures = [], {}
+    for name, summary in summarise(times).items():
+        over = "evaluation, Trainer" if name.startswith("evaluation") else "attack, plain loop"
+        figures[name] = {**summary, "over": over, "ratio": median_ratio(times, name, over), "loss": variants[name].loss}
+        rows.append([name, f"{summary['median_s']:.2f}", f"{figures[name]['ratio']:.3f}", f"{variants[name].loss:.6f}"])
+    print_table(
+        f"Evaluation and relearn attack, {options.shape}", ["variant", "median s", "ratio", "loss"], rows, note=source
+    )
+    write_result(
+        options.output, {**environment(next(iter(variants.values())).trainer.args.device), "shape": options.shape,
+                         "source": source, "variants": figures}
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""How the time and the memory of a training step grow: sequence length, batch, auxiliary width, layers, vocabulary.
+
+    python benchmarks/growth.py            # about 10 minutes on 2 CPU cores; writes a JSON file and a picture
+
+One thing grows at a time from a base shape (hidden 256, 4 layers, vocabulary 8,192, 2 x 256 tokens, auxiliary width 64 in
+all layers). `stock` is transformers' GPT-Neo, `routed` ours with routing and the L1 term; the optimizer is fused AdamW.
+Every point is a process of its own: the median of its steps after a warm-up, and its peak memory less what it held before
+the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from rich.progress import track
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from benchmarks.common import RESULTS, environment, print_table, write_result
+from benchmarks.train_step import make_batch, make_step, peak_since, resident_bytes
+from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
+
+BASE = {"sequence length": 256, "batch": 2, "auxiliary width": 64, "layers": 4, "vocabulary": 8_192}
+SWEEPS = {
+    "sequence length": [256, 512, 1_024, 2_048],
+    "batch": [1, 2, 4, 8, 16],
+    "auxiliary width": [16, 64, 256, 1_024],
+    "layers": [2, 4, 8, 16],
+    "vocabulary": [2_048, 8_192, 32_768, 131_072],
+}
+KINDS = ("stock", "routed")
+HIDDEN = 256
+
+
+def config_of(shape: dict[str, int]) -> GPTNeoConfig:
+    return GPTNeoConfig(
+        vocab_size=shape["vocabulary"],
+        hidden_size=HIDDEN,
+        num_layers=shape["layers"],
+        num_heads=8,
+        attention_types=[[["global", "local"], shape["layers"] // 2]],
+        max_position_embeddings=2_048,
+        window_size=256,
+        embed_dropout=0.0,
+        attention_dropout=0.0,
+        resid_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
+
+
+def measure_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, float]:
+    """Seconds a step, peak bytes and parameters of one point, in this process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
+    before = resident_bytes()
+    torch.manual_seed(0)
+    config = config_of(shape)
+    if kind == "stock":
+        model: Any = GPTNeoForCausalLM(config)
+    else:
+        expansion = ExpansionConfig(width=shape["auxiliary width"])
+        model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(config, expansion))
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    batch = make_batch(shape["batch"], shape["sequence length"], device, shape["vocabulary"])
+    step = make_step(kind, "fp32", model, optimizer, batch)
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    parameters = sum(value.numel() for value in model.parameters())
+    peak = peak_since(before, device)
+    return {"seconds": statistics.median(seconds[1:]), "peak_bytes": peak, "parameters": parameters}
+
+
+def run_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, float]:
+    point = json.dumps({"kind": kind, "shape": shape, "steps": steps})
+    done = subprocess.run([sys.executable, __file__, "--point", point], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Measuring {kind} at {shape} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def draw(sweeps: dict[str, Any], path: Path, title: str) -> None:
+    """One column a sweep, time above memory, both axes logarithmic: a straight line of slope 1 is linear growth."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(sweeps), figsize=(3.4 * len(sweeps), 6.2), layout="constrained")
+    for column, (name, sweep) in enumerate(sweeps.items()):
+        for row, (key, unit, scale) in enumerate((("seconds", "s a step", 1.0), ("peak_bytes", "peak MiB", 2.0**-20))):
+            axis = axes[row][column]
+            for kind, style in zip(KINDS, ("o--", "s-"), strict=True):
+                values = [point[key] * scale for point in sweep[kind]]
+                axis.plot(sweep["values"], values, style, label=kind)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_xticks(sweep["values"], [f"{value:,}" for value in sweep["values"]], fontsize=8)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            axis.set_xlabel(name)
+            axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.3g}"))
+            axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            low, high = axis.get_ylim()
+            if high / low < 4:  # nearly flat: a decade's ticks would leave the axis without a number
+                axis.set_ylim(low / 1.6, high * 1.6)
+            if column == 0:
+                axis.set_ylabel(unit)
+    axes[0][0].legend()
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a point (default: 3)")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"growth_{kind}.json", help="where the figures go")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point:
+        print(json.dumps(measure_point(**json.loads(options.point))))
+        return
+    sweeps: dict[str, Any] = {
+        name: {"values": values, **{kind: [] for kind in KINDS}} for name, values in SWEEPS.items()
+    }
+    todo = [(name, value, kind) for name, values in SWEEPS.items() for value in values for kind in KINDS]
+    for name, value, point_kind in track(todo, description=f"{len(todo)} points"):
+        sweeps[name][point_kind].append(run_point(point_kind, {**BASE, name: value}, options.steps))
+    for name, sweep in sweeps.items():
+        rows = [
+            [
+                f"{value:,}",
+                *(f"{point['seconds']:.3f}" for point in points),
+                *(f"{point['peak_bytes'] / 2**20:,.0f}" for point in points),
+            ]
+            for value, *points in zip(sweep["values"], *(sweep[kind] for kind in KINDS), strict=True)
+        ]
+        print_table(f"Growth with {name}", [name, "stock s", "routed s", "stock MiB", "routed MiB"], rows)
+    machine = environment(kind)
+    processor = torch.cuda.get_device_name() if kind == "cuda" else machine["machine"]["cpu_model"]
+    title = f"Training step, fp32, {processor}, {machine['date'][:10]}"
+    draw(sweeps, options.output.with_suffix(".png"), title)
+    write_result(options.output, {**machine, "base": BASE, "hidden": HIDDEN, "sweeps": sweeps})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""One full training step (forward, backward, optimizer) at the TinyStories-28M shape: stock GPT-Neo against hf_era.
+
+    python benchmarks/train_step.py                    # 8 x 256 and 2 x 64 tokens on a CPU, 80 x 256 on a GPU
+    python benchmarks/train_step.py --no-compile       # without the compiled variants, which take minutes to compile
+
+Variants: `stock` is transformers' `GPTNeoForCausalLM` with the loss that the plain `Trainer` takes from it; `ours` is the
+expanded model (auxiliary width 64 in layers 0 to 4, as in the recipes) without routing; `routed` is the same with routing
+and the L1 term. Each in fp32 and under bf16 autocast, as it is and compiled. All have the Trainer's default optimizer,
+fused AdamW. They run in turns in one process; ratios are medians of the rounds' ratios. Peak memory is that of a process
+of its own for each variant, less what the process held before the model was built.
+
+FLOPs are those of the stock model's matrix products, forward and backward, as torch's FLOP counter sees them, for every
+variant: what a variant leaves out is its gain. On a GPU the share of the matmul rate is those FLOPs a second over the rate
+of a bf16 product of two 8,192 x 8,192 matrices that was measured in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from benchmarks.common import (
+    benchmark_parser,
+    environment,
+    interleave,
+    median_ratio,
+    print_table,
+    summarise,
+    write_result,
+)
+from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
+from hf_era.models.precision import cpu_has_bf16_units
+
+KINDS, DTYPES = ("stock", "ours", "routed"), ("fp32", "bf16")
+L1_COEFFICIENT = 1e-4
+EXPANSION = ExpansionConfig(width=64, target_layers=[0, 1, 2, 3, 4])
+
+
+def tinystories_28m() -> GPTNeoConfig:
+    """The shape of `roneneldan/TinyStories-28M`."""
+    return GPTNeoConfig(
+        vocab_size=50_257,
+        hidden_size=512,
+        num_layers=8,
+        num_heads=16,
+        attention_types=[[["global", "local"], 4]],
+        max_position_embeddings=2_048,
+        window_size=256,
+        embed_dropout=0.0,
+        attention_dropout=0.0,
+        resid_dropout=0.0,
+        use_cache=False,
+    )
+
+
+def build(kind: str, device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    config = tinystories_28m()
+    if kind == "stock":
+        model: Any = GPTNeoForCausalLM(config)
+    else:
+        model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(config, EXPANSION))
+    model.to(device).train()
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def make_batch(rows: int, length: int, device: torch.device, vocabulary: int = 50_257) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (rows, length), generator=generator)
+    weight = (torch.rand(rows, length, generator=generator) < 0.5).float()
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "routing_weight": weight}
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def make_step(
+    kind: str, dtype: str, model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Any]
+) -> Callable[[], object]:
+    """A function that makes one whole step. The number of labels is known beforehand, as the Trainer knows it."""
+    device = batch["input_ids"].device
+    labels_in_batch = batch["labels"][:, 1:].numel()
+    inputs: dict[str, Any] = {**batch, "num_items_in_batch": labels_in_batch}
+    if kind != "routed":
+        del inputs["routing_weight"]
+    else:
+        inputs["output_activation_l1"] = True
+
+    def step() -> object:
+        context = torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+        with context:
+            outputs = model(**inputs)
+            loss = outputs["loss"]
+            if kind == "routed":
+                loss = loss + L1_COEFFICIENT * outputs["activation_l1"] / batch["attention_mask"].numel()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return None
+
+    return step
+
+
+# ---- Time ----
+
+
+def time_shape(shape: tuple[int, int], names: list[str], device: torch.device, options: argparse.Namespace) -> dict:
+    """Times the variants at one shape, in turns."""
+    batch = make_batch(*shape, device)
+    built = {kind: build(kind, device) for kind in {"stock", "expanded"}}
+    compiled: dict[str, Any] = {}
+    steps = {}
+    for name in names:
+        kind, dtype, mode = name.split()
+        model, optimizer = built["stock" if kind == "stock" else "expanded"]
+        if mode == "compiled":
+            compiled.setdefault(kind + dtype, torch.compile(model))
+            model = compiled[kind + dtype]
+        steps[name] = make_step(kind, dtype, model, optimizer, batch)
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else None
+    times = interleave(steps, options.rounds, options.warm_up, options.time_limit, synchronise)
+    return {"times": times, "flops": flops_of(built["stock"][0], batch)}
+
+
+def flops_of(stock: Any, batch: dict[str, Any]) -> int:
+    """FLOPs of the stock model's matrix products in one forward and backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        stock(input_ids=batch["input_ids"], labels=batch["labels"]).loss.backward()
+    stock.zero_grad()
+    return counter.get_total_flops()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of a large square product, the best of some."""
+    size = 8_192 if device.type == "cuda" else 1_024
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(2 if device.type == "cpu" else 20):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+# ---- Memory ----
+
+
+def measure_memory(name: str, shape: tuple[int, int], device: torch.device) -> None:
+    """Prints the peak of two steps as JSON; to be run in a process of its own."""
+    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
+    before = resident_bytes()
+    kind, dtype, mode = name.split()
+    model, optimizer = build(kind, device)
+    stepped = torch.compile(model) if mode == "compiled" else model
+    step = make_step(kind, dtype, stepped, optimizer, make_batch(*shape, device))
+    for _ in range(2):  # the optimizer's state is there from the first step's end on
+        step()
+    print(json.dumps({"peak_bytes": peak_since(before, device)}))
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_since(before: int, device: torch.device) -> int:
+    """The most that was held at a time, in bytes: on a GPU by tensors; on a CPU by the process, less `before`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def peak_memory(name: str, shape: tuple[int, int]) -> int:
+    command = [sys.executable, __file__, "--memory-of", name, "--shape", f"{shape[0]}x{shape[1]}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Measuring the memory of {name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+
+
+# ---- Report ----
+
+
+def variant_names(shape: tuple[int, int], device: torch.device, with_compile: bool) -> list[str]:
+    """On a CPU without bf16 units, bf16 is emulated: it is timed at small shapes only."""
+    tokens = shape[0] * shape[1]
+    dtypes = [
+        dtype for dtype in DTYPES if dtype == "fp32" or device.type != "cpu" or cpu_has_bf16_units() or tokens <= 512
+    ]
+    modes = ["eager", "compiled"] if with_compile else ["eager"]
+    return [f"{kind} {dtype} {mode}" for mode in modes for dtype in dtypes for kind in KINDS]
+
+
+def report(shape: tuple[int, int], measured: dict, memory: dict[str, int], rates: dict[str, float]) -> dict:
+    times, reference = measured["times"], "stock fp32 eager"
+    tokens = shape[0] * shape[1]
+    rows, figures = [], {}
+    for name, summary in summarise(times).items():
+        kind, dtype, mode = name.split()
+        figure = {
+            **summary,
+            "over_stock_fp32": median_ratio(times, name, reference),
+            "over_stock_same": median_ratio(times, name, f"stock {dtype} {mode}"),
+            "token_positions_per_s": tokens / summary["median_s"],
+            "flops_per_s": measured["flops"] / summary["median_s"],
+            "peak_bytes": memory.get(name),
+            "peak_over_stock_fp32": memory[name] / memory[reference] if name in memory else None,
+        }
+        if kind == "routed":
+            figure["over_without_routing"] = median_ratio(times, name, f"ours {dtype} {mode}")
+        figure["share_of_matmul_rate"] = figure["flops_per_s"] / rates[dtype]
+        figures[name] = figure
+        rows.append(_row(name, figure))
+    columns = [
+        "variant",
+        "median s",
+        "/ stock fp32",
+        "/ stock alike",
+        "/ no routing",
+        "positions/s",
+        "matmul rate",
+        "peak",
+        "/ stock",
+    ]
+    print_table(f"Training step, {shape[0]} x {shape[1]} tokens", columns, rows)
+    return {"shape": list(shape), "flops": measured["flops"], "rounds": len(times[reference]), "variants": figures}
+
+
+def _row(name: str, figure: dict[str, Any]) -> list[str]:
+    def ratio(key: str) -> str:
+        return f"{figure[key]:.3f}" if figure.get(key) is not None else "-"
+
+    peak = f"{figure['peak_bytes'] / 2**20:,.0f} MiB" if figure["peak_bytes"] else "-"
+    return [
+        name,
+        f"{figure['median_s']:.3f}",
+        ratio("over_stock_fp32"),
+        ratio("over_stock_same"),
+        ratio("over_without_routing"),
+        f"{figure['token_positions_per_s']:,.0f}",
+        f"{figure['share_of_matmul_rate']:.0%}",
+        peak,
+        ratio("peak_over_stock_fp32"),
+    ]
+
+
+def main() -> None:
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind)
+    parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=5)
+    parser.add_argument("--shape", action="append", help="rows x tokens, e.g. 8x256; may be given several times")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    default = ["80x256"] if kind == "cuda" else ["2x64", "8x256"]
+    shapes = [tuple(int(part) for part in text.split("x")) for text in options.shape or default]
+    if options.memory_of:
+        measure_memory(options.memory_of, shapes[0], device)
+        return
+    rates = {"fp32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
+    print(f"Measured matmul rate, GFLOP/s: fp32 {rates['fp32'] / 1e9:,.0f}, bf16 {rates['bf16'] / 1e9:,.0f}")
+    results = []
+    for shape in shapes:
+        # Compiling is done at the small shape on a CPU: what it does to the ratios shows there.
+        with_compile = not options.no_compile and (device.type == "cuda" or shape == min(shapes))
+        names = variant_names(shape, device, with_compile)
+        print(f"{shape[0]} x {shape[1]}: {len(names)} variants, {options.rounds} rounds ...", flush=True)
+        measured = time_shape(shape, names, device, options)
+        with_memory = [] if options.no_memory or shape != max(shapes) else [n for n in names if n.endswith("eager")]
+        memory = {name: peak_memory(name, shape) for name in with_memory}
+        results.append(report(shape, measured, memory, rates))
+    write_result(options.output, {**environment(device), "matmul_flops_per_s": rates, "shapes": results})
+
+
+if __name__ == "__main__":
+    main()

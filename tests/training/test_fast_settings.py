@@ -1,0 +1,139 @@
+"""The fast paths as training settings: the switches reach the model, and on or off the training is the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+import hf_era.training.token_weighted_trainer as trainer_module
+from hf_era import FastGPTNeoForCausalLM, GradientRoutingConfig
+from hf_era.models.fast_paths import ALL_FAST, ALL_SLOW, FastPaths
+from hf_era.training import NonFiniteLossError, TokenWeightedTrainer
+from hf_era.training.token_weighted_trainer import EMULATED_BF16_MESSAGE
+
+SLOW = {"fused_activation": False, "chunked_loss": False, "attn_implementation": "eager"}
+
+
+def logged_losses(trainer: Any) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_all_fast_paths_are_on_by_default(make_trainer: Callable[..., Any]) -> None:
+    model = make_trainer().model
+    assert model.fast_paths == ALL_FAST
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_switches_reach_the_model(make_trainer: Callable[..., Any]) -> None:
+    assert make_trainer(fused_activation=False).model.fast_paths == FastPaths(fused_activation=False)
+    assert make_trainer(chunked_loss=False).model.fast_paths == FastPaths(chunked_loss=False)
+    model = make_trainer(**SLOW).model
+    assert model.fast_paths == ALL_SLOW
+    assert model.config._attn_implementation == "eager"
+
+
+def test_the_attention_that_the_model_was_loaded_with_stays(
+    make_trainer: Callable[..., Any], make_expanded: Callable[..., Any]
+) -> None:
+    model = make_expanded([0, 1])
+    model.set_attn_implementation("eager")
+    assert make_trainer(model=model).model.config._attn_implementation == "eager"
+
+
+def test_an_unknown_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`training.attn_implementation`: 'spda'. Did you mean `sdpa`"):
+        GradientRoutingConfig("out", attn_implementation="spda")
+
+
+def test_model_init_gets_the_switches_too(make_trainer: Callable[..., Any], make_expanded: Callable[..., Any]) -> None:
+    trainer = make_trainer(chunked_loss=False)
+    trainer.model_init = lambda: make_expanded([0, 1])
+    assert trainer.call_model_init().fast_paths == FastPaths(chunked_loss=False)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_training_is_the_same_fast_and_slow(
+    make_trainer: Callable[..., Any], make_expanded: Callable[..., Any], accumulation: int
+) -> None:
+    """Measured: the losses of 12 steps differ by less than 3e-7 relative."""
+    settings = {"max_steps": 12, "learning_rate": 1e-3, "gradient_accumulation_steps": accumulation}
+    fast = logged_losses(make_trainer(model=make_expanded([0, 2], seed=4), **settings))
+    slow = logged_losses(make_trainer(model=make_expanded([0, 2], seed=4), **settings, **SLOW))
+    assert len(fast) == 12
+    assert fast == pytest.approx(slow, rel=2e-6)
+
+
+def test_evaluation_is_the_same_fast_and_slow_and_in_any_order(
+    make_trainer: Callable[..., Any], make_expanded: Callable[..., Any], make_stories: Callable[..., Dataset]
+) -> None:
+    stories = make_stories(10, seed=7, routed=False)
+    sets = {
+        "forget": {"forget": stories, "retain": stories.select(range(4))},
+        # Without lengths the stories stay in their order.
+        "unsorted": {
+            "forget": stories.remove_columns("length"),
+            "retain": stories.select(range(4)).remove_columns("length"),
+        },
+    }
+    measured = [
+        make_trainer(model=make_expanded([0, 1]), evaluation=evaluation, **settings).evaluate()
+        for evaluation, settings in ((sets["forget"], {}), (sets["unsorted"], {}), (sets["forget"], SLOW))
+    ]
+    names = [name for name in measured[0] if "loss" in name or "gap" in name or "selectivity" in name]
+    assert {"eval_forget_loss", "eval_forget_loss_ablated", "eval_ablation_gap"} <= set(names)
+    for other in measured[1:]:
+        assert {name: other[name] for name in names} == pytest.approx(
+            {name: measured[0][name] for name in names}, rel=1e-5, abs=1e-6
+        )
+
+
+def test_the_longest_stories_are_evaluated_first(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Dataset]
+) -> None:
+    stories = make_stories(10, seed=7, routed=False)
+    loader = make_trainer(evaluation=stories, per_device_eval_batch_size=1).get_eval_dataloader()
+    lengths = [batch["input_ids"].shape[1] for batch in loader]
+    assert lengths == sorted(stories["length"], reverse=True)
+    assert lengths != list(stories["length"])
+
+
+def test_predictions_keep_the_order_of_the_data_set(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Dataset]
+) -> None:
+    stories = make_stories(6, seed=7, routed=False)
+    loader = make_trainer(per_device_eval_batch_size=1).get_test_dataloader(stories)
+    assert [batch["input_ids"].shape[1] for batch in loader] == list(stories["length"])
+
+
+@pytest.mark.parametrize(("has_units", "expected"), [(True, 0), (False, 1)])
+def test_emulated_bf16_is_pointed_out(
+    make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, has_units: bool, expected: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trainer_module, "cpu_has_bf16_units", lambda: has_units)
+    monkeypatch.setattr(trainer_module.logger, "warning_once", said.append)
+    make_trainer(bf16=True)
+    assert said.count(EMULATED_BF16_MESSAGE) == expected
+    make_trainer(bf16=False)
+    assert said.count(EMULATED_BF16_MESSAGE) == expected
+
+
+def test_a_loss_that_is_looked_at_late_still_stops_the_training(make_trainer: Callable[..., Any]) -> None:
+    """On a GPU the loss of a step is looked at one step later, so that the host need not wait for the device."""
+    trainer = make_trainer()
+    trainer._last_loss = torch.tensor(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="The loss became nan"):
+        trainer._check_last_loss()
+    trainer._check_last_loss()  # said once
+
+
+def test_a_base_is_saved_as_a_stock_checkpoint(make_base: Callable[..., Any], tmp_path: Any) -> None:
+    model = FastGPTNeoForCausalLM.from_stock(make_base())
+    arguments = GradientRoutingConfig(str(tmp_path), fused_activation=False, use_cpu=True, report_to="none")
+    trainer = TokenWeightedTrainer(model, arguments)
+    assert model.fast_paths == FastPaths(fused_activation=False)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert '"GPTNeoForCausalLM"' in (tmp_path / "saved" / "config.json").read_text()
