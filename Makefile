@@ -51,12 +51,12 @@ cards: install
 
 # The time limits are of each benchmark's rounds: on a slow machine there are fewer of them.
 bench: install
-	$(BIN)/python benchmarks/train_step.py --time-limit 100
+	$(BIN)/python benchmarks/train_step.py --time-limit 90
 	$(BIN)/python benchmarks/throughput.py --time-limit 60
 	$(BIN)/python benchmarks/routing_op.py --time-limit 25
 	$(BIN)/python benchmarks/side_mlp.py --time-limit 15
 	$(BIN)/python benchmarks/data.py --time-limit 40
-	$(BIN)/python benchmarks/attack.py --time-limit 60
+	$(BIN)/python benchmarks/attack.py --time-limit 40
 
 bench-growth: install
 	$(BIN)/python benchmarks/growth.py

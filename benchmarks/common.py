@@ -133,6 +133,22 @@ def _cpu_model() -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
+def resident_bytes() -> int:
+    """What this process holds in memory now (Linux)."""
+    return _status_bytes("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most that this process ever held (Linux). Not `ru_maxrss`: a child takes that over from its parent."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    value = next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
+    return int(value) * 1024
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:
     """Prints a table to standard output: the first column to the left, figures to the right."""
     table = Table(title=title, caption=note, title_justify="left", caption_justify="left")

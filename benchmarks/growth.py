@@ -25,8 +25,8 @@ import torch
 from rich.progress import track
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from benchmarks.common import RESULTS, environment, print_table, write_result
-from benchmarks.train_step import make_batch, make_step, peak_since, resident_bytes
+from benchmarks.common import RESULTS, environment, print_table, resident_bytes, write_result
+from benchmarks.train_step import make_batch, make_step, peak_since
 from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
 
 BASE = {"sequence length": 256, "batch": 2, "auxiliary width": 64, "layers": 4, "vocabulary": 8_192}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from benchmarks.common import (
     environment,
     interleave,
     median_ratio,
+    peak_resident_bytes,
     print_table,
     summarise,
     write_result,
@@ -99,7 +99,7 @@ def measure_memory(name: str, variants: dict[str, Callable[[], object]], device:
     for _ in range(2):
         variants[name]()
     on_gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
     print(json.dumps({"peak_bytes": peak}))
 
 

@@ -30,8 +30,10 @@ def rows_per_chunk(weight: Tensor) -> int:
     return max(size // (len(weight) * itemsize), 16)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
-    """`cross_entropy(hidden @ weight.T, targets, reduction=reduction)`, in chunks.
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "sum", scale: float | Tensor = 1.0
+) -> Tensor:
+    """`scale * cross_entropy(hidden @ weight.T, targets, reduction=reduction)`, in chunks.
 
     Under autocast the products are made in its dtype; losses are always summed in fp32.
 
@@ -40,6 +42,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
         weight (`Tensor`): (vocabulary, hidden), the LM head's.
         targets (`Tensor`): (positions,), int64; -100 counts for nothing.
         reduction (`str`, *optional*, defaults to `"sum"`): `"sum"`, or `"none"` (for evaluation), in nats.
+        scale (`float` or scalar `Tensor`, *optional*, defaults to `1.0`): of the loss; without a gradient. Better here
+            than outside, where the weight's whole gradient would be multiplied once more.
 
     Returns: a scalar or (positions,), fp32 (fp64 for fp64 input).
     """
@@ -47,7 +51,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
-        loss = (_summed if reduction == "sum" else _of_each)(hidden, weight, targets)
+        if reduction == "sum":
+            loss = _ChunkedCrossEntropy.apply(hidden, weight, targets, scale)
+        else:
+            loss = _losses_of_each(hidden, weight, targets) * scale
     return loss if loss.dtype == torch.float64 else loss.float()
 
 
@@ -55,11 +62,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross entropy; both gradients are made in the forward pass, the weight's in fp32 at least."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(  # type: ignore[no-untyped-def, override]
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float | Tensor
+    ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         sums, factors = torch.promote_types(weight.dtype, torch.float32), _factors(weight)
         hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
-        weight_gradient = torch.zeros_like(weight, dtype=sums) if wants_weight else None
+        weight_gradient: Tensor | None = None
         total = torch.zeros((), dtype=sums, device=hidden.device)
         step = rows_per_chunk(weight)
         for start in range(0, len(hidden), step):
@@ -70,28 +79,45 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_probabilities = torch.log_softmax(block @ factors.T, dim=-1, dtype=sums)
             at_target = log_probabilities.gather(-1, safe)
             total -= (at_target * counted).sum()
-            if hidden_gradient is None and weight_gradient is None:
+            if not (wants_hidden or wants_weight):
                 continue
             # The logits' gradient: softmax - one-hot. The target's entry is made in full precision: a probability near 1
             # that is rounded first would leave nothing of p - 1.
             gradient = _exp(log_probabilities, factors.dtype).scatter_(
                 -1, safe, torch.expm1(at_target).to(factors.dtype)
             )
+            row_scale = counted * torch.as_tensor(scale, dtype=sums, device=hidden.device)
             if hidden_gradient is not None:
-                hidden_gradient[chunk] = (gradient @ factors) * counted
-            if weight_gradient is not None:
-                _add_product(weight_gradient, gradient, block * counted)
+                hidden_gradient[chunk] = ((gradient @ factors) * row_scale).to(hidden.dtype)
+            if wants_weight:
+                # The scale goes to the small factor, except where that would round it to half precision.
+                rows = block * row_scale if factors.dtype == sums else block * counted
+                weight_gradient = _add_product(weight_gradient, gradient, rows, sums)
+        if wants_weight:
+            weight_gradient = _finished(weight_gradient, weight, factors.dtype, scale)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
-        ctx.weight_dtype = weight.dtype
-        return total
+        return total * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def, override]
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        of_hidden = None if hidden_gradient is None else hidden_gradient * gradient.to(hidden_gradient.dtype)
-        of_weight = None if weight_gradient is None else (weight_gradient * gradient).to(ctx.weight_dtype)
-        return of_hidden, of_weight, None
+        # Mostly the gradient is 1. On a CPU that is seen at once, and a pass over the weight's whole gradient is saved. What
+        # is saved here is never changed: autograd adds in place only where it alone holds the storage.
+        can_look = gradient.device.type == "cpu" and not torch.compiler.is_compiling()
+        is_one = can_look and float(gradient) == 1.0
+        return *(part if part is None or is_one else _times(part, gradient) for part in ctx.saved_tensors), None, None
+
+
+def _times(part: Tensor, gradient: Tensor) -> Tensor:
+    """In the gradient's fp32 and then rounded: the gradient itself is not rounded to half precision first."""
+    return (part.to(torch.promote_types(part.dtype, gradient.dtype)) * gradient).to(part.dtype)
+
+
+def _finished(total: Tensor | None, weight: Tensor, factor_dtype: torch.dtype, scale: float | Tensor) -> Tensor:
+    """The weight's gradient in its own dtype, with the scale where the factors could not carry it."""
+    if total is None:  # no position at all
+        return torch.zeros_like(weight)
+    return (total if total.dtype == factor_dtype else total.mul_(scale)).to(weight.dtype)
 
 
 def _exp(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -101,12 +127,11 @@ def _exp(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.exp(values, out=torch.empty(values.shape, dtype=dtype, device=values.device))
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left.T @ right; `total` may be of a wider dtype."""
-    if total.dtype == left.dtype:
-        total.addmm_(left.T, right)
-    else:
-        total += left.T @ right
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + left.T @ right, in place, in a dtype that may be wider than that of the factors."""
+    if total is None:
+        return (left.T @ right).to(dtype)
+    return total.addmm_(left.T, right) if dtype == left.dtype else total.add_(left.T @ right)
 
 
 def _factors(weight: Tensor) -> Tensor:
@@ -116,11 +141,7 @@ def _factors(weight: Tensor) -> Tensor:
     return weight
 
 
-def _summed(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return _ChunkedCrossEntropy.apply(hidden, weight, targets)
-
-
-def _of_each(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def _losses_of_each(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """For evaluation: with gradients, autograd would keep every chunk's logits."""
     sums, factors = torch.promote_types(weight.dtype, torch.float32), _factors(weight)
     step = rows_per_chunk(weight)

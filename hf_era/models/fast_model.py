@@ -64,11 +64,10 @@ class FastCausalLMMixin:
         count = inputs.pop("num_items_in_batch", None)
         inputs.pop("logits_to_keep", None)
         targets, positions = _labelled(labels)
+        if count is None:
+            count = (targets != IGNORE_INDEX).sum()
         outputs = self.base_model(**inputs)  # type: ignore[attr-defined]
-        losses = self._chunked_losses(outputs.last_hidden_state, targets, positions, loss_reduction)
-        if loss_reduction == "mean":
-            counted = (targets != IGNORE_INDEX).sum() if count is None else count
-            losses = losses / (counted.to(losses.device) if torch.is_tensor(counted) else counted)
+        losses = self._chunked_losses(outputs.last_hidden_state, targets, positions, loss_reduction, count)
         return CausalLMOutputWithPast(
             loss=losses,
             logits=None,
@@ -88,19 +87,21 @@ class FastCausalLMMixin:
         # Through the model's call, so that whatever wraps it (hooks, shards, autocast) takes part.
         return self(labels=labels, skip_logits=True, loss_reduction="none", **inputs).loss  # type: ignore[operator]
 
-    def _chunked_losses(self, hidden: Tensor, targets: Tensor, positions: Tensor | None, reduction: str) -> Tensor:
-        """Summed, or of each target, from the hidden states (batch, seq, hidden)."""
+    def _chunked_losses(
+        self, hidden: Tensor, targets: Tensor, positions: Tensor | None, reduction: str, count: int | Tensor
+    ) -> Tensor:
+        """The loss of each target, or their sum over `count`, from the hidden states (batch, seq, hidden)."""
         chosen, chosen_targets = hidden[:, :-1].flatten(0, 1), targets.flatten()
         if positions is not None:
             chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
-        losses = linear_cross_entropy(
-            chosen, self._head_weight(), chosen_targets, "none" if reduction == "none" else "sum"
-        )
-        if reduction == "none":
-            if positions is not None:
-                losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
-            losses = losses.view(targets.shape)
-        return losses
+        if reduction == "mean":
+            sums = torch.promote_types(hidden.dtype, torch.float32)
+            scale = 1 / (count.to(sums) if torch.is_tensor(count) else count)
+            return linear_cross_entropy(chosen, self._head_weight(), chosen_targets, scale=scale)
+        losses = linear_cross_entropy(chosen, self._head_weight(), chosen_targets, "none")
+        if positions is not None:
+            losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
+        return losses.view(targets.shape)
 
     def _head_weight(self) -> Tensor:
         return self.get_output_embeddings().weight  # type: ignore[attr-defined]
