@@ -257,7 +257,7 @@ def _row(name: str, figure: dict[str, Any]) -> list[str]:
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
-    parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=5)
+    parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=7, warm_up=2)
     parser.add_argument("--shape", action="append", help="rows x tokens, e.g. 8x256; may be given several times")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")

@@ -37,6 +37,7 @@ class GPTNeoWithFastLayers(FastCausalLMMixin, GPTNeoForCausalLM):
             if type(block.attn.attention) is GPTNeoSelfAttention:
                 # Same parameters and buffers; only what is done with them differs.
                 block.attn.attention.__class__ = FastGPTNeoSelfAttention
+                block.attn.attention.returns_weights = False
         config._attn_implementation_internal = self._check_and_adjust_attn_implementation(requested, is_init_check=True)
 
     @classmethod

@@ -121,3 +121,5 @@ def expand_layer(
     block.__class__, mlp.__class__ = block_class, mlp_class
     block.routing_channel, block.routed_mlp_name = channel, mlp_name
     mlp.auxiliary = nn.ModuleDict(auxiliary)
+    # Set once here: a compiled model would be compiled again when the first forward pass makes new attributes.
+    mlp.routing = mlp.measured_l1 = None

@@ -50,3 +50,24 @@ def test_a_graph_break_would_be_an_error(
             torch.compile(expanded, fullgraph=True, backend="aot_eager")(**inputs)
     finally:
         torch.compiler.reset()
+
+
+def test_the_second_step_is_not_compiled_again(expanded: ExpandedGPTNeoForCausalLM, inputs: dict[str, Any]) -> None:
+    """A forward pass may leave nothing behind that the compiled code was not compiled for."""
+    graphs = []
+
+    def count(graph: Any, _example: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    try:
+        compiled: Any = torch.compile(expanded, backend=count)
+        compiled(**inputs)
+        first = len(graphs)
+        for _ in range(3):
+            compiled(**inputs)
+    finally:
+        torch.compiler.reset()
+    assert first > 0
+    assert len(graphs) == first

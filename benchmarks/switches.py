@@ -1,0 +1,107 @@
+"""What each fast path buys: a routed training step with all of them, without each, and without any.
+
+    python benchmarks/switches.py              # the TinyStories-28M shape; 8 x 256 tokens on a CPU, 80 x 256 on a GPU
+
+In turns in one process; ratios are medians of the rounds' ratios. Peak memory is that of a process of its own for each
+variant, less what the process held before the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.common import (
+    benchmark_parser,
+    environment,
+    interleave,
+    median_ratio,
+    print_table,
+    resident_bytes,
+    summarise,
+    write_result,
+)
+from benchmarks.train_step import build, make_batch, make_step, peak_since
+from hf_era import FastPaths
+from hf_era.models.fast_paths import ALL_FAST, ALL_SLOW
+
+# Name -> attention and the other switches.
+VARIANTS: dict[str, tuple[str, FastPaths]] = {
+    "all on": ("sdpa", ALL_FAST),
+    "attn_implementation: eager": ("eager", ALL_FAST),
+    "fused_activation: false": ("sdpa", FastPaths(fused_activation=False)),
+    "chunked_loss: false": ("sdpa", FastPaths(chunked_loss=False)),
+    "all off": ("eager", ALL_SLOW),
+}
+
+
+def switched_step(name: str, model: Any, optimizer: Any, batch: dict[str, Any], dtype: str) -> Callable[[], object]:
+    step = make_step("routed", dtype, model, optimizer, batch)
+    attention, paths = VARIANTS[name]
+
+    def work() -> None:
+        model.set_attn_implementation(attention)
+        model.set_fast_paths(paths)
+        step()
+
+    return work
+
+
+def measure_memory(name: str, device: torch.device, shape: tuple[int, int], dtype: str) -> None:
+    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
+    before = resident_bytes()
+    step = switched_step(name, *build("routed", device), make_batch(*shape, device), dtype)
+    for _ in range(2):  # the optimizer's state is there from the first step's end on
+        step()
+    print(json.dumps({"peak_bytes": peak_since(before, device)}))
+
+
+def peak_memory(name: str) -> int:
+    command = [sys.executable, __file__, "--memory-of", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Measuring the memory of {name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+
+
+def main() -> None:
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind)
+    shape, dtype = ((80, 256), "bf16") if kind == "cuda" else ((8, 256), "fp32")
+    parser = benchmark_parser(__doc__, f"switches_{kind}", rounds=5)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        measure_memory(options.memory_of, device, shape, dtype)
+        return
+    built, batch = build("routed", device), make_batch(*shape, device)
+    steps = {name: switched_step(name, *built, batch, dtype) for name in VARIANTS}
+    synchronise = torch.cuda.synchronize if kind == "cuda" else None
+    times = interleave(steps, options.rounds, options.warm_up, options.time_limit, synchronise)
+    del built, batch, steps
+    memory = {name: peak_memory(name) for name in VARIANTS}
+    figures = {
+        name: {**summary, "over_all_on": median_ratio(times, name, "all on"), "peak_bytes": memory[name]}
+        for name, summary in summarise(times).items()
+    }
+    rows = [
+        [name, f"{one['median_s']:.3f}", f"{one['over_all_on']:.3f}", f"{one['peak_bytes'] / 2**20:,.0f}",
+         f"{one['peak_bytes'] / memory['all on']:.2f}"]
+        for name, one in figures.items()
+    ]  # fmt: skip
+    title = f"Routed training step, {shape[0]} x {shape[1]} tokens, {dtype}"
+    print_table(title, ["variant", "median s", "/ all on", "peak MiB", "/ all on"], rows)
+    write_result(options.output, {**environment(kind), "shape": list(shape), "dtype": dtype, "variants": figures})
+
+
+if __name__ == "__main__":
+    main()
