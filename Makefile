@@ -17,7 +17,7 @@ help:
 	@echo "make install    only make the environment in $(VENV)"
 	@echo "make quality    linter, format check, type checker   (make format: repair the format)"
 	@echo "make bench      the benchmarks, into benchmarks/results (15 minutes on 2 cores; bench-more: 15 more)"
-	@echo "make cards      render model_cards/ from $(RESULTS)"
+	@echo "make cards      render model_cards/ and the tables of speed from benchmarks/results"
 
 install: $(STAMP)
 
@@ -41,6 +41,7 @@ quality: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards --check
+	$(BIN)/python benchmarks/tables.py --check
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -48,10 +49,11 @@ format: install
 
 cards: install
 	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards
+	$(BIN)/python benchmarks/tables.py
 
 # The time limits are of each benchmark's rounds: on a slow machine there are fewer of them.
 bench: install
-	$(BIN)/python benchmarks/train_step.py --time-limit 90
+	$(BIN)/python benchmarks/train_step.py --time-limit 110
 	$(BIN)/python benchmarks/throughput.py --time-limit 60
 	$(BIN)/python benchmarks/routing_op.py --time-limit 25
 	$(BIN)/python benchmarks/side_mlp.py --time-limit 15

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
+from hf_era.models.fast_paths import ALL_SLOW
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,9 +41,30 @@ def test_forward_does_not_depend_on_the_routing(
 ) -> None:
     model = make_expanded().cuda().to(dtype)
     batch = {name: value.cuda() for name, value in make_batch().items()}
-    routed = model(**batch).logits
+    routed = model(**batch, skip_logits=False).logits
     del batch["routing_weight"]
-    assert torch.equal(model(**batch).logits, routed)
+    assert torch.equal(model(**batch, skip_logits=False).logits, routed)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_fast_paths_have_the_gradients_of_the_slow_ones(
+    make_expanded: Callable[..., Any],
+    make_batch: Callable[..., dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    is_compiled: bool,
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    batch = {name: value.cuda() for name, value in make_batch().items()}
+    slow = make_expanded([0, 1]).cuda()
+    slow.set_fast_paths(ALL_SLOW)
+    slow.set_attn_implementation("eager")
+    expected = gradients(slow, batch)
+    fast = make_expanded([0, 1]).cuda()
+    outputs = (torch.compile(fast) if is_compiled else fast)(**batch, output_activation_l1=True)
+    (outputs.loss + 1e-3 * outputs.activation_l1).backward()
+    assert outputs.logits is None
+    for name, value in fast.named_parameters():
+        torch.testing.assert_close(value.grad.cpu(), expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_the_trainer_runs_in_bf16_and_contracts(make_expanded: Callable[..., Any], tmp_path: Path) -> None:

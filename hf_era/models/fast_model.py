@@ -95,8 +95,8 @@ class FastCausalLMMixin:
         if positions is not None:
             chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
         if reduction == "mean":
-            sums = torch.promote_types(hidden.dtype, torch.float32)
-            scale = 1 / (count.to(sums) if torch.is_tensor(count) else count)
+            # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception.
+            scale = 1 / torch.as_tensor(count, dtype=torch.promote_types(hidden.dtype, torch.float32))
             return linear_cross_entropy(chosen, self._head_weight(), chosen_targets, scale=scale)
         losses = linear_cross_entropy(chosen, self._head_weight(), chosen_targets, "none")
         if positions is not None:

@@ -1,0 +1,194 @@
+"""Renders the tables of `docs/speed.md` and the README's of speed from `benchmarks/results/`, between their markers.
+
+python benchmarks/tables.py            # after `make bench bench-more`; --check only says whether they are up to date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE, README = ROOT / "benchmarks" / "results", ROOT / "docs" / "speed.md", ROOT / "README.md"
+
+# GPT-Neo's own sizes, and a 7B of the same kind: parameters, layers, hidden size.
+MODELS = {"125M": (125e6, 12, 768), "1.3B": (1.3e9, 24, 2_048), "7B": (7e9, 32, 4_096)}
+STATE_BYTES = 16  # of a parameter in fp32: itself, its gradient, AdamW's two moments
+MICRO_BATCH, BATCH = 8 * 256, 80 * 256
+# Dense bf16 of an H200 by its datasheet, and the share of a GPU's rate that is the aim.
+GPU_RATE, GPU_SHARE = 990e12, 0.4
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def step_table() -> str:
+    rows = []
+    for shape in read("train_step_cpu")["shapes"]:
+        label = f"{shape['shape'][0]} x {shape['shape'][1]}"
+        for name, figure in shape["variants"].items():
+            rows.append(
+                [
+                    label,
+                    name.replace(" eager", ""),
+                    f"{figure['median_s']:.2f}",
+                    f"{figure['over_stock_fp32']:.2f}",
+                    f"{figure['over_without_routing']:.2f}" if "over_without_routing" in figure else "",
+                    f"{figure['peak_bytes'] / 2**20:,.0f}" if figure["peak_bytes"] else "",
+                    f"{figure['peak_over_stock_fp32']:.2f}" if figure["peak_bytes"] else "",
+                ]
+            )
+    columns = ["tokens", "variant", "s a step", "/ stock", "routing on / off", "peak MiB", "/ stock"]
+    return markdown(columns, rows)
+
+
+def switches_table() -> str:
+    variants = read("switches_cpu")["variants"]
+    reference = variants["all on"]["peak_bytes"]
+    rows = [
+        [
+            name if name.startswith("all") else f"`{name}`",
+            f"{figure['median_s']:.2f}",
+            f"{figure['over_all_on']:.2f}",
+            f"{figure['peak_bytes'] / 2**20:,.0f}",
+            f"{figure['peak_bytes'] / reference:.2f}",
+        ]
+        for name, figure in variants.items()
+    ]
+    return markdown(["routed step, 8 x 256", "s a step", "/ all on", "peak MiB", "/ all on"], rows)
+
+
+def work_table() -> str:
+    throughput, attack, data = read("throughput_cpu")["variants"], read("attack_cpu")["variants"], read("data")
+    rows = [
+        [f"training, tokens a second that are not padding: {name}", f"{over['stock, random order']:.2f} x"]
+        for name, over in ((name, figure["over"]) for name, figure in throughput.items())
+    ]
+    rows += [[f"{name}, time", f"{figure['ratio']:.2f}"] for name, figure in attack.items()]
+    rows += [
+        [f"data: {name}, stories a second", f"{figure['stories_per_second']:,.0f}"]
+        for name, figure in data["variants"].items()
+    ]
+    return markdown(["what", "figure"], rows)
+
+
+def routing_table() -> str:
+    rows = []
+    for dtype, variants in read("routing_op_cpu")["dtypes"].items():
+        rows += [
+            [dtype, name, f"{one['median_s'] * 1e3:,.0f}", f"{one['extra_s'] * 1e3:+,.0f}",
+             f"{one['extra_peak_bytes'] / 2**20:+,.0f}"]
+            for name, one in variants.items()
+        ]  # fmt: skip
+    return markdown(["dtype", "variant", "ms", "extra ms", "extra MiB"], rows)
+
+
+def activation_bytes() -> float:
+    """Bytes that a routed step keeps per token, layer and unit of the hidden size: from the growth with layers."""
+    growth = read("growth_cpu")
+    points = dict(zip(growth["sweeps"]["layers"]["values"], growth["sweeps"]["layers"]["routed"], strict=True))
+    low, high = 4, max(points)
+    state = STATE_BYTES * (points[high]["parameters"] - points[low]["parameters"])
+    grown = points[high]["peak_bytes"] - points[low]["peak_bytes"] - state
+    tokens = growth["base"]["batch"] * growth["base"]["sequence length"]
+    return grown / ((high - low) * tokens * growth["hidden"])
+
+
+def estimates_table() -> str:
+    step = read("train_step_cpu")["shapes"][-1]
+    rate = step["flops"] / step["variants"]["routed fp32 eager"]["median_s"]
+    rows = []
+    for name, (parameters, layers, hidden) in MODELS.items():
+        flops = 6 * parameters * BATCH
+        rows.append(
+            [
+                name,
+                f"{parameters * STATE_BYTES / 1e9:,.0f} GB",
+                f"{activation_bytes() * layers * hidden * MICRO_BATCH / 1e9:,.1f} GB",
+                f"{flops / 1e12:,.0f}",
+                f"{flops / rate / 60:,.1f} min",
+                f"{flops / (GPU_RATE * GPU_SHARE):,.2f} s",
+            ]
+        )
+    columns = ["model", "weights, gradients, AdamW", "activations of 8 x 256", "TFLOP a step of 80 x 256",
+               "this CPU", "one H200 at 40 % of its bf16 rate"]  # fmt: skip
+    return markdown(columns, rows)
+
+
+def headline_table() -> str:
+    variants = read("train_step_cpu")["shapes"][-1]["variants"]
+    routed = variants["routed fp32 eager"]
+    throughput = read("throughput_cpu")["variants"]["routed, by length"]["over"]["stock, random order"]
+    evaluation = read("attack_cpu")["variants"]["evaluation, ours"]["ratio"]
+    what = [
+        ("training step with routing and the L1 term, 8 x 256 tokens: time", routed["over_stock_fp32"]),
+        ("the same: peak memory", routed["peak_over_stock_fp32"]),
+        ("tokens a second that are not padding, real stories in batches of 8", throughput),
+        ("evaluation of 1,000 stories (`Trainer.evaluate`): time", evaluation),
+    ]
+    rows = [[text, "1.00", f"{figure:.2f}"] for text, figure in what]
+    rows.append(["routing and L1 term on, over off, same model: time", "", f"{routed['over_without_routing']:.2f}"])
+    return markdown(["", "stock", "hf_era"], rows)
+
+
+def machine_line() -> str:
+    found = read("train_step_cpu")
+    machine, versions = found["machine"], found["versions"]
+    return (
+        f"{machine['torch_threads']} cores of an {machine['cpu_model']} ({machine['torch_cpu_capability']}), torch "
+        f"{versions['torch']}, transformers {versions['transformers']}, {found['date'][:10]}."
+    )
+
+
+TABLES = {
+    PAGE: {
+        "machine": machine_line,
+        "step": step_table,
+        "switches": switches_table,
+        "work": work_table,
+        "routing": routing_table,
+        "estimates": estimates_table,
+    },
+    README: {"speed": headline_table},
+}
+
+
+def render(page: Path) -> str:
+    """The page with every table between `<!-- name -->` and `<!-- /name -->` made anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in TABLES[page].items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
+        if count != 1:
+            raise ValueError(
+                f"{page} should have the markers `<!-- {name} -->` and `<!-- /{name} -->` once, got {count}."
+            )
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is out of date")
+    options = parser.parse_args()
+    stale = [page for page in TABLES if page.read_text(encoding="utf-8") != render(page)]
+    for page in stale:
+        if options.check:
+            print(f"{page} is out of date: run `python benchmarks/tables.py`.")
+        else:
+            page.write_text(render(page), encoding="utf-8")
+            print(f"Wrote {page}")
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
