@@ -95,14 +95,16 @@ def run_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def draw(sweeps: dict[str, Any], path: Path, title: str) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """One column a sweep, time above memory, both axes logarithmic: a straight line of slope 1 is linear growth."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(sweeps), figsize=(3.4 * len(sweeps), 6.2), layout="constrained")
+    sweeps = result["sweeps"]
+    size = (3.2 * len(sweeps), 6.2)
+    figure, axes = plt.subplots(2, len(sweeps), figsize=size, layout="constrained", sharey="row")
     for column, (name, sweep) in enumerate(sweeps.items()):
         for row, (key, unit, scale) in enumerate((("seconds", "s a step", 1.0), ("peak_bytes", "peak MiB", 2.0**-20))):
             axis = axes[row][column]
@@ -112,18 +114,17 @@ def draw(sweeps: dict[str, Any], path: Path, title: str) -> None:
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xticks(sweep["values"], [f"{value:,}" for value in sweep["values"]], fontsize=8)
-            axis.minorticks_off()
+            axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+            axis.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.yaxis.set_minor_locator(mpl.ticker.NullLocator())
             axis.grid(alpha=0.3)
             axis.set_xlabel(name)
-            axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.3g}"))
-            axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-            low, high = axis.get_ylim()
-            if high / low < 4:  # nearly flat: a decade's ticks would leave the axis without a number
-                axis.set_ylim(low / 1.6, high * 1.6)
             if column == 0:
                 axis.set_ylabel(unit)
     axes[0][0].legend()
-    figure.suptitle(title)
+    machine = result["machine"]
+    figure.suptitle(f"Training step, fp32, {machine.get('gpu') or machine['cpu_model']}, {result['date'][:10]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -133,10 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3, help="timed steps a point (default: 3)")
     parser.add_argument("--output", type=Path, default=RESULTS / f"growth_{kind}.json", help="where the figures go")
+    parser.add_argument("--draw-only", action="store_true", help="draw the stored figures again")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
         print(json.dumps(measure_point(**json.loads(options.point))))
+        return
+    if options.draw_only:
+        draw(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".png"))
         return
     sweeps: dict[str, Any] = {
         name: {"values": values, **{kind: [] for kind in KINDS}} for name, values in SWEEPS.items()
@@ -154,11 +159,9 @@ def main() -> None:
             for value, *points in zip(sweep["values"], *(sweep[kind] for kind in KINDS), strict=True)
         ]
         print_table(f"Growth with {name}", [name, "stock s", "routed s", "stock MiB", "routed MiB"], rows)
-    machine = environment(kind)
-    processor = torch.cuda.get_device_name() if kind == "cuda" else machine["machine"]["cpu_model"]
-    title = f"Training step, fp32, {processor}, {machine['date'][:10]}"
-    draw(sweeps, options.output.with_suffix(".png"), title)
-    write_result(options.output, {**machine, "base": BASE, "hidden": HIDDEN, "sweeps": sweeps})
+    result = {**environment(kind), "base": BASE, "hidden": HIDDEN, "sweeps": sweeps}
+    write_result(options.output, result)
+    draw(result, options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,11 @@ class GPTNeoWithFastLayers(FastCausalLMMixin, GPTNeoForCausalLM):
         blocks: Any = self.transformer.h
         for block in blocks:
             block.mlp.act = RoutedActivation(config.activation_function)
-            if type(block.attn.attention) is GPTNeoSelfAttention:
+            attention: Any = block.attn.attention
+            if type(attention) is GPTNeoSelfAttention:
                 # Same parameters and buffers; only what is done with them differs.
-                block.attn.attention.__class__ = FastGPTNeoSelfAttention
-                block.attn.attention.returns_weights = False
+                attention.__class__ = FastGPTNeoSelfAttention
+                attention.returns_weights = False
         config._attn_implementation_internal = self._check_and_adjust_attn_implementation(requested, is_init_check=True)
 
     @classmethod
