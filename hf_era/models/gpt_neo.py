@@ -38,7 +38,7 @@ class GPTNeoWithFastLayers(FastCausalLMMixin, GPTNeoForCausalLM):
             if type(attention) is GPTNeoSelfAttention:
                 # Same parameters and buffers; only what is done with them differs.
                 attention.__class__ = FastGPTNeoSelfAttention
-                attention.returns_weights = False
+                attention.returns_weights = False  # type: ignore[assignment]
         config._attn_implementation_internal = self._check_and_adjust_attn_implementation(requested, is_init_check=True)
 
     @classmethod
