@@ -33,7 +33,7 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.stories import load_tokenised
-from benchmarks.train_step import tinystories_28m
+from benchmarks.train_step import gpt_neo_config, tinystories_28m
 from hf_era import FastGPTNeoForCausalLM
 from hf_era.data import FORGET, RETAIN, RoutingCollator, padding_token_id
 from hf_era.evaluation import EvaluationConfig, Evaluator, RelearnAttack, RelearnAttackConfig
@@ -44,20 +44,8 @@ MEASURED = 64
 
 def small_config(vocabulary_size: int) -> GPTNeoConfig:
     """The model of `recipes/configs/stories_small.yaml`."""
-    return GPTNeoConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=192,
-        num_layers=4,
-        num_heads=6,
-        attention_types=[[["global", "local"], 2]],
-        max_position_embeddings=256,
-        window_size=256,
-        embed_dropout=0.0,
-        attention_dropout=0.0,
-        resid_dropout=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    sizes = {"hidden_size": 192, "num_heads": 6, "max_position_embeddings": 256, "window_size": 256}
+    return gpt_neo_config(4, vocab_size=vocabulary_size, bos_token_id=0, eos_token_id=0, **sizes)
 
 
 class PlainEvaluation:

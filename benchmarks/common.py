@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -147,6 +149,18 @@ def _status_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     value = next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
     return int(value) * 1024
+
+
+def measured_apart(script: str, *arguments: str) -> dict[str, Any]:
+    """Runs a benchmark again in a process of its own, for its memory; returns the JSON on the last line it prints.
+
+    Raises:
+        RuntimeError: if it fails, with the end of what it said.
+    """
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Measuring {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,8 +24,8 @@ import torch
 from rich.progress import track
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from benchmarks.common import RESULTS, environment, print_table, resident_bytes, write_result
-from benchmarks.train_step import make_batch, make_step, peak_since
+from benchmarks.common import RESULTS, environment, measured_apart, print_table, resident_bytes, write_result
+from benchmarks.train_step import gpt_neo_config, make_batch, make_step, peak_since
 from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
 
 BASE = {"sequence length": 256, "batch": 2, "auxiliary width": 64, "layers": 4, "vocabulary": 8_192}
@@ -42,21 +41,8 @@ HIDDEN = 256
 
 
 def config_of(shape: dict[str, int]) -> GPTNeoConfig:
-    return GPTNeoConfig(
-        vocab_size=shape["vocabulary"],
-        hidden_size=HIDDEN,
-        num_layers=shape["layers"],
-        num_heads=8,
-        attention_types=[[["global", "local"], shape["layers"] // 2]],
-        max_position_embeddings=2_048,
-        window_size=256,
-        embed_dropout=0.0,
-        attention_dropout=0.0,
-        resid_dropout=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-    )
+    sizes = {"hidden_size": HIDDEN, "num_heads": 8, "max_position_embeddings": 2_048, "window_size": 256}
+    return gpt_neo_config(shape["layers"], vocab_size=shape["vocabulary"], bos_token_id=0, eos_token_id=0, **sizes)
 
 
 def measure_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, float]:
@@ -88,11 +74,7 @@ def measure_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, flo
 
 
 def run_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, float]:
-    point = json.dumps({"kind": kind, "shape": shape, "steps": steps})
-    done = subprocess.run([sys.executable, __file__, "--point", point], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Measuring {kind} at {shape} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured_apart(__file__, "--point", json.dumps({"kind": kind, "shape": shape, "steps": steps}))
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

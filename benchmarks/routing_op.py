@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from benchmarks.common import (
     benchmark_parser,
     environment,
     interleave,
+    measured_apart,
     median_ratio,
     peak_resident_bytes,
     print_table,
@@ -103,14 +103,6 @@ def measure_memory(name: str, variants: dict[str, Callable[[], object]], device:
     print(json.dumps({"peak_bytes": peak}))
 
 
-def peak_memory(name: str, arguments: list[str]) -> int:
-    command = [sys.executable, __file__, "--memory-of", name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Measuring the memory of {name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
-
-
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
@@ -129,7 +121,12 @@ def main() -> None:
     for dtype in dtypes:
         variants = make_variants(shape, device, getattr(torch, dtype))  # type: ignore[arg-type]
         times = interleave(variants, options.rounds, options.warm_up, options.time_limit, synchronise)
-        memory = {name: peak_memory(name, ["--shape", options.shape, "--dtype", dtype]) for name in variants}
+        memory = {
+            name: measured_apart(__file__, "--memory-of", name, "--shape", options.shape, "--dtype", dtype)[
+                "peak_bytes"
+            ]
+            for name in variants
+        }
         results[dtype] = report(times, memory, shape, dtype)
         del variants
     write_result(options.output, {**environment(device), "shape": list(shape), "dtypes": results})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from benchmarks.common import (
     benchmark_parser,
     environment,
     interleave,
+    measured_apart,
     median_ratio,
     print_table,
     resident_bytes,
@@ -65,14 +65,6 @@ def measure_memory(name: str, device: torch.device, shape: tuple[int, int], dtyp
     print(json.dumps({"peak_bytes": peak_since(before, device)}))
 
 
-def peak_memory(name: str) -> int:
-    command = [sys.executable, __file__, "--memory-of", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Measuring the memory of {name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
-
-
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
@@ -88,7 +80,7 @@ def main() -> None:
     synchronise = torch.cuda.synchronize if kind == "cuda" else None
     times = interleave(steps, options.rounds, options.warm_up, options.time_limit, synchronise)
     del built, batch, steps
-    memory = {name: peak_memory(name) for name in VARIANTS}
+    memory = {name: measured_apart(__file__, "--memory-of", name)["peak_bytes"] for name in VARIANTS}
     figures = {
         name: {**summary, "over_all_on": median_ratio(times, name, "all on"), "peak_bytes": memory[name]}
         for name, summary in summarise(times).items()

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from benchmarks.common import (
     benchmark_parser,
     environment,
     interleave,
+    measured_apart,
     median_ratio,
     peak_resident_bytes,
     print_table,
@@ -51,20 +51,17 @@ L1_COEFFICIENT = 1e-4
 EXPANSION = ExpansionConfig(width=64, target_layers=[0, 1, 2, 3, 4])
 
 
+def gpt_neo_config(layers: int, **values: Any) -> GPTNeoConfig:
+    """A GPT-Neo without dropout, its layers global and local in turns."""
+    no_dropout = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0)
+    attention = [[["global", "local"], layers // 2]]
+    return GPTNeoConfig(num_layers=layers, attention_types=attention, use_cache=False, **no_dropout, **values)
+
+
 def tinystories_28m() -> GPTNeoConfig:
     """The shape of `roneneldan/TinyStories-28M`."""
-    return GPTNeoConfig(
-        vocab_size=50_257,
-        hidden_size=512,
-        num_layers=8,
-        num_heads=16,
-        attention_types=[[["global", "local"], 4]],
-        max_position_embeddings=2_048,
-        window_size=256,
-        embed_dropout=0.0,
-        attention_dropout=0.0,
-        resid_dropout=0.0,
-        use_cache=False,
+    return gpt_neo_config(
+        8, vocab_size=50_257, hidden_size=512, num_heads=16, max_position_embeddings=2_048, window_size=256
     )
 
 
@@ -183,11 +180,7 @@ def peak_since(before: int, device: torch.device) -> int:
 
 
 def peak_memory(name: str, shape: tuple[int, int]) -> int:
-    command = [sys.executable, __file__, "--memory-of", name, "--shape", f"{shape[0]}x{shape[1]}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Measuring the memory of {name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+    return measured_apart(__file__, "--memory-of", name, "--shape", f"{shape[0]}x{shape[1]}")["peak_bytes"]
 
 
 # ---- Report ----
