@@ -7,7 +7,7 @@ and writes it several times more; here all of it happens while the GELU's backwa
 
 It is the same computation as `scale_gradient(gelu(x), factor)` beside `activation_l1(gelu(x), mask)`, in the same order
 (scale first, then the activation's derivative). Only the GELU's input is saved, as by the plain GELU: the sign of a GELU
-is that of its input, and where the output underflows to 0, so does the derivative.
+is that of its input, and where the output underflows to 0, so does the derivative (to 1e-6, for the exact form).
 """
 
 from collections.abc import Iterator
