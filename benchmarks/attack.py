@@ -37,9 +37,10 @@ from benchmarks.train_step import gpt_neo_config, tinystories_28m
 from hf_era import FastGPTNeoForCausalLM
 from hf_era.data import FORGET, RETAIN, RoutingCollator, padding_token_id
 from hf_era.evaluation import EvaluationConfig, Evaluator, RelearnAttack, RelearnAttackConfig
+from hf_era.evaluation.relearning import MeasuredStories
 
-ATTACK = RelearnAttackConfig(stories=16, steps=4, patience=None)
-MEASURED = 64
+ATTACK = RelearnAttackConfig(steps=4, patience=None)
+STORIES, MEASURED = 16, 64
 
 
 def small_config(vocabulary_size: int) -> GPTNeoConfig:
@@ -83,8 +84,7 @@ class PlainAttack:
     def __init__(self, model: Any, attack: Dataset, sets: dict[str, Dataset], pad: int, device: torch.device) -> None:
         self.model, self.loss = model, math.nan
         collator = RoutingCollator(pad)
-        order = torch.randperm(len(attack), generator=torch.Generator().manual_seed(ATTACK.seed))[: ATTACK.stories]
-        self.batch = {name: value.to(device) for name, value in collator(list(attack.select(order.tolist()))).items()}
+        self.batch = {name: value.to(device) for name, value in collator(list(attack)).items()}
         self.sets = {name: list(stories) for name, stories in sets.items()}
         self.collator, self.device = collator, device
 
@@ -116,7 +116,8 @@ class PlainAttack:
 class OurAttack:
     def __init__(self, model: Any, attack: Dataset, sets: dict[str, Dataset], pad: int, device: torch.device) -> None:
         self.model, self.loss = model, math.nan
-        self.attack = RelearnAttack(attack, sets["forget"], sets["retain"], pad, ATTACK, device)
+        measured = MeasuredStories(sets["forget"], sets["retain"], pad, ATTACK.batch_size, device)
+        self.attack = RelearnAttack(attack, measured, pad, ATTACK)
 
     def __call__(self) -> None:
         self.loss = self.attack.run(self.model).points[-1].forget_loss
@@ -136,7 +137,8 @@ def main() -> None:
     retain = data.stories.select([i for i, label in enumerate(labels) if label == RETAIN][:MEASURED])
     sets = {"forget": forget.select(range(64, 64 + MEASURED)), "retain": retain}
     sets = {name: part.select_columns(columns[:2]) for name, part in sets.items()}
-    attack = forget.select(range(64)).select_columns(columns[:2])
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:STORIES].tolist()
+    attack = forget.select(order).select_columns(columns[:2])
     torch.manual_seed(0)
     stock = GPTNeoForCausalLM(small_config(len(data.tokenizer)) if is_small else tinystories_28m()).to(device)
     fast = FastGPTNeoForCausalLM.from_stock(stock)

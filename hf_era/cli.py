@@ -1,14 +1,19 @@
-"""The command line: `hf-era run CONFIG`, and the entry point of the recipes."""
+"""The command line: `hf-era COMMAND`, and the entry point of the recipes. The commands are in `hf_era.commands`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hf_era.commands import card, compare, evaluate, matrix, relearn
 from hf_era.version import __version__
+
+_COMMANDS = {"eval": evaluate, "relearn": relearn, "compare": compare, "card": card, "matrix": matrix}
+
+_WITH_OVERRIDES = ("eval", "relearn")
 
 _OVERRIDES_HELP = """\
 any field of the config can be overridden, for instance
@@ -30,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unexpected: {' '.join(overrides)}")
         print(_fields_text())
         return 0
+    if known.command in _COMMANDS:
+        if overrides and known.command not in _WITH_OVERRIDES:
+            parser.error(f"unexpected: {' '.join(overrides)}")
+        return _guarded(lambda: _COMMANDS[known.command].run(known, overrides))
     return _run([known.config, *(known.overlay or [])], overrides)
 
 
@@ -76,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("config", help="YAML file, e.g. recipes/configs/demo.yaml")
     run.add_argument("--config", dest="overlay", action="append", help="YAML file laid over it; repeatable")
+    for command in _COMMANDS.values():
+        command.add_parser(commands)
     commands.add_parser("fields", help="list every field of a config with its default", allow_abbrev=False)
     return parser
 
@@ -84,10 +95,20 @@ def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:
     # Here, not above: `--help` need not load torch.
     from hf_era.configuration import load_run_config
     from hf_era.pipeline import run_pipeline
+
+    def work() -> int:
+        run_pipeline(load_run_config(paths, overrides))
+        return 0
+
+    return _guarded(work)
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Runs a command; errors that hf_era raised itself are said in one line, without a traceback."""
     from hf_era.training.errors import NonFiniteLossError
 
     try:
-        run_pipeline(load_run_config(paths, overrides))
+        return work()
     except ValueError as error:
         if _is_ours(error):
             print(f"hf-era: {error}", file=sys.stderr)
@@ -96,7 +117,6 @@ def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:
     except NonFiniteLossError as error:
         print(f"hf-era: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -12,6 +12,9 @@ from typing import Any
 from hf_era.configuration_parsing import build, coerce, merge, parse_overrides, read_yaml
 from hf_era.data.config import DataConfig
 from hf_era.evaluation.evaluator import EvaluationConfig
+from hf_era.evaluation.generation import SamplingConfig
+from hf_era.evaluation.relearn_config import RelearnConfig
+from hf_era.evaluation.result import METHODS
 from hf_era.models.expansion import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
 from hf_era.suggestions import unknown_key_message, unknown_value_message
@@ -84,14 +87,18 @@ class ModelConfig:
 
 @dataclass
 class RunConfig:
-    """One run: expand, route, ablate, contract, coherence fine-tuning, evaluation, model card.
+    """One run: expand, route, ablate, contract, coherence fine-tuning, evaluation, relearn attack, card and report.
 
     Args:
+        method (`str`, *optional*, defaults to `"gradient_routing"`): or a control: `data_filtering` trains a stock model
+            on the retain stories alone (from random weights), `base` only measures the model before the method.
+        data_filtering (`str`, *optional*): `result.json` of a run with `method: data_filtering` on the same stories: its
+            figures stand beside this run's.
         name (`str`): of the recipe (not given: the name of its YAML file); part of the output directory and the card.
         output_dir (`str`): where the run lives; `{name}` and `{seed}` are filled in.
         overwrite_output_dir (`bool`): throw another run in that directory away.
         seed (`int`): of data order, splits and weights.
-        model, expansion, routing, data, coherence, evaluation: the sections, see their classes.
+        model, expansion, routing, data, coherence, evaluation, generation, relearn: the sections, see their classes.
         training (`dict`): fields of `GradientRoutingConfig`.
         pretraining (`dict`): fields of `GradientRoutingConfig` that differ for a base that is pretrained here.
     """
@@ -99,6 +106,10 @@ class RunConfig:
     name: str = field(default="run", metadata={"help": "Name of the recipe."})
     output_dir: str = field(default="runs/{name}-seed{seed}", metadata={"help": "{name} and {seed} are filled in."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Throw another run in that directory away."})
+    method: str = field(default="gradient_routing", metadata={"help": f"One of {', '.join(METHODS)}."})
+    data_filtering: str | None = field(
+        default=None, metadata={"help": "result.json of the data-filtering control, to compare with."}
+    )
     seed: int = field(default=0, metadata={"help": "Of data order, splits and weights."})
     model: ModelConfig = field(default_factory=ModelConfig)
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
@@ -108,14 +119,31 @@ class RunConfig:
     pretraining: dict[str, Any] = field(default_factory=dict, metadata={"help": "What differs for the base."})
     coherence: CoherenceConfig = field(default_factory=CoherenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    generation: SamplingConfig = field(default_factory=SamplingConfig)
+    relearn: RelearnConfig = field(default_factory=RelearnConfig)
 
     def __post_init__(self) -> None:
+        self._check_method()
         if not self.name or any(character in self.name for character in "/\\\0") or self.name.startswith("."):
             raise ValueError(
                 f"`name` becomes part of a path: letters, digits, '-' and '_' are fine, got {self.name!r}."
             )
         self.training = _checked_training(self.training, "training")
         self.pretraining = _checked_training(self.pretraining, "pretraining")
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(unknown_value_message("method", self.method, METHODS))
+        if self.method == "data_filtering" and self.model.start != "scratch":
+            raise ValueError(
+                f"`method: data_filtering` trains a model that never saw a forget story, but `model.start` is "
+                f"{self.model.start!r}. Set `model.start: scratch`, and `model.base: null`."
+            )
+        if self.method == "base" and self.model.start == "scratch" and not self.model.base_control:
+            raise ValueError(
+                "`method: base` measures the model before the method, but `model.base_control` is off, so there is none. "
+                "Set `model.base_control: true`, or `model.start: pretrained`."
+            )
 
     @property
     def output_path(self) -> Path:
@@ -173,6 +201,8 @@ def _section_kinds() -> dict[str, Any]:
         "pretraining": GradientRoutingConfig,
         "coherence": CoherenceConfig,
         "evaluation": EvaluationConfig,
+        "generation": SamplingConfig,
+        "relearn": RelearnConfig,
     }
 
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, set_seed
 
 from hf_era.configuration import RunConfig
-from hf_era.data import RETAIN, padding_token_id
+from hf_era.data import RETAIN
 from hf_era.environment import git_revision, machine_description, package_versions
-from hf_era.evaluation import Evaluator
 from hf_era.files import whole_directory
 from hf_era.models import expand_base
 from hf_era.models.loading import causal_lm_from_config, expanded_from_config, load_causal_lm
 from hf_era.run_directory import fingerprint
+from hf_era.run_folders import RunFolders
 from hf_era.run_inputs import RunInputs, effective_training, launch_settings, mixed_precision
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer, TokenWeightedTrainer
 from hf_era.training.checkpoints import last_complete_checkpoint
@@ -42,11 +43,12 @@ class Phases:
     ) -> None:
         self.config, self.inputs, self.state = config, inputs, state
         self.arguments, self.device = arguments, arguments.device
-        output = config.output_path
-        self.base_folder = config.base_path / "model"
-        self.expanded_folder, self.contracted_folder = output / "expanded", output / "contracted"
-        self.final_folder = output / "model"
-        self.checkpoints = output / "checkpoints"
+        self.folders = RunFolders(config)
+
+    @property
+    def before_model(self) -> str | Path:
+        """Where the model before the method is: the given base, or what was trained here."""
+        return self.config.model.base or self.folders.base
 
     @property
     def before_kind(self) -> str | None:
@@ -74,7 +76,7 @@ class Phases:
         )
         set_seed(self.config.seed)
         model = causal_lm_from_config(self.inputs.base_config, self.config.seed)
-        trainer, output = self._train(TokenWeightedTrainer, model, arguments, self.base_folder)
+        trainer, output = self._train(TokenWeightedTrainer, model, arguments, self.folders.base)
         return {"steps": trainer.state.global_step, "train_loss": output.training_loss}
 
     def _base_training(self) -> dict[str, Any]:
@@ -88,35 +90,63 @@ class Phases:
 
     def route(self, key: str) -> dict[str, Any]:
         """Expands the model and trains it with gradient routing."""
-        arguments = self.config.training_arguments(self.checkpoints / f"route-{key}", push_to_hub=False)
+        arguments = self.config.training_arguments(self.folders.checkpoints / f"route-{key}", push_to_hub=False)
         set_seed(self.config.seed)
+        trainer, _ = self._train(GradientRoutingTrainer, self.start_model(), arguments, self.folders.expanded)
+        return self._training_report(trainer, arguments)
+
+    def start_model(self) -> Any:
+        """The expanded model that routing starts from; the same weights each time."""
         if self.config.model.start == "scratch":
-            model = expanded_from_config(self.inputs.base_config, self.config.expansion, self.config.seed)
-        else:
-            # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
-            base = self.config.model.base or self.base_folder
-            model = expand_base(base, self.config.expansion, dtype=torch.float32)
-        trainer, _ = self._train(GradientRoutingTrainer, model, arguments, self.expanded_folder)
+            return expanded_from_config(self.inputs.base_config, self.config.expansion, self.config.seed)
+        set_seed(self.config.seed)
+        # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
+        return expand_base(self.before_model, self.config.expansion, dtype=torch.float32)
+
+    # ---- Data filtering ----
+
+    def train_on_retain_alone(self, key: str) -> dict[str, Any]:
+        """Trains a stock model from random weights on the retain stories alone, otherwise as the base control."""
+        arguments = self.config.training_arguments(
+            self.folders.checkpoints / f"retain-{key}",
+            **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
+        )
+        set_seed(self.config.seed)
+        model = causal_lm_from_config(self.inputs.base_config, self.config.seed)
+        train = self.inputs.data.train
+        # Forget stories that lost their label are left out too: this is the yardstick of perfect labels.
+        retain = train.select([index for index, label in enumerate(train["label"]) if label == RETAIN])
+        trainer, _ = self._train(TokenWeightedTrainer, model, arguments, self.folders.final, retain)
+        return self._training_report(trainer, arguments)
+
+    def untouched(self, key: str) -> dict[str, Any]:
+        """Nothing is trained; says what the figures are measured with."""
+        return {"steps": 0, "log_history": [], "provenance": self._provenance()}
+
+    def _training_report(self, trainer: Any, arguments: GradientRoutingConfig) -> dict[str, Any]:
         history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
         return {
             "steps": trainer.state.global_step,
             "arguments": {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS},
             "mixed_precision": mixed_precision(arguments),
             "log_history": history,
-            "provenance": {
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "versions": package_versions(),
-                "machine": machine_description(self.device),
-                "git_revision": git_revision(),
-            },
+            "provenance": self._provenance(),
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": package_versions(),
+            "machine": machine_description(self.device),
+            "git_revision": git_revision(),
         }
 
     # ---- Contract ----
 
     def contract(self, key: str) -> dict[str, Any]:
         """Cuts the auxiliary module out."""
-        expanded: Any = AutoModelForCausalLM.from_pretrained(self.expanded_folder)
-        self._save(expanded.contract(), self.contracted_folder)
+        expanded: Any = AutoModelForCausalLM.from_pretrained(self.folders.expanded)
+        self._save(expanded.contract(), self.folders.contracted)
         return {"parameters_removed": expanded.num_parameters() - _parameters_without_auxiliary(expanded)}
 
     # ---- Coherence ----
@@ -124,13 +154,13 @@ class Phases:
     def coherence(self, key: str) -> dict[str, Any]:
         """Fine-tunes on retain stories and keeps the best weights; puts the final model in place."""
         settings = self.config.coherence
-        model = load_causal_lm(self.contracted_folder)
+        model = load_causal_lm(self.folders.contracted)
         if not settings.enabled:
-            self._save(model, self.final_folder)
+            self._save(model, self.folders.final)
             return {"enabled": False}
         changes = coherence_settings(settings, self.arguments.per_device_train_batch_size, self.arguments.world_size)
         arguments = self.config.training_arguments(
-            self.checkpoints / f"coherence-{key}", **{**changes, "push_to_hub": False}
+            self.folders.checkpoints / f"coherence-{key}", **{**changes, "push_to_hub": False}
         )
         best, report = fine_tune_for_coherence(
             model,
@@ -141,7 +171,7 @@ class Phases:
             self.inputs.tokenizer,
         )
         self.state.wait_for_everyone()
-        self._save(load_causal_lm(best), self.final_folder)
+        self._save(load_causal_lm(best), self.folders.final)
         self._remove(Path(str(arguments.output_dir)))
         return {"enabled": True, **report}
 
@@ -150,41 +180,22 @@ class Phases:
         retain = [index for index, label in enumerate(train["label"]) if label == RETAIN]
         return train.select(retain[: self.config.coherence.stories])
 
-    # ---- Evaluation ----
-
-    def evaluate(self, key: str) -> dict[str, Any]:
-        """Losses at every stage, and the selectivity of the auxiliary module."""
-        evaluator = Evaluator(
-            self.inputs.data.validation_forget,
-            self.inputs.data.validation_retain,
-            padding_token_id(self.inputs.tokenizer),
-            self.config.evaluation,
-            device=self.device,
-            progress=self.state.is_main_process,
-        )
-        losses: dict[str, Any] = {}
-        if self.before_kind is not None:
-            before = self.config.model.base or self.base_folder
-            losses["before"] = evaluator.losses(load_causal_lm(before), "Before")
-        expanded = load_causal_lm(self.expanded_folder)
-        losses["before_ablation"], selectivity = evaluator.losses_and_selectivity(expanded, "Before ablation")
-        del expanded
-        losses["after_ablation"] = evaluator.losses(load_causal_lm(self.contracted_folder), "After ablation")
-        if self.config.coherence.enabled:
-            losses["after_coherence"] = evaluator.losses(load_causal_lm(self.final_folder), "After coherence")
-        return {"losses": losses, "selectivity": selectivity}
-
     # ---- Helpers ----
 
     def _train(
-        self, trainer_class: type[TokenWeightedTrainer], model: Any, arguments: GradientRoutingConfig, folder: Path
+        self,
+        trainer_class: type[TokenWeightedTrainer],
+        model: Any,
+        arguments: GradientRoutingConfig,
+        folder: Path,
+        stories: Dataset | None = None,
     ) -> tuple[TokenWeightedTrainer, Any]:
-        """Trains on all stories, from the last checkpoint if there is one, and saves the model in `folder`."""
+        """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in `folder`."""
         data = self.inputs.data
         trainer = trainer_class(
             model,
             arguments,
-            train_dataset=data.train,
+            train_dataset=data.train if stories is None else stories,
             eval_dataset={"forget": data.validation_forget, "retain": data.validation_retain},
             processing_class=self.inputs.tokenizer,
         )

@@ -24,6 +24,7 @@ from hf_era.data import (
     tokenizer_from_json,
     train_tokenizer,
 )
+from hf_era.evaluation import check_attack
 from hf_era.models import get_architecture
 from hf_era.models.loading import load_base_config, load_tokenizer
 from hf_era.run_directory import file_fingerprint, fingerprint
@@ -53,7 +54,9 @@ class RunInputs:
         kept = {section: values[section] for section in ("seed", "expansion", "routing")}
         model = {name: values["model"][name] for name in ("start", "base", "architecture", "tokenizer")}
         training = {section: effective_training(values[section]) for section in ("training", "pretraining")}
-        return {**kept, "model": model, **training, "launch": launch_settings(arguments)}
+        # Not named for the method itself, so that runs from before there were others are still found.
+        method = {} if config.method == "gradient_routing" else {"method": config.method}
+        return {**kept, "model": model, **training, "launch": launch_settings(arguments), **method}
 
 
 def mixed_precision(arguments: GradientRoutingConfig) -> str:
@@ -85,6 +88,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     if base is None:
         base_config = _sized_for(base_config, tokenizer)
     _check_coherence_stories(config, kept.data.summary["train_retain"])
+    check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = {
         name: value for name, value in config.data.to_dict().items() if name.startswith(("max_", "add_", "forget_w"))
     }
@@ -108,6 +112,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         splits = split_sources(sources, data, seed)
         # Again once the data is there, kept or not; here too, because tokenising can take long.
         _check_coherence_stories(config, splits.train["label"][:].count(RETAIN))
+        check_attack(config.relearn, len(splits.attack_forget))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:
             tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
@@ -175,7 +180,7 @@ def _check_length(config: RunConfig, base_config: Any) -> None:
 
 
 def _check_coherence_stories(config: RunConfig, retain: int) -> None:
-    if config.coherence.enabled and retain < config.coherence.stories:
+    if config.method == "gradient_routing" and config.coherence.enabled and retain < config.coherence.stories:
         raise ValueError(
             f"`coherence.stories` asks for {config.coherence.stories} retain stories, but the training data has {retain}. "
             "Lower it, or give more stories."

@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 
 
+def order_of_longest_first(stories: Any) -> np.ndarray:
+    """Indices (stories,), int64, of stories (a `Dataset` with `length`) from the longest to the shortest; ties as given."""
+    return np.argsort(-np.asarray(stories["length"]), kind="stable")
+
+
 def longest_first(stories: Any) -> Any:
     """Stories (a `Dataset` with `length`) from the longest to the shortest: batches of like length have little padding,
     and a batch that does not fit fails at once."""
-    lengths = np.asarray(stories["length"])
-    return stories.select(np.argsort(-lengths, kind="stable"))
+    return stories.select(order_of_longest_first(stories))

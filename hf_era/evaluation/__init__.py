@@ -1,25 +1,61 @@
-"""Losses with intervals, selectivity, the relearn attack, and the result file."""
+"""Losses with intervals, selectivity, leak audit, generations, the relearn attack, `evaluate` modules, and result files."""
 
+from hf_era.evaluation.batch_means import mean_of_batch_means
 from hf_era.evaluation.evaluator import EvaluationConfig, Evaluator
+from hf_era.evaluation.generation import SamplingConfig, describe_generations, generate_texts
+from hf_era.evaluation.intervals import Estimate, mean_interval
+from hf_era.evaluation.leak_audit import ablation_audit, gradient_audit
 from hf_era.evaluation.losses import LossEstimate, StoryLosses, loss_estimate, story_losses, token_losses
-from hf_era.evaluation.relearning import RelearnAttack, RelearnAttackConfig, RelearnCurve, RelearnPoint
-from hf_era.evaluation.result import SCHEMA_VERSION, RunResult
-from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
+from hf_era.evaluation.metric_loading import load
+from hf_era.evaluation.model_result import ModelResult, load_result
+from hf_era.evaluation.relearn_config import RelearnConfig, check_attack, stories_needed
+from hf_era.evaluation.relearn_experiment import RelearnExperiment
+from hf_era.evaluation.relearn_result import AttackSummary, RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.evaluation.relearning import RelearnAttack, RelearnAttackConfig
+from hf_era.evaluation.repetition import mean_repetition, trigram_repetition
+from hf_era.evaluation.result import RunResult
+from hf_era.evaluation.result_files import SCHEMA_VERSION
+from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity, selectivity_estimates
+from hf_era.evaluation.target_words import TargetWordCounts, count_target_words, target_word_spans
 
 __all__ = [
     "SCHEMA_VERSION",
+    "AttackSummary",
     "AuxiliaryActivationMeter",
+    "Estimate",
     "EvaluationConfig",
     "Evaluator",
     "LossEstimate",
+    "ModelResult",
     "RelearnAttack",
     "RelearnAttackConfig",
+    "RelearnConfig",
     "RelearnCurve",
+    "RelearnExperiment",
     "RelearnPoint",
+    "RelearnResult",
+    "RelearnTrial",
     "RunResult",
+    "SamplingConfig",
     "StoryLosses",
+    "TargetWordCounts",
+    "ablation_audit",
+    "check_attack",
+    "count_target_words",
+    "describe_generations",
+    "generate_texts",
+    "gradient_audit",
+    "load",
+    "load_result",
     "loss_estimate",
+    "mean_interval",
+    "mean_of_batch_means",
+    "mean_repetition",
     "selectivity",
+    "selectivity_estimates",
+    "stories_needed",
     "story_losses",
+    "target_word_spans",
     "token_losses",
+    "trigram_repetition",
 ]

@@ -1,7 +1,8 @@
-"""Evaluates a causal LM on the forget and the retain validation stories."""
+"""Evaluates causal LMs on the same forget and retain stories, one after the other."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,11 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader
 
 from hf_era.data import RoutingCollator, longest_first
+from hf_era.data.ordering import order_of_longest_first
+from hf_era.evaluation.batch_means import mean_of_batch_means
+from hf_era.evaluation.intervals import Estimate, paired_difference
 from hf_era.evaluation.losses import StoryLosses, loss_estimate, story_losses
-from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
+from hf_era.evaluation.selectivity import AuxiliaryActivationMeter
 
 CPU_BATCH_SIZE = 16
 GPU_BATCH_SIZE = 512
@@ -27,6 +31,8 @@ class EvaluationConfig:
         batch_size (`int`, *optional*): stories a batch; it changes the speed, not the figures. Not given: 16 on a CPU; on
             a GPU as many as fit, from 512 down by halves.
         bootstrap_samples (`int`, *optional*, defaults to `1000`): resamples of the intervals. 0: no intervals.
+        mean_of_batch_means_size (`int`, *optional*, defaults to `80`): stories a batch of the reference's way of
+            averaging losses, which is reported beside the token-weighted one. The seed's batches had 80.
 
     Raises:
         ValueError: for a number out of range.
@@ -36,16 +42,21 @@ class EvaluationConfig:
         default=None, metadata={"help": "Stories a batch; not given: sized to memory. Changes the speed only."}
     )
     bootstrap_samples: int = field(default=1_000, metadata={"help": "Bootstrap resamples (0 = no intervals)."})
+    mean_of_batch_means_size: int = field(
+        default=80, metadata={"help": "Stories a batch of the reference's mean of batch means, reported beside ours."}
+    )
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"`evaluation.batch_size` should be at least 1, got {self.batch_size}.")
+        for name in ("batch_size", "mean_of_batch_means_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`evaluation.{name}` should be at least 1, got {value}.")
         if self.bootstrap_samples < 0:
             raise ValueError(f"`evaluation.bootstrap_samples` should be >= 0, got {self.bootstrap_samples}.")
 
 
 class Evaluator:
-    """Measures models on the same stories, one after the other.
+    """Measures models on the same stories.
 
     Args:
         forget, retain (`Dataset`): tokenised stories with `input_ids`, `is_forget_word`, `length`.
@@ -53,6 +64,9 @@ class Evaluator:
         config (`EvaluationConfig`): batch size and resamples.
         device: where models run. Models are moved there.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
+
+    Raises:
+        ValueError: if there is no forget or no retain story.
     """
 
     def __init__(
@@ -65,53 +79,36 @@ class Evaluator:
         progress: bool = True,
     ) -> None:
         columns = ["input_ids", "is_forget_word"]
+        given = {"forget": forget, "retain": retain}
+        for name, stories in given.items():
+            if not len(stories):
+                raise ValueError(f"There is no {name} story to evaluate on. Give at least one.")
         # Long stories first and like with like: less padding, and too large a batch fails at once.
-        self.sets = {
-            name: longest_first(stories).select_columns(columns)
-            for name, stories in (("forget", forget), ("retain", retain))
-        }
+        self.sets = {name: longest_first(stories).select_columns(columns) for name, stories in given.items()}
+        self._orders = {name: torch.as_tensor(order_of_longest_first(stories)) for name, stories in given.items()}
         self.collator, self.config, self.device, self.progress = RoutingCollator(pad_token_id), config, device, progress
 
-    def losses(self, model: Any, description: str) -> dict[str, dict[str, Any]]:
-        """`forget`, `retain` and `forget_words` (the words' own tokens) -> `LossEstimate` as a dict."""
-        measured = {name: self._story_losses(model, name, description) for name in self.sets}
-        return self._estimates(measured)
+    def measure(self, model: Any, description: str) -> dict[str, StoryLosses]:
+        """`forget`, `retain` -> the losses of each story, in the order in which the stories were given."""
+        return {name: self.measure_set(model, name, description) for name in self.sets}
 
-    def losses_and_selectivity(
-        self, model: Any, description: str
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, float | None]]:
-        """The same for an expanded model, module on, and the selectivity per layer from the same passes."""
-        measured, means = {}, {}
-        for name in self.sets:
-            with AuxiliaryActivationMeter(model) as meter:
-                measured[name] = self._story_losses(model, name, description, meter)
-            means[name] = meter.means()
-        ratios = selectivity(means["forget"], means["retain"])
-        return self._estimates(measured), {str(layer): ratio for layer, ratio in ratios.items()}
-
-    def _estimates(self, measured: dict[str, StoryLosses]) -> dict[str, dict[str, Any]]:
-        samples = self.config.bootstrap_samples
-        estimates = {name: loss_estimate(part.nll, part.tokens, samples).to_dict() for name, part in measured.items()}
-        words = measured["forget"]
-        estimates["forget_words"] = loss_estimate(words.forget_word_nll, words.forget_word_tokens, samples).to_dict()
-        return estimates
-
-    def _story_losses(
+    def measure_set(
         self, model: Any, name: str, description: str, meter: AuxiliaryActivationMeter | None = None
     ) -> StoryLosses:
+        """The losses of each story of one set, `forget` or `retain`, in the order given.
+
+        Args:
+            meter (*optional*): is told each batch's mask; its rows are in the order of reading, the longest first.
+        """
         model.to(self.device)
         on_cpu = torch.device(self.device).type == "cpu"
         start = self.config.batch_size or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
 
-        def measure(batch_size: int) -> StoryLosses:
+        def read(batch_size: int) -> StoryLosses:
             if meter is not None:
                 meter.reset()  # of a try that did not fit
-            loader: Any = DataLoader(
-                self.sets[name],  # type: ignore[arg-type]
-                batch_size,
-                collate_fn=self.collator,
-                pin_memory=not on_cpu,
-            )
+            stories: Any = self.sets[name]
+            loader: Any = DataLoader(stories, batch_size, collate_fn=self.collator, pin_memory=not on_cpu)
             with Progress(transient=True, disable=not self.progress) as bar:
                 batches = bar.track(loader, total=len(loader), description=f"{description}: {name} stories")
                 return story_losses(
@@ -119,7 +116,47 @@ class Evaluator:
                 )
 
         if self.config.batch_size is not None or on_cpu:
-            return measure(start)
+            return self._in_given_order(name, read(start))
         # The longest stories come first, so that a batch that does not fit fails before anything was measured.
-        sized: Any = find_executable_batch_size(measure, starting_batch_size=start)
-        return sized()
+        sized: Any = find_executable_batch_size(read, starting_batch_size=start)
+        return self._in_given_order(name, sized())
+
+    def losses(self, model: Any, description: str) -> dict[str, dict[str, Any]]:
+        """`forget`, `retain` and `forget_words` (the words' own tokens) -> `LossEstimate` as a dict."""
+        return self.estimates(self.measure(model, description))
+
+    def estimates(self, measured: Mapping[str, StoryLosses]) -> dict[str, dict[str, Any]]:
+        """The same from what `measure` gave."""
+        samples = self.config.bootstrap_samples
+        estimates = {name: loss_estimate(part.nll, part.tokens, samples).to_dict() for name, part in measured.items()}
+        words = measured["forget"]
+        estimates["forget_words"] = loss_estimate(words.forget_word_nll, words.forget_word_tokens, samples).to_dict()
+        return estimates
+
+    def differences(
+        self, later: Mapping[str, StoryLosses], earlier: Mapping[str, StoryLosses]
+    ) -> dict[str, dict[str, Any]]:
+        """`forget`, `retain`, `forget_words` -> later minus earlier loss on the same stories, an `Estimate` as a dict."""
+        found = {name: self._difference(later[name].nll, earlier[name].nll, later[name].tokens) for name in later}
+        words, before = later["forget"], earlier["forget"]
+        found["forget_words"] = self._difference(
+            words.forget_word_nll, before.forget_word_nll, words.forget_word_tokens
+        )
+        return {name: estimate.to_dict() for name, estimate in found.items()}
+
+    def means_of_batch_means(self, measured: Mapping[str, StoryLosses]) -> dict[str, float | None]:
+        """`forget`, `retain` -> mean of batch means of the stories in the order given, nats a token."""
+        size = self.config.mean_of_batch_means_size
+        return {name: mean_of_batch_means(part.nll, part.tokens, size) for name, part in measured.items()}
+
+    def _difference(self, later: torch.Tensor, earlier: torch.Tensor, tokens: torch.Tensor) -> Estimate:
+        return paired_difference(later, earlier, tokens, self.config.bootstrap_samples)
+
+    def _in_given_order(self, name: str, losses: StoryLosses) -> StoryLosses:
+        order = self._orders[name]
+        parts = []
+        for values in (losses.nll, losses.tokens, losses.forget_word_nll, losses.forget_word_tokens):
+            sorted_back = torch.empty_like(values)
+            sorted_back[order] = values
+            parts.append(sorted_back)
+        return StoryLosses(*parts)

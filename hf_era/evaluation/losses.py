@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 from hf_era.models.fast_model import FastCausalLMMixin
 
 
@@ -118,7 +119,9 @@ def story_losses(
     return StoryLosses(*table.unbind(1))
 
 
-def loss_estimate(nll: Tensor, tokens: Tensor, bootstrap_samples: int = 1_000, seed: int = 0) -> LossEstimate:
+def loss_estimate(
+    nll: Tensor, tokens: Tensor, bootstrap_samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> LossEstimate:
     """Token-weighted loss and its 95 % percentile-bootstrap interval over stories.
 
     Args:
@@ -126,16 +129,5 @@ def loss_estimate(nll: Tensor, tokens: Tensor, bootstrap_samples: int = 1_000, s
         bootstrap_samples (`int`, *optional*, defaults to `1000`): resamples. 0: no interval.
         seed (`int`, *optional*, defaults to `0`): of the resampling, which has a generator of its own.
     """
-    counted = tokens > 0
-    nll, tokens = nll[counted].double(), tokens[counted].double()
-    stories = len(nll)
-    if stories == 0:
-        return LossEstimate(None, None, None, 0, 0)
-    loss = float(nll.sum() / tokens.sum())
-    if bootstrap_samples == 0:
-        return LossEstimate(loss, None, None, int(tokens.sum()), stories)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(stories, (bootstrap_samples, stories), generator=generator)
-    resampled = nll[chosen].sum(1) / tokens[chosen].sum(1)
-    low, high = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return LossEstimate(loss, low, high, int(tokens.sum()), stories)
+    loss = ratio_estimate(nll, tokens, bootstrap_samples, seed)
+    return LossEstimate(loss.value, loss.low, loss.high, int(tokens.sum()), int((tokens > 0).sum()))

@@ -2,14 +2,16 @@
 
 One trial is here: one model, one set of stories, one learning rate; the whole curve of forget and retain loss. The attack
 runs on a copy in the fast class of its architecture; batches are padded once and stay on the device, and evaluation never
-holds logits.
+holds logits. The experiment made of many trials is in `relearn_experiment.py`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,152 +21,216 @@ from torch import Tensor
 from hf_era.data import RoutingCollator, longest_first
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.losses import story_losses
+from hf_era.evaluation.relearn_config import FULL, LORA, RelearnAttackConfig
+from hf_era.evaluation.relearn_lora import with_lora
+from hf_era.evaluation.relearn_result import RelearnCurve, RelearnPoint, rises_at_the_end
 from hf_era.models.fast_model import FastCausalLMMixin
 from hf_era.models.loading import fast_class_of
 
 
-@dataclass(frozen=True)
-class RelearnAttackConfig:
-    """One trial of the attack. Defaults: the reference's.
+class MeasuredStories:
+    """The forget and retain stories that attacks are measured on.
 
     Args:
-        stories (`int`, *optional*, defaults to `64`): forget stories that the attacker has; all are the batch of every
-            step.
-        steps (`int`, *optional*, defaults to `40`): steps at most.
-        learning_rate (`float`, *optional*, defaults to `5e-5`): AdamW's, constant; betas (0.9, 0.95).
-        patience (`int`, *optional*, defaults to `3`): stop after so many evaluations in a row whose forget loss rose.
-            `None`: never.
-        evaluate_every (`int`, *optional*, defaults to `1`): steps between evaluations.
-        batch_size (`int`, *optional*, defaults to `16`): stories in memory at a time; changes speed and memory only.
-        seed (`int`, *optional*, defaults to `0`): of the choice of stories.
-
-    Raises:
-        ValueError: for a number out of range.
-    """
-
-    stories: int = field(default=64, metadata={"help": "Forget stories that the attacker has."})
-    steps: int = field(default=40, metadata={"help": "Steps at most."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate, constant."})
-    patience: int | None = field(default=3, metadata={"help": "Stop after so many rises in a row."})
-    evaluate_every: int = field(default=1, metadata={"help": "Steps between evaluations."})
-    batch_size: int = field(default=16, metadata={"help": "Stories in memory at a time."})
-    seed: int = field(default=0, metadata={"help": "Of the choice of stories."})
-
-    def __post_init__(self) -> None:
-        for name in ("stories", "steps", "patience", "evaluate_every", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`relearn.{name}` should be at least 1, got {value}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`relearn.learning_rate` should be positive, got {self.learning_rate}.")
-
-
-@dataclass(frozen=True)
-class RelearnPoint:
-    """Losses after so many steps of the attack, nats a token, token-weighted."""
-
-    step: int
-    forget_loss: float
-    retain_loss: float
-
-
-@dataclass(frozen=True)
-class RelearnCurve:
-    """The curve of one trial; its first point is step 0, before the attack."""
-
-    points: list[RelearnPoint]
-
-    @property
-    def lowest(self) -> RelearnPoint:
-        """The point of the lowest forget loss: what the attack brought back at best."""
-        return min(self.points, key=lambda point: point.forget_loss)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class RelearnAttack:
-    """Attacks models with the same stories and measures them on the same ones.
-
-    Args:
-        attack_stories (`Dataset`): forget stories that neither training nor evaluation saw; `input_ids`, `length`.
-        forget, retain (`Dataset`): what is measured; the same columns.
+        forget, retain (`Dataset`): with `input_ids` and `length`.
         pad_token_id (`int`): any valid id.
-        config (`RelearnAttackConfig`): the attack.
-        device (*optional*, defaults to `"cpu"`): where it runs.
+        batch_size (`int`, *optional*, defaults to `16`): stories a batch; changes speed and memory only.
+        device (*optional*, defaults to `"cpu"`): where they are kept, and attacks run.
+        bf16 (`bool`, *optional*, defaults to `False`): attacks and measurements run in bf16 autocast.
+
+    Attributes:
+        counts (`dict[str, int]`): `forget_stories`, `forget_tokens`, `retain_stories`, `retain_tokens`; tokens that are
+            predicted, and stories that have any.
 
     Raises:
-        ValueError: if there are fewer attack stories than the attack asks for, or nothing to measure.
+        ValueError: if one of the two has nothing to predict.
     """
 
     def __init__(
         self,
-        attack_stories: Dataset,
         forget: Dataset,
         retain: Dataset,
         pad_token_id: int,
-        config: RelearnAttackConfig,
+        batch_size: int = 16,
         device: Any = "cpu",
+        bf16: bool = False,
     ) -> None:
-        self.config, self.device = config, torch.device(device)
-        self._collator = RoutingCollator(pad_token_id)
-        if len(attack_stories) < config.stories:
-            raise ValueError(
-                f"`relearn.stories` asks for {config.stories} forget stories, but there are {len(attack_stories)} that "
-                "neither training nor evaluation saw. Lower it, or set more aside with `data.attack_stories`."
-            )
+        self.device = torch.device(device)
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
+        self.counts: dict[str, int] = {}
+        self._batches: dict[str, list[dict[str, Tensor]]] = {}
         for name, stories in (("forget", forget), ("retain", retain)):
-            if not len(stories):
-                raise ValueError(f"There is no {name} story to measure the attack on.")
-        order = torch.randperm(len(attack_stories), generator=torch.Generator().manual_seed(config.seed))
-        self._attack = self._batches(attack_stories.select(order[: config.stories].tolist()))
-        self._labels = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in self._attack)
-        self._sets = {"forget": self._batches(forget), "retain": self._batches(retain)}
+            batches = padded_batches(stories, pad_token_id, batch_size, self.device)
+            if not batches:
+                raise ValueError(
+                    f"There is no {name} story to measure the attack on: of {len(stories)}, none has two tokens or more."
+                )
+            self._batches[name] = batches
+            self.counts[f"{name}_stories"] = sum(len(batch["labels"]) for batch in batches)
+            self.counts[f"{name}_tokens"] = count_labels(batches)
 
-    def run(self, model: Any, on_step: Callable[[RelearnPoint], None] | None = None) -> RelearnCurve:
-        """Attacks a copy of `model`, any causal LM; `on_step` is called with every point of the curve."""
-        attacked = _fast_copy(model).to(self.device).train()
+    def losses(self, model: Any) -> dict[str, float]:
+        """`forget`, `retain` -> loss, token-weighted, nats a token. The model is on this device already."""
+        found = {}
+        for name, batches in self._batches.items():
+            losses = story_losses(model, batches, autocast=self.autocast)
+            found[name] = float(losses.nll.sum() / losses.tokens.sum())
+        return found
+
+    def point(self, model: Any, step: int) -> RelearnPoint:
+        losses = self.losses(model)
+        return RelearnPoint(step, losses["forget"], losses["retain"])
+
+    def start(self, model: Any) -> RelearnPoint:
+        """The point of step 0; raises `ValueError` if a loss is not finite."""
+        point = self.point(model, 0)
+        for name, loss in (("forget", point.forget_loss), ("retain", point.retain_loss)):
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"The model's {name} loss is not finite before the attack, but {loss}: there is nothing to attack. "
+                    "Its weights or its training went wrong."
+                )
+        return point
+
+
+class RelearnAttack:
+    """One trial: attacks models with the same stories.
+
+    AdamW without a schedule, all stories in every step, in training mode (a model with dropout is attacked with it; the
+    seed makes that repeatable). Weights in half precision are attacked in an fp32 copy: a step of 5e-5 would round to
+    nothing in bf16. Frozen parameters are attacked too, for an attacker can unfreeze them.
+
+    Args:
+        stories (`Dataset`): forget stories that neither training nor evaluation saw, with `input_ids` and `length`; all
+            are the batch of every step.
+        measured (`MeasuredStories`): what the curve is measured on.
+        pad_token_id (`int`): any valid id.
+        config (`RelearnAttackConfig`): steps, learning rate and so on.
+        kind (`str`, *optional*, defaults to `"full"`): `full`: all weights are trained. `lora`: adapters only.
+
+    Raises:
+        ValueError: if the stories have nothing to learn from.
+    """
+
+    def __init__(
+        self,
+        stories: Dataset,
+        measured: MeasuredStories,
+        pad_token_id: int,
+        config: RelearnAttackConfig,
+        kind: str = FULL,
+    ) -> None:
+        self.config, self.kind, self._measured = config, kind, measured
+        self._batches = padded_batches(stories, pad_token_id, config.batch_size, measured.device)
+        self._labels = count_labels(self._batches)
+        if not self._labels:
+            raise ValueError(
+                f"There is nothing to learn from the attack's {len(stories)} stories: none has two tokens or more. "
+                "Give longer ones, or raise `relearn.stories`."
+            )
+
+    def run(
+        self,
+        model: Any,
+        start: RelearnPoint | None = None,
+        on_step: Callable[[RelearnPoint], None] | None = None,
+    ) -> RelearnCurve:
+        """Attacks a copy of `model`, any causal LM; the model itself is left as it is.
+
+        A trial whose loss is no longer finite ends there, and its curve with the last finite point.
+
+        Args:
+            start (`RelearnPoint`, *optional*): the point of step 0, where it is known. Not given: it is measured.
+            on_step (*optional*): called with every point of the curve.
+
+        Raises:
+            ValueError: if a loss is not finite before the attack.
+        """
+        with seeded(self.config.seed, self._measured.device):
+            attacked = attackable_copy(model, self._measured.device)
+            if self.kind == LORA:
+                attacked = with_lora(attacked, self.config.lora_rank, self.config.lora_alpha)
+            points = [start or self._measured.start(attacked)]
+            if on_step is not None:
+                on_step(points[0])
+            self._attack(attacked.train(), points, on_step)
+        return RelearnCurve(points)
+
+    def _attack(self, model: Any, points: list[RelearnPoint], on_step: Callable[[RelearnPoint], None] | None) -> None:
+        """Trains the copy in place and adds the points of its curve."""
+        config = self.config
         optimizer = torch.optim.AdamW(
-            attacked.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.95), fused=True
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True if self._measured.device.type in ("cpu", "cuda") else None,
         )
-        points: list[RelearnPoint] = []
-        rises = 0
-        for step in range(self.config.steps + 1):
-            if step:
-                self._step(attacked, optimizer)
-            if step % self.config.evaluate_every and step != self.config.steps:
+        for step in range(1, config.steps + 1):
+            self._step(model, optimizer)
+            if step % config.evaluate_every and step != config.steps:
                 continue
-            point = RelearnPoint(step, self._loss(attacked, "forget"), self._loss(attacked, "retain"))
-            rises = rises + 1 if points and point.forget_loss > points[-1].forget_loss else 0
+            point = self._measured.point(model, step)
+            if not (math.isfinite(point.forget_loss) and math.isfinite(point.retain_loss)):
+                return
             points.append(point)
             if on_step is not None:
                 on_step(point)
-            if self.config.patience is not None and rises >= self.config.patience:
-                break
-        return RelearnCurve(points)
+            if config.patience is not None and rises_at_the_end(points) >= config.patience:
+                return
 
     def _step(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
         """One step on all stories: micro-batches whose losses are summed and divided by all labels."""
         optimizer.zero_grad()
-        for batch in self._attack:
-            model(**batch, num_items_in_batch=self._labels).loss.backward()
+        for batch in self._batches:
+            with self._measured.autocast():
+                loss = self._share_of_loss(model, batch)
+            loss.backward()
         optimizer.step()
 
-    def _loss(self, model: Any, name: str) -> float:
-        losses = story_losses(model, self._sets[name])
-        return float(losses.nll.sum() / losses.tokens.sum())
-
-    def _batches(self, stories: Dataset) -> list[dict[str, Tensor]]:
-        """Padded once, like with like, on the device."""
-        examples = longest_first(stories).select_columns(["input_ids"])
-        size = self.config.batch_size
-        return [
-            {name: value.to(self.device) for name, value in self._collator(examples.select(range(start, stop))).items()}
-            for start, stop in ((at, min(at + size, len(examples))) for at in range(0, len(examples), size))
-        ]
+    def _share_of_loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """What a micro-batch adds to the loss over all labels."""
+        if isinstance(model, FastCausalLMMixin):
+            return model(**batch, num_items_in_batch=self._labels).loss  # type: ignore[operator]
+        # Not every causal LM takes the number, and one that does not would divide by its own without a word.
+        return model(**batch).loss * (count_labels([batch]) / self._labels)
 
 
-def _fast_copy(model: Any) -> Any:
-    """A copy with storage of its own, in the fast class where its architecture has one."""
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within this context torch draws from `seed`; afterwards it goes on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def attackable_copy(model: Any, device: Any) -> Any:
+    """A copy with storage of its own, on `device`, in fp32 where it was in half precision, every parameter trainable; in
+    the fast class where its architecture has one."""
     fast_class = None if isinstance(model, FastCausalLMMixin) else fast_class_of(model.config)
-    return copy.deepcopy(model) if fast_class is None else copy.deepcopy(fast_class.from_stock(model))
+    if fast_class is not None and type(model) is fast_class.stock_class:
+        model = fast_class.from_stock(model)  # shares the parameters; the copy comes next
+    copied = copy.deepcopy(model).to(device)
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in copied.parameters()):
+        copied = copied.float()
+    copied.config.use_cache = False  # the copy's own: keys and values are for generating
+    return copied.requires_grad_(True)
+
+
+def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device: Any) -> list[dict[str, Tensor]]:
+    """Stories (`input_ids`, `length`) padded once, like with like, on the device. A story with fewer than two tokens has
+    nothing to predict and is left out."""
+    examples = longest_first(stories)
+    examples = examples.select(range(sum(length > 1 for length in examples["length"]))).select_columns(["input_ids"])
+    collator = RoutingCollator(pad_token_id)
+    return [
+        {
+            name: value.to(device)
+            for name, value in collator(examples.select(range(start, min(start + batch_size, len(examples))))).items()
+        }
+        for start in range(0, len(examples), batch_size)
+    ]
+
+
+def count_labels(batches: list[dict[str, Tensor]]) -> int:
+    """Tokens that are predicted."""
+    return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)

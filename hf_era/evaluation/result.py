@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_era.files import read_json, write_json
+from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.relearn_result import RelearnResult
+from hf_era.evaluation.result_files import SCHEMA_VERSION, read_result
+from hf_era.files import write_json
 
-SCHEMA_VERSION = 1
-STAGES = ("before", "before_ablation", "after_ablation", "after_coherence")
+STAGES = ("before", "before_ablation", "after_ablation", "after_coherence", "after_training")
+METHODS = ("gradient_routing", "data_filtering", "base")
 
 
 @dataclass
@@ -22,9 +25,20 @@ class RunResult:
         versions, machine (`dict`), git_revision (`str`, *optional*): what it ran on.
         data (`dict`): counts of stories and tokens. routing_table (`list[dict]`): the frequency rule's rows.
         before_kind (`str`, *optional*): what "before the method" is: `pretrained`, `base_control`, or not measured.
-        losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict.
-        selectivity (`dict[str, float]`): layer -> forget over retain activation of the auxiliary module.
+        losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict. A run without an
+            auxiliary module has the stages `before` and `after_training` only.
+        selectivity (`dict`): layer -> forget over retain activation of the auxiliary module, an `Estimate` as a dict.
         coherence, training (`dict`): what these phases report. seconds (`dict[str, float]`): per phase.
+        method (`str`): `gradient_routing`; `data_filtering`: a stock model trained on the retain stories alone; `base`:
+            the model before the method, untouched.
+        differences (`dict`): `ablation_gap`, `retain_ablation_gap`, `unlearning`, `retain_tax`, `forget_words_unlearning`
+            -> an `Estimate` as a dict, resampled in pairs over stories; without what was not measured.
+        mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`, `retain`.
+        leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
+        generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
+        attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
+        data_filtering (`dict`, *optional*): the same figures of data filtering on the same stories, as `yardstick` makes
+            them, and under `name` which run they are of.
     """
 
     name: str
@@ -38,10 +52,18 @@ class RunResult:
     routing_table: list[dict[str, Any]]
     before_kind: str | None
     losses: dict[str, dict[str, dict[str, Any]]]
-    selectivity: dict[str, float | None]
+    selectivity: dict[str, dict[str, float | None]]
     coherence: dict[str, Any]
     training: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
+    method: str = "gradient_routing"
+    differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
+    leak_audit: dict[str, Any] = field(default_factory=dict)
+    generations: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] | None = None
+    data_filtering: dict[str, Any] | None = None
+    kind: str = "run"
     schema_version: int = SCHEMA_VERSION
 
     def loss(self, stage: str, kind: str) -> float | None:
@@ -53,9 +75,25 @@ class RunResult:
         high, low = self.loss(later, kind), self.loss(earlier, kind)
         return None if high is None or low is None else high - low
 
+    def estimate(self, name: str) -> Estimate:
+        """A difference such as `ablation_gap` with its interval over stories, where one was computed."""
+        stored = self.differences.get(name)
+        if stored is not None:
+            return Estimate(**stored)
+        return Estimate(getattr(self, name) if hasattr(self, name) else None)
+
+    @property
+    def relearning(self) -> RelearnResult | None:
+        """The relearn attacks on the final model; `None` if there were none."""
+        return None if self.attack is None else RelearnResult.from_dict(self.attack)
+
     @property
     def final_stage(self) -> str:
-        return "after_coherence" if "after_coherence" in self.losses else "after_ablation"
+        """The stage of the checkpoint that the run ends with."""
+        measured = [stage for stage in ("after_training", "after_coherence") if stage in self.losses]
+        if measured:
+            return measured[0]
+        return "before" if self.method == "base" else "after_ablation"
 
     @property
     def ablation_gap(self) -> float | None:
@@ -96,17 +134,5 @@ class RunResult:
 
     @classmethod
     def load(cls, path: str | Path) -> RunResult:
-        """Reads a result file; raises `ValueError` if it is none, or of another schema version."""
-        values = read_json(path)
-        if not isinstance(values, dict) or "schema_version" not in values:
-            raise ValueError(f"{path} is no result file of hf_era. Pass the `result.json` of a run.")
-        if values["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has schema version {values['schema_version']}, this hf_era reads {SCHEMA_VERSION}. "
-                "Evaluate the run again, or use the hf_era that wrote it."
-            )
-        known = {item.name for item in fields(cls)}
-        try:
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except TypeError as error:
-            raise ValueError(f"{path} lacks fields of a result file: {error}. Evaluate the run again.") from error
+        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version."""
+        return read_result(cls, path, "run")

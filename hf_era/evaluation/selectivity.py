@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, Estimate, ratio_of_means_estimate
+
+StoryRows = dict[int, tuple[Tensor, Tensor]]
+"""layer -> sum of |activation| over a story's real tokens and hidden units, and the number of those: (stories,), fp64."""
+
 
 class AuxiliaryActivationMeter:
-    """Measures the mean |activation| of the auxiliary modules over real tokens while the model runs.
+    """Measures the |activation| of the auxiliary modules over real tokens while the model runs, story by story.
 
-    Use as a context; call `set_mask` with the attention mask (batch, seq) before each forward pass.
+    Use as a context; call `set_mask` with the attention mask (batch, seq) before each forward pass. What is measured
+    stays on the model's device until it is asked for, so that the host never waits for a GPU in the middle of a model.
 
     Attributes:
         sums (`dict[int, float]`): layer -> sum of |activation| over real tokens and hidden units.
@@ -26,13 +33,15 @@ class AuxiliaryActivationMeter:
 
     def reset(self) -> None:
         """Forgets what was measured."""
-        self.sums = dict.fromkeys(self._modules, 0.0)
-        self.counts = dict.fromkeys(self._modules, 0.0)
+        # layer -> module -> one (2, batch) tensor per forward pass, fp32: sum and count of each story
+        self._parts: dict[int, list[list[Tensor]]] = {
+            layer: [[] for _ in modules] for layer, modules in self._modules.items()
+        }
 
     def __enter__(self) -> AuxiliaryActivationMeter:
         for layer, modules in self._modules.items():
-            for module in modules:
-                hook = self._hook_for(layer)
+            for number, module in enumerate(modules):
+                hook = self._hook_for(layer, number)
                 self._handles.append(module.down_projection.register_forward_pre_hook(hook))
         return self
 
@@ -44,19 +53,54 @@ class AuxiliaryActivationMeter:
     def set_mask(self, attention_mask: Tensor) -> None:
         self._mask = attention_mask
 
-    def _hook_for(self, layer: int) -> Any:
+    def _hook_for(self, layer: int, number: int) -> Any:
         def measure(_module: Any, inputs: tuple[Tensor, ...]) -> None:
             activation = inputs[0].detach()  # (batch, seq, width)
             mask = torch.ones_like(activation[..., 0]) if self._mask is None else self._mask
-            per_token = activation.float().abs().sum(-1) * mask
-            self.sums[layer] += float(per_token.sum())
-            self.counts[layer] += float(mask.sum()) * activation.shape[-1]
+            per_token = torch.linalg.vector_norm(activation, ord=1, dim=-1, dtype=torch.float32)  # (batch, seq)
+            mask = mask.to(per_token.dtype)
+            part = torch.stack([(per_token * mask).sum(1), mask.sum(1) * activation.shape[-1]])
+            self._parts[layer][number].append(part)
 
         return measure
 
-    def means(self) -> dict[int, float]:
-        """layer -> mean |activation|; 0 where nothing was measured."""
-        return {layer: self.sums[layer] / self.counts[layer] if self.counts[layer] else 0.0 for layer in self.sums}
+    def story_rows(self) -> StoryRows:
+        """layer -> what was measured of each story, in the order of the batches, on the CPU; empty where no module ran.
+
+        Raises:
+            RuntimeError: if a layer has several modules and they ran on different numbers of stories.
+        """
+        return {layer: self._rows_of(layer) for layer in self._parts}
+
+    def _rows_of(self, layer: int) -> tuple[Tensor, Tensor]:
+        tables = [torch.cat(parts, dim=1).cpu().double() for parts in self._parts[layer] if parts]
+        if len({table.shape for table in tables}) > 1:
+            raise RuntimeError(
+                f"The auxiliary modules of layer {layer} ran on different numbers of stories: one was ablated for a while. "
+                "Switch modules on or off before measuring, or `reset()` the meter."
+            )
+        sums, counts = torch.stack(tables).sum(0) if tables else torch.zeros(2, 0, dtype=torch.float64)
+        return sums, counts
+
+    @property
+    def sums(self) -> dict[int, float]:
+        return {layer: float(sums.sum()) for layer, (sums, _) in self.story_rows().items()}
+
+    @property
+    def counts(self) -> dict[int, float]:
+        return {layer: float(counts.sum()) for layer, (_, counts) in self.story_rows().items()}
+
+    def means(self, total: Callable[[Tensor], Tensor] = lambda values: values) -> dict[int, float]:
+        """layer -> mean |activation|; 0 where nothing was measured.
+
+        Args:
+            total (*optional*): adds up a tensor (layers, 2), fp64, over processes. Not given: there is one process.
+        """
+        rows = self.story_rows()
+        if not rows:
+            return {}
+        sums = total(torch.stack([torch.stack([part.sum() for part in pair]) for pair in rows.values()])).tolist()
+        return {layer: above / below if below else 0.0 for layer, (above, below) in zip(rows, sums, strict=True)}
 
 
 def selectivity(forget_means: dict[int, float], retain_means: dict[int, float]) -> dict[int, float | None]:
@@ -64,3 +108,27 @@ def selectivity(forget_means: dict[int, float], retain_means: dict[int, float]) 
     return {
         layer: forget_means[layer] / retain_means[layer] if retain_means.get(layer) else None for layer in forget_means
     }
+
+
+def selectivity_estimates(
+    forget: StoryRows, retain: StoryRows, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> dict[int, Estimate]:
+    """layer -> selectivity with its 95 % bootstrap interval; forget and retain stories are resampled independently.
+
+    Both means are weighted by tokens.
+
+    Args:
+        forget, retain: what `AuxiliaryActivationMeter.story_rows` gave after each set.
+        samples (`int`, *optional*, defaults to `1000`): resamples. 0: no intervals.
+        seed (`int`, *optional*, defaults to `0`): of the resampling.
+
+    Returns: no value where the mean on retain stories is 0, or where no module ran.
+
+    Raises:
+        ValueError: if the two do not have the same layers.
+    """
+    if set(forget) != set(retain):
+        raise ValueError(
+            f"`forget` has the layers {sorted(forget)}, `retain` the layers {sorted(retain)}. Measure both on one model."
+        )
+    return {layer: ratio_of_means_estimate(forget[layer], retain[layer], samples, seed) for layer in forget}

@@ -4,10 +4,9 @@
 """
 
 from hf_era.reporting.model_card import render_model_card, write_model_card
-from hf_era.reporting.tables import comparison_table, losses_table, routing_table, selectivity_table
+from hf_era.reporting.tables import losses_table, routing_table, selectivity_table
 
 __all__ = [
-    "comparison_table",
     "losses_table",
     "render_model_card",
     "routing_table",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.result import RunResult
-from hf_era.reporting import tables
+from hf_era.reporting import formatting, tables
 from hf_era.reporting.card_text import NOT_RECORDED, source_text, start_text
-from hf_era.reporting.tables import escape_markdown, format_count, section
+from hf_era.reporting.figures import rule_label
+from hf_era.reporting.formatting import escape_markdown, format_count
+from hf_era.reporting.tables import section
 
 _RULES = {
     "full_seq (uniform)": "every token of a labelled forget story is routed (weight 0)",
@@ -40,9 +43,8 @@ _TRAINING_SETTINGS = {
 def data_table(result: RunResult) -> str:
     data = result.data
     routed, tokens = data.get("train_tokens_routed_as_forget"), data.get("train_tokens")
-    share = (
-        f" ({routed / tokens:.2%} of all)" if tables.is_number(routed) and tables.is_number(tokens) and tokens else ""
-    )
+    known = formatting.is_number(routed) and formatting.is_number(tokens) and tokens
+    share = f" ({routed / tokens:.2%} of all)" if known else ""
     rows = [("Training data", source_text(data.get("source")))]
     if data.get("validation_source"):
         rows.append(("Validation data", source_text(data["validation_source"])))
@@ -59,7 +61,21 @@ def data_table(result: RunResult) -> str:
         ("Forget stories held back for a relearn attack", _stories(data, "attack_forget")),
         ("Repeated stories that were dropped", format_count(data.get("duplicates_dropped"))),
     ]
-    return tables.markdown_table(["Data", "Value"], rows, text_columns=2)
+    return formatting.markdown_table(["Data", "Value"], rows, text_columns=2)
+
+
+def ablation_audit_table(result: RunResult) -> str:
+    """What ablation removes, one layer at a time; empty if it was not measured."""
+    audit = result.leak_audit.get("ablation") or {}
+    layers = sorted((name for name in audit if name.isdecimal()), key=int)
+    rows = [
+        [
+            "all layers" if name == "all" else f"layer {name}",
+            *(formatting.format_estimate(Estimate(**audit[name][kind]), signed=True) for kind in ("forget", "retain")),
+        ]
+        for name in [*layers, *(["all"] if "all" in audit else [])]
+    ]
+    return formatting.markdown_table(["Ablated", "Forget stories", "Retain stories"], rows) if rows else ""
 
 
 def training_table(result: RunResult) -> str:
@@ -69,6 +85,14 @@ def training_table(result: RunResult) -> str:
     ]
     steps = result.training.get("steps", settings.get("max_steps"))
     width = _recorded(section(result, "expansion").get("width"))
+    if result.method == "data_filtering":
+        rows = [
+            ("Recipe", escape_markdown(result.name)),
+            ("Architecture", _pairs(section(result, "model").get("architecture")) or "that of the base control"),
+            ("Steps", NOT_RECORDED if steps is None else format_count(steps)),
+            ("Training settings", "; ".join([*given, "all others as hf_era sets them by default"])),
+        ]
+        return formatting.markdown_table(["Training", "Value"], rows, text_columns=2)
     rows = [
         ("Recipe", escape_markdown(result.name)),
         ("Start", start_text(result)),
@@ -80,13 +104,13 @@ def training_table(result: RunResult) -> str:
         ("Training settings", "; ".join([*given, "all others as hf_era sets them by default"])),
         ("Coherence fine-tuning", _coherence(result)),
     ]
-    return tables.markdown_table(["Training", "Value"], rows, text_columns=2)
+    return formatting.markdown_table(["Training", "Value"], rows, text_columns=2)
 
 
 def reproducibility_table(result: RunResult) -> str:
     known = {"system": "system", "cpu_cores": "CPU cores", "device": "device"}  # others may name the machine
     machine = {label: result.machine[key] for key, label in known.items() if result.machine.get(key) is not None}
-    seconds = {name: f"{value:,.0f} s" for name, value in result.seconds.items() if tables.is_number(value)}
+    seconds = {name: f"{value:,.0f} s" for name, value in result.seconds.items() if formatting.is_number(value)}
     revision = str(result.git_revision or NOT_RECORDED)
     changed = " (with uncommitted changes)" if revision.endswith("-dirty") else ""
     rows = [
@@ -97,7 +121,7 @@ def reproducibility_table(result: RunResult) -> str:
         ("Machine", _pairs(machine) or NOT_RECORDED),
         ("Time per phase", _pairs(seconds) or NOT_RECORDED),
     ]
-    return tables.markdown_table(["Run", "Value"], rows, text_columns=2)
+    return formatting.markdown_table(["Run", "Value"], rows, text_columns=2)
 
 
 def _target_layers(result: RunResult) -> str:
@@ -108,7 +132,7 @@ def _target_layers(result: RunResult) -> str:
 
 
 def _rule(result: RunResult) -> str:
-    routing, rule = section(result, "routing"), tables.rule_label(result)
+    routing, rule = section(result, "routing"), rule_label(result)
     text = escape_markdown(rule) + (f": {_RULES[rule]}" if rule in _RULES else "")
     if rule == "full_seq (frequency)":
         scale, bias = (_recorded(routing.get(f"frequency_{name}")) for name in ("scale", "bias"))
@@ -154,7 +178,7 @@ def _stories(data: dict[str, Any], name: str) -> str:
     return (
         f"{format_count(stories)} stories, {format_count(tokens)} tokens"
         if stories is not None
-        else tables.NOT_MEASURED
+        else formatting.NOT_MEASURED
     )
 
 

@@ -9,8 +9,10 @@ import re
 from typing import Any
 
 from hf_era.evaluation.result import RunResult
-from hf_era.reporting import tables
-from hf_era.reporting.tables import escape_markdown, format_count, format_difference, section
+from hf_era.reporting import formatting, tables
+from hf_era.reporting.formatting import escape_markdown, format_count, format_difference
+from hf_era.reporting.headline import headline_sentences
+from hf_era.reporting.tables import section
 
 DEFAULT_THRESHOLD = 0.05
 """Nats a token. Unlearning below the run's `minimum_ablation_gap`, or this where it has none, counts as none."""
@@ -24,7 +26,7 @@ def warnings(result: RunResult) -> list[str]:
     """What a reader has to know before anything else; empty if nothing is wrong."""
     unlearning, tax, threshold = result.unlearning, result.retain_tax, _threshold(result)
     found = []
-    if not all(part.get("loss") is None or tables.is_number(part["loss"]) for part in estimates(result)):
+    if not all(part.get("loss") is None or formatting.is_number(part["loss"]) for part in estimates(result)):
         found.append("**A loss is not finite.** The model broke while training, or while it was evaluated.")
     if result.localised is None:
         found.append(
@@ -55,31 +57,31 @@ def warnings(result: RunResult) -> list[str]:
 
 
 def headline(result: RunResult) -> list[str]:
-    """The figures that a run is judged by, a sentence each; nats a token."""
-    gap, retain_gap = format_difference(result.ablation_gap), format_difference(result.retain_ablation_gap)
-    lines = [
-        f"**Ablation gap: {gap}.** The forget loss after the auxiliary module was cut out, minus that before the cut. "
-        f"The same on retain stories: {retain_gap}."
-    ]
-    if result.before_kind is None:
-        nothing = tables.NOT_MEASURED
-        return [
-            *lines,
-            f"**Unlearning: {nothing}. Retain tax: {nothing}.** No model from before the method was measured.",
-        ]
-    words = result.difference("forget_words", result.final_stage, "before")
-    lines += [
-        f"**Unlearning: {format_difference(result.unlearning)}.** The forget loss of this checkpoint minus that of "
-        f"{before(result)}.",
-        f"**Retain tax: {format_difference(result.retain_tax)}.** The same for the retain loss.",
-        f"**Forget words alone: {format_difference(words)}.** The same for the loss on the tokens of the forget words.",
-    ]
+    """The figures that a run is judged by, in sentences: those of the report."""
+    lines = [escape_markdown(sentence) for sentence in headline_sentences(result)]
     if result.retain_tax is not None and result.retain_tax < -_threshold(result):
         lines.append(
             "**The model also went on learning**: its retain loss is lower than before. The comparison mixes "
             "what was removed with what the further steps taught; the ablation gap does not."
         )
     return lines
+
+
+def attack_settings(settings: dict[str, Any]) -> str:
+    """How the attacks were made, in words."""
+    steps, patience, every = (settings.get(name) for name in ("steps", "patience", "evaluate_every"))
+    text = f"AdamW, betas 0.9 and 0.95, at most {format_count(steps)} steps, measured every {format_count(every or 1)}"
+    return text + (f", stopped after {format_count(patience)} rises in a row" if patience else "")
+
+
+def attack_measured(measured: dict[str, int]) -> str:
+    """What the attacks were measured on, in words."""
+    parts = [
+        f"{format_count(measured.get(f'{kind}_stories'))} {kind} stories "
+        f"({format_count(measured.get(f'{kind}_tokens'))} tokens)"
+        for kind in ("forget", "retain")
+    ]
+    return " and ".join(parts)
 
 
 def _words_apart(result: RunResult) -> str:
@@ -102,7 +104,7 @@ def before(result: RunResult) -> str:
         if base is None:
             return "the base model that was pretrained here on the same stories"
         return f"the pretrained base model {escape_markdown(source_kind(base)[1])}"
-    return tables.NOT_MEASURED
+    return formatting.NOT_MEASURED
 
 
 def evaluation_counts(result: RunResult) -> str:
@@ -122,7 +124,7 @@ def forget_words(result: RunResult) -> str:
 
 def percentage(value: Any) -> str:
     """A share in [0, 1] as `12.5 %`."""
-    return f"{100 * value:g} %" if tables.is_number(value) else NOT_RECORDED
+    return f"{100 * value:g} %" if formatting.is_number(value) else NOT_RECORDED
 
 
 def estimates(result: RunResult) -> list[dict[str, Any]]:
@@ -132,7 +134,7 @@ def estimates(result: RunResult) -> list[dict[str, Any]]:
 
 def _threshold(result: RunResult) -> float:
     value = result.training.get("minimum_ablation_gap")
-    return float(value) if value is not None and tables.is_number(value) else DEFAULT_THRESHOLD
+    return float(value) if value is not None and formatting.is_number(value) else DEFAULT_THRESHOLD
 
 
 # ---- Sources ----

@@ -15,8 +15,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_era.evaluation.result import RunResult
 from hf_era.files import write_text
-from hf_era.reporting import card_tables, card_text, tables
-from hf_era.reporting.tables import escape_markdown, section
+from hf_era.reporting import card_tables, card_text, formatting, tables
+from hf_era.reporting.formatting import escape_markdown
+from hf_era.reporting.tables import section
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TAGS = ["hf_era", "gradient-routing", "unlearning"]
@@ -86,7 +87,7 @@ def _evaluation_results(result: RunResult) -> list[EvalResult]:
             metric_value=round(float(value), 4),
         )
         for metric_type, metric_name, value in measured
-        if value is not None and tables.is_number(value)
+        if value is not None and formatting.is_number(value)
     ]
 
 
@@ -94,6 +95,12 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
     """What the template shows; all that comes from data or config is escaped."""
     estimates = card_text.estimates(result)
     return {
+        **_attack_context(result),
+        "is_control": result.method == "data_filtering",
+        "seed": escape_markdown(result.seed),
+        "has_difference_intervals": any(formatting.has_interval(part) for part in result.differences.values()),
+        "differences_table": tables.differences_table(result),
+        "ablation_audit_table": card_tables.ablation_audit_table(result),
         "title": escape_markdown(repository or result.name),
         "load_from": repository or "path/to/this/folder",
         "version": escape_markdown(result.versions.get("hf-era", "unknown")),
@@ -103,7 +110,7 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
         "before": card_text.before(result),
         "has_before": result.before_kind is not None,
         "final_stage": tables.STAGE_LABELS[result.final_stage],
-        "has_intervals": any(tables.has_interval(part) for part in estimates),
+        "has_intervals": any(formatting.has_interval(part) for part in estimates),
         "has_coherence": "after_coherence" in result.losses,
         "is_synthetic": card_text.source_kind(result.data.get("source"))[0] == "generator",
         "warnings": card_text.warnings(result),
@@ -115,4 +122,21 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
         "data_table": card_tables.data_table(result),
         "training_table": card_tables.training_table(result),
         "reproducibility_table": card_tables.reproducibility_table(result),
+    }
+
+
+def _attack_context(result: RunResult) -> dict[str, Any]:
+    """What the template shows of the relearn attacks; an empty table if there were none."""
+    relearning, filtered = result.relearning, result.data_filtering or {}
+    context: dict[str, Any] = {"filtered_name": escape_markdown(filtered.get("name") or ""), "attack_table": ""}
+    if relearning is None or not relearning.trials:
+        return context
+    return {
+        **context,
+        "attack_table": tables.attack_table(
+            relearning.summaries(), relearning.strongest(), list(filtered.get("attacks") or [])
+        ),
+        "attack_settings": card_text.attack_settings(relearning.settings),
+        "attack_measured": card_text.attack_measured(relearning.measured),
+        "attack_notes": [escape_markdown(note) for note in relearning.notes],
     }

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.relearn_result import AttackSummary
 from hf_era.evaluation.result import STAGES, RunResult
+from hf_era.reporting.formatting import (
+    NOT_MEASURED,
+    escape_markdown,
+    format_estimate,
+    format_loss,
+    format_number,
+    format_token,
+    is_number,
+    markdown_table,
+)
 
-NOT_MEASURED = "not measured"
 KINDS = {"forget": "Forget stories", "retain": "Retain stories", "forget_words": "Forget words"}
 STAGE_LABELS = {
     "before": "Before the method",
     "before_ablation": "Before ablation",
     "after_ablation": "After ablation",
     "after_coherence": "After coherence",
+    "after_training": "After training on retain stories alone",
+}
+DIFFERENCE_LABELS = {
+    "ablation_gap": "Ablation gap (forget, after the cut minus before it)",
+    "retain_ablation_gap": "The same on retain stories",
+    "unlearning": "Unlearning (forget, at the end minus before the method)",
+    "retain_tax": "Retain tax (the same on retain stories)",
+    "forget_words_unlearning": "The same on the forget words alone",
 }
 BEFORE_LABELS = {"pretrained": "pretrained base", "base_control": "base control"}
-
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
-_MARKDOWN = set("\\`*[]#~$")
-# An underscore between letters or digits is no markup; "://" and "www." would become links.
-_MARKDOWN_IN_CONTEXT = re.compile(r"(?<![^\W_])_|_(?![^\W_])|(?<=:/)/|(?i:(?<=\bwww)\.)")
 
 
 def losses_table(result: RunResult) -> str:
@@ -31,13 +43,80 @@ def losses_table(result: RunResult) -> str:
     rows = []
     for stage in STAGES:
         estimates = result.losses.get(stage, {})
+        if not estimates and stage not in stages_of(result):
+            continue
         rows.append([_stage_label(result, stage), *(format_loss(estimates.get(kind)) for kind in KINDS)])
     return markdown_table(["Stage", *KINDS.values()], rows)
 
 
+def stages_of(result: RunResult) -> tuple[str, ...]:
+    """The stages that a run of this method has, whether they were measured or not."""
+    if result.method == "base":
+        return ("before",)
+    if result.method == "data_filtering":
+        return ("before", "after_training")
+    return ("before", "before_ablation", "after_ablation", "after_coherence")
+
+
+def differences_table(result: RunResult) -> str:
+    """One row per difference, with its interval over stories and the same figure of data filtering, if it is known."""
+    filtered = (result.data_filtering or {}).get("differences", {})
+    header = ["Difference, nats a token", "This run", *(["Data filtering"] if filtered else [])]
+    rows = []
+    for name, label in DIFFERENCE_LABELS.items():
+        beside = [format_estimate(Estimate(**filtered[name]), signed=True) if name in filtered else NOT_MEASURED]
+        rows.append([label, format_estimate(result.estimate(name), signed=True), *(beside if filtered else [])])
+    return markdown_table(header, rows)
+
+
+def attack_table(summaries: Sequence[AttackSummary], strongest: AttackSummary | None, filtered: list[dict]) -> str:
+    """One row per attack: lowest forget loss and its step, robust unlearning, steps to recover, retain loss there.
+
+    Args:
+        summaries: of the attacks, in the order in which they were made.
+        strongest (*optional*): is marked.
+        filtered: the same attacks on data filtering, as dicts; empty if not known.
+    """
+    known = {(part["kind"], part["stories"], part["learning_rate"]): part for part in filtered}
+    header = [
+        "Attack", "Trials", "Lowest forget loss", "at step", "Robust unlearning",
+        *(["Data filtering: robust unlearning"] if filtered else []), "Recovered", "Steps to recover",
+        "Retain loss at the lowest",
+    ]  # fmt: skip
+    rows = []
+    for part in summaries:
+        other = known.get((part.kind, part.stories, part.learning_rate))
+        beside = Estimate(**other["robust_unlearning"]) if other is not None else None
+        name = attack_label(part.kind, part.stories, part.learning_rate)
+        recovered = NOT_MEASURED if part.recovered is None else f"{part.recovered} of {part.trials}"
+        rows.append(
+            [
+                f"**{name} (strongest)**" if part == strongest else name,
+                str(part.trials),
+                format_estimate(part.lowest_forget),
+                format_number(part.lowest_step, 0),
+                format_estimate(part.robust_unlearning, signed=True),
+                *([format_estimate(beside, signed=True)] if filtered else []),
+                recovered,
+                "-" if part.steps_to_recover is None else format_number(part.steps_to_recover, 0),
+                format_estimate(part.retain_at_lowest),
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def attack_label(kind: str, stories: int, learning_rate: float) -> str:
+    """`64 stories, 0.0002`, `64 stories, LoRA, 0.001`."""
+    what = f"{stories} {'story' if stories == 1 else 'stories'}"
+    return f"{what}, {'LoRA, ' if kind == 'lora' else ''}learning rate {learning_rate:g}"
+
+
 def selectivity_table(result: RunResult) -> str:
     """One row per target layer: activation of the auxiliary module on forget stories over that on retain stories."""
-    rows = [[escape_markdown(layer), format_number(result.selectivity[layer], 2)] for layer in layers_of(result)]
+    rows = [
+        [escape_markdown(layer), format_estimate(Estimate(**result.selectivity[layer]), digits=2)]
+        for layer in layers_of(result)
+    ]
     return markdown_table(["Layer", "Selectivity"], rows or [["all", NOT_MEASURED]])
 
 
@@ -71,35 +150,6 @@ def routing_table(result: RunResult, rows: int = 10) -> str:
     return markdown_table(header, body)
 
 
-def comparison_table(results: Sequence[RunResult]) -> str:
-    """One row per run, in the order given; differences are in nats a token, with their sign.
-
-    Raises:
-        ValueError: if there is no result.
-    """
-    if not results:
-        raise ValueError("`results` is empty. Pass at least one result.")
-    header = [
-        "Recipe", "Seed", "Rule", "Start", "Ablation gap", "Retain ablation gap", "Unlearning", "Retain tax",
-        "Final forget loss", "Final retain loss",
-    ]  # fmt: skip
-    rows = []
-    for result in results:
-        final = result.losses.get(result.final_stage, {})
-        differences = (result.ablation_gap, result.retain_ablation_gap, result.unlearning, result.retain_tax)
-        rows.append(
-            [
-                escape_markdown(result.name),
-                str(result.seed),
-                escape_markdown(rule_label(result)),
-                escape_markdown(section(result, "model").get("start") or "not recorded"),
-                *(format_difference(value) for value in differences),
-                *(format_loss(final.get(kind)) for kind in ("forget", "retain")),
-            ]
-        )
-    return markdown_table(header, rows, text_columns=4)
-
-
 # ---- Parts of a result ----
 
 
@@ -109,21 +159,9 @@ def section(result: RunResult, name: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def rule_label(result: RunResult) -> str:
-    """The mask rule with its weighting, as plain text: `full_seq (frequency)`, `concept`, `none`."""
-    routing = section(result, "routing")
-    rule = str(routing.get("rule") or "not recorded")
-    return f"{rule} ({routing['weighting']})" if rule == "full_seq" and routing.get("weighting") else rule
-
-
 def layers_of(result: RunResult) -> list[str]:
     """The target layers whose selectivity was measured, in order."""
     return sorted(result.selectivity, key=lambda layer: (int(layer), "") if layer.isdecimal() else (10**9, layer))
-
-
-def has_interval(estimate: dict[str, Any]) -> bool:
-    """Whether a `LossEstimate` as a dict has an interval."""
-    return is_number(estimate.get("low")) and is_number(estimate.get("high"))
 
 
 def _stage_label(result: RunResult, stage: str) -> str:
@@ -136,63 +174,3 @@ def _stage_label(result: RunResult, stage: str) -> str:
 def _routing_order(row: dict[str, Any]) -> tuple[float, float, str]:
     weight, frequency = (row[name] if is_number(row.get(name)) else math.inf for name in ("weight", "forget_per_10k"))
     return float(weight), -float(frequency), str(row.get("token"))
-
-
-# ---- Text ----
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number (`bool` is none)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def format_number(value: Any, digits: int = 3) -> str:
-    """`1.234`; "not measured" for `None`, "not finite" for NaN and infinity."""
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:.{digits}f}" if is_number(value) else "not finite"
-
-
-def format_difference(value: Any, digits: int = 3) -> str:
-    """`+0.123`; "not measured" for `None`."""
-    return f"{value:+.{digits}f}" if is_number(value) else format_number(value)
-
-
-def format_count(value: Any) -> str:
-    """`12,345`; "not measured" for `None`."""
-    return f"{value:,}" if is_number(value) else format_number(value)
-
-
-def format_loss(estimate: dict[str, Any] | None) -> str:
-    """A `LossEstimate` as a dict -> `1.234 [1.210, 1.260]`, without the brackets where there is no interval."""
-    if not estimate:
-        return NOT_MEASURED
-    text = format_number(estimate.get("loss"))
-    return f"{text} [{estimate['low']:.3f}, {estimate['high']:.3f}]" if has_interval(estimate) else text
-
-
-def format_token(token: Any) -> str:
-    """A token in quotation marks, so that a leading space shows; control characters as in JSON."""
-    return escape_markdown(json.dumps(str(token), ensure_ascii=False))
-
-
-def escape_markdown(value: Any) -> str:
-    """Text that Markdown and HTML show as it is, on one line, in a paragraph as in a table cell."""
-    text = "".join(character if character.isprintable() else " " for character in str(value))
-    escaped = "".join(
-        f"\\{character}" if character in _MARKDOWN else _HTML.get(character, character) for character in text
-    )
-    return _MARKDOWN_IN_CONTEXT.sub(lambda match: f"\\{match.group()}", escaped)
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """A Markdown table of cells that are escaped already.
-
-    Args:
-        header (`Sequence[str]`): column titles.
-        rows: as many cells each as the header.
-        text_columns (`int`, *optional*, defaults to `1`): so many columns on the left are text; the others are aligned
-            on the right.
-    """
-    rule = ["---" if index < text_columns else "---:" for index in range(len(header))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -195,12 +195,12 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         return {f"{prefix}_loss": loss, f"{prefix}_loss_ablated": ablated}
 
     def _gathered_means(self, meter: AuxiliaryActivationMeter) -> dict[int, float]:
-        if self.args.world_size > 1:
-            for table in (meter.sums, meter.counts):
-                values = torch.tensor(list(table.values()), device=self.args.device, dtype=torch.float32)
-                totals = self.accelerator.gather(values.unsqueeze(0)).sum(0).tolist()
-                table.update(zip(list(table), totals, strict=True))
-        return meter.means()
+        if self.args.world_size == 1:
+            return meter.means()
+        # fp32: not every device has fp64
+        return meter.means(
+            lambda sums: self.accelerator.gather(sums.float().to(self.args.device).unsqueeze(0)).sum(0).cpu()
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from hf_era.evaluation.relearn_result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
 from hf_era.evaluation.result import RunResult
 
 
@@ -79,6 +80,27 @@ def data_figures() -> dict[str, Any]:
     }
 
 
+def attack() -> RelearnResult:
+    """Two trials with 4 stories, one with LoRA; the model before the method had a forget loss of 1.2."""
+
+    def trial(kind: str, number: int, forget_losses: list[float]) -> RelearnTrial:
+        points = [RelearnPoint(5 * step, loss, 1.3 + 0.01 * step) for step, loss in enumerate(forget_losses)]
+        return RelearnTrial(kind, 4, 5e-5 if kind == "full" else 1e-3, number, number, RelearnCurve(points))
+
+    return RelearnResult(
+        trials=[
+            trial("full", 0, [1.8, 1.5, 1.3, 1.24]),
+            trial("full", 1, [1.8, 1.6, 1.4, 1.44]),
+            trial("lora", 0, [1.8, 1.7, 1.6, 1.6]),
+        ],
+        before={"forget": 1.2, "retain": 1.27},
+        settings={"steps": 15, "patience": 3, "evaluate_every": 5},
+        measured={"forget_stories": 64, "forget_tokens": 9_000, "retain_stories": 64, "retain_tokens": 8_000},
+        pool_stories=64,
+        notes=["One trial was left out."],
+    )
+
+
 def result_values() -> dict[str, Any]:
     """Every attribute of the result."""
     return {
@@ -101,7 +123,24 @@ def result_values() -> dict[str, Any]:
             "after_ablation": stage(1.846, 1.305, 6.21),
             "after_coherence": stage(1.802, 1.291, 6.03),
         },
-        "selectivity": {"0": 1.834, "1": 1.44, "2": None},
+        "selectivity": {
+            "0": {"value": 1.834, "low": 1.71, "high": 1.95},
+            "1": {"value": 1.44, "low": None, "high": None},
+            "2": {"value": None, "low": None, "high": None},
+        },
+        "differences": {
+            "ablation_gap": {"value": 0.76, "low": 0.72, "high": 0.8},
+            "unlearning": {"value": 0.601, "low": 0.55, "high": 0.65},
+        },
+        "leak_audit": {
+            "gradient": {},
+            "ablation": {
+                "all": {"forget": {"value": 0.76, "low": 0.72, "high": 0.8}, "retain": {"value": 0.226}},
+                "10": {"forget": {"value": 0.2}, "retain": {"value": 0.1}},
+                "2": {"forget": {"value": 0.5}, "retain": {"value": 0.0}},
+            },
+        },
+        "attack": attack().to_dict(),
         "coherence": {"enabled": True, "best_step": 7, "best_loss": 1.291, "first_loss": 1.305, "seconds": 12.0},
         "training": {"steps": 300, "minimum_ablation_gap": 0.05, "log_history": [], "seconds": 151.2},
         "seconds": {"base": 120.4, "route": 151.2, "evaluation": 9.8},

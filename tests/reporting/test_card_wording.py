@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_era.reporting import render_model_card
+from hf_era.reporting.figures import yardstick
 
 
 def stages(make_result, forget=None, retain=None):
@@ -73,8 +74,8 @@ def test_what_before_means(make_result):
     assert "is the base control (a stock model with the same data, steps and seed, without routing)." in text
     losses = stages(make_result)
     del losses["before"]
-    text = render_model_card(make_result(before_kind=None, losses=losses))
-    assert "**Unlearning: not measured. Retain tax: not measured.**" in text
+    text = render_model_card(make_result(before_kind=None, losses=losses, differences={}, attack=None))
+    assert "How it compares with the model before the method was not measured." in text
     assert "**No comparison with before.**" in text
 
 
@@ -102,6 +103,34 @@ def test_a_control_says_that_it_routes_nothing(make_result):
     assert "most strongly routed" not in text
 
 
+def test_data_filtering_is_not_called_gradient_routing(make_result):
+    losses = {"before": make_result().losses["before"], "after_training": make_result().losses["after_coherence"]}
+    result = make_result(method="data_filtering", losses=losses, selectivity={}, leak_audit={}, routing_table=[])
+    text = render_model_card(result)
+    assert "on the retain stories alone: *data filtering*" in text
+    assert "Auxiliary module" not in text
+    assert "Selectivity" not in text
+    assert 'This checkpoint is the row "After training on retain stories alone".' in text
+    assert "No comparison with data filtering" not in text
+
+
+def test_data_filtering_stands_beside_the_run(make_result):
+    assert "No comparison with data filtering" in render_model_card(make_result())
+    filtered = make_result(method="data_filtering", name="filtered")
+    text = render_model_card(make_result(data_filtering=yardstick(filtered)))
+    assert "No comparison with data filtering" not in text
+    assert "| Difference, nats a token | This run | Data filtering |" in text
+    assert "Data filtering: robust unlearning" in text
+
+
+def test_the_strongest_attack_is_marked_and_notes_are_shown(make_result):
+    text = render_model_card(make_result())
+    # The mean of the lowest losses, 1.24 and 1.4; robust unlearning is that minus 1.2. LoRA got to 1.6.
+    assert "| **4 stories, learning rate 5e-05 (strongest)** | 2 | 1.320" in text
+    assert "| 4 stories, LoRA, learning rate 0.001 | 1 | 1.600 |" in text
+    assert "One trial was left out." in text
+
+
 def test_resolved_arguments_win_over_the_config(make_result):
     result = make_result()
     multipliers = {"original_forget": 0, "original_retain": 1, "auxiliary_forget": 1, "auxiliary_retain": 0.5}
@@ -119,11 +148,11 @@ def test_multipliers_given_as_json(make_result):
 
 def test_a_result_that_holds_next_to_nothing_still_gives_a_card(make_result):
     empty = {"config": {}, "versions": {}, "machine": {}, "data": {}, "losses": {}, "selectivity": {}, "coherence": {}}
-    text = render_model_card(
-        make_result(**empty, training={}, routing_table=[], seconds={}, before_kind=None, git_revision=None)
-    )
+    bare = {**empty, "training": {}, "routing_table": [], "seconds": {}, "before_kind": None, "git_revision": None}
+    text = render_model_card(make_result(**bare, differences={}, leak_audit={}, attack=None))
     assert "**Not known whether anything was localised.**" in text
-    assert "**Ablation gap: not measured.**" in text
+    assert "What ablation removes was not measured." in text
+    assert "**Relearning was not tested.**" in text
     assert "None" not in text
     data = ModelCard(text).data
     assert not data.eval_results

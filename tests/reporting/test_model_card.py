@@ -16,6 +16,7 @@ from hf_era.evaluation.result import RunResult
 from hf_era.files import write_json
 from hf_era.reporting import render_model_card, write_model_card
 from hf_era.reporting.card_text import source_kind
+from hf_era.reporting.figures import yardstick
 from hf_era.reporting.model_card import TAGS
 
 EXPECTED = Path(__file__).with_name("expected_card.md")
@@ -84,7 +85,7 @@ def test_hub_ids_are_in_the_metadata(make_result):
     assert data.base_model == "roneneldan/TinyStories-28M"
     assert data.datasets == ["delphi-suite/stories"]
     assert data.eval_results[0].dataset_type == "delphi-suite/stories"
-    assert "that of the pretrained base model roneneldan/TinyStories-28M" in text
+    assert '"Before the method" is the pretrained base model roneneldan/TinyStories-28M.' in text
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,10 @@ def test_hostile_text_stays_text(make_result):
     result = make_result(name=text, created=text, git_revision=text, versions={"hf-era": text, text: text})
     result.data |= {"forget_words": HOSTILE, "source": f"/tmp/{text}"}
     result.routing_table[0]["token"] = text
-    result.selectivity = {text: 1.0}
+    result.selectivity = {text: {"value": 1.0}}
+    result.leak_audit["ablation"][text] = {"forget": {"value": 1.0}, "retain": {"value": 1.0}}
+    result.attack["notes"] = [text]
+    result.data_filtering = yardstick(make_result(name=text))
     result.config["model"] |= {"architecture": {text: text}, "base": text}
     result.config["routing"]["rule"] = text
     result.config["training"] |= {"learning_rate": text, "multipliers": text}
@@ -175,11 +179,24 @@ def test_a_file_that_is_no_result(tmp_path):
     path = write_json(tmp_path / "other.json", {"losses": {}})
     with pytest.raises(ValueError, match="is no result file of hf_era"):
         RunResult.load(path)
-    with pytest.raises(ValueError, match="is no result file of hf_era"):
+    with pytest.raises(ValueError, match=r"missing\.json does not exist"):
         RunResult.load(tmp_path / "missing.json")
+
+
+def test_a_file_that_is_cut_off(make_result, tmp_path):
+    path = make_result().save(tmp_path / "result.json")
+    path.write_text(path.read_text()[:-100])
+    with pytest.raises(ValueError, match="is cut off or no JSON"):
+        RunResult.load(path)
+
+
+def test_a_model_result_is_no_run(make_result, tmp_path):
+    path = write_json(tmp_path / "result.json", {**make_result().to_dict(), "kind": "model"})
+    with pytest.raises(ValueError, match="is a result of `hf-era eval` or `hf-era relearn`"):
+        RunResult.load(path)
 
 
 def test_another_schema_version(make_result, tmp_path):
     path = write_json(tmp_path / "result.json", {**make_result().to_dict(), "schema_version": 99})
-    with pytest.raises(ValueError, match="has schema version 99, this hf_era reads 1"):
+    with pytest.raises(ValueError, match="has schema version 99, this hf_era reads 2"):
         RunResult.load(path)

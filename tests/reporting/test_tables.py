@@ -5,17 +5,14 @@ import math
 import pytest
 from markdown_it import MarkdownIt
 
-from hf_era.reporting.tables import (
-    comparison_table,
+from hf_era.reporting.formatting import (
     escape_markdown,
     format_difference,
     format_loss,
     format_token,
-    losses_table,
     markdown_table,
-    routing_table,
-    selectivity_table,
 )
+from hf_era.reporting.tables import differences_table, losses_table, routing_table, selectivity_table
 
 
 def cells(line):
@@ -46,8 +43,10 @@ def test_the_base_control_is_named(make_result):
 
 
 def test_selectivity_is_ordered_by_layer_number(make_result):
-    table = selectivity_table(make_result(selectivity={"10": 2.0, "9": None, "0": 1.25}))
-    assert [cells(line) for line in table.splitlines()[2:]] == [["0", "1.25"], ["9", "not measured"], ["10", "2.00"]]
+    values = {"10": {"value": 2.0, "low": 1.5, "high": 2.5}, "9": {"value": None}, "0": {"value": 1.25}}
+    table = selectivity_table(make_result(selectivity=values))
+    rows = [["0", "1.25"], ["9", "not measured"], ["10", "2.00 [1.50, 2.50]"]]
+    assert [cells(line) for line in table.splitlines()[2:]] == rows
     assert "| all | not measured |" in selectivity_table(make_result(selectivity={}))
 
 
@@ -60,21 +59,15 @@ def test_routing_table_starts_with_the_most_strongly_routed(make_result):
         routing_table(make_result(), rows=0)
 
 
-def test_comparison_has_a_row_per_run_in_the_order_given(make_result):
-    bare = make_result(name="scratch_concept", seed=3, losses={}, before_kind=None, config={})
-    lines = comparison_table([make_result(), bare]).splitlines()
-    assert cells(lines[2]) == [
-        "posttrain_fullseq", "0", "full_seq (frequency)", "pretrained", "+0.760", "+0.226", "+0.601", "+0.018",
-        "1.802 [1.777, 1.827]", "1.291 [1.260, 1.322]",
-    ]  # fmt: skip
-    assert cells(lines[3]) == ["scratch_concept", "3", "not recorded", "not recorded", *["not measured"] * 6]
-    with pytest.raises(ValueError, match="`results` is empty"):
-        comparison_table([])
-
-
-def test_concept_rule_has_no_weighting_in_its_label(make_result):
-    result = make_result(config={"routing": {"rule": "concept", "weighting": "frequency"}})
-    assert cells(comparison_table([result]).splitlines()[2])[2] == "concept"
+def test_differences_have_their_interval_and_data_filtering_beside_them(make_result):
+    lines = differences_table(make_result()).splitlines()
+    assert cells(lines[0]) == ["Difference, nats a token", "This run"]
+    assert cells(lines[2])[1] == "+0.760 [+0.720, +0.800]"
+    assert cells(lines[3])[1] == "+0.226"  # from the losses, where no interval was stored
+    filtered = {"differences": {"unlearning": {"value": 0.3, "low": 0.2, "high": 0.4}}}
+    lines = differences_table(make_result(data_filtering=filtered)).splitlines()
+    assert cells(lines[4])[1:] == ["+0.601 [+0.550, +0.650]", "+0.300 [+0.200, +0.400]"]
+    assert cells(lines[5])[2] == "not measured"
 
 
 def test_numbers():

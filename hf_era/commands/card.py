@@ -1,0 +1,42 @@
+"""`hf-era card RESULT`: renders model card and report anew from a result file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "card",
+        help="render model card and report of a run anew",
+        description="Renders the model card (README.md) and the report of a run from its result file. Nothing is measured.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("result", help="result.json of a run, or its directory")
+    parser.add_argument("--output", help="folder for README.md and report.html (default: those of the run)")
+    parser.add_argument("--repository", help="hub id to show, `owner/name`")
+    parser.add_argument("--license", help="licence identifier for the metadata, e.g. apache-2.0")
+    return parser
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from hf_era.evaluation import RunResult
+    from hf_era.reporting.html_report import write_report
+    from hf_era.reporting.model_card import write_model_card
+
+    path = Path(options.result)
+    path = path / "result.json" if path.is_dir() else path
+    result = RunResult.load(path)
+    if options.output is not None:
+        card_folder = report_folder = Path(options.output)
+    else:
+        report_folder, card_folder = path.parent, path.parent / "model"
+    if options.output is None and not card_folder.is_dir():
+        raise ValueError(f"There is no folder {card_folder} for the card. Name one: `--output FOLDER`.")
+    card = write_model_card(result, card_folder, options.repository, options.license)
+    report = write_report(result, report_folder / "report.html")
+    print(f"Written: {card}, {report}")
+    return 0

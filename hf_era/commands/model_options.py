@@ -1,0 +1,84 @@
+"""The options that `hf-era eval` and `hf-era relearn` share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_era.model_inputs import ModelEvaluationConfig
+
+EPILOG = """\
+fields of the sections evaluation, generation and relearn can be set too, for instance
+  --relearn.steps 20 --relearn.stories 4 16 --generation.new_tokens 100 --evaluation.bootstrap_samples 0
+`hf-era fields` lists them."""
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, the stories and how to run."""
+    parser.add_argument("model", help="local directory or hub id of any causal LM")
+    parser.add_argument("--forget", required=True, metavar="FILE", help="forget stories to measure on")
+    parser.add_argument("--retain", required=True, metavar="FILE", help="retain stories to measure on")
+    parser.add_argument("--before", metavar="MODEL", help="the model before the method, to compare with")
+    parser.add_argument("--data-filtering", metavar="RESULT", help="result of a model that never saw a forget story")
+    parser.add_argument("--tokenizer", metavar="DIR", help="if it is not the model's own")
+    parser.add_argument("--name", help="what the model is called in tables (default: the last part of its path)")
+    parser.add_argument("--forget-words", nargs="+", metavar="WORD", help="default: tree trees forest forests ...")
+    parser.add_argument("--text-column", metavar="NAME", help="column with the story (default: found)")
+    parser.add_argument("--split", help="split of a hub data set (default: train)")
+    parser.add_argument("--max-characters", type=int, metavar="N", help="a story is cut there (default: 1029)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="and there (default: 256, or the model's context)")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
+    parser.add_argument("--dtype", help="auto (the checkpoint's), float32, bfloat16, float16 (default: auto)")
+    parser.add_argument("--batch-size", help="stories a batch, or auto: sized to memory (default: auto)")
+    parser.add_argument("--seed", type=int, help="of generations and of the attack's stories (default: 0)")
+    parser.add_argument("--no-generations", action="store_true", help="do not generate texts")
+    parser.add_argument("--output", metavar="DIR", help="folder for result.json and report.html (default: NAME-eval)")
+
+
+_PLAIN = (
+    "model", "forget", "retain", "attack", "before", "data_filtering", "tokenizer", "name", "forget_words", "text_column",
+    "split", "max_characters", "max_tokens", "device", "dtype", "seed",
+)  # fmt: skip
+
+
+def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> ModelEvaluationConfig:
+    """The config that options and overrides describe; raises `ValueError` for what does not fit."""
+    from hf_era.configuration_parsing import build, merge, parse_overrides
+    from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
+    from hf_era.model_inputs import ModelEvaluationConfig
+
+    kinds = {"evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig}
+    sections: dict[str, list[str]] = {
+        name: [item.name for item in dataclasses.fields(kind)] for name, kind in kinds.items()
+    }
+    values: dict[str, Any] = {
+        name: getattr(options, name) for name in _PLAIN if getattr(options, name, None) is not None
+    }
+    if options.batch_size not in (None, "auto"):
+        size = {"batch_size": options.batch_size}
+        values |= {"evaluation": dict(size), "relearn": dict(size)}
+    if options.seed is not None:
+        values = merge(values, {"generation": {"seed": options.seed}, "relearn": {"seed": options.seed}})
+    if options.no_generations:
+        values = merge(values, {"generation": {"enabled": False}})
+    if getattr(options, "allow_fewer", False):
+        values = merge(values, {"relearn": {"allow_fewer": True}})
+    values = merge(values, parse_overrides(overrides, {"": [], **sections}, default="relearn"))
+    config: ModelEvaluationConfig = build(ModelEvaluationConfig, values, "")
+    return config
+
+
+def write_model_result(result: Any, folder: str) -> None:
+    """Writes `result.json` and `report.html`, and says the figures."""
+    from pathlib import Path
+
+    from hf_era.reporting.headline import headline_sentences
+    from hf_era.reporting.html_report import write_report
+
+    paths = [result.save(Path(folder) / "result.json"), write_report(result, Path(folder) / "report.html")]
+    for sentence in headline_sentences(result):
+        print(sentence)
+    print(f"Written: {', '.join(map(str, paths))}")

@@ -1,0 +1,223 @@
+"""Texts that a model continues from prompts, the same way for every model, so that stages can be compared.
+
+Prompts are padded on the left, and each samples with random numbers of its own, so that a batch gives the text of each
+prompt alone (to the rounding of the logits). Nothing that a checkpoint brings along in its generation config takes part: a
+stage with another one would be measured differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+from hf_era.data.collator import padding_token_id
+from hf_era.evaluation.repetition import mean_repetition
+from hf_era.evaluation.sampling import PROMPTS, SamplingConfig, choice_of_tokens
+from hf_era.evaluation.target_words import count_target_words
+
+__all__ = ["PROMPTS", "GeneratedTexts", "SamplingConfig", "describe_generations", "generate_texts"]
+
+
+class GeneratedTexts(NamedTuple):
+    """Whole texts, prompt included, and how many new tokens each could have at most."""
+
+    texts: list[str]
+    new_tokens: int
+
+
+def generate_texts(
+    model: Any,
+    tokenizer: Any,
+    config: SamplingConfig,
+    device: torch.device | str | None = None,
+    batch_size: int | None = None,
+) -> GeneratedTexts:
+    """Continues each prompt. The model's modes and settings, the tokenizer and the random state are left as they were.
+
+    A BOS is put in front if the tokenizer has one, never a second one; a text ends at the tokenizer's EOS.
+
+    Args:
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer.
+        config (`SamplingConfig`): prompts, length, temperature, top-k, seed.
+        device (*optional*): the model is moved there. Not given: it stays where it is.
+        batch_size (`int`, *optional*): prompts at a time. Not given: all at once. It changes the speed only.
+
+    Returns:
+        `GeneratedTexts`: `texts`, in the order of the prompts, each beginning with its prompt to the letter, without
+            special tokens; and `new_tokens`, `config.new_tokens` or what the longest prompt leaves of the model's
+            positions, if that is less.
+
+    Raises:
+        ValueError: if a prompt has no token or leaves no room in the model's positions, if the tokenizer is not the
+            model's, or if the model's logits are not finite.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` should be at least 1, got {batch_size}.")
+    if device is not None:
+        model.to(device)
+    rows = _encode(config.prompts, tokenizer, model)
+    new_tokens = _room(model, rows, config)
+    padding = _in_vocabulary(padding_token_id(tokenizer), model)
+    settings = GenerationConfig(
+        do_sample=False,  # sampling is in the noise
+        max_new_tokens=new_tokens,
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=padding,
+    )
+    continued: list[list[int]] = []
+    with _left_as_it_was(model, settings):
+        size = batch_size or len(rows)
+        for start in range(0, len(rows), size):
+            numbers = range(start, min(start + size, len(rows)))
+            continued += _continue(
+                model, [rows[number] for number in numbers], settings, choice_of_tokens(config, numbers)
+            )
+    texts = [
+        prompt + _new_text(tokenizer, row, new)
+        for prompt, row, new in zip(config.prompts, rows, continued, strict=True)
+    ]
+    return GeneratedTexts(texts, new_tokens)
+
+
+def describe_generations(
+    texts_by_stage: Mapping[str, Sequence[str]],
+    prompts: Sequence[str],
+    words: Sequence[str],
+    settings: SamplingConfig,
+    new_tokens: int | None = None,
+) -> dict[str, Any]:
+    """The texts of several stages with their target words and repetition, as JSON.
+
+    Args:
+        texts_by_stage: stage -> whole texts, one per prompt.
+        prompts, words: see `count_target_words`.
+        settings (`SamplingConfig`): how they were made.
+        new_tokens (`int`, *optional*): how many there could be at most, from `generate_texts`. Not given: as in `settings`.
+
+    Returns:
+        `dict`: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`), `prompts`, and by stage `texts`,
+            `target_words` (`all`, `without_prompt`: sums over the texts) and `repetition` (mean over the texts).
+    """
+    counts = {stage: count_target_words(texts, words, prompts) for stage, texts in texts_by_stage.items()}
+    return {
+        "settings": {
+            "new_tokens": settings.new_tokens if new_tokens is None else new_tokens,
+            "temperature": settings.temperature,
+            "top_k": settings.top_k,
+            "seed": settings.seed,
+        },
+        "prompts": list(prompts),
+        "texts": {stage: list(texts) for stage, texts in texts_by_stage.items()},
+        "target_words": {stage: asdict(found) for stage, found in counts.items()},
+        "repetition": {stage: mean_repetition(texts) for stage, texts in texts_by_stage.items()},
+    }
+
+
+# ---- Prompts in ----
+
+
+def _encode(prompts: Sequence[str], tokenizer: Any, model: Any) -> list[list[int]]:
+    """The token ids of each prompt, with one BOS in front if there is one."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    bos = tokenizer.bos_token_id
+    rows = []
+    for prompt in prompts:
+        # The special tokens are ours: what a tokenizer adds by itself may double the BOS, or end the text.
+        row = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if bos is not None and row[:1] != [bos]:
+            row.insert(0, bos)
+        if not row:
+            raise ValueError(
+                f"`generation.prompts`: {prompt!r} has no token, and the tokenizer no BOS, so there is nothing to "
+                "continue. Take the prompt out."
+            )
+        if max(row) >= vocabulary:
+            raise ValueError(
+                f"`generation.prompts`: {prompt!r} has the token {max(row)}, but the model has {vocabulary} tokens. "
+                "Pass the tokenizer that the model was trained with."
+            )
+        rows.append(row)
+    return rows
+
+
+def _room(model: Any, rows: list[list[int]], config: SamplingConfig) -> int:
+    """How many tokens the longest prompt can be given, at most as many as asked for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not positions or positions < 0:  # no limit, as some families write it
+        return config.new_tokens
+    for prompt, row in zip(config.prompts, rows, strict=True):
+        if len(row) >= positions:
+            raise ValueError(
+                f"`generation.prompts`: {prompt[:60]!r} has {len(row)} tokens, which leaves no room in the model's "
+                f"{positions} positions. Shorten the prompt."
+            )
+    return min(config.new_tokens, positions - max(map(len, rows)))
+
+
+def _in_vocabulary(token: int, model: Any) -> int:
+    """The token, or 0 if the model has no such one: a padding token may have been added to the tokenizer alone."""
+    return token if token < model.get_input_embeddings().weight.shape[0] else 0
+
+
+# ---- Generation ----
+
+
+def _continue(
+    model: Any, rows: list[list[int]], settings: GenerationConfig, choice: LogitsProcessorList
+) -> list[list[int]]:
+    """The new tokens of each row, up to its EOS."""
+    longest = max(map(len, rows))
+    padded = [[settings.pad_token_id] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    tokens = model.generate(
+        torch.tensor(padded, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=settings,
+        logits_processor=choice,
+    )
+    return [_up_to(settings.eos_token_id, row) for row in tokens[:, longest:].tolist()]
+
+
+def _up_to(end: int | None, tokens: list[int]) -> list[int]:
+    return tokens[: tokens.index(end)] if end is not None and end in tokens else tokens
+
+
+def _new_text(tokenizer: Any, row: list[int], new: list[int]) -> str:
+    """The text of the new tokens as it follows that of the row: alone, some tokenizers drop the space in front."""
+    before, whole = (
+        tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for tokens in (row, row + new)
+    )
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@contextmanager
+def _left_as_it_was(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """The model in evaluation mode and with no other generation config; then each module as before."""
+    # `generate` takes what `settings` leave open from the model's own config (penalties, `min_p`, ...), so that is
+    # exchanged; a wrapper such as peft's keeps it in the model inside.
+    configs = [
+        (module, module.__dict__["generation_config"])
+        for module in model.modules()
+        if "generation_config" in module.__dict__
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in configs:
+        module.generation_config = settings
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, own in configs:
+            module.generation_config = own
+        for module, mode in modes:
+            module.training = mode

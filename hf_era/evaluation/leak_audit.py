@@ -1,0 +1,272 @@
+"""The leak audit: did the capability localise, and where.
+
+Two questions. Of the gradient of forget data, what reaches the original dims of each target layer, the auxiliary modules
+and the rest of the model, with routing and without? And once trained, what does ablation remove, layer by layer?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_era.data.collator import IGNORE_INDEX
+from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, paired_difference
+from hf_era.evaluation.losses import StoryLosses
+from hf_era.models.expanded_model import ExpandedCausalLMMixin
+
+Batch = dict[str, Tensor]
+Gradients = dict[str, Tensor]
+_INPUTS = ("input_ids", "attention_mask", "labels", "routing_weight")
+_UP, _DOWN, _AUXILIARY_UP, _AUXILIARY_DOWN = "original up", "original down", "auxiliary up", "auxiliary down"
+_SCALED = {"original": _UP, "auxiliary": _AUXILIARY_UP}  # what the routing scales in its own layer
+
+
+# ---- Where the gradient goes ----
+
+
+def gradient_audit(
+    model: Any, batches: Batch | Sequence[Batch], device: torch.device | str | None = None
+) -> dict[str, Any]:
+    """Where the gradient of forget data goes, with routing and without.
+
+    The gradient is that of the loss over all labels of all batches, as in one accumulated training step (without the L1
+    term), taken without dropout, with every auxiliary module on, and of every parameter, frozen or not. The model is left
+    as it was: mode, device, `requires_grad`, gradients, ablated modules.
+
+    Args:
+        model: an expanded causal LM; its `gradient_multipliers` say what the routing does.
+        batches: one batch or several, of forget stories: `input_ids`, `attention_mask`, `labels`, `routing_weight`, each
+            (batch, seq). Other columns are not looked at.
+        device (*optional*): where it runs. Not given: where the model is.
+
+    Returns: `stories`, `tokens` (predicted ones), `routed`, `unrouted` and `alignment`, all JSON-like.
+
+        `routed` and `unrouted` hold `total_norm`, `original_share`, `auxiliary_share`, `rest_share` and `layers`: target
+        layer -> `original_norm`, `original_share`, `original_up_share`, `original_down_share`, `auxiliary_norm`,
+        `auxiliary_share`. A share is a squared norm over that of the whole gradient, so that shares add up to 1; `None` if
+        there is no gradient at all. *Original*: the layer's original MLP, of which *down* is its down projection and *up*
+        all before that. The routing scales the gradient between the two, so in its own layer it scales *up* and not
+        *down*. *Rest*: attention, norms, embeddings, and layers that are no target layers.
+
+        `alignment`: target layer -> `original`, `auxiliary`: <routed, unrouted> / <unrouted, unrouted> of the up
+        projection's gradient. 1: as without routing, 0: blocked, negative: un-teaching. `None` if there is none without
+        routing. In the last target layer it comes of the multipliers there alone; what reaches earlier ones has also passed
+        later ones.
+
+    Raises:
+        ValueError: if the model is not expanded, a column is missing, nothing is to be predicted, or a gradient is not
+            finite.
+    """
+    batches = [batches] if isinstance(batches, Mapping) else list(batches)
+    labels = _checked_label_count(model, batches)
+    parts = _parts(model)
+    with _audited(model, device):
+        routed = _gradients(model, batches, labels, routed=True)
+        shares = {"routed": _shares(routed, parts)}
+        # Of the two gradients, only what the alignment needs is held at the same time.
+        routed = {
+            name: routed[name] for name, (_, part) in parts.items() if part in _SCALED.values() and name in routed
+        }
+        unrouted = _gradients(model, batches, labels, routed=False)
+        shares["unrouted"] = _shares(unrouted, parts)
+    alignment = {
+        str(layer): {
+            kind: _alignment(routed, unrouted, [name for name in routed if parts[name] == (layer, part)])
+            for kind, part in _SCALED.items()
+        }
+        for layer in model.auxiliary_modules()
+    }
+    stories = sum(len(batch["input_ids"]) for batch in batches)
+    return {"stories": stories, "tokens": labels, **shares, "alignment": alignment}
+
+
+def _checked_label_count(model: Any, batches: Sequence[Batch]) -> int:
+    """The number of tokens that are predicted."""
+    if not isinstance(model, ExpandedCausalLMMixin):
+        raise ValueError(f"`model` should be an expanded model, got {type(model).__name__}. Expand it: `expand_base`.")
+    for name in _INPUTS:
+        if any(name not in batch for batch in batches):
+            raise ValueError(f"`batches`: a batch has no `{name}`. The leak audit needs {', '.join(_INPUTS)}.")
+    labels = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+    if not labels:
+        raise ValueError("`batches`: no label to predict. Give at least one story of two tokens or more.")
+    return labels
+
+
+@contextmanager
+def _audited(model: Any, device: torch.device | str | None) -> Iterator[None]:
+    """Within this context dropout is off, every auxiliary module on, and every parameter gets a gradient, on `device`."""
+    home = model.device
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        model.to(home if device is None else device)
+        model.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with ablated_layers(model, []), torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, training in modes:
+            module.training = training
+        model.to(home)
+
+
+def _gradients(model: Any, batches: Sequence[Batch], labels: int, routed: bool) -> Gradients:
+    """Each parameter's gradient of the loss over all batches, in fp32 at least; without those that get none.
+
+    Raises `ValueError` if one is not finite.
+    """
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found: Gradients = {}
+    for batch in batches:
+        inputs = {name: batch[name].to(model.device) for name in _INPUTS if routed or name != "routing_weight"}
+        # Without logits, as in training; `skip_logits` because that is the default in training mode only.
+        loss = model(**inputs, num_items_in_batch=labels, skip_logits=True, use_cache=False).loss
+        # Not `backward`: gradients that the caller has, and hooks on them, are left alone.
+        for name, gradient in zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            if gradient is not None:
+                gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+                found[name] = found[name] + gradient if name in found else gradient
+    bad = next((name for name, gradient in found.items() if not bool(gradient.isfinite().all())), None)
+    if bad is not None:
+        raise ValueError(f"`model`: the gradient of `{bad}` is not finite. Has the training diverged?")
+    return found
+
+
+def _parts(model: Any) -> dict[str, tuple[int, str]]:
+    """Name of each parameter in the MLP of a target layer -> layer, and which part of the MLP it belongs to."""
+    spec: Any = model.architecture
+    blocks = spec.get_blocks(model)
+    part_of: dict[int, tuple[int, str]] = {}  # by id: a parameter's path is the architecture's business
+    for layer, modules in model.auxiliary_modules().items():
+        mlp = spec.get_mlp(blocks[layer])
+        groups = {
+            _UP: [mlp],
+            _DOWN: [getattr(mlp, spec.down_projection)],
+            _AUXILIARY_UP: list(modules.values()),
+            _AUXILIARY_DOWN: [module.down_projection for module in modules.values()],
+        }
+        for part, owners in groups.items():  # what is inside comes after what it is inside of
+            part_of |= {id(parameter): (layer, part) for owner in owners for parameter in owner.parameters()}
+    return {name: part_of[id(value)] for name, value in model.named_parameters() if id(value) in part_of}
+
+
+def _shares(gradients: Gradients, parts: dict[str, tuple[int, str]]) -> dict[str, Any]:
+    squares = dict.fromkeys(parts.values(), 0.0)
+    rest = 0.0
+    for name, gradient in gradients.items():
+        if name in parts:
+            squares[parts[name]] += _dot(gradient, gradient)
+        else:
+            rest += _dot(gradient, gradient)
+    total = rest + sum(squares.values())
+
+    def share(square: float) -> float | None:
+        return square / total if total else None
+
+    layers, sums = {}, {"original": 0.0, "auxiliary": 0.0}
+    for layer in sorted({layer for layer, _ in squares}):
+        up, down = squares[layer, _UP], squares[layer, _DOWN]
+        auxiliary = squares[layer, _AUXILIARY_UP] + squares[layer, _AUXILIARY_DOWN]
+        sums["original"] += up + down
+        sums["auxiliary"] += auxiliary
+        layers[str(layer)] = {
+            "original_norm": (up + down) ** 0.5,
+            "original_share": share(up + down),
+            "original_up_share": share(up),
+            "original_down_share": share(down),
+            "auxiliary_norm": auxiliary**0.5,
+            "auxiliary_share": share(auxiliary),
+        }
+    whole = {f"{name}_share": share(square) for name, square in {**sums, "rest": rest}.items()}
+    return {"total_norm": total**0.5, **whole, "layers": layers}
+
+
+def _alignment(routed: Gradients, unrouted: Gradients, names: Iterable[str]) -> float | None:
+    names = [name for name in names if name in unrouted]
+    square = sum(_dot(unrouted[name], unrouted[name]) for name in names)
+    return sum(_dot(routed[name], unrouted[name]) for name in names) / square if square else None
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    return float((left.double() * right.double()).sum())
+
+
+# ---- What ablation removes ----
+
+
+@contextmanager
+def ablated_layers(model: Any, layers: Iterable[int]) -> Iterator[Any]:
+    """Within this context the auxiliary modules of these layers are off and all others on; afterwards each is as before.
+
+    Raises:
+        ValueError: for a layer without an auxiliary module.
+    """
+    modules, off = model.auxiliary_modules(), set(layers)
+    unknown = sorted(off - set(modules))
+    if unknown:
+        raise ValueError(
+            f"`layers`: layer {unknown[0]} has no auxiliary module. Layers that have one: {', '.join(map(str, modules))}."
+        )
+    before = [(module, module.active) for named in modules.values() for module in named.values()]
+    try:
+        for layer, named in modules.items():
+            for module in named.values():
+                module.active = layer not in off
+        yield model
+    finally:
+        for module, active in before:
+            module.active = active
+
+
+def ablation_audit(
+    model: Any,
+    measure: Callable[[str], StoryLosses],
+    samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
+    all_on: Mapping[str, StoryLosses] | None = None,
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """What ablation removes: loss with modules off minus loss with all on, nats a token, paired over stories.
+
+    Args:
+        model: an expanded causal LM. Its modules are on or off afterwards as they were before.
+        measure: `forget` or `retain` -> the losses of those stories, always in the same order, under the model as it is.
+        samples (`int`, *optional*, defaults to `1000`): bootstrap resamples. 0: no intervals.
+        seed (`int`, *optional*, defaults to `0`): of the resampling.
+        all_on (*optional*): `forget`, `retain` -> losses with all modules on, where they are known. Not given: measured.
+
+    Returns: `all`, and each target layer -> `forget`, `retain` -> an `Estimate` as a dict.
+
+    Raises:
+        ValueError: if the losses are not of the same stories each time.
+    """
+    layers = list(model.auxiliary_modules())
+    with ablated_layers(model, []):
+        before = all_on or {name: measure(name) for name in ("forget", "retain")}
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for key, off in {"all": layers, **{str(layer): [layer] for layer in layers}}.items():
+        if key != "all" and off == layers:  # a single target layer
+            found[key] = found["all"]
+            continue
+        with ablated_layers(model, off):
+            found[key] = {
+                name: _difference(name, measure(name), before[name], samples, seed) for name in ("forget", "retain")
+            }
+    return found
+
+
+def _difference(
+    name: str, later: StoryLosses, earlier: StoryLosses, samples: int, seed: int
+) -> dict[str, float | None]:
+    if not torch.equal(later.tokens, earlier.tokens):
+        raise ValueError(
+            f"`measure`: `{name}` gave other stories, or another order, than before. Give the same each time."
+        )
+    return paired_difference(later.nll, earlier.nll, later.tokens, samples, seed).to_dict()

@@ -1,0 +1,113 @@
+"""How the next token of a generated text is chosen: the settings, and what is done to the logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
+
+PROMPTS = (
+    "Once upon a time, Timmy went to the forest",
+    "Once upon a time, there was a little girl named Lily",
+    "One day, a boy went for a walk in the",
+    "The little bear lived in the",
+    "Once upon a time, there was a big",
+    "Tom liked to climb",
+    "The animals gathered near the",
+    "Lily saw a pretty bird sitting on a",
+)
+"""The reference's prompts for stories about trees; the first one holds a forget word."""
+
+
+@dataclass
+class SamplingConfig:
+    """How texts are generated. Defaults: the reference's.
+
+    Args:
+        enabled (`bool`, *optional*, defaults to `True`): `False` leaves generation out.
+        prompts (`list[str]`, *optional*, defaults to `PROMPTS`): what texts begin with.
+        new_tokens (`int`, *optional*, defaults to `200`): tokens to add at most; fewer where the model has no room for
+            them, or ends the text itself.
+        temperature (`float`, *optional*, defaults to `0.7`): of sampling. 0: greedy, the likeliest token.
+        top_k (`int`, *optional*, defaults to `50`): only the k likeliest tokens are sampled. 0: all.
+        seed (`int`, *optional*, defaults to `0`): of sampling, which leaves the caller's random state alone.
+
+    Raises:
+        ValueError: for no prompt, or a number out of range.
+    """
+
+    enabled: bool = field(default=True, metadata={"help": "false leaves generation out."})
+    prompts: list[str] = field(default_factory=lambda: list(PROMPTS), metadata={"help": "What texts begin with."})
+    new_tokens: int = field(default=200, metadata={"help": "Tokens to add at most."})
+    temperature: float = field(default=0.7, metadata={"help": "Of sampling (0 = greedy)."})
+    top_k: int = field(default=50, metadata={"help": "Sample from so many of the likeliest tokens (0 = from all)."})
+    seed: int = field(default=0, metadata={"help": "Of sampling."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            raise ValueError(f"`generation.prompts` should be a list, got the string {self.prompts!r}. Pass a list.")
+        if not self.prompts:
+            raise ValueError(
+                "`generation.prompts` is empty. Give at least one, or set `generation.enabled` to false to leave it out."
+            )
+        for prompt in self.prompts:
+            if not isinstance(prompt, str):
+                raise ValueError(
+                    f"`generation.prompts` should hold strings, got {prompt!r}. Put it in quotation marks."
+                )
+        if self.new_tokens < 1:
+            raise ValueError(f"`generation.new_tokens` should be at least 1, got {self.new_tokens}.")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"`generation.temperature` should be >= 0, got {self.temperature}. 0 is greedy decoding.")
+        for name in ("top_k", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`generation.{name}` should be >= 0, got {getattr(self, name)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choice_of_tokens(config: SamplingConfig, numbers: Sequence[int]) -> LogitsProcessorList:
+    """What is done to the logits of the prompts with these numbers before the likeliest token is taken."""
+    processors: list[LogitsProcessor] = [_FiniteLogits()]
+    if config.temperature > 0:
+        processors.append(TemperatureLogitsWarper(float(config.temperature)))
+        if config.top_k > 0:
+            processors.append(TopKLogitsWarper(config.top_k))
+        processors.append(_GumbelNoise(config.seed, numbers))
+    return LogitsProcessorList(processors)
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Raises `ValueError` where no probabilities can be made of the logits."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if not scores.logsumexp(-1).isfinite().all():
+            raise ValueError(
+                "The model's logits are not finite (NaN or infinite), so no token can be chosen. Look for NaN in its "
+                "weights; float16 overflows easily: try float32 or bfloat16."
+            )
+        return scores
+
+
+class _GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise: the likeliest token is then a sample of softmax(scores), exactly.
+
+    Why not `do_sample`: each prompt's noise comes from its own generator on the CPU, so that it does not depend on the
+    batch, the device or the other prompts, two models get the same noise, and no global random state is touched.
+    """
+
+    def __init__(self, seed: int, numbers: Sequence[int]) -> None:
+        # Mixed, or prompt 1 with seed 0 would have the noise of prompt 0 with seed 1.
+        mixed = [int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) for number in numbers]
+        self._generators = [torch.Generator().manual_seed(value >> 1) for value in mixed]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        size = scores.shape[1]
+        drawn = [torch.empty(size).exponential_(generator=generator) for generator in self._generators]
+        return scores - torch.stack(drawn).log().to(scores.device)

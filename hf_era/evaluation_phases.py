@@ -1,0 +1,195 @@
+"""The phases that measure: losses with the leak audit, generations, and the relearn attack."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_era.data import FORGET, RoutingCollator, padding_token_id
+from hf_era.evaluation import (
+    AuxiliaryActivationMeter,
+    Evaluator,
+    RelearnExperiment,
+    RelearnTrial,
+    StoryLosses,
+    ablation_audit,
+    describe_generations,
+    generate_texts,
+    gradient_audit,
+    selectivity_estimates,
+)
+from hf_era.files import read_json, write_json
+from hf_era.models.loading import load_causal_lm
+from hf_era.phases import Phases
+from hf_era.run_inputs import mixed_precision
+
+AUDIT_STORIES = 32
+"""Labelled forget training stories behind the gradients of the leak audit."""
+_DIFFERENCES = {
+    "ablation": {"forget": "ablation_gap", "retain": "retain_ablation_gap"},
+    "method": {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"},
+}
+
+
+class EvaluationPhases:
+    """What is measured of a run's models. Every process of a launch measures the same; one of them writes.
+
+    Args:
+        phases (`Phases`): those that made the models.
+    """
+
+    def __init__(self, phases: Phases) -> None:
+        self.phases, self.config, self.inputs = phases, phases.config, phases.inputs
+        self.folders, self.device, self.state = phases.folders, phases.device, phases.state
+        self.padding = padding_token_id(self.inputs.tokenizer)
+
+    @property
+    def stages(self) -> dict[str, str | Path]:
+        """stage -> its model, in order; those that this run has."""
+        found: dict[str, str | Path] = {}
+        if self.phases.before_kind is not None:
+            found["before"] = self.phases.before_model
+        if self.config.method == "data_filtering":
+            found["after_training"] = self.folders.final
+        elif self.config.method == "gradient_routing":
+            found |= {"before_ablation": self.folders.expanded, "after_ablation": self.folders.contracted}
+            if self.config.coherence.enabled:
+                found["after_coherence"] = self.folders.final
+        return found
+
+    @property
+    def final_stage(self) -> str:
+        return list(self.stages)[-1]
+
+    # ---- Losses and leak audit ----
+
+    def evaluate(self, key: str) -> dict[str, Any]:
+        """Losses at every stage, their differences, the selectivity of the auxiliary module, and the leak audit."""
+        evaluator = Evaluator(
+            self.inputs.data.validation_forget,
+            self.inputs.data.validation_retain,
+            self.padding,
+            self.config.evaluation,
+            device=self.device,
+            progress=self.state.is_main_process,
+        )
+        measured: dict[str, dict[str, StoryLosses]] = {}
+        selectivity, audit = {}, {}
+        for stage, source in self.stages.items():
+            model = load_causal_lm(source)
+            description = stage.replace("_", " ").capitalize()
+            if stage == "before_ablation":
+                measured[stage], selectivity = self._with_selectivity(evaluator, model, description)
+                audit = self._leak_audit(evaluator, model)
+            else:
+                measured[stage] = evaluator.measure(model, description)
+            del model
+            gc.collect()
+        return {
+            "losses": {stage: evaluator.estimates(part) for stage, part in measured.items()},
+            "differences": self._differences(evaluator, measured),
+            "mean_of_batch_means": {
+                "batch_size": self.config.evaluation.mean_of_batch_means_size,
+                **{stage: evaluator.means_of_batch_means(part) for stage, part in measured.items()},
+            },
+            "selectivity": selectivity,
+            "leak_audit": audit,
+        }
+
+    def _with_selectivity(
+        self, evaluator: Evaluator, model: Any, description: str
+    ) -> tuple[dict[str, StoryLosses], dict[str, Any]]:
+        measured, rows = {}, {}
+        for name in evaluator.sets:
+            with AuxiliaryActivationMeter(model) as meter:
+                measured[name] = evaluator.measure_set(model, name, description, meter)
+            rows[name] = meter.story_rows()
+        samples = self.config.evaluation.bootstrap_samples
+        estimates = selectivity_estimates(rows["forget"], rows["retain"], samples)
+        return measured, {str(layer): estimate.to_dict() for layer, estimate in estimates.items()}
+
+    def _differences(
+        self, evaluator: Evaluator, measured: dict[str, dict[str, StoryLosses]]
+    ) -> dict[str, dict[str, Any]]:
+        pairs = {"ablation": ("after_ablation", "before_ablation"), "method": (self.final_stage, "before")}
+        found = {}
+        for what, (later, earlier) in pairs.items():
+            if later in measured and earlier in measured and later != earlier:
+                differences = evaluator.differences(measured[later], measured[earlier])
+                found |= {name: differences[kind] for kind, name in _DIFFERENCES[what].items()}
+        return found
+
+    def _leak_audit(self, evaluator: Evaluator, trained: Any) -> dict[str, Any]:
+        train = self.inputs.data.train
+        labels = train["label"][:]
+        chosen = [index for index, label in enumerate(labels) if label == FORGET][:AUDIT_STORIES]
+        stories = train.select(chosen).select_columns(["input_ids", "routing_weight"])
+        collator, size = RoutingCollator(self.padding), 8
+        batches = [
+            collator(list(stories.select(range(start, min(start + size, len(stories))))))
+            for start in range(0, len(stories), size)
+        ]
+        gradient = {}
+        for name, model in (("start", self.phases.start_model()), ("trained", trained)):
+            model.gradient_multipliers = self.phases.arguments.gradient_multipliers
+            gradient[name] = gradient_audit(model, batches, device=self.device)
+        removed = ablation_audit(
+            trained,
+            lambda name: evaluator.measure_set(trained, name, "One layer ablated at a time"),
+            samples=self.config.evaluation.bootstrap_samples,
+        )
+        return {"gradient": gradient, "ablation": removed}
+
+    # ---- Generations ----
+
+    def generate(self, key: str) -> dict[str, Any]:
+        """Texts before the method, before ablation and of the final model, all from the same prompts."""
+        settings = self.config.generation
+        if not settings.enabled:
+            return {"generations": {}}
+        texts: dict[str, list[str]] = {}
+        for stage in dict.fromkeys(["before", "before_ablation", self.final_stage]):
+            if stage in self.stages:
+                model = load_causal_lm(self.stages[stage]).to(self.device)
+                texts[stage], allowed = generate_texts(model, self.inputs.tokenizer, settings)
+        words = self.config.data.forget_words
+        return {"generations": describe_generations(texts, settings.prompts, words, settings, allowed)}
+
+    # ---- Relearn attack ----
+
+    def attack(self, key: str) -> dict[str, Any]:
+        """The relearn attacks on the final model; trials that a stopped run finished are not made again."""
+        if not self.config.relearn.enabled:
+            return {"attack": None}
+        data, settings = self.inputs.data, self.config.relearn
+        if settings.bf16 is None:
+            settings = replace(settings, bf16=mixed_precision(self.phases.arguments) == "bf16")
+        experiment = RelearnExperiment(
+            data.attack_forget,
+            data.validation_forget,
+            data.validation_retain,
+            self.padding,
+            settings,
+            device=self.device,
+            progress=self.state.is_main_process,
+        )
+        before = None
+        if self.phases.before_kind is not None:
+            before = experiment.losses(load_causal_lm(self.phases.before_model))
+        partial = self.folders.phases / "attack-unfinished.json"
+        kept = read_json(partial) or {}
+        trials = [RelearnTrial.from_dict(part) for part in kept["trials"]] if kept.get("inputs") == key else []
+
+        def keep(trial: RelearnTrial) -> None:
+            trials.append(trial)
+            if self.state.is_main_process:
+                write_json(partial, {"inputs": key, "trials": [part.to_dict() for part in trials]})
+
+        self.state.wait_for_everyone()  # each has read what was kept before one of them writes
+        model = load_causal_lm(self.stages[self.final_stage])
+        result = experiment.run(model, before, done=list(trials), on_trial=keep)
+        if self.state.is_main_process:
+            partial.unlink(missing_ok=True)
+        return {"attack": result.to_dict()}

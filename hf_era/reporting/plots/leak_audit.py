@@ -1,0 +1,175 @@
+"""The leak audit: where the gradient of forget stories goes with routing on and off, and what ablation removes.
+
+Above: each part's share of the squared gradient norm, per layer. Below left: how much of the gradient is left of that
+without routing (1: the same, 0: blocked, below 0: un-teaching). Below right: how the losses change when a layer's
+auxiliary module is ablated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.model_result import ModelResult
+from hf_era.evaluation.result import RunResult
+from hf_era.reporting.formatting import is_number
+from hf_era.reporting.plots.selectivity import layer_order
+from hf_era.reporting.plots.style import (
+    FORGET,
+    INK,
+    MUTED,
+    RETAIN,
+    SERIES,
+    Look,
+    label,
+    legend_below,
+    new_figure,
+    nothing_to_show,
+    own_style,
+    point,
+)  # fmt: skip
+
+_PARTS = (
+    ("original_up_share", SERIES[5], "original dims, up projection"),
+    ("original_down_share", RETAIN, "original dims, down projection"),
+    ("auxiliary_share", FORGET, "auxiliary module"),
+)
+
+Results = Sequence[RunResult | ModelResult]
+
+
+def has_data(results: Results) -> bool:
+    audit = audit_of(results)
+    return gradient_moment(audit) is not None or bool(audit.get("ablation"))
+
+
+def caption(results: Results) -> str:
+    moment = gradient_moment(audit_of(results))
+    when = {"start": " at the start of training", "trained": " of the trained model"}.get(moment or "", "")
+    return (
+        f"Above: shares of the squared norm of the gradient of forget stories{when}; left bar of a layer: routing on, right "
+        "bar, hatched: routing off. The rest is everything outside the routed MLPs. Below, on the left: alignment with "
+        "the gradient without routing (1: the same, 0: blocked, below 0: un-teaching); on the right: how ablating one "
+        "layer's auxiliary module, or all, changes the losses, with 95 % intervals over stories."
+    )
+
+
+def draw(results: Results) -> Figure:
+    """Shares above; alignment and ablation below. A panel without figures says so."""
+    audit = audit_of(results)
+    with own_style():
+        if not has_data(results):
+            return nothing_to_show("No leak audit was made.")
+        moment = gradient_moment(audit)
+        gradient = (audit.get("gradient") or {}).get(moment) or {}
+        figure, _ = new_figure(6.6, 1, 1)
+        figure.clear()
+        grid = figure.add_gridspec(2, 2, height_ratios=[1.15, 1])
+        shares, alignment, ablation = (figure.add_subplot(part) for part in (grid[0, :], grid[1, 0], grid[1, 1]))
+        _shares(shares, gradient)
+        _alignment(alignment, gradient.get("alignment") or {})
+        _ablation(ablation, audit.get("ablation") or {})
+        _legend(figure)
+        return figure
+
+
+def audit_of(results: Results) -> dict[str, Any]:
+    """The first result's audit; empty if it has none."""
+    audit = results[0].leak_audit if results and isinstance(results[0], RunResult) else {}
+    return audit if isinstance(audit, dict) else {}
+
+
+def gradient_moment(audit: dict[str, Any]) -> str | None:
+    """The moment whose gradient is shown: `trained`, else `start`; `None` if neither was measured."""
+    gradient = audit.get("gradient") or {}
+    return next((name for name in ("trained", "start") if gradient.get(name)), None)
+
+
+def _shares(panel: Axes, gradient: dict[str, Any]) -> None:
+    routed, unrouted = (gradient.get(name) or {} for name in ("routed", "unrouted"))
+    layers = sorted({*(routed.get("layers") or {}), *(unrouted.get("layers") or {})}, key=layer_order)
+    panel.set_title("Gradient of forget stories", loc="left")
+    if not layers:
+        return _without(panel)
+    for side, part in ((-0.21, routed), (0.21, unrouted)):
+        hatch = "////" if side > 0 else None
+        for place, layer in enumerate(layers):
+            bottom = 0.0
+            for name, colour, _ in _PARTS:
+                share = ((part.get("layers") or {}).get(layer) or {}).get(name)
+                if share is not None and is_number(share):
+                    _bar(panel, place + side, share, bottom, colour, hatch)
+                    bottom += share
+        if is_number(part.get("rest_share")):
+            _bar(panel, len(layers) + side, part["rest_share"], 0.0, MUTED, hatch)
+    panel.set_xticks(range(len(layers) + 1), [*(label(layer, 8) for layer in layers), "rest"])
+    panel.set_xlabel("target layer")
+    panel.set_ylabel("share of the squared norm")
+    panel.grid(True, axis="y")
+
+
+def _bar(panel: Axes, x: float, height: float, bottom: float, colour: str, hatch: str | None) -> None:
+    panel.bar(x, height, 0.38, bottom=bottom, color=colour, edgecolor=INK, linewidth=0.5, hatch=hatch)
+
+
+def _alignment(panel: Axes, alignment: dict[str, Any]) -> None:
+    panel.set_title("Alignment with the unrouted gradient", loc="left")
+    layers = sorted(alignment, key=layer_order)
+    if not layers:
+        return _without(panel)
+    for name, colour, marker in (("original", RETAIN, "s"), ("auxiliary", FORGET, "o")):
+        found = [(place, alignment[layer].get(name)) for place, layer in enumerate(layers)]
+        known = [(place, value) for place, value in found if is_number(value)]
+        if known:
+            part = "original dims" if name == "original" else "auxiliary module"
+            panel.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=5, label=part)
+    panel.axhline(0, color=INK, linewidth=0.8)
+    panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
+    panel.set_xlim(-0.5, len(layers) - 0.5)
+    panel.set_xlabel("target layer")
+    panel.set_ylabel("1: unchanged, 0: blocked")
+    panel.legend(loc="best", fontsize=8)
+    panel.grid(True, axis="y")
+
+
+def _ablation(panel: Axes, ablation: dict[str, Any]) -> None:
+    panel.set_title("What ablation removes", loc="left")
+    layers = sorted(ablation, key=lambda layer: layer_order(layer if layer != "all" else "\uffff"))
+    if not layers:
+        return _without(panel)
+    for side, (kind, colour, marker) in ((-0.12, ("forget", FORGET, "o")), (0.12, ("retain", RETAIN, "s"))):
+        for place, layer in enumerate(layers):
+            values = (ablation[layer] or {}).get(kind)
+            if values:
+                point(panel, place + side, Estimate(**values), Look(colour, "none", marker))
+    panel.axhline(0, color=INK, linewidth=0.8)
+    panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
+    panel.set_xlim(-0.5, len(layers) - 0.5)
+    panel.set_xlabel("ablated layer")
+    panel.set_ylabel("added nats a token")
+    kinds = ("forget loss", FORGET, "o"), ("retain loss", RETAIN, "s")
+    panel.legend(
+        [Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5) for _, colour, marker in kinds],
+        [text for text, *_ in kinds],
+        loc="best",
+        fontsize=8,
+    )
+    panel.grid(True, axis="y")
+
+
+def _without(panel: Axes) -> None:
+    panel.set_axis_off()
+    panel.text(0.5, 0.5, "not measured", ha="center", va="center", transform=panel.transAxes)
+
+
+def _legend(figure: Figure) -> None:
+    entries = [(colour, text) for _, colour, text in _PARTS] + [(MUTED, "rest")]
+    handles: list[Any] = [Patch(facecolor=colour, edgecolor=INK, linewidth=0.5) for colour, _ in entries]
+    handles += [Patch(facecolor="none", edgecolor=INK, linewidth=0.5, hatch="////")]
+    legend_below(figure, handles, [*(text for _, text in entries), "routing off"])

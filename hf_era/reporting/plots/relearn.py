@@ -1,0 +1,174 @@
+"""Relearn curves: forget and retain loss over the steps of an attack, mean and 95 % interval over trials.
+
+One result: a line per number of stories N, for each N the attack that brought back most. Several results: a row of panels
+per N, a line per result, the seeds of one recipe in the same colour. A trial that stopped early keeps its last loss,
+because that is where its attacker stopped; a mean over the trials still running would jump whenever one leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hf_era.evaluation.intervals import Estimate, mean_interval
+from hf_era.evaluation.model_result import ModelResult
+from hf_era.evaluation.relearn_result import RECOVERY_MARGIN, AttackSummary, RelearnResult, RelearnTrial
+from hf_era.evaluation.result import RunResult
+from hf_era.reporting.formatting import is_number
+from hf_era.reporting.plots.style import (
+    INK,
+    Look,
+    label,
+    legend_below,
+    look,
+    looks,
+    new_figure,
+    nothing_to_show,
+    own_style,
+)
+
+MAXIMUM_ROWS = 4
+MAXIMUM_BANDS = 6
+"""Lines of a panel; above this the bands would hide each other and are left out."""
+
+Results = Sequence[RunResult | ModelResult]
+Attacked = tuple[str, RelearnResult, dict[int, AttackSummary]]
+"""Name, attacks, and the strongest attack per number of stories."""
+
+
+def has_data(results: Results) -> bool:
+    return bool(_attacked(results))
+
+
+def caption(results: Results) -> str:
+    lines = (
+        "One line per number of stories that the attacker has: of the attacks with so many, the one that brought back most."
+        if len(results) == 1
+        else "Of each result the attack that brought back most, among those with so many stories; the largest numbers of "
+        "stories are shown."
+    )
+    crowded = max(len(results), 1) > MAXIMUM_BANDS
+    return (
+        f"{lines} Mean over trials{'' if crowded else ' with its 95 % interval'}; a trial that stopped early keeps its "
+        f"last loss. Dashed: the loss before the method; dotted: that plus {RECOVERY_MARGIN:g}, the level that counts as "
+        f"recovered{'' if len(results) == 1 else ' (left out where the results do not share it)'}."
+    )
+
+
+def draw(results: Results) -> Figure:
+    """Two columns, forget and retain; steps against nats a token."""
+    attacked = _attacked(results)
+    with own_style():
+        if not attacked:
+            return nothing_to_show("No relearn attack was made.")
+        return _draw_one(*attacked[0][1:]) if len(results) == 1 else _draw_several(attacked, looks(results))
+
+
+def trials_mean(trials: Sequence[RelearnTrial], name: str) -> tuple[list[int], list[Estimate]]:
+    """Mean and interval over trials at every step that any trial measured.
+
+    Args:
+        trials: of one attack. name (`str`): `forget_loss` or `retain_loss`.
+
+    Returns: the steps, and as many estimates; a trial counts with its last loss at or before the step.
+    """
+    steps = sorted({point.step for trial in trials for point in trial.curve.points})
+    estimates = []
+    for step in steps:
+        passed = [[point for point in trial.curve.points if point.step <= step] for trial in trials]
+        estimates.append(mean_interval([getattr(points[-1], name) for points in passed if points]))
+    return steps, estimates
+
+
+def strongest_per_stories(relearning: RelearnResult) -> dict[int, AttackSummary]:
+    """N -> the attack with so many stories and the lowest mean of the lowest forget losses, by rising N."""
+    found: dict[int, AttackSummary] = {}
+    for part in relearning.summaries():
+        value, best = part.lowest_forget.value, found.get(part.stories)
+        if not is_number(value):
+            continue
+        if best is None or (value or 0.0) < (best.lowest_forget.value or 0.0):
+            found[part.stories] = part
+    return dict(sorted(found.items()))
+
+
+def _attacked(results: Results) -> list[Attacked]:
+    pairs = [(result.name, result.relearning) for result in results]
+    found = [(name, part, strongest_per_stories(part)) for name, part in pairs if part is not None]
+    return [(name, part, strongest) for name, part, strongest in found if strongest]
+
+
+def _draw_one(relearning: RelearnResult, strongest: dict[int, AttackSummary]) -> Figure:
+    figure, [panels] = new_figure(3.6, 1, 2)
+    handles, labels = [], []
+    for number, (stories, part) in enumerate(strongest.items()):
+        style = look(number)
+        _line(panels, relearning, part, style, banded=number < MAXIMUM_BANDS)
+        handles.append(_handle(style))
+        noun = "story" if stories == 1 else "stories"
+        labels.append(f"{stories} {noun} ({label(part.kind, 12)}, learning rate {part.learning_rate:g})")
+    _levels(panels, [relearning])
+    _name_axes(panels)
+    legend_below(figure, handles, labels)
+    return figure
+
+
+def _draw_several(attacked: list[Attacked], styles: dict[str, Look]) -> Figure:
+    numbers = sorted({stories for *_, strongest in attacked for stories in strongest})
+    numbers = numbers[-MAXIMUM_ROWS:]
+    names = list(dict.fromkeys(name for name, *_ in attacked))
+    banded = len(attacked) <= MAXIMUM_BANDS
+    figure, rows = new_figure(2.3 * len(numbers) + 0.6 + 0.12 * len(names), len(numbers), 2, sharex=True)
+    for stories, panels in zip(numbers, rows, strict=True):
+        for name, relearning, strongest in attacked:
+            part = strongest.get(stories)
+            if part is not None:
+                _line(panels, relearning, part, styles[name], banded)
+        _levels(panels, [relearning for _, relearning, _ in attacked])
+        _name_axes(panels, f", {stories} {'story' if stories == 1 else 'stories'}", stories == numbers[-1])
+    legend_below(figure, [_handle(styles[name]) for name in names], [label(name) for name in names])
+    return figure
+
+
+def _line(panels: list[Axes], relearning: RelearnResult, part: AttackSummary, style: Look, banded: bool) -> None:
+    attack = part.kind, part.stories, part.learning_rate
+    trials = [trial for trial in relearning.trials if trial.attack == attack]
+    for panel, name in zip(panels, ("forget_loss", "retain_loss"), strict=True):
+        steps, estimates = trials_mean(trials, name)
+        values = [float("nan") if estimate.value is None else estimate.value for estimate in estimates]
+        panel.plot(steps, values, color=style.color, linestyle=style.line_style, linewidth=1.6)
+        if len(steps) == 1:
+            panel.plot(steps, values, color=style.color, marker=style.marker)
+        with_band = [estimate.low is not None and is_number(estimate.low) for estimate in estimates]
+        if banded and any(with_band):
+            low = [estimate.low if estimate.low is not None else float("nan") for estimate in estimates]
+            high = [estimate.high if estimate.high is not None else float("nan") for estimate in estimates]
+            panel.fill_between(steps, low, high, color=style.color, alpha=0.18, linewidth=0)
+
+
+def _levels(panels: list[Axes], relearnings: Sequence[RelearnResult]) -> None:
+    """The losses before the method, where all results share them."""
+    known = [relearning.before for relearning in relearnings if relearning.before is not None]
+    for panel, name in zip(panels, ("forget", "retain"), strict=True):
+        levels = {round(before[name], 4) for before in known if is_number(before.get(name))}
+        if len(levels) != 1:
+            continue
+        [level] = levels
+        panel.axhline(level, color=INK, linestyle="--", linewidth=1)
+        if name == "forget":
+            panel.axhline(level + RECOVERY_MARGIN, color=INK, linestyle=":", linewidth=1)
+
+
+def _name_axes(panels: list[Axes], more: str = "", with_steps: bool = True) -> None:
+    for panel, name in zip(panels, ("Forget", "Retain"), strict=True):
+        panel.set_title(f"{name} loss{more}", loc="left")
+        panel.set_ylabel("nats a token")
+        if with_steps:
+            panel.set_xlabel("step of the attack")
+
+
+def _handle(style: Look) -> Line2D:
+    return Line2D([], [], color=style.color, linestyle=style.line_style, linewidth=1.6)

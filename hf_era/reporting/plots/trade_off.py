@@ -1,0 +1,126 @@
+"""Forget loss against retain loss: where each model ends, where it came from, and where data filtering stands.
+
+Up is more forgetting, right is a dearer one: the best place is up and left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.model_result import ModelResult
+from hf_era.evaluation.result import RunResult
+from hf_era.reporting.figures import Figures, figures_of
+from hf_era.reporting.formatting import is_number
+from hf_era.reporting.plots.style import (
+    INK,
+    MUTED,
+    Look,
+    bounds,
+    label,
+    legend_below,
+    looks,
+    new_figure,
+    nothing_to_show,
+    own_style,
+)  # fmt: skip
+
+Results = Sequence[RunResult | ModelResult]
+Losses = dict[str, Estimate]
+
+
+def has_data(results: Results) -> bool:
+    return any(_is_whole(figures_of(result).final) for result in results)
+
+
+def caption(results: Results) -> str:
+    return (
+        "Filled: the final model with 95 % intervals over stories; hollow, at the foot of the arrow: the model before the "
+        "method. Up is more forgetting, to the right the retain loss is paid for it. The star is data filtering, a model "
+        "that never saw forget stories: above it, a model is worse at forget stories than one that does not know them."
+    )
+
+
+def draw(results: Results) -> Figure:
+    """One point per result, one look per name; both axes in nats a token."""
+    shown = [figures_of(result) for result in results]
+    with own_style():
+        if not has_data(results):
+            return nothing_to_show("No losses were measured.")
+        styles = looks(results)
+        figure, [[panel]] = new_figure(4.4 + 0.1 * len(styles))
+        handles, labels, named = [], [], set()
+        for figures in shown:
+            if not _is_whole(figures.final):
+                continue
+            style = styles[figures.name]
+            if figures.method == "data_filtering":
+                style = Look(style.color, "none", "*")
+            if _is_whole(figures.before) and figures.method != "base":
+                _arrow(panel, figures, style)
+            _cross(panel, figures.final, style)
+            if figures.name not in named:
+                handles.append(_handle(style))
+                labels.append(label(figures.name))
+                named.add(figures.name)
+        for name, losses in _yardsticks(shown):
+            style = Look(INK, "none", "*")
+            _cross(panel, losses, style)
+            handles.append(_handle(style))
+            labels.append(name)
+        panel.set_xlabel("retain loss, nats a token")
+        panel.set_ylabel("forget loss, nats a token")
+        panel.margins(0.08)
+        legend_below(figure, handles, labels)
+        return figure
+
+
+def _yardsticks(shown: Sequence[Figures]) -> list[tuple[str, Losses]]:
+    """Data-filtering runs that results only quote, each once, without those that are shown themselves."""
+    found: dict[tuple[str, int], Losses] = {}
+    for figures in shown:
+        quoted = figures.data_filtering or {}
+        losses = {kind: Estimate(**values) for kind, values in (quoted.get("losses") or {}).items() if values}
+        if _is_whole(losses):
+            found.setdefault((str(quoted.get("name")), quoted.get("seed") or 0), losses)
+    for figures in shown:
+        if figures.method == "data_filtering":
+            found.pop((figures.name, figures.seed), None)
+    return [(f"{label(name)} (data filtering)", losses) for (name, _), losses in found.items()]
+
+
+def _arrow(panel: Axes, figures: Figures, style: Look) -> None:
+    start, end = (_place(losses) for losses in (figures.before, figures.final))
+    panel.annotate(
+        "", end, start, arrowprops={"arrowstyle": "->", "color": style.color, "alpha": 0.6, "linewidth": 1.1},
+    )  # fmt: skip
+    panel.plot([start[0]], [start[1]], marker="o", color=MUTED, markerfacecolor="none", linestyle="none")
+
+
+def _cross(panel: Axes, losses: Losses, style: Look) -> None:
+    place = _place(losses)
+    sideways, upward = (bounds(losses[kind]) for kind in ("retain", "forget"))
+    panel.errorbar(
+        [place[0]], [place[1]], xerr=[[part] for part in sideways],
+        yerr=[[part] for part in upward], color=style.color, marker=style.marker, linestyle="none", capsize=2,
+        elinewidth=0.8, markersize=11 if style.marker == "*" else 6,
+    )  # fmt: skip
+
+
+def _handle(style: Look) -> Line2D:
+    size = 10 if style.marker == "*" else 6
+    return Line2D([], [], color=style.color, marker=style.marker, linestyle="none", markersize=size)
+
+
+def _place(losses: Losses) -> tuple[float, float]:
+    """Retain and forget loss: x and y."""
+    x, y = (losses[kind].value for kind in ("retain", "forget"))
+    return float("nan") if x is None else x, float("nan") if y is None else y
+
+
+def _is_whole(losses: Losses) -> bool:
+    return all(is_number(losses[kind].value) if kind in losses else False for kind in ("forget", "retain"))

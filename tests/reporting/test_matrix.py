@@ -1,0 +1,162 @@
+"""Recipes x seeds: the cells, running them, going on, and what they say together."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_era.cli import main
+from hf_era.evaluation import RunResult
+from hf_era.matrix import load_matrix
+from hf_era.reporting.comparison import aggregate
+
+# Stands for `hf-era run`: writes down that it was called, fails for a row called `broken`, and leaves a result.
+FAKE_RUN = """
+import sys, yaml, pathlib, json
+config = yaml.safe_load(open(sys.argv[1]))
+if config["name"] == "broken":
+    sys.exit(3)
+folder = pathlib.Path(config["output_dir"].replace("{name}", config["name"]).replace("{seed}", str(config["seed"])))
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder.parent / "calls.txt", "a") as calls:
+    calls.write(f"{config['name']} {config['seed']}\\n")
+result = json.load(open(config["data"]["train"]))
+result |= {"name": config["name"], "seed": config["seed"], "method": config.get("method", "gradient_routing")}
+result["differences"]["unlearning"]["value"] += config["seed"]
+json.dump(result, open(folder / "result.json", "w"))
+"""
+
+
+@pytest.fixture
+def matrix_file(tmp_path, make_result):
+    """A matrix of three rows and two seeds whose runs are fakes; `write(...)` changes it."""
+    (tmp_path / "run.py").write_text(FAKE_RUN)
+    make_result().save(tmp_path / "stored.json")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"model": {"start": "scratch"}, "seed": 7}))
+    values = {
+        "output_dir": str(tmp_path / "matrix"),
+        "seeds": [0, 1],
+        "data_filtering": "filtered",
+        "launcher": [sys.executable, str(tmp_path / "run.py")],
+        "settings": {
+            "output_dir": str(tmp_path / "runs" / "{name}-seed{seed}"),
+            "data": {"train": str(tmp_path / "stored.json")},
+        },
+        "runs": [
+            {"name": "filtered", "recipe": "recipe.yaml", "settings": {"method": "data_filtering"}},
+            {"name": "routed", "recipe": "recipe.yaml"},
+        ],
+    }  # fmt: skip
+
+    def write(**changes):
+        path = tmp_path / "matrix.yaml"
+        path.write_text(yaml.safe_dump({**values, **changes}))
+        return path
+
+    return write
+
+
+def test_cells_are_recipes_times_seeds(matrix_file, tmp_path):
+    _, cells = load_matrix(matrix_file())
+    assert [(cell.row, cell.seed) for cell in cells] == [("filtered", 0), ("routed", 0), ("filtered", 1), ("routed", 1)]
+    assert cells[3].config.seed == 1  # not the recipe's own
+    assert cells[2].config.method == "data_filtering"
+    assert cells[3].config.output_path == tmp_path / "runs" / "routed-seed1"
+
+
+def test_all_cells_run_and_are_compared_with_data_filtering_beside(matrix_file, tmp_path):
+    assert main(["matrix", str(matrix_file())]) == 0
+    assert (tmp_path / "runs" / "calls.txt").read_text().split("\n")[:4] == [
+        "filtered 0",
+        "routed 0",
+        "filtered 1",
+        "routed 1",
+    ]
+    results = {(name, seed): RunResult.load(tmp_path / "runs" / f"{name}-seed{seed}" / "result.json")
+               for name in ("filtered", "routed") for seed in (0, 1)}  # fmt: skip
+    # Each seed has the data filtering of its own seed beside it: unlearning 0.601 + seed.
+    for seed in (0, 1):
+        beside = results["routed", seed].data_filtering
+        assert (beside["name"], beside["seed"]) == ("filtered", seed)
+        assert beside["differences"]["unlearning"]["value"] == pytest.approx(0.601 + seed)
+        assert results["filtered", seed].data_filtering is None
+        assert "data filtering" in (tmp_path / "runs" / f"routed-seed{seed}" / "report.html").read_text()
+    rows = {row["name"]: row for row in aggregate(list(results.values()))}
+    assert rows["routed"]["figures"]["unlearning"]["value"] == pytest.approx(1.101)
+    for name in ("comparison.md", "comparison.csv", "comparison.json", "comparison.html"):
+        assert (tmp_path / "matrix" / name).stat().st_size > 500
+
+
+def test_one_cell_for_an_array_and_the_list(matrix_file, tmp_path, capsys):
+    path = str(matrix_file())
+    assert main(["matrix", path, "--cell", "1"]) == 0
+    assert (tmp_path / "runs" / "calls.txt").read_text() == "routed 0\n"
+    assert not (tmp_path / "matrix" / "comparison.md").exists()
+    capsys.readouterr()
+    assert main(["matrix", path, "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["done" in line for line in lines] == [False, True, False, False]
+    assert main(["matrix", path, "--cell", "4"]) == 2
+    assert "`--cell` should be from 0 to 3, got 4" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(matrix_file, tmp_path, capsys):
+    row = {"name": "broken", "recipe": "recipe.yaml"}
+    path = matrix_file(runs=[row, {"name": "routed", "recipe": "recipe.yaml"}], data_filtering=None)
+    assert main(["matrix", str(path)]) == 1
+    assert "Failed: broken (seed 0), broken (seed 1)" in capsys.readouterr().err.replace("\n", " ")
+    assert (tmp_path / "runs" / "calls.txt").read_text() == "routed 0\nrouted 1\n"
+    assert (tmp_path / "matrix" / "comparison.html").is_file()
+
+
+def test_data_filtering_on_other_stories_is_not_put_beside(matrix_file, tmp_path):
+    path = str(matrix_file())
+    assert main(["matrix", path]) == 0
+    file = tmp_path / "runs" / "filtered-seed0" / "result.json"
+    other = RunResult.load(file)
+    other.data["fingerprint"] = "of other stories"
+    other.save(file)
+    assert main(["matrix", path, "--aggregate"]) == 0
+    assert RunResult.load(tmp_path / "runs" / "routed-seed0" / "result.json").data_filtering is None
+    assert RunResult.load(tmp_path / "runs" / "routed-seed1" / "result.json").data_filtering is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runs": []}, "The matrix is empty"),
+        ({"seeds": []}, "The matrix is empty"),
+        ({"seeds": [1, 1]}, "`seeds`: 1 stands twice"),
+        ({"runs": [{"name": "a", "recipe": "recipe.yaml"}] * 2, "data_filtering": None}, "`runs`: 'a' stands twice"),
+        ({"runs": [{"name": "a"}]}, "should have `name` and `recipe`"),
+        ({"runs": ["a"]}, "should have `name` and `recipe`"),
+        ({"data_filtering": "filterd"}, "Did you mean `filtered`?"),
+        ({"sedes": [0]}, "Did you mean `seeds`?"),
+        ({"settings": {"output_dir": "one/for/all"}}, "Two cells of the matrix have the output directory one/for/all"),
+        ({"runs": [{"name": "a", "recipe": "none.yaml"}], "data_filtering": None}, "none.yaml does not exist"),
+        ({"overlays": ["none.yaml"]}, "none.yaml does not exist"),
+    ],
+)
+def test_wrong_matrices_are_refused_before_anything_runs(matrix_file, changes, message, tmp_path, capsys):
+    assert main(["matrix", str(matrix_file(**changes))]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_to_aggregate(matrix_file, capsys):
+    assert main(["matrix", str(matrix_file()), "--aggregate"]) == 2
+    assert "None of the 4 cells has a result yet" in capsys.readouterr().err
+
+
+def test_the_small_matrix_of_the_recipes(repository_root: Path, monkeypatch):
+    monkeypatch.chdir(repository_root)
+    matrix, cells = load_matrix("recipes/configs/matrix_small.yaml")
+    assert len(cells) == len(matrix.runs) * 3
+    by_name = {cell.row: cell.config for cell in cells if cell.seed == 0}
+    assert by_name["untouched_base"].method == "base"
+    assert by_name["data_filtering"].model.start == "scratch"
+    assert by_name["posttrain_no_routing"].routing.rule == "none"
+    # All share the stories and the base, or their figures could not be compared.
+    assert len({str(config.data) for config in by_name.values()}) == 1
+    assert len({config.base_path for config in by_name.values()}) == 1
