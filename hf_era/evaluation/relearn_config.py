@@ -68,10 +68,11 @@ class RelearnConfig(RelearnAttackConfig):
         stories (`list[int]`, *optional*, defaults to `[1, 4, 16, 64]`): forget stories of the attacker, N; all N are the
             batch of every step.
         trials (`int`, *optional*, defaults to `5`): trials for each N; they share no story, so N x trials are needed.
-        sweep_learning_rates (`list[float]`, *optional*, defaults to `[1e-5, 5e-5, 2e-4, 1e-3]`): also attack with these,
-            at the largest N; `learning_rate` itself is not repeated. Empty: no sweep.
+        sweep_stories (`int`, *optional*): N of the sweep and of LoRA. Not given: the largest of `stories`.
+        sweep_learning_rates (`list[float]`, *optional*, defaults to `[1e-5, 5e-5, 2e-4, 1e-3]`): also attack with these;
+            an attack that is made already is not repeated. Empty: no sweep.
         sweep_trials (`int`, *optional*): trials for each learning rate of the sweep and of LoRA. Not given: as `trials`.
-        lora (`bool`, *optional*, defaults to `True`): also attack through low-rank adapters, at the largest N.
+        lora (`bool`, *optional*, defaults to `True`): also attack through low-rank adapters.
         lora_learning_rates (`list[float]`, *optional*, defaults to `[1e-3]`): theirs.
         evaluation_stories (`int`, *optional*, defaults to `64`): measure on at most so many forget and so many retain
             stories, always the same ones. `None`: on all.
@@ -88,9 +89,12 @@ class RelearnConfig(RelearnAttackConfig):
         default_factory=lambda: [1, 4, 16, 64], metadata={"help": "Forget stories of the attacker, one attack each."}
     )
     trials: int = field(default=5, metadata={"help": "Trials of each attack; they share no story."})
+    sweep_stories: int | None = field(
+        default=None, metadata={"help": "Stories of the sweep and of LoRA. Not given: the largest of relearn.stories."}
+    )
     sweep_learning_rates: list[float] = field(
         default_factory=lambda: [1e-5, 5e-5, 2e-4, 1e-3],
-        metadata={"help": "Also attack with these, at the largest number of stories. Empty: no sweep."},
+        metadata={"help": "Also attack with these learning rates. Empty: no sweep."},
     )
     sweep_trials: int | None = field(
         default=None, metadata={"help": "Trials of each attack of the sweep and of LoRA. Not given: as trials."}
@@ -108,7 +112,7 @@ class RelearnConfig(RelearnAttackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trials", "sweep_trials", "evaluation_stories"):
+        for name in ("trials", "sweep_stories", "sweep_trials", "evaluation_stories"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`relearn.{name}` should be at least 1, got {value}.")
@@ -190,16 +194,17 @@ def check_positive(name: str, value: float) -> None:
 
 def _asked_attacks(config: RelearnConfig) -> list[PlannedAttack]:
     """What the config asks for, whatever there is; nothing twice."""
-    largest = max(config.stories)
+    swept = config.sweep_stories or max(config.stories)
     sweep_trials = config.sweep_trials or config.trials
     asked = [PlannedAttack(FULL, stories, config.learning_rate, config.trials) for stories in config.stories]
+    made = {(attack.stories, attack.learning_rate) for attack in asked}
     asked += [
-        PlannedAttack(FULL, largest, rate, sweep_trials)
+        PlannedAttack(FULL, swept, rate, sweep_trials)
         for rate in config.sweep_learning_rates
-        if rate != config.learning_rate
+        if (swept, rate) not in made
     ]
     if config.lora:
-        asked += [PlannedAttack(LORA, largest, rate, sweep_trials) for rate in config.lora_learning_rates]
+        asked += [PlannedAttack(LORA, swept, rate, sweep_trials) for rate in config.lora_learning_rates]
     return list(dict.fromkeys(asked))
 
 

@@ -120,6 +120,12 @@ def base(make_base: Callable[..., Any]) -> Any:
     return make_base(vocab_size=259)
 
 
+def test_dropout_is_off(make_base: Callable[..., Any], tokenizer: Any) -> None:
+    model = make_base(vocab_size=259, resid_dropout=0.5)
+    assert generate_texts(model, tokenizer, GREEDY).texts == [greedy_text(model, tokenizer, text) for text in PROMPTS]
+    assert model.training
+
+
 def test_one_bos_never_two(base: Any, tokenizer: Any) -> None:
     expected = [greedy_text(base, tokenizer, prompt) for prompt in PROMPTS]
     # A tokenizer that adds a BOS, and an EOS that no prompt should end with, by itself.

@@ -110,16 +110,19 @@ def test_the_result_holds_every_trial_and_json_takes_it(make_base: Callable[...,
 
 def test_trials_of_an_attack_share_no_story(monkeypatch: pytest.MonkeyPatch, make_base: Callable[..., Any]) -> None:
     given: list[list[list[int]]] = []
+    seeds: list[int] = []
     stock = RelearnAttack.__init__
 
     def spy(self: Any, stories: Dataset, *args: Any) -> None:
         given.append(stories["input_ids"][:])
+        seeds.append(args[2].seed)
         stock(self, stories, *args)
 
     monkeypatch.setattr(RelearnAttack, "__init__", spy)
     make_experiment(lora=False, sweep_learning_rates=[]).run(make_base())
     pool = random_stories(6, 0)["input_ids"][:]
     ones, threes = given[:2], given[2:]
+    assert seeds == [0, 1, 0, 1]
     assert sorted(story for part in threes for story in part) == sorted(pool)  # 2 trials x 3 stories: all 6, once
     assert threes[0] != pool[:3]  # in a seeded order
     assert ones == [[threes[0][0]], [threes[0][1]]]

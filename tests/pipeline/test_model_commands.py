@@ -15,18 +15,9 @@ from hf_era.data.config import TREE_WORDS
 from hf_era.evaluation.model_result import ModelResult
 
 QUICK = [
-    "--relearn.steps",
-    "2",
-    "--relearn.stories",
-    "2",
-    "--relearn.trials",
-    "2",
-    "--relearn.sweep_learning_rates",
-    "0.001",
-    "--generation.new_tokens",
-    "4",
-    "--evaluation.bootstrap_samples",
-    "50",
+    *("--relearn.steps", "2", "--relearn.stories", "2", "--relearn.trials", "2"),
+    *("--relearn.sweep_learning_rates", "0.001"),
+    *("--generation.new_tokens", "4", "--evaluation.bootstrap_samples", "50"),
 ]
 
 
