@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Passed on to the demo, e.g. make demo OPTIONS='--seed 1'
 OPTIONS ?=
-RESULTS := benchmarks/results/stories_small
+RESULTS := benchmarks/results/matrix_small/seed0
 
 .PHONY: help install demo test test-slow quality format cards bench bench-more clean
 

@@ -1,4 +1,4 @@
-"""Renders the tables of `docs/speed.md` and the README's of speed from `benchmarks/results/`, between their markers.
+"""Renders the tables of `docs/speed.md` and the README's from `benchmarks/results/`, between their markers.
 
 python benchmarks/tables.py            # after `make bench bench-more`; --check only says whether they are up to date
 """
@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from hf_era.reporting.comparison import attacks_table, differences_table, losses_over_seeds_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, README = ROOT / "benchmarks" / "results", ROOT / "docs" / "speed.md", ROOT / "README.md"
@@ -150,6 +152,11 @@ def machine_line() -> str:
     )
 
 
+def matrix_rows() -> list[dict[str, Any]]:
+    """The stored matrix over its seeds, in the order of its comparison."""
+    return read("matrix_small/comparison")["over_seeds"]
+
+
 TABLES = {
     PAGE: {
         "machine": machine_line,
@@ -159,7 +166,12 @@ TABLES = {
         "routing": routing_table,
         "estimates": estimates_table,
     },
-    README: {"speed": headline_table},
+    README: {
+        "speed": headline_table,
+        "differences": lambda: differences_table(matrix_rows()),
+        "losses": lambda: losses_over_seeds_table(matrix_rows()),
+        "attacks": lambda: attacks_table(matrix_rows()),
+    },
 }
 
 

@@ -76,13 +76,14 @@ class EvaluationPhases:
             progress=self.state.is_main_process,
         )
         measured: dict[str, dict[str, StoryLosses]] = {}
-        selectivity, audit = {}, {}
+        selectivity: dict[str, Any] = {}
+        audit: dict[str, Any] = {}
         for stage, source in self.stages.items():
             model = load_causal_lm(source)
             description = stage.replace("_", " ").capitalize()
             if stage == "before_ablation":
                 measured[stage], selectivity = self._with_selectivity(evaluator, model, description)
-                audit = self._leak_audit(evaluator, model)
+                audit = self._leak_audit(evaluator, model, measured[stage])
             else:
                 measured[stage] = evaluator.measure(model, description)
             del model
@@ -114,14 +115,14 @@ class EvaluationPhases:
         self, evaluator: Evaluator, measured: dict[str, dict[str, StoryLosses]]
     ) -> dict[str, dict[str, Any]]:
         pairs = {"ablation": ("after_ablation", "before_ablation"), "method": (self.final_stage, "before")}
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for what, (later, earlier) in pairs.items():
             if later in measured and earlier in measured and later != earlier:
                 differences = evaluator.differences(measured[later], measured[earlier])
                 found |= {name: differences[kind] for kind, name in _DIFFERENCES[what].items()}
         return found
 
-    def _leak_audit(self, evaluator: Evaluator, trained: Any) -> dict[str, Any]:
+    def _leak_audit(self, evaluator: Evaluator, trained: Any, all_on: dict[str, StoryLosses]) -> dict[str, Any]:
         train = self.inputs.data.train
         labels = train["label"][:]
         chosen = [index for index, label in enumerate(labels) if label == FORGET][:AUDIT_STORIES]
@@ -139,6 +140,7 @@ class EvaluationPhases:
             trained,
             lambda name: evaluator.measure_set(trained, name, "One layer ablated at a time"),
             samples=self.config.evaluation.bootstrap_samples,
+            all_on=all_on,
         )
         return {"gradient": gradient, "ablation": removed}
 

@@ -158,7 +158,8 @@ def finished_cells(cells: Sequence[Cell]) -> list[Cell]:
 def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
     """Puts data filtering beside every result of the same seed, writes their reports anew and the comparison of all.
 
-    Returns: the folder of the comparison.
+    Returns: the folder of the comparison. It also holds a copy of every result, `seed0/NAME.json` and so on, so that it can
+    be kept or passed on by itself.
 
     Raises:
         ValueError: if no cell has a result yet, or one cannot be read.
@@ -175,6 +176,8 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
             write_outputs(result, cell.config.output_path)
     folder = Path(matrix.output_dir)
     ordered = sorted(done, key=lambda cell: ([run.name for run in matrix.runs].index(cell.row), cell.seed))
+    for cell in ordered:
+        results[cell.row, cell.seed].save(folder / f"seed{cell.seed}" / f"{cell.row}.json")
     write_comparison_files([results[cell.row, cell.seed] for cell in ordered], folder)
     return folder
 

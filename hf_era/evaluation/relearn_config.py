@@ -159,8 +159,7 @@ def plan_attacks(config: RelearnConfig, pool_size: int) -> AttackPlan:
     too_large = [attack for attack in asked if attack.stories * attack.trials > pool_size]
     if too_large and (not config.allow_fewer or pool_size == 0):
         raise ValueError(_too_few(config, max(too_large, key=lambda part: part.stories * part.trials), pool_size))
-    attacks: dict[tuple[str, int, float], PlannedAttack] = {}
-    notes = []
+    attacks, notes = [], []
     for attack in asked:
         stories = min(attack.stories, pool_size)
         trials = min(attack.trials, pool_size // stories)
@@ -170,10 +169,9 @@ def plan_attacks(config: RelearnConfig, pool_size: int) -> AttackPlan:
                 f"{_count(attack.trials, 'trial', 'trials')} that share none were asked for; with {pool_size} in all it "
                 f"became {_count(trials, 'trial', 'trials')} with {_count(stories, 'story', 'stories')}."
             )
-        key = (attack.kind, stories, attack.learning_rate)
-        if key not in attacks:
-            attacks[key] = PlannedAttack(attack.kind, stories, attack.learning_rate, trials)
-    return AttackPlan(list(attacks.values()), list(dict.fromkeys(notes)))
+        attacks.append(PlannedAttack(attack.kind, stories, attack.learning_rate, trials))
+    # What was cut down to the whole pool can be what is made already.
+    return AttackPlan(list(dict.fromkeys(attacks)), list(dict.fromkeys(notes)))
 
 
 def stories_needed(config: RelearnConfig) -> int:
@@ -209,15 +207,16 @@ def _asked_attacks(config: RelearnConfig) -> list[PlannedAttack]:
 
 
 def _too_few(config: RelearnConfig, attack: PlannedAttack, pool_size: int) -> str:
-    is_sweep = attack.kind == LORA or attack.learning_rate != config.learning_rate
-    trials = "sweep_trials" if is_sweep and config.sweep_trials is not None else "trials"
-    ways = f"Set more aside with `data.attack_stories`, lower `relearn.{trials}` or `relearn.stories`"
+    is_main = attack.kind == FULL and attack.learning_rate == config.learning_rate and attack.stories in config.stories
+    trials = "trials" if is_main or config.sweep_trials is None else "sweep_trials"
+    stories = "stories" if is_main or config.sweep_stories is None else "sweep_stories"
+    ways = f"Set more aside with `data.attack_stories`, lower `relearn.{trials}` or `relearn.{stories}`"
     if pool_size:
         ways += ", or take what there is with `--relearn.allow_fewer true`"
     else:
         ways = "Set some aside with `data.attack_stories`, or leave the attack out with `--relearn.enabled false`"
     return (
-        f"`relearn.stories` {attack.stories} with `relearn.{trials}` {attack.trials} needs "
+        f"`relearn.{stories}` {attack.stories} with `relearn.{trials}` {attack.trials} needs "
         f"{_count(attack.stories * attack.trials, 'forget story', 'forget stories')}, for trials share none, but there "
         f"{'is' if pool_size == 1 else 'are'} {pool_size} that neither training nor any evaluation saw. {ways}."
     )

@@ -39,7 +39,11 @@ def render_cards(results_folder: str | Path, output_folder: str | Path, check: b
     if not results_folder.is_dir():
         raise ValueError(f"`results_folder`: {results_folder} is no folder. Pass the one with the runs' result files.")
     found = {path: _load(path) for path in sorted(results_folder.glob("*.json"))}
-    cards = {output_folder / f"{path.stem}.md": result for path, result in found.items() if result is not None}
+    cards = {
+        output_folder / f"{path.stem}.md": result
+        for path, result in found.items()
+        if result is not None and result.method != "base"  # which has no checkpoint of its own
+    }
     if not cards:
         raise ValueError(
             f"`results_folder`: {results_folder} holds no result of a run (`*.json`), so there is no card."

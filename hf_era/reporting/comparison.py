@@ -167,7 +167,7 @@ def _results_table(results: Sequence[Result]) -> str:
 def differences_table(rows: Sequence[dict[str, Any]]) -> str:
     """Differences per name over seeds; in each column's last part the same figure of data filtering, where there is one."""
     yardstick = next((row for row in rows if row["method"] == FILTERED), None)
-    header = ["Result", "Seeds", *LABELS.values(), "Recovered by the attack"]
+    header = ["Result", "Seeds", *LABELS.values(), "Under attack at the level before"]
     body = []
     for row in rows:
         cells = []

@@ -101,6 +101,9 @@ def test_the_result_holds_every_trial_and_json_takes_it(make_base: Callable[...,
         for part in experiment.plan()
         for trial in range(part.trials)
     ]
+    full, lora = result.trials[4], result.trials[6]  # the same N, learning rate, stories and seed
+    assert full.curve.points[0] == lora.curve.points[0]
+    assert full.curve.points[1] != lora.curve.points[1]
     assert result.before == before
     assert result.pool_stories == 6
     assert (result.measured["forget_stories"], result.measured["retain_stories"]) == (4, 4)
@@ -234,6 +237,12 @@ def test_too_few_stories_are_refused_with_their_number_and_the_ways_out() -> Non
     with pytest.raises(ValueError, match=message.replace("80", "96").replace("trials` 5", "sweep_trials` 6").replace(
         "lower `relearn.trials`", "lower `relearn.sweep_trials`").replace("79", "95")):  # fmt: skip
         check_attack(replace(config, sweep_trials=6), 95)
+    with pytest.raises(ValueError, match=r"needs 80 forget stories"):  # the most that any attack needs
+        check_attack(config, 4)
+    with pytest.raises(
+        ValueError, match=r"`relearn.sweep_stories` 50 with `relearn.sweep_trials` 2 needs 100 .* or `relearn.sw"
+    ):
+        check_attack(replace(config, sweep_stories=50), 80)
     check_attack(replace(config, enabled=False), 0)
     with pytest.raises(ValueError, match=r"there are 5 that neither"):
         make_experiment(pool=5)

@@ -59,9 +59,9 @@ def test_round_trip_and_refusals(tmp_path: Path) -> None:
     values = json.loads(path.read_text())
     assert values["derived"]["ablation_gap"] == pytest.approx(1.0)
     path.write_text(json.dumps({**values, "schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this hf_era reads 1"):
+    with pytest.raises(ValueError, match="schema version 99, this hf_era reads 2"):
         RunResult.load(path)
-    path.write_text(json.dumps({"schema_version": 1, "name": "x"}))
+    path.write_text(json.dumps({"schema_version": 2, "name": "x"}))
     with pytest.raises(ValueError, match="lacks fields of a result file"):
         RunResult.load(path)
     path.write_text("[]")

@@ -136,7 +136,7 @@ def test_stories_of_one_file_in_another_are_refused(run, files):
         (["--device", "cuda:99"], "`device` is 'cuda:99', but"),
         (["--max-tokens", "65"], "`max_tokens` is 65, but"),
         (["--batch-size", "many"], "`evaluation.batch_size` should be an integer or null, got 'many'"),
-        (["--relearn.stpes", "3"], "Did you mean `--relearn.steps`?"),
+        (["--relearn.stpes", "3"], "Unknown key `stpes` in section `relearn`. Did you mean `steps`?"),
         (["--before", "./nowhere"], "`before`: the directory nowhere does not exist"),
         (["--tokenizer", "./nowhere"], "`tokenizer`: the directory nowhere does not exist"),
         (["--data-filtering", "nowhere.json"], "nowhere.json does not exist"),

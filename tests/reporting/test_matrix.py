@@ -86,6 +86,8 @@ def test_all_cells_run_and_are_compared_with_data_filtering_beside(matrix_file, 
     assert rows["routed"]["figures"]["unlearning"]["value"] == pytest.approx(1.101)
     for name in ("comparison.md", "comparison.csv", "comparison.json", "comparison.html"):
         assert (tmp_path / "matrix" / name).stat().st_size > 500
+    kept = RunResult.load(tmp_path / "matrix" / "seed1" / "routed.json")
+    assert kept == results["routed", 1]
 
 
 def test_one_cell_for_an_array_and_the_list(matrix_file, tmp_path, capsys):

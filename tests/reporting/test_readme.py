@@ -1,22 +1,29 @@
-"""The README's table is the one that the stored results give."""
+"""What the README says of the matrix is what the stored results give."""
 
 from pathlib import Path
 
+import pytest
+
 from hf_era.evaluation import RunResult
-from hf_era.reporting.tables import comparison_table
-
-# Recipes A to D, then the runs that they are compared with.
-ORDER = (
-    "stories_small/scratch_fullseq",
-    "stories_small/posttrain_fullseq",
-    "stories_small/scratch_concept",
-    "stories_small/posttrain_concept",
-    "stories_small_controls/scratch_fullseq_uniform",
-    "stories_small_controls/posttrain_fullseq_uniform",
-    "stories_small_controls/posttrain_no_routing",
-)
+from hf_era.files import read_json
+from hf_era.reporting.comparison import aggregate, differences_table
 
 
-def test_the_results_table_is_up_to_date(repository_root: Path) -> None:
-    results = [RunResult.load(repository_root / "benchmarks" / "results" / f"{name}.json") for name in ORDER]
-    assert comparison_table(results) in (repository_root / "README.md").read_text(encoding="utf-8")
+def stored_results(repository_root: Path) -> list[RunResult]:
+    files = sorted((repository_root / "benchmarks" / "results" / "matrix_small").glob("seed*/*.json"))
+    assert files, "no stored result: nothing would be checked"
+    return [RunResult.load(file) for file in files]
+
+
+def test_the_stored_comparison_is_that_of_the_stored_results(repository_root: Path) -> None:
+    stored = read_json(repository_root / "benchmarks" / "results" / "matrix_small" / "comparison.json")["over_seeds"]
+    again = {row["name"]: row for row in aggregate(stored_results(repository_root))}
+    assert {row["name"] for row in stored} == set(again)
+    for row in stored:
+        for name, estimate in row["figures"].items():
+            assert again[row["name"]]["figures"][name] == pytest.approx(estimate), (row["name"], name)
+
+
+def test_the_table_of_differences_is_up_to_date(repository_root: Path) -> None:
+    stored = read_json(repository_root / "benchmarks" / "results" / "matrix_small" / "comparison.json")["over_seeds"]
+    assert differences_table(stored) in (repository_root / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,87 @@
+"""The evaluator: stories in the order given, paired differences, the reference's average, and what it refuses."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_era.evaluation import EvaluationConfig, Evaluator
+
+LENGTHS = {"forget": [5, 12, 3, 9], "retain": [7, 2, 11]}
+
+
+@pytest.fixture
+def stories():
+    """Forget and retain stories of mixed lengths; the second token of each is a forget word's."""
+    generator = torch.Generator().manual_seed(0)
+
+    def dataset(lengths):
+        ids = [torch.randint(0, 52, (length,), generator=generator).tolist() for length in lengths]
+        words = [[index == 1 for index in range(length)] for length in lengths]
+        return Dataset.from_dict({"input_ids": ids, "is_forget_word": words, "length": lengths})
+
+    return {name: dataset(lengths) for name, lengths in LENGTHS.items()}
+
+
+@pytest.fixture
+def make_evaluator(stories):
+    def make(**settings):
+        return Evaluator(stories["forget"], stories["retain"], 0, EvaluationConfig(**settings), progress=False)
+
+    return make
+
+
+def one_by_one(model, dataset):
+    """Summed negative log-likelihood of each story, without padding or batches."""
+    found = []
+    for ids in dataset["input_ids"]:
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            logits = model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+        found.append(float(-logits.gather(1, tokens[0, 1:, None]).sum()))
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_losses_stand_in_the_order_in_which_stories_were_given(make_base, stories, make_evaluator, batch_size):
+    model = make_base().eval()
+    measured = make_evaluator(batch_size=batch_size).measure(model, "test")
+    for name, dataset in stories.items():
+        assert measured[name].nll.tolist() == pytest.approx(one_by_one(model, dataset), rel=1e-5)
+        assert measured[name].tokens.tolist() == [length - 1 for length in LENGTHS[name]]
+
+
+def test_differences_are_those_of_the_losses_and_tighter_than_they_are(make_base, make_evaluator):
+    evaluator = make_evaluator(bootstrap_samples=200)
+    one, other = (evaluator.measure(make_base(seed=seed), "test") for seed in (0, 1))
+    losses = [evaluator.estimates(part) for part in (one, other)]
+    differences = evaluator.differences(one, other)
+    for kind in ("forget", "retain", "forget_words"):
+        assert differences[kind]["value"] == pytest.approx(losses[0][kind]["loss"] - losses[1][kind]["loss"], abs=1e-9)
+        assert differences[kind]["low"] <= differences[kind]["value"] <= differences[kind]["high"]
+    # With itself: nothing, exactly, where the losses by themselves have a wide interval.
+    same = evaluator.differences(one, one)
+    assert same["forget"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert losses[0]["forget"]["high"] > losses[0]["forget"]["low"]
+
+
+def test_means_of_batch_means_take_the_given_order(make_base, stories, make_evaluator):
+    model = make_base().eval()
+    evaluator = make_evaluator(mean_of_batch_means_size=3)
+    found = evaluator.means_of_batch_means(evaluator.measure(model, "test"))
+    nll = one_by_one(model, stories["forget"])
+    # Tokens that are predicted: 4, 11, 2 in the first batch and 8 in the second.
+    expected = (sum(nll[:3]) / 17 + nll[3] / 8) / 2
+    assert found["forget"] == pytest.approx(expected, rel=1e-5)
+    assert found["retain"] == pytest.approx(sum(one_by_one(model, stories["retain"])) / 17, rel=1e-5)
+
+
+def test_no_story_to_evaluate_on(stories):
+    with pytest.raises(ValueError, match="There is no forget story to evaluate on"):
+        Evaluator(stories["forget"].select([]), stories["retain"], 0, EvaluationConfig(), progress=False)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"mean_of_batch_means_size": 0}, {"bootstrap_samples": -1}])
+def test_numbers_out_of_range(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"`evaluation.{name}` should be"):
+        EvaluationConfig(**settings)
