@@ -43,8 +43,8 @@ _TRAINING_SETTINGS = {
 def data_table(result: RunResult) -> str:
     data = result.data
     routed, tokens = data.get("train_tokens_routed_as_forget"), data.get("train_tokens")
-    known = formatting.is_number(routed) and formatting.is_number(tokens) and tokens
-    share = f" ({routed / tokens:.2%} of all)" if known else ""
+    known = formatting.is_number(routed) and formatting.is_number(tokens)
+    share = f" ({float(routed) / float(tokens):.2%} of all)" if known and tokens else ""  # type: ignore[arg-type]
     rows = [("Training data", source_text(data.get("source")))]
     if data.get("validation_source"):
         rows.append(("Validation data", source_text(data["validation_source"])))

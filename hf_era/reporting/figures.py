@@ -46,24 +46,30 @@ class Figures:
 
 def figures_of(result: RunResult | ModelResult) -> Figures:
     """The figures of a result of either kind."""
-    is_run = isinstance(result, RunResult)
-    final = result.losses.get(result.final_stage, {}) if is_run else result.losses
-    before = result.losses.get("before", {}) if is_run else (result.before or {}).get("losses", {})
     relearning = result.relearning
-    return Figures(
-        name=result.name,
-        seed=result.seed,
-        method=result.method if is_run else "model",
-        rule=rule_label(result) if is_run and result.method == "gradient_routing" else "",
-        start=str((result.config.get("model") or {}).get("start") or "") if is_run else "",
-        before_name=_before_name(result),
-        before=_estimates(before),
-        final=_estimates(final),
-        differences={name: result.estimate(name) for name in DIFFERENCES},
-        relearning=relearning,
-        strongest=None if relearning is None else relearning.strongest(),
-        data_filtering=result.data_filtering,
-    )
+    shared: dict[str, Any] = {
+        "name": result.name,
+        "seed": result.seed,
+        "before_name": _before_name(result),
+        "differences": {name: result.estimate(name) for name in DIFFERENCES},
+        "relearning": relearning,
+        "strongest": None if relearning is None else relearning.strongest(),
+        "data_filtering": result.data_filtering,
+    }
+    own: dict[str, Any]
+    before: dict[str, Any]
+    final: dict[str, Any]
+    if isinstance(result, ModelResult):
+        before, final = (result.before or {}).get("losses", {}), result.losses
+        own = {"method": "model", "rule": "", "start": ""}
+    else:
+        before, final = result.losses.get("before", {}), result.losses.get(result.final_stage, {})
+        own = {
+            "method": result.method,
+            "rule": rule_label(result) if result.method == "gradient_routing" else "",
+            "start": str((result.config.get("model") or {}).get("start") or ""),
+        }
+    return Figures(**shared, **own, before=_estimates(before), final=_estimates(final))
 
 
 def yardstick(result: RunResult | ModelResult) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def _before_name(result: RunResult | ModelResult) -> str:
     return str((result.before or {}).get("model") or "")
 
 
-def _estimates(losses: Mapping[str, Mapping[str, Any]]) -> dict[str, Estimate]:
+def _estimates(losses: Mapping[str, Any]) -> dict[str, Estimate]:
     return {
         kind: Estimate(losses[kind].get("loss"), losses[kind].get("low"), losses[kind].get("high"))
         for kind in LOSS_KINDS
