@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if overrides and known.command not in _WITH_OVERRIDES:
             parser.error(f"unexpected: {' '.join(overrides)}")
         return _guarded(lambda: _COMMANDS[known.command].run(known, overrides))
-    return _run([known.config, *(known.overlay or [])], overrides)
+    return _run([known.config, *(known.overlay or [])], _with_allow_fewer(known, overrides))
 
 
 def run_recipe(recipe: str | Path, arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +63,9 @@ def run_recipe(recipe: str | Path, arguments: Sequence[str] | None = None) -> in
         default=[],
         help="YAML file laid over the recipe's own, e.g. another scale; repeatable",
     )
+    _add_allow_fewer(parser)
     known, overrides = parser.parse_known_args(arguments)
-    return _run([path.parent / "configs" / f"{path.stem}.yaml", *known.config], overrides)
+    return _run([path.parent / "configs" / f"{path.stem}.yaml", *known.config], _with_allow_fewer(known, overrides))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,10 +86,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("config", help="YAML file, e.g. recipes/configs/demo.yaml")
     run.add_argument("--config", dest="overlay", action="append", help="YAML file laid over it; repeatable")
+    _add_allow_fewer(run)
     for command in _COMMANDS.values():
         command.add_parser(commands)
     commands.add_parser("fields", help="list every field of a config with its default", allow_abbrev=False)
     return parser
+
+
+def _add_allow_fewer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-fewer", action="store_true", help="make fewer relearn attacks where there are too few forget stories"
+    )
+
+
+def _with_allow_fewer(known: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+    return [*overrides, *(["--relearn.allow_fewer", "true"] if known.allow_fewer else [])]
 
 
 def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:

@@ -151,8 +151,16 @@ def run_cells(matrix: MatrixConfig, cells: Sequence[Cell], console: Console) -> 
 
 
 def finished_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """Those that have a result."""
-    return [cell for cell in cells if cell.result_file.is_file()]
+    """Those that have a result that can be read; one of another hf_era, say, has to be made again."""
+    return [cell for cell in cells if cell.result_file.is_file() and _is_readable(cell.result_file)]
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        RunResult.load(path)
+    except ValueError:
+        return False
+    return True
 
 
 def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
@@ -162,7 +170,7 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
     be kept or passed on by itself.
 
     Raises:
-        ValueError: if no cell has a result yet, or one cannot be read.
+        ValueError: if no cell has a result yet.
     """
     done = finished_cells(cells)
     if not done:

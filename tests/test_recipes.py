@@ -15,7 +15,8 @@ RECIPES = ("scratch_fullseq", "posttrain_fullseq", "scratch_concept", "posttrain
 TINY = shlex.split("""
     --model.architecture.hidden_size 16 --model.architecture.num_heads 2 --model.vocabulary_size 300
     --data.generator_stories 160 --data.max_tokens 48 --data.forget_validation_stories 6
-    --data.retain_validation_stories 6 --data.attack_stories 4 --max_steps 4 --eval_steps 4 --warmup_steps 1
+    --data.retain_validation_stories 6 --data.attack_stories 4 --relearn.stories 2 --relearn.steps 4
+    --relearn.sweep_learning_rates 0.001 --generation.new_tokens 4 --max_steps 4 --eval_steps 4 --warmup_steps 1
     --per_device_train_batch_size 4 --disable_tqdm true --coherence.steps 1 --coherence.stories 4
     --expansion.width 4
 """)

@@ -33,7 +33,8 @@ class DataConfig:
         add_bos, add_eos (`bool`, *optional*, default `True`, `False`): one BOS in front, one EOS at the end of a story
             that was not cut.
         forget_validation_stories, retain_validation_stories (`int`, *optional*, default `150`): stories to evaluate on.
-        attack_stories (`int`, *optional*, defaults to `64`): forget stories that neither training nor evaluation sees.
+        attack_stories (`int`, *optional*, defaults to `320`): forget stories that neither training nor evaluation sees:
+            enough for five relearn attacks with 64 stories that share none.
         num_proc (`int`, *optional*): processes that tokenise. Not given: this one.
 
     Raises:
@@ -56,7 +57,7 @@ class DataConfig:
     add_eos: bool = field(default=False, metadata=_help("One EOS at the end of each story that was not cut."))
     forget_validation_stories: int = field(default=150, metadata=_help("Forget stories to evaluate on."))
     retain_validation_stories: int = field(default=150, metadata=_help("Retain stories to evaluate on."))
-    attack_stories: int = field(default=64, metadata=_help("Forget stories held back for the relearn attack."))
+    attack_stories: int = field(default=320, metadata=_help("Forget stories held back for the relearn attack."))
     num_proc: int | None = field(default=None, metadata=_help("Processes that label and tokenise."))
 
     def __post_init__(self) -> None:

@@ -212,7 +212,7 @@ def _too_few(config: RelearnConfig, attack: PlannedAttack, pool_size: int) -> st
     stories = "stories" if is_main or config.sweep_stories is None else "sweep_stories"
     ways = f"Set more aside with `data.attack_stories`, lower `relearn.{trials}` or `relearn.{stories}`"
     if pool_size:
-        ways += ", or take what there is with `--relearn.allow_fewer true`"
+        ways += ", or take what there is with `--allow-fewer`"
     else:
         ways = "Set some aside with `data.attack_stories`, or leave the attack out with `--relearn.enabled false`"
     return (

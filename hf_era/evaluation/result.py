@@ -71,7 +71,9 @@ class RunResult:
         return self.losses.get(stage, {}).get(kind, {}).get("loss")
 
     def difference(self, kind: str, later: str, earlier: str) -> float | None:
-        """Loss at one stage minus loss at another, nats a token; `None` if one of them was not measured."""
+        """Loss at one stage minus loss at another, nats a token; `None` if one was not measured, or both are the same."""
+        if later == earlier:
+            return None
         high, low = self.loss(later, kind), self.loss(earlier, kind)
         return None if high is None or low is None else high - low
 

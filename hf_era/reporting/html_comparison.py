@@ -67,9 +67,12 @@ def write_comparison(results: Results, path: str | Path, title: str = "Compariso
 
 def comparability_warnings(results: Results) -> list[str]:
     """Why losses of these results may not be compared; empty if nothing speaks against it."""
-    prints = {str(result.data["fingerprint"]) for result in results if result.data.get("fingerprint")}
+    prints: dict[int, set[str]] = {}
+    for result in results:
+        if result.data.get("fingerprint"):
+            prints.setdefault(result.seed, set()).add(str(result.data["fingerprint"]))
     found = []
-    if len(prints) > 1:
+    if any(len(found_prints) > 1 for found_prints in prints.values()):  # each seed has a split of its own
         found.append(
             "These results were not measured on the same stories (their fingerprints differ): losses of different stories "
             "cannot be compared; only differences of the same result can, with care."

@@ -8,7 +8,7 @@ import pytest
 
 from hf_era.configuration import ModelConfig, RunConfig, describe_fields
 from hf_era.data import DataConfig
-from hf_era.evaluation.evaluator import EvaluationConfig
+from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
 from hf_era.models.expansion import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training.coherence import CoherenceConfig
@@ -17,7 +17,7 @@ from hf_era.training.config import GradientRoutingConfig
 SECTIONS = {
     "model": ModelConfig, "expansion": ExpansionConfig, "routing": RoutingRuleConfig, "data": DataConfig,
     "training": GradientRoutingConfig, "pretraining": GradientRoutingConfig, "coherence": CoherenceConfig,
-    "evaluation": EvaluationConfig,
+    "evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig,
 }  # fmt: skip
 
 

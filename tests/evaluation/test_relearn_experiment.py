@@ -85,6 +85,14 @@ def test_the_plan_holds_every_n_the_sweep_and_lora() -> None:
     plan = [(part.kind, part.stories, part.learning_rate, part.trials) for part in experiment.plan()]
     # The sweep and LoRA at the largest N; 1e-2 is the main learning rate and is not repeated.
     assert plan == [("full", 1, 1e-2, 2), ("full", 3, 1e-2, 2), ("full", 3, 1e-3, 2), ("lora", 3, 1e-3, 2)]
+    fewer = make_experiment(sweep_trials=1).plan()
+    assert [(part.stories, part.learning_rate, part.trials) for part in fewer] == [
+        (1, 1e-2, 2), (3, 1e-2, 2), (3, 1e-3, 1), (3, 1e-3, 1)
+    ]  # fmt: skip
+    own = make_experiment(sweep_stories=2).plan()[2:]  # the main learning rate was not tried with 2 stories
+    assert [(part.kind, part.stories, part.learning_rate) for part in own] == [
+        ("full", 2, 1e-3), ("full", 2, 1e-2), ("lora", 2, 1e-3)
+    ]  # fmt: skip
     assert experiment.describe() == (
         "8 relearn attacks of up to 3 steps on 1, 3 forget stories, learning rates 0.01, 0.001 and, with LoRA, 0.001; "
         "measured every step on 9 forget and 8 retain stories"
@@ -230,7 +238,7 @@ def test_too_few_stories_are_refused_with_their_number_and_the_ways_out() -> Non
     message = (
         r"`relearn.stories` 16 with `relearn.trials` 5 needs 80 forget stories, for trials share none, but there are 79 "
         r"that neither training nor any evaluation saw. Set more aside with `data.attack_stories`, lower `relearn.trials` "
-        r"or `relearn.stories`, or take what there is with `--relearn.allow_fewer true`\."
+        r"or `relearn.stories`, or take what there is with `--allow-fewer`\."
     )
     with pytest.raises(ValueError, match=message):
         check_attack(config, 79)

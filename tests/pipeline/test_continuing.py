@@ -11,8 +11,16 @@ import hf_era.phases as phases_module
 import hf_era.run_inputs as run_inputs_module
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
+from hf_era.evaluation.relearning import RelearnAttack
+from hf_era.evaluation_phases import EvaluationPhases
+from hf_era.files import read_json
 from hf_era.run_inputs import load_inputs
 from hf_era.training import GradientRoutingTrainer
+
+PHASES = [
+    *((phases_module.Phases, name) for name in ("train_base", "route", "contract", "coherence")),
+    *((EvaluationPhases, name) for name in ("evaluate", "generate", "attack")),
+]
 
 
 class KilledError(Exception):
@@ -23,10 +31,11 @@ def test_a_second_run_skips_every_phase(
     finished_copy: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, result = finished_copy
-    for phase in ("train_base", "route", "contract", "coherence", "evaluate"):
-        monkeypatch.setattr(phases_module.Phases, phase, lambda self, key: pytest.fail("ran again"))
+    for owner, phase in PHASES:
+        monkeypatch.setattr(owner, phase, lambda self, key: pytest.fail("ran again"))
     again = run_pipeline(config)
     assert again.losses == result.losses
+    assert again.attack == result.attack
 
 
 def test_changed_coherence_runs_again_from_there(
@@ -36,16 +45,16 @@ def test_changed_coherence_runs_again_from_there(
 ) -> None:
     config, _ = finished_copy
     ran: list[str] = []
-    for phase in ("train_base", "route", "contract", "coherence", "evaluate"):
-        original = getattr(phases_module.Phases, phase)
+    for owner, phase in PHASES:
+        original = getattr(owner, phase)
         monkeypatch.setattr(
-            phases_module.Phases,
+            owner,
             phase,
             lambda self, key, name=phase, work=original: (ran.append(name), work(self, key))[1],
         )
     changed = make_run_config(config.output_path.parent, coherence={"steps": 1})
     result = run_pipeline(changed)
-    assert ran == ["coherence", "evaluate"]
+    assert ran == ["coherence", "evaluate", "generate", "attack"]
     assert len(result.coherence["history"]) == 2
 
 
@@ -175,3 +184,32 @@ def test_a_second_run_does_not_prepare_the_data_again(
     # What is kept is enough to refuse what cannot be.
     with pytest.raises(ValueError, match=r"`coherence.stories` asks for 5000 retain stories"):
         load_inputs(make_run_config(config.output_path.parent, coherence={"stories": 5000}))
+
+
+def test_trials_of_a_stopped_attack_are_not_made_again(
+    finished_copy: tuple[RunConfig, RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    make_run_config: Callable[..., RunConfig],
+) -> None:
+    config, _ = finished_copy
+    changed = make_run_config(config.output_path.parent, relearn={"steps": 3})
+    made: list[str] = []
+    original = RelearnAttack.run
+
+    def stopped(self: RelearnAttack, *arguments: Any, **options: Any) -> Any:
+        made.append(self.kind)
+        if len(made) == 2:
+            raise KilledError
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(RelearnAttack, "run", stopped)
+    with pytest.raises(KilledError):
+        run_pipeline(changed)
+    kept = config.output_path / "phases" / "attack-unfinished.json"
+    assert len(read_json(kept)["trials"]) == 1
+    continued = run_pipeline(changed)
+    # N = 1, N = 3 and the sweep: three trials in all; the first was kept, the second begun twice.
+    assert len(made) == 4
+    assert not kept.exists()
+    whole = run_pipeline(make_run_config(config.output_path.parent / "other", relearn={"steps": 3}))
+    assert continued.attack == whole.attack
