@@ -68,7 +68,7 @@ def test_two_processes_train_like_one(tmp_path: Path, repository_root: Path) -> 
             assert result.losses[stage][kind]["loss"] == pytest.approx(estimate["loss"], abs=1e-4), (stage, kind)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES[1:])])
 def test_help(recipe: str, repository_root: Path) -> None:
     done = subprocess.run(
         [sys.executable, f"recipes/{recipe}.py", "--help"],

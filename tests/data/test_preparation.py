@@ -255,7 +255,10 @@ def test_the_fingerprint_changes_with_stories_and_labels_only() -> None:
 def real_rows(tokenizer: PreTrainedTokenizerFast, shared_folder: Path, stories: int | None) -> dict[str, Any]:
     folder = shared_folder / "data" / "tinystories"
     config = DataConfig(
-        train=str(folder / "train.jsonl"), validation=str(folder / "validation.jsonl"), max_train_stories=stories
+        train=str(folder / "train.jsonl"),
+        validation=str(folder / "validation.jsonl"),
+        max_train_stories=stories,
+        attack_stories=64,
     )
     train = tokenise_stories(load_splits(config, seed=0).train, tokenizer, config, "training stories")
     table = frequency_table(train, RULES["frequency"], len(tokenizer), skip_bos=True)

@@ -100,6 +100,7 @@ def test_fast_class_against_stock_class(prepared: tuple[Dataset, Any], tmp_path:
     assert_same_curve(stock, fast)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::hf_era.training.LocalizationWarning")
 def test_routed_with_fast_paths_against_routed_without(prepared: tuple[Dataset, Any], tmp_path: Path) -> None:
     config = ExpandedGPTNeoConfig.from_base_config(small_config(), ExpansionConfig(width=8))
