@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from hf_era.data import DataConfig, WordFinder, load_stories
 from hf_era.data.config import TREE_WORDS
+from hf_era.data.splits import story_key
 from hf_era.data.tokenising import label_stories, tokenise_stories
 from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
 from hf_era.models.loading import load_causal_lm, load_tokenizer
@@ -155,7 +156,7 @@ def _labelled(config: ModelEvaluationConfig, data: DataConfig, name: str, source
 
 def _check_disjoint(texts: dict[str, Dataset]) -> None:
     """A story that is attacked with and measured on, or that is both forget and retain, makes the figures worthless."""
-    keys = {name: {_key(text) for text in part["text"][:]} for name, part in texts.items()}
+    keys = {name: {story_key(text) for text in part["text"][:]} for name, part in texts.items()}
     for one, other in (("forget", "retain"), ("forget", "attack"), ("retain", "attack")):
         shared = keys.get(one, set()) & keys.get(other, set())
         if shared:
@@ -165,15 +166,11 @@ def _check_disjoint(texts: dict[str, Dataset]) -> None:
             )
 
 
-def _key(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def _split_pool(forget: Dataset, size: int, config: ModelEvaluationConfig) -> tuple[Dataset, Dataset]:
     """Forget stories to measure on, and those for the attack; a story and its repetitions stay together."""
     first: dict[str, int] = {}
     for index, text in enumerate(forget["text"][:]):
-        first.setdefault(_key(text), index)
+        first.setdefault(story_key(text), index)
     distinct = list(first.values())
     if config.relearn.allow_fewer:
         size = min(size, len(distinct) // 2)

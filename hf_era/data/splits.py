@@ -33,7 +33,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         ValueError: if there is no forget or no retain story, or fewer than asked for; the message says how many.
     """
     pool = validation if validation is not None else train
-    first_of_train = set() if validation is None else {_key(text) for text in train["text"][:]}
+    first_of_train = set() if validation is None else {story_key(text) for text in train["text"][:]}
     unique, dropped = _unique_indices(pool, first_of_train)
     labels = pool["label"][:]
     order = random.Random(f"split-{seed}")
@@ -70,7 +70,8 @@ def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
     return train.remove_columns("label").add_column("label", labels)  # type: ignore[call-arg]
 
 
-def _key(text: str) -> str:
+def story_key(text: str) -> str:
+    """What makes two stories the same one: their words, whatever the case and white space."""
     return " ".join(text.casefold().split())
 
 
@@ -78,7 +79,7 @@ def _unique_indices(stories: Dataset, seen: set[str]) -> tuple[list[int], int]:
     seen = set(seen)
     unique = []
     for index, text in enumerate(stories["text"][:]):
-        key = _key(text)
+        key = story_key(text)
         if key not in seen:
             seen.add(key)
             unique.append(index)

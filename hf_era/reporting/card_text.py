@@ -11,11 +11,9 @@ from typing import Any
 from hf_era.evaluation.result import RunResult
 from hf_era.reporting import formatting, tables
 from hf_era.reporting.formatting import escape_markdown, format_count, format_difference
-from hf_era.reporting.headline import headline_sentences
+from hf_era.reporting.headline import headline_sentences, minimum_gap
 from hf_era.reporting.tables import section
 
-DEFAULT_THRESHOLD = 0.05
-"""Nats a token. Unlearning below the run's `minimum_ablation_gap`, or this where it has none, counts as none."""
 NOT_RECORDED = "not recorded"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -24,11 +22,13 @@ _DATA_FILE = re.compile(r"\.(jsonl|json|txt|parquet)$", re.IGNORECASE)
 
 def warnings(result: RunResult) -> list[str]:
     """What a reader has to know before anything else; empty if nothing is wrong."""
-    unlearning, tax, threshold = result.unlearning, result.retain_tax, _threshold(result)
+    unlearning, tax, threshold = result.unlearning, result.retain_tax, minimum_gap(result)
     found = []
     if not all(part.get("loss") is None or formatting.is_number(part["loss"]) for part in estimates(result)):
         found.append("**A loss is not finite.** The model broke while training, or while it was evaluated.")
-    if result.localised is None:
+    if result.method != "gradient_routing":
+        pass  # a control has no module that could be ablated
+    elif result.localised is None:
         found.append(
             "**Not known whether anything was localised.** The ablation gap, or its threshold, was not measured."
         )
@@ -59,7 +59,7 @@ def warnings(result: RunResult) -> list[str]:
 def headline(result: RunResult) -> list[str]:
     """The figures that a run is judged by, in sentences: those of the report."""
     lines = [escape_markdown(sentence) for sentence in headline_sentences(result)]
-    if result.retain_tax is not None and result.retain_tax < -_threshold(result):
+    if result.retain_tax is not None and result.retain_tax < -minimum_gap(result):
         lines.append(
             "**The model also went on learning**: its retain loss is lower than before. The comparison mixes "
             "what was removed with what the further steps taught; the ablation gap does not."
@@ -87,7 +87,7 @@ def attack_measured(measured: dict[str, int]) -> str:
 def _words_apart(result: RunResult) -> str:
     """What the loss on the forget words alone says, where it tells another story than that on whole stories."""
     words = result.difference("forget_words", result.final_stage, "before")
-    if words is None or words < _threshold(result):
+    if words is None or words < minimum_gap(result):
         return ""
     return (
         f" On the forget words alone the loss rose by {format_difference(words)} nats a token: the model avoids the words "
@@ -130,11 +130,6 @@ def percentage(value: Any) -> str:
 def estimates(result: RunResult) -> list[dict[str, Any]]:
     """All loss estimates of all stages."""
     return [part for stage in result.losses.values() for part in stage.values() if part]
-
-
-def _threshold(result: RunResult) -> float:
-    value = result.training.get("minimum_ablation_gap")
-    return float(value) if value is not None and formatting.is_number(value) else DEFAULT_THRESHOLD
 
 
 # ---- Sources ----

@@ -109,6 +109,7 @@ def test_data_filtering_is_not_called_gradient_routing(make_result):
     text = render_model_card(result)
     assert "on the retain stories alone: *data filtering*" in text
     assert "Auxiliary module" not in text
+    assert "localised.**" not in text  # it has nothing that could be
     assert "Selectivity" not in text
     assert 'This checkpoint is the row "After training on retain stories alone".' in text
     assert "No comparison with data filtering" not in text
