@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hf_era import exit_codes
 from hf_era.commands import card, compare, evaluate, matrix, relearn
+from hf_era.stopping import StoppedError, stoppable
 from hf_era.version import __version__
 
 _COMMANDS = {"eval": evaluate, "relearn": relearn, "compare": compare, "card": card, "matrix": matrix}
@@ -24,7 +26,7 @@ any field of the config can be overridden, for instance
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (0 done, 2 bad input, 1 stopped by an error while training)."""
+    """Runs the command line; returns one of the exit statuses of `hf_era.exit_codes`."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["run"] and len(words) > 1 and words[1].startswith("--") and words[1] not in ("--help", "--config"):
@@ -117,18 +119,31 @@ def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:
 
 def _guarded(work: Callable[[], int]) -> int:
     """Runs a command; errors that hf_era raised itself are said in one line, without a traceback."""
+    from hf_era.storage_errors import StorageError
     from hf_era.training.errors import NonFiniteLossError
 
     try:
-        return work()
+        with stoppable():
+            return work()
+    except StoppedError as stopped:
+        return _say(f"{stopped} Give the same command again to go on from there.", exit_codes.STOPPED)
+    except KeyboardInterrupt:
+        return _say(
+            "Interrupted. Give the same command again to go on from the last checkpoint.", exit_codes.INTERRUPTED
+        )
+    except StorageError as error:
+        return _say(str(error), exit_codes.STORAGE)
+    except NonFiniteLossError as error:
+        return _say(str(error), exit_codes.FAILED)
     except ValueError as error:
         if _is_ours(error):
-            print(f"hf-era: {error}", file=sys.stderr)
-            return 2
+            return _say(str(error), exit_codes.BAD_INPUT)
         raise
-    except NonFiniteLossError as error:
-        print(f"hf-era: {error}", file=sys.stderr)
-        return 1
+
+
+def _say(text: str, exit_code: int) -> int:
+    print(f"hf-era: {text}", file=sys.stderr)
+    return exit_code
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written to a temporary name, then renamed."""
+"""Files that are either whole or not there: written to a temporary name, flushed to the device, then renamed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_era.storage_errors import explained
+
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes a text file in one go: readers see the old file or the new one, never half of it."""
+    """Writes a text file in one go: readers see the old file or the new one, never half of it.
+
+    Raises:
+        StorageError: if it cannot be written (disk full, read-only, ...).
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            flush_names(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -37,37 +45,87 @@ def read_json(path: str | Path) -> Any:
     """Reads JSON; `None` if the file is missing or no JSON (not even text)."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 @contextmanager
 def whole_directory(path: str | Path) -> Iterator[Path]:
-    """A directory to fill; it takes the place of `path` only if the block ends without an error."""
+    """A directory to fill; it takes the place of `path` only if the block ends without an error.
+
+    Raises:
+        StorageError: if it cannot be written; what was at `path` is still there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-        if path.exists():
-            path.rename(old)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            temporary.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            put_in_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Removes what writes that were killed left in a folder under their temporary names."""
-    for path in Path(folder).glob(".*"):
-        if path.suffix in (".tmp", ".old") and path.is_dir():
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Gives a directory that is complete its name, once all of it is on the device; what had that name is removed."""
+    flush_tree(temporary)
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    if path.exists():
+        path.rename(old)  # killed from here on: `recover_leftovers` gives it its name back
+    try:
+        temporary.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    flush_names(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory so that no half of it is ever found under its name."""
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.gone.tmp")
+    try:
+        path.rename(hidden)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def recover_leftovers(folder: str | Path) -> None:
+    """Puts in order what writes that were killed left in a folder: a directory that was about to be replaced gets its name
+    back if nothing took its place, and everything else under a temporary name is removed."""
+    for path in sorted(Path(folder).glob(".*")):
+        if path.suffix == ".old" and path.is_dir():
+            replaced = path.with_name(path.name.removeprefix(".").rsplit(".", 2)[0])
+            if replaced.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(replaced)
+        elif path.suffix == ".tmp" and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix == ".tmp":
             path.unlink(missing_ok=True)
+
+
+def flush_tree(folder: Path) -> None:
+    """Makes sure that all files under a folder, and their names, are on the device and not only in memory."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path in (*(path for path in sorted(folder.rglob("*")) if path.is_dir()), folder):
+        flush_names(path)
+
+
+def flush_names(folder: Path) -> None:
+    """Makes sure that the names in a folder are on the device: a rename is kept there, not in the file."""
+    if os.name == "nt":
+        return  # directories cannot be opened there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from hf_era.run_directory import RunDirectory
+from hf_era.stopping import stop_if_requested
 
 
 class PhaseRunner:
@@ -54,6 +55,7 @@ class PhaseRunner:
             return {**report, "seconds": round(time.monotonic() - start, 1)}
 
         where, wait = directory or self.directory, self.state.wait_for_everyone
+        stop_if_requested()  # a signal that came too late for the last phase to stop at it
         wait()
         report, skipped = where.run_phase(phase, inputs, timed, outputs or [], synchronise=wait)
         wait()

@@ -23,7 +23,7 @@ from hf_era.run_directory import fingerprint
 from hf_era.run_folders import RunFolders
 from hf_era.run_inputs import RunInputs, effective_training, launch_settings, mixed_precision
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer, TokenWeightedTrainer
-from hf_era.training.checkpoints import last_complete_checkpoint
+from hf_era.training.checkpoints import last_whole_checkpoint
 from hf_era.training.coherence import coherence_settings, fine_tune_for_coherence
 
 
@@ -199,7 +199,7 @@ class Phases:
             eval_dataset={"forget": data.validation_forget, "retain": data.validation_retain},
             processing_class=self.inputs.tokenizer,
         )
-        output = trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
+        output = trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(arguments.output_dir)))
         self._save(model, folder)
         self._remove(Path(str(arguments.output_dir)))
         return trainer, output
@@ -218,6 +218,7 @@ class Phases:
         if self.state.is_main_process:
             for folder in (*checkpoints.glob("checkpoint-*"), checkpoints / "best"):
                 shutil.rmtree(folder, ignore_errors=True)
+            (checkpoints / "best-history.json").unlink(missing_ok=True)
             if checkpoints.is_dir() and not any(checkpoints.iterdir()):
                 checkpoints.rmdir()
         gc.collect()

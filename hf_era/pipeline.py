@@ -46,11 +46,17 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     Raises:
         ValueError: for bad input, before any long work.
         NonFiniteLossError: if a loss became NaN or infinite; checkpoints from before are kept.
+        StorageError: if something cannot be written; what was whole before is kept.
+        StoppedError: within `hf_era.stopping.stoppable()`, if a signal asked to stop.
     """
     arguments = config.training_arguments(config.output_path / "checkpoints")
     state = PartialState()
     console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
-    directory = RunDirectory(config.output_path, writes=state.is_main_process)
+
+    def tell(text: str) -> None:
+        console.print(f"[bold red]{text}[/]")
+
+    directory = RunDirectory(config.output_path, state.is_main_process, tell)
     console.print(describe_plan(config, arguments.device))
 
     with state.main_process_first():
@@ -58,7 +64,7 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     settings = inputs.identity_settings(config, arguments)
     identity = fingerprint(settings, inputs.data_fingerprint, inputs.base_fingerprint)
     phases = Phases(config, inputs, arguments, state)
-    shared = RunDirectory(config.base_path, writes=state.is_main_process)
+    shared = RunDirectory(config.base_path, state.is_main_process, tell)
     filtering = _data_filtering(config, inputs)
     directory.check(identity, settings, config.overwrite_output_dir, inputs=_local_inputs(config))
     if config.model.trains_base:
@@ -83,7 +89,7 @@ def _run_phases(runner: PhaseRunner, phases: Phases, shared: RunDirectory, ident
         with shared.lock(wait=True):
             _check_shared_base(shared, phases)  # again: it may have been claimed while this run waited
             shared.claim(base_key, {})
-            runner.run("base", base_key, phases.train_base, what, [phases.folders.base / "config.json"], shared)
+            runner.run("base", base_key, phases.train_base, what, [phases.folders.base], shared)
     train = {"gradient_routing": _route, "data_filtering": _filter_data, "base": _leave_untouched}[config.method]
     model_key, training, coherence = train(runner, phases, identity, base_key)
     measured = _measure(runner, phases, model_key, base_key)
@@ -110,16 +116,14 @@ def _route(
     """Route, contract, coherence; returns the key of the final model and the reports of training and coherence."""
     config, folders = phases.config, phases.folders
     route_key = fingerprint(identity, base_key if config.model.start == "pretrained" else None)
-    routing = runner.run(
-        "route", route_key, phases.route, "Training with gradient routing", [folders.expanded / "config.json"]
-    )
+    routing = runner.run("route", route_key, phases.route, "Training with gradient routing", [folders.expanded])
     contract_key = fingerprint(route_key, "contract")
     runner.run("contract", contract_key, phases.contract, "Cutting the module out", [folders.contracted])
     coherence_key = fingerprint(contract_key, config.coherence.to_dict())
     what = (
         "Coherence fine-tuning" if config.coherence.enabled else "Saving the final model, without coherence fine-tuning"
     )
-    coherence = runner.run("coherence", coherence_key, phases.coherence, what, [folders.final / "config.json"])
+    coherence = runner.run("coherence", coherence_key, phases.coherence, what, [folders.final])
     return coherence_key, routing, coherence
 
 
@@ -128,7 +132,7 @@ def _filter_data(
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     key = fingerprint(identity, "data filtering")
     what = "Training on the retain stories alone"
-    outputs = [phases.folders.final / "config.json"]
+    outputs = [phases.folders.final]
     return key, runner.run("filter", key, phases.train_on_retain_alone, what, outputs), {"enabled": False}
 
 

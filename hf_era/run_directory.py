@@ -12,9 +12,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_era.files import read_json, remove_leftovers, write_json
+from hf_era.files import read_json, recover_leftovers, write_json
+from hf_era.manifest import digests_of, first_damage
+from hf_era.storage_errors import check_writable, explained
 
 RUN_FILE = "run.json"
+_NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
 
 
 def fingerprint(*parts: Any) -> str:
@@ -33,15 +36,16 @@ def file_fingerprint(folder: Path) -> str:
 
 
 class RunDirectory:
-    """Remembers finished phases in `phases/<phase>.json`, each with the fingerprint of its inputs.
+    """Remembers finished phases in `phases/<phase>.json`: the fingerprint of their inputs, the hashes of what they made.
 
     Args:
         path (`Path`): the directory; made when the run is claimed.
         writes (`bool`, *optional*, defaults to `True`): whether this process writes (the main process does).
+        on_damage (*optional*): is told, in a sentence, of what a finished phase made and is no longer as it was written.
     """
 
-    def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
+    def __init__(self, path: Path, writes: bool = True, on_damage: Callable[[str], None] = lambda text: None) -> None:
+        self.path, self.writes, self._on_damage = path, writes, on_damage
 
     def check(
         self,
@@ -62,9 +66,12 @@ class RunDirectory:
 
         Raises:
             ValueError: if it holds another run, or files that are no run.
+            StorageError: if it cannot be written to.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"`{field}`: {self.path} is a file. Choose another `--{field}`.")
+        if self.writes:
+            check_writable(self.path, field)
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         stored = read_json(self.path / RUN_FILE)
@@ -96,7 +103,7 @@ class RunDirectory:
         stored = read_json(self.path / RUN_FILE)
         if overwrite and isinstance(stored, dict) and stored.get("identity") != identity:
             shutil.rmtree(self.path)
-        remove_leftovers(self.path)
+        recover_leftovers(self.path)
         write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
 
     @contextmanager
@@ -112,27 +119,44 @@ class RunDirectory:
         if not self.writes:
             yield
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the directory, not in it: the directory may be thrown away and made anew.
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=-1 if wait else 0)
         try:
-            # Beside the directory, not in it: the directory may be thrown away and made anew.
-            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=-1 if wait else 0):
-                yield
+            with explained(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
         except Timeout as error:
             raise ValueError(
                 f"`output_dir`: another process is at work in {self.path}. Wait for it, or stop it."
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def finished(self, phase: str, inputs: str, outputs: Iterable[Path] = ()) -> dict[str, Any] | None:
-        """What a finished phase reported, if it ran with these inputs and its outputs are still there; else `None`."""
+        """What a finished phase reported; `None` if it has not run with these inputs, or if one of the folders that it made
+        is gone or not as it was written."""
         record = read_json(self._record(phase))
-        if not isinstance(record, dict) or record.get("inputs") != inputs:
+        if not isinstance(record, dict) or record.get("inputs") != inputs or "report" not in record:
             return None
-        return record.get("report") if all(path.exists() for path in outputs) else None
+        hashes = record.get("outputs", {})
+        for folder in outputs:
+            damage = first_damage(folder, hashes[folder.name]) if folder.name in hashes else "it has no hashes"
+            if damage is not None:
+                if self.writes:
+                    self._on_damage(
+                        f"{folder} is not as the phase '{phase}' left it: {damage}. The phase is run again."
+                    )
+                return None
+        report: dict[str, Any] = record["report"]
+        return report
 
-    def record(self, phase: str, inputs: str, report: dict[str, Any]) -> None:
-        """Writes down that a phase is finished. Call it after its outputs are in place."""
+    def record(self, phase: str, inputs: str, report: dict[str, Any], outputs: Iterable[Path] = ()) -> None:
+        """Writes down that a phase is finished. Call it after its outputs, folders, are in place."""
         if self.writes:
-            write_json(self._record(phase), {"inputs": inputs, "report": report})
+            hashes = {folder.name: digests_of(folder, _NOT_HASHED) for folder in outputs}
+            write_json(self._record(phase), {"inputs": inputs, "outputs": hashes, "report": report})
 
     def run_phase(
         self,
@@ -142,17 +166,19 @@ class RunDirectory:
         outputs: Iterable[Path] = (),
         synchronise: Callable[[], None] = lambda: None,
     ) -> tuple[dict[str, Any], bool]:
-        """Runs `work` unless the phase is finished. Returns its report and whether it was skipped.
+        """Runs `work` unless the phase is finished. Returns its report and whether it was skipped. `outputs` are the folders
+        that it makes.
 
         `synchronise` waits for all processes of a launch: each has decided before one can finish the work and thereby
         change what the others would decide.
         """
-        report = self.finished(phase, inputs, list(outputs))
+        outputs = list(outputs)
+        report = self.finished(phase, inputs, outputs)
         synchronise()
         if report is not None:
             return report, True
         report = work()
-        self.record(phase, inputs, report)
+        self.record(phase, inputs, report, outputs)
         return report, False
 
     def _record(self, phase: str) -> Path:

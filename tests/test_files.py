@@ -1,5 +1,6 @@
 """Files and directories are written whole or not at all, and what is no JSON reads as nothing."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hf_era import files
-from hf_era.files import read_json, whole_directory, write_json, write_text
+from hf_era.files import read_json, recover_leftovers, whole_directory, write_json, write_text
+from hf_era.storage_errors import StorageError
 
 
 def names_in(folder: Path) -> list[str]:
@@ -26,11 +28,11 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     path = write_json(tmp_path / "x.json", {"old": 1})
 
     def full_disk(descriptor: int) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(StorageError, match=r"x\.json cannot be written: no space is left on the device\."):
             write_json(path, {"new": 2})
     assert read_json(path) == {"old": 1}
     with pytest.raises(UnicodeEncodeError):
@@ -50,7 +52,7 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkey
     with path.open() as reader:
         write_text(path, "new")
         assert reader.read() == "old"  # another file took its place: a reader sees the one or the other
-    assert seen == ["old"]
+    assert seen == ["old", "new"]  # the file is flushed before it gets its name, the name after
     assert path.read_text() == "new"
 
 
@@ -118,3 +120,28 @@ def test_a_failing_exchange_puts_the_old_directory_back(tmp_path: Path, monkeypa
         (folder / "b").write_text("2")
     assert names_in(target) == ["a"]
     assert names_in(tmp_path) == ["final"]
+
+
+def killed_between_the_renames(target: Path) -> None:
+    """Leaves what a kill leaves after the old directory lost its name and before the new one got it."""
+    target.rename(target.with_name(f".{target.name}.0123abcd.old"))
+    new = target.with_name(f".{target.name}.4567cdef.tmp")
+    new.mkdir()
+    (new / "b").write_text("2")
+
+
+def test_a_directory_that_was_about_to_be_replaced_gets_its_name_back(tmp_path: Path) -> None:
+    target = tmp_path / "final.v1"
+    target.mkdir()
+    (target / "a").write_text("1")
+    killed_between_the_renames(target)
+    (tmp_path / ".x.json.89ab0123.tmp").write_text("{half")
+    (tmp_path / ".keep").write_text("not ours")
+    recover_leftovers(tmp_path)
+    assert names_in(tmp_path) == [".keep", "final.v1"]
+    assert names_in(target) == ["a"]
+    target.rename(tmp_path / ".final.v1.0123abcd.old")
+    (target).mkdir()  # killed after both renames
+    recover_leftovers(tmp_path)
+    assert names_in(tmp_path) == [".keep", "final.v1"]
+    assert names_in(target) == []

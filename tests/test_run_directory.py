@@ -156,8 +156,42 @@ def test_a_phase_is_finished_with_these_inputs_and_outputs_only(tmp_path: Path) 
     assert directory.finished("ablate", "a") is None
     assert directory.finished("route", "a", [output]) is None
     output.mkdir()
+    assert directory.finished("route", "a", [output]) is None  # nobody knows whether it is as it was written
+    directory.record("route", "a", {"loss": 1.25}, [output])
     assert directory.finished("route", "a", [output]) == {"loss": 1.25}
     assert RunDirectory(tmp_path / "run").finished("route", "a") == {"loss": 1.25}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda model: (model / "model.safetensors").write_bytes(b"weightS"),
+            "model.safetensors is not as it was written",
+        ),
+        (lambda model: (model / "model.safetensors").write_bytes(b"wei"), "model.safetensors is not as it was written"),
+        (lambda model: (model / "config.json").unlink(), "config.json is missing"),
+        (lambda model: model.rename(model.with_name("elsewhere")), "it is gone"),
+    ],
+)
+def test_a_phase_whose_output_is_damaged_is_not_finished(
+    tmp_path: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    told: list[str] = []
+    directory = RunDirectory(tmp_path / "run", on_damage=told.append)
+    directory.claim("one", SETTINGS)
+    output = tmp_path / "run" / "model"
+    output.mkdir()
+    (output / "model.safetensors").write_bytes(b"weights")
+    (output / "config.json").write_text("{}")
+    directory.record("route", "a", {"loss": 1.25}, [output])
+    (output / "README.md").write_text("a card that is written later, and again")
+    assert directory.finished("route", "a", [output]) == {"loss": 1.25}
+    assert told == []
+    damage(output)
+    assert directory.finished("route", "a", [output]) is None
+    assert len(told) == 1
+    assert f"{output} is not as the phase 'route' left it: {message}" in told[0]
 
 
 @pytest.mark.parametrize("content", ["", "{half", "[]", '{"inputs": "a"}'])

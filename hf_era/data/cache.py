@@ -24,7 +24,7 @@ from filelock import FileLock
 from hf_era.data.columns import arrow_batches
 from hf_era.data.config import DataConfig
 from hf_era.data.preparation import PreparedData, Sources
-from hf_era.files import read_json, remove_leftovers, whole_directory, write_json
+from hf_era.files import read_json, recover_leftovers, whole_directory, write_json
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.version import __version__
 
@@ -135,7 +135,7 @@ def _lock(path: Path) -> Iterator[None]:
 def _write(folder: Path, kept: KeptData) -> KeptData | None:
     """Keeps the data and returns it as it is read back, from the disk instead of memory; `None` if that is impossible."""
     try:
-        remove_leftovers(folder)
+        recover_leftovers(folder)
         with whole_directory(folder / "data") as temporary:
             for name in _PARTS:
                 # One file each: an empty part would be saved in none, and could not be loaded again.

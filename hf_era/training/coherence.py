@@ -13,8 +13,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from hf_era.files import read_json, whole_directory, write_json
-from hf_era.training.checkpoints import last_complete_checkpoint
+from hf_era.files import read_json, recover_leftovers, whole_directory, write_json
+from hf_era.training.checkpoints import last_whole_checkpoint
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.token_weighted_trainer import TokenWeightedTrainer
 
@@ -55,11 +55,17 @@ class CoherenceConfig:
 
 
 class KeepBestWeights(TrainerCallback):
-    """Saves the model in `folder` whenever its evaluation loss is the lowest so far, and counts steps without one."""
+    """Saves the model in `folder` whenever its evaluation loss is the lowest so far, and counts steps without one.
+
+    All losses stand in a file beside the folder, so that a continued run knows those before its checkpoint. Weights that were
+    saved after that checkpoint may be overwritten too early, but the same steps come again and save them again.
+    """
 
     def __init__(self, folder: Path, patience: int | None = None) -> None:
         self.folder, self.patience = folder, patience
-        self.history: list[dict[str, float]] = (read_json(folder / "history.json") or {}).get("evaluations", [])
+        self._history_file = folder.with_name(f"{folder.name}-history.json")
+        recover_leftovers(folder.parent)
+        self.history: list[dict[str, float]] = (read_json(self._history_file) or {}).get("evaluations", [])
 
     @property
     def best(self) -> dict[str, float] | None:
@@ -71,10 +77,11 @@ class KeepBestWeights(TrainerCallback):
         self.history = [entry for entry in self.history if entry["step"] < step]
         is_best = self.best is None or loss < self.best["loss"]
         self.history.append({"step": step, "loss": loss})
-        if is_best and state.is_world_process_zero:
-            with whole_directory(self.folder) as folder:
-                kwargs["model"].save_pretrained(folder)
-                write_json(folder / "history.json", {"evaluations": self.history})
+        if state.is_world_process_zero:
+            if is_best:  # before the history says so: killed in between, they are saved once more
+                with whole_directory(self.folder) as folder:
+                    kwargs["model"].save_pretrained(folder)
+            write_json(self._history_file, {"evaluations": self.history})
         best = self.best
         if self.patience is not None and best is not None and step - best["step"] >= self.patience:
             control.should_training_stop = True
@@ -150,7 +157,7 @@ def fine_tune_for_coherence(
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None and not args.disable_tqdm:
         trainer.add_callback(StepBar)
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(args.output_dir)))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(args.output_dir)))
     best = callback.best or {"step": 0, "loss": float("nan")}
     return callback.folder, {
         "best_step": int(best["step"]),

@@ -5,16 +5,13 @@ The base, the base control and coherence fine-tuning use it as it is; `GradientR
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
@@ -23,13 +20,14 @@ from hf_era.models import FastPaths
 from hf_era.models.fast_model import FastCausalLMMixin
 from hf_era.models.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.continuable_trainer import ContinuableTrainer
 from hf_era.training.errors import NonFiniteLossError
 from hf_era.training.sampling import EpochSeededSampler
 
 logger = logging.get_logger(__name__)
 
 
-class TokenWeightedTrainer(Trainer):
+class TokenWeightedTrainer(ContinuableTrainer):
     """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
 
     Args:
@@ -86,17 +84,9 @@ class TokenWeightedTrainer(Trainer):
             )
         return sampler
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; a checkpoint of the last step is loaded and not trained on."""
-        if isinstance(resume_from_checkpoint, str):
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
-            last_step = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
-            if 0 < last_step <= state.global_step:
-                self._load_from_checkpoint(resume_from_checkpoint)
-                self.state = state
-                return TrainOutput(state.global_step, float("nan"), {})
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         self._last_loss = None
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(*args, **kwargs)
         self._check_last_loss()
         return output
 

@@ -70,7 +70,6 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         self._steps_in_loss_parts = 0
         self._auxiliary_means: dict[str, dict[int, float]] = {}
         self.last_ablation_gap: float | None = None
-        self._last_gap_step = -1
 
     def _set_up_model(self, model: Any) -> None:
         model.gradient_multipliers = self.args.gradient_multipliers
@@ -174,17 +173,29 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._loss_parts, self._steps_in_loss_parts = {}, 0
-        self._last_gap_step = -1
+        self.last_ablation_gap = None
         output = super().train(*args, **kwargs)
         sets = self.eval_dataset
-        if (
-            isinstance(sets, dict)
-            and {"forget", "retain"} <= set(sets)
-            and self._last_gap_step != self.state.global_step
-        ):
-            self.evaluate()  # the gap at the end is what counts
+        if isinstance(sets, dict) and {"forget", "retain"} <= set(sets):
+            self.last_ablation_gap = self._gap_at_the_end()
+            if self.last_ablation_gap is None:
+                self.evaluate()  # the gap at the end is what counts
         self._warn_if_nothing_was_localised()
         return output
+
+    def _gap_at_the_end(self) -> float | None:
+        """The ablation gap that was measured after the last step, maybe by the run that this one continues."""
+        entries = [entry for entry in self.state.log_history if entry.get("step") == self.state.global_step]
+        return next((entry["eval_ablation_gap"] for entry in entries if "eval_ablation_gap" in entry), None)
+
+    def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        sums, numbers = super().logging_sums()
+        return {**sums, **self._loss_parts}, {**numbers, "steps_in_loss_parts": self._steps_in_loss_parts}
+
+    def continue_logging_sums(self, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        super().continue_logging_sums(sums, numbers)
+        self._loss_parts = {name: value.to(self.args.device) for name, value in sums.items() if name != "loss"}
+        self._steps_in_loss_parts = int(numbers["steps_in_loss_parts"])
 
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float]:
         with AuxiliaryActivationMeter(self.model) as meter:
@@ -217,7 +228,6 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
         ratios = selectivity(self._auxiliary_means[names["forget"]], self._auxiliary_means[names["retain"]])
         derived |= {f"{metric_key_prefix}_selectivity_layer_{layer}": ratio for layer, ratio in ratios.items() if ratio}
         self.last_ablation_gap = derived[f"{metric_key_prefix}_ablation_gap"]
-        self._last_gap_step = self.state.global_step
         self.log(dict(derived))
         return metrics | derived
 

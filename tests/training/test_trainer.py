@@ -17,7 +17,7 @@ from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 from hf_era.models.fast_paths import ALL_SLOW
 from hf_era.training import LocalizationWarning, NonFiniteLossError
-from hf_era.training.checkpoints import last_complete_checkpoint
+from hf_era.training.checkpoints import last_whole_checkpoint
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ def test_a_non_finite_loss_stops_names_the_step_and_keeps_the_checkpoint(make_tr
     trainer = make_trainer(callbacks=[PoisonWeights(3)], max_steps=10, save_strategy="steps", save_steps=2)
     with pytest.raises(NonFiniteLossError, match=r"became nan at step 4 of 10.*checkpoints under .* were kept"):
         trainer.train()
-    checkpoint = last_complete_checkpoint(trainer.args.output_dir)
+    checkpoint = last_whole_checkpoint(trainer.args.output_dir)
     assert checkpoint is not None
     assert checkpoint.endswith("checkpoint-2")
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
@@ -122,7 +122,7 @@ def test_broken_weights_are_never_saved(make_trainer: Callable[..., Any]) -> Non
     trainer = make_trainer(callbacks=[PoisonWeights(2)], max_steps=4, save_strategy="steps", save_steps=2)
     with pytest.raises(NonFiniteLossError, match=r"weight transformer\.ln_f\.weight became non-finite"):
         trainer.train()
-    assert last_complete_checkpoint(trainer.args.output_dir) is None
+    assert last_whole_checkpoint(trainer.args.output_dir) is None
 
 
 def test_a_resumed_run_ends_with_the_same_weights(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
@@ -198,17 +198,6 @@ def test_a_missing_routing_weight_column_is_refused(
         ValueError, match=r"No column `routing_weight` in `train_dataset`. Did you mean `routing_weights`"
     ):
         make_trainer(stories=stories)
-
-
-def test_a_half_written_checkpoint_is_passed_over(make_trainer: Callable[..., Any]) -> None:
-    trainer = make_trainer(max_steps=4, save_strategy="steps", save_steps=2)
-    trainer.train()
-    folder = Path(trainer.args.output_dir)
-    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-4")
-    (folder / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
-    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
-    (folder / "checkpoint-2" / "trainer_state.json").unlink()
-    assert last_complete_checkpoint(folder) is None
 
 
 def test_a_push_uploads_the_stock_model_with_card_and_tags(

@@ -1,0 +1,122 @@
+"""What a training checkpoint holds beside the weights, in safetensors and JSON: optimizer, schedule, random states.
+
+The Trainer's own files are pickles, which run code when they are read. The optimizer's state is kept under the parameters'
+names and gathered whole (`torch.distributed.checkpoint.state_dict`), so it is the same for one process, DDP and FSDP2.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+_JSON = "json"  # the key of the file's metadata that holds everything but tensors
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], values: Any) -> None:
+    """Writes tensors and JSON-like values into one safetensors file."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {_JSON: json.dumps(values)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Reads what `save_tensors` wrote; tensors on the CPU."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {})[_JSON])
+
+
+# ---- Optimizer and schedule ----
+
+
+def save_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any, writes: bool) -> None:
+    """Writes the state of optimizer and learning-rate schedule. Every process calls it; those that do not write take part in
+    gathering what is sharded."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    whole: Any = get_optimizer_state_dict(model, optimizer, options=options)
+    if not writes:
+        return
+    tensors, numbers = {}, {}
+    for parameter, state in whole["state"].items():
+        for name, value in state.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{parameter}.{name}"] = value
+    groups = [dict(group) for group in whole["param_groups"]]
+    save_tensors(path, tensors, {"numbers": numbers, "groups": groups, "schedule": scheduler.state_dict()})
+
+
+def load_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
+    """Puts back what `save_optimizer` wrote, whatever the number of processes was."""
+    tensors, values = load_tensors(path)
+    state: dict[str, dict[str, Any]] = {}
+    for key, value in {**tensors, **values["numbers"]}.items():
+        parameter, name = key.rsplit(".", 1)
+        state.setdefault(parameter, {})[name] = value
+    groups = [{name: _as_tuple(value, name) for name, value in group.items()} for group in values["groups"]]
+    whole: Any = {"state": state, "param_groups": groups}
+    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+    scheduler.load_state_dict(values["schedule"])
+
+
+def _as_tuple(value: Any, name: str) -> Any:
+    """JSON makes lists of tuples; of a group's settings only the parameters' names are a list."""
+    return tuple(value) if isinstance(value, list) and name != "params" else value
+
+
+# ---- A process's own state ----
+
+
+def process_file(rank: int) -> str:
+    return f"process_{rank}.safetensors"
+
+
+def save_process_state(path: Path, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
+    """Writes the random states of this process, and what it has summed up for the next line of the log.
+
+    Args:
+        path (`Path`): the file.
+        sums (`dict[str, Tensor]`): scalars. numbers (`dict[str, float]`): plain numbers.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    tensors = {f"sum.{key}": value.detach().cpu() for key, value in sums.items()}
+    tensors |= {
+        "random.python": torch.tensor(words, dtype=torch.int64),
+        "random.numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "random.cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        tensors |= {f"random.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    values = {"python": [version, gauss], "numpy": [name, position, has_gauss, cached], "numbers": numbers}
+    save_tensors(path, tensors, values)
+
+
+def load_process_state(path: Path, random_states: bool = True) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Returns the sums and numbers, and puts the random states back unless told not to; those of devices that are not there
+    are left out."""
+    tensors, values = load_tensors(path)
+    if random_states:
+        _set_random_states(tensors, values)
+    sums = {key.removeprefix("sum."): value for key, value in tensors.items() if key.startswith("sum.")}
+    return sums, values["numbers"]
+
+
+def _set_random_states(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    version, gauss = values["python"]
+    random.setstate((version, tuple(tensors["random.python"].tolist()), gauss))
+    name, position, has_gauss, cached = values["numpy"]
+    np.random.set_state((name, tensors["random.numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["random.cpu"])
+    for index in range(torch.cuda.device_count()):
+        if f"random.cuda.{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda.{index}"], index)

@@ -1,0 +1,99 @@
+"""Runs `hf-era run CONFIG` and, at a chosen event of a chosen phase, sends itself a signal. Started by the tests.
+
+worker.py CONFIG TRACE [PHASE WHICH NUMBER SIGNAL]
+
+An event is a call of one of the functions below, just before or just after it. They are counted within their phase, all of them
+("any") and those of saving ("saving"); the counts of a run that ends by itself go to the file TRACE. A file that safetensors was writing is cut in half before the signal, as one that was
+being written.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+from collections import Counter
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import GPTNeoModel
+
+from hf_era import cli
+from hf_era.phase_runner import PhaseRunner
+
+SAVING = ("rename", "replace", "fsync", "rmtree", "serialize_file")
+OWNERS: tuple[tuple[Any, str], ...] = (
+    (pathlib.Path, "rename"),
+    (pathlib.Path, "replace"),
+    (os, "fsync"),
+    (shutil, "rmtree"),
+    (safetensors.torch, "serialize_file"),
+    (torch.optim.AdamW, "step"),
+    (GPTNeoModel, "forward"),
+)
+
+
+class Events:
+    """Counts events within the phase that is running, and sends the signal when its turn has come."""
+
+    def __init__(self, phase: str = "", which: str = "any", number: str = "0", name: str = "") -> None:
+        self.current = "start"
+        self.counts: dict[str, Counter[str]] = {"any": Counter(), "saving": Counter()}
+        self.wanted = (phase, int(number))
+        self.which, self.signal = which, getattr(signal, name) if name else None
+
+    def happen(self, name: str, written: Any = None) -> None:
+        kinds = ("any", "saving") if name in SAVING else ("any",)
+        for kind in kinds:
+            self.counts[kind][self.current] += 1
+        if self.signal is None or self.which not in kinds:
+            return
+        if (self.current, self.counts[self.which][self.current]) != self.wanted:
+            return
+        if self.signal == signal.SIGKILL and written is not None:
+            os.truncate(written, os.path.getsize(written) // 2)
+        print(f"\nsignal at {self.current} {self.wanted[1]} {name}", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), self.signal)
+
+    def watch(self, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.happen(name)
+            result = original(*args, **kwargs)
+            self.happen(name, args[1] if name == "serialize_file" else None)
+            return result
+
+        setattr(owner, name, watched)
+
+    def follow_phases(self) -> None:
+        original = PhaseRunner.run
+
+        def run(runner: PhaseRunner, phase: str, *args: Any, **kwargs: Any) -> Any:
+            self.current = phase
+            report = original(runner, phase, *args, **kwargs)
+            self.current = "card" if phase == "attack" else "between"
+            return report
+
+        PhaseRunner.run = run  # type: ignore[method-assign]
+
+
+def main() -> int:
+    config, trace, *plan = sys.argv[1:]
+    torch.set_num_threads(1)
+    events = Events(*plan)
+    events.follow_phases()
+    for owner, function in OWNERS:
+        events.watch(owner, function)
+    code = cli.main(["run", config])
+    with open(trace, "w") as file:
+        json.dump(events.counts, file)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
