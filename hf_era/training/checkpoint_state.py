@@ -34,7 +34,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], values: Any) -> None:
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Reads what `save_tensors` wrote; tensors on the CPU."""
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {})[_JSON])
+        names = list(file.keys())  # a file is no mapping: it cannot be iterated over
+        return {name: file.get_tensor(name) for name in names}, json.loads((file.metadata() or {})[_JSON])
 
 
 # ---- Optimizer and schedule ----
@@ -47,7 +48,8 @@ def save_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any, write
     whole: Any = get_optimizer_state_dict(model, optimizer, options=options)
     if not writes:
         return
-    tensors, numbers = {}, {}
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
     for parameter, state in whole["state"].items():
         for name, value in state.items():
             (tensors if isinstance(value, Tensor) else numbers)[f"{parameter}.{name}"] = value

@@ -59,8 +59,8 @@ def check_checkpoint(path: str | Path) -> None:
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".pkl"))
         held = f" It holds {', '.join(pickles)}: pickles, which are never read." if pickles else ""
         raise ValueError(
-            f"`resume_from_checkpoint`: {folder} has no {MANIFEST}, so it is no finished checkpoint of hf_era.{held} To start "
-            "from its weights, load them as a model."
+            f"`resume_from_checkpoint`: {folder} has no {MANIFEST}, so it is no finished checkpoint of hf_era.{held} To "
+            "start from its weights, load them as a model."
         )
     damage = damage_of(folder)
     if damage is not None:

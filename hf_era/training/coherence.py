@@ -57,8 +57,8 @@ class CoherenceConfig:
 class KeepBestWeights(TrainerCallback):
     """Saves the model in `folder` whenever its evaluation loss is the lowest so far, and counts steps without one.
 
-    All losses stand in a file beside the folder, so that a continued run knows those before its checkpoint. Weights that were
-    saved after that checkpoint may be overwritten too early, but the same steps come again and save them again.
+    All losses stand in a file beside the folder, so that a continued run knows those before its checkpoint. Weights that
+    were saved after that checkpoint may have replaced better ones, but the same steps come again and save them again.
     """
 
     def __init__(self, folder: Path, patience: int | None = None) -> None:

@@ -2,9 +2,9 @@
 
 worker.py CONFIG TRACE [PHASE WHICH NUMBER SIGNAL]
 
-An event is a call of one of the functions below, just before or just after it. They are counted within their phase, all of them
-("any") and those of saving ("saving"); the counts of a run that ends by itself go to the file TRACE. A file that safetensors was writing is cut in half before the signal, as one that was
-being written.
+An event is a call of one of the functions below, just before or just after it. They are counted within their phase, all
+of them ("any") and those of saving ("saving"); the counts of a run that ends by itself go to the file TRACE. A file that
+safetensors wrote is cut in half before a kill, as one that was still being written.
 """
 
 import functools
