@@ -64,15 +64,9 @@ def load_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any) -> No
     for key, value in {**tensors, **values["numbers"]}.items():
         parameter, name = key.rsplit(".", 1)
         state.setdefault(parameter, {})[name] = value
-    groups = [{name: _as_tuple(value, name) for name, value in group.items()} for group in values["groups"]]
-    whole: Any = {"state": state, "param_groups": groups}
+    whole: Any = {"state": state, "param_groups": values["groups"]}
     set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
     scheduler.load_state_dict(values["schedule"])
-
-
-def _as_tuple(value: Any, name: str) -> Any:
-    """JSON makes lists of tuples; of a group's settings only the parameters' names are a list."""
-    return tuple(value) if isinstance(value, list) and name != "params" else value
 
 
 # ---- A process's own state ----
