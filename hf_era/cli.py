@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -126,6 +127,8 @@ def _guarded(work: Callable[[], int]) -> int:
         with stoppable():
             return work()
     except StoppedError as stopped:
+        if os.environ.get("RANK", "0") != "0":  # all processes of a launch stop at the same step
+            return exit_codes.STOPPED
         return _say(f"{stopped} Give the same command again to go on from there.", exit_codes.STOPPED)
     except KeyboardInterrupt:
         return _say(

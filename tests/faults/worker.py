@@ -24,6 +24,7 @@ from transformers import GPTNeoModel
 from hf_era import cli
 from hf_era.phase_runner import PhaseRunner
 
+RANK = os.environ.get("RANK", "0")
 SAVING = ("rename", "replace", "fsync", "rmtree", "serialize_file")
 OWNERS: tuple[tuple[Any, str], ...] = (
     (pathlib.Path, "rename"),
@@ -52,6 +53,8 @@ class Events:
         if self.signal is None or self.which not in kinds:
             return
         if (self.current, self.counts[self.which][self.current]) != self.wanted:
+            return
+        if RANK != os.environ.get("HF_ERA_TEST_SIGNAL_RANK", "0"):
             return
         if self.signal == signal.SIGKILL and written is not None:
             os.truncate(written, os.path.getsize(written) // 2)
@@ -90,8 +93,9 @@ def main() -> int:
     for owner, function in OWNERS:
         events.watch(owner, function)
     code = cli.main(["run", config])
-    with open(trace, "w") as file:
-        json.dump(events.counts, file)
+    if RANK == "0":
+        with open(trace, "w") as file:
+            json.dump(events.counts, file)
     return code
 
 
