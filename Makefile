@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Passed on to the demo, e.g. make demo OPTIONS='--seed 1'
 OPTIONS ?=
+# Test files side by side, on as many cores as there are, four at most; PYTEST='-n 0' for one after the other.
+PYTEST ?= -n auto --maxprocesses 4 --dist loadfile
 RESULTS := benchmarks/results/matrix_small/seed0
 
 .PHONY: help install demo test test-slow quality format cards bench bench-more clean
@@ -31,10 +33,10 @@ demo: install
 	$(BIN)/hf-era run recipes/configs/demo.yaml $(OPTIONS)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
 test-slow: install
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PYTEST) -m "slow or not slow"
 
 quality: install
 	$(BIN)/ruff check .

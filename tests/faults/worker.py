@@ -54,7 +54,7 @@ class Events:
             return
         if (self.current, self.counts[self.which][self.current]) != self.wanted:
             return
-        if RANK != os.environ.get("HF_ERA_TEST_SIGNAL_RANK", "0"):
+        if os.environ.get("HF_ERA_TEST_SIGNAL_RANK", "0") != RANK:
             return
         if self.signal == signal.SIGKILL and written is not None:
             os.truncate(written, os.path.getsize(written) // 2)
