@@ -56,7 +56,7 @@ def halving_batches(
             if batch_size == 1:
                 raise BatchMemoryError(
                     f"{doing}: memory does not suffice for a batch of one. Shorten what is read (`data.max_tokens`) "
-                    "or written (`generation.new_tokens`), take a smaller model or dtype, or a device with more free memory. "
+                    "or written (`generation.new_tokens`), take a smaller model or dtype, or a device with more memory. "
                     f"It said: {error}"
                 ) from error
         # Out here the error, and with it the frames that hold on to tensors, is gone.
