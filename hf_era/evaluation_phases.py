@@ -12,7 +12,6 @@ from hf_era.evaluation import (
     AuxiliaryActivationMeter,
     Evaluator,
     RelearnExperiment,
-    RelearnTrial,
     StoryLosses,
     ablation_audit,
     describe_generations,
@@ -20,9 +19,10 @@ from hf_era.evaluation import (
     gradient_audit,
     selectivity_estimates,
 )
-from hf_era.files import read_json, write_json
+from hf_era.evaluation.relearn_keeping import KeptTrials
 from hf_era.models.loading import load_causal_lm
 from hf_era.phases import Phases
+from hf_era.processes import share_out
 from hf_era.run_inputs import mixed_precision
 
 AUDIT_STORIES = 32
@@ -34,7 +34,7 @@ _DIFFERENCES = {
 
 
 class EvaluationPhases:
-    """What is measured of a run's models. Every process of a launch measures the same; one of them writes.
+    """What is measured of a run's models. The processes of a launch share the work out; all return the whole report.
 
     Args:
         phases (`Phases`): those that made the models.
@@ -74,6 +74,7 @@ class EvaluationPhases:
             self.config.evaluation,
             device=self.device,
             progress=self.state.is_main_process,
+            state=self.state,
         )
         measured: dict[str, dict[str, StoryLosses]] = {}
         selectivity: dict[str, Any] = {}
@@ -132,10 +133,14 @@ class EvaluationPhases:
             collator(list(stories.select(range(start, min(start + size, len(stories))))))
             for start in range(0, len(stories), size)
         ]
-        gradient = {}
-        for name, model in (("start", self.phases.start_model()), ("trained", trained)):
+
+        def audit(name: str) -> dict[str, Any]:
+            model = self.phases.start_model() if name == "start" else trained
             model.gradient_multipliers = self.phases.arguments.gradient_multipliers
-            gradient[name] = gradient_audit(model, batches, device=self.device)
+            return gradient_audit(model, batches, device=self.device)
+
+        names = ("start", "trained")
+        gradient = dict(zip(names, share_out(names, audit, self.state), strict=True))
         removed = ablation_audit(
             trained,
             lambda name: evaluator.measure_set(trained, name, "One layer ablated at a time"),
@@ -155,7 +160,7 @@ class EvaluationPhases:
         for stage in dict.fromkeys(["before", "before_ablation", self.final_stage]):
             if stage in self.stages:
                 model = load_causal_lm(self.stages[stage]).to(self.device)
-                texts[stage], allowed = generate_texts(model, self.inputs.tokenizer, settings)
+                texts[stage], allowed = generate_texts(model, self.inputs.tokenizer, settings, state=self.state)
         words = self.config.data.forget_words
         return {"generations": describe_generations(texts, settings.prompts, words, settings, allowed)}
 
@@ -176,22 +181,13 @@ class EvaluationPhases:
             settings,
             device=self.device,
             progress=self.state.is_main_process,
+            state=self.state,
         )
         before = None
         if self.phases.before_kind is not None:
             before = experiment.losses(load_causal_lm(self.phases.before_model))
-        partial = self.folders.phases / "attack-unfinished.json"
-        kept = read_json(partial) or {}
-        trials = [RelearnTrial.from_dict(part) for part in kept["trials"]] if kept.get("inputs") == key else []
-
-        def keep(trial: RelearnTrial) -> None:
-            trials.append(trial)
-            if self.state.is_main_process:
-                write_json(partial, {"inputs": key, "trials": [part.to_dict() for part in trials]})
-
-        self.state.wait_for_everyone()  # each has read what was kept before one of them writes
+        kept = KeptTrials(self.folders.phases, key, self.state)
         model = load_causal_lm(self.stages[self.final_stage])
-        result = experiment.run(model, before, done=list(trials), on_trial=keep)
-        if self.state.is_main_process:
-            partial.unlink(missing_ok=True)
+        result = experiment.run(model, before, done=kept.found, on_trial=kept.add)
+        kept.remove()
         return {"attack": result.to_dict()}

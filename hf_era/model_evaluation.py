@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 
 from hf_era.data import padding_token_id
@@ -24,6 +25,7 @@ from hf_era.evaluation import (
     stories_needed,
 )
 from hf_era.model_inputs import ModelEvaluationConfig, ModelInputs, load_model, load_model_inputs
+from hf_era.processes import main_first
 from hf_era.reporting.figures import yardstick
 
 _DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
@@ -31,6 +33,8 @@ _DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": 
 
 def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console | None = None) -> ModelResult:
     """Measures a model: losses, generations and, with `attack`, what relearn attacks bring back.
+
+    The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures.
 
     Args:
         config (`ModelEvaluationConfig`): which model and stories.
@@ -40,20 +44,22 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     Raises:
         ValueError: for bad input, before any long work; or if a loss is not finite.
     """
-    console = console or Console(stderr=True, soft_wrap=True)
+    state = PartialState()
+    console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
     filtering = None if config.data_filtering is None else load_result(config.data_filtering)
-    inputs = load_model_inputs(config, stories_needed(config.relearn) if attack and not config.attack else 0)
+    pool_size = stories_needed(config.relearn) if attack and not config.attack else 0
+    inputs = main_first(lambda: load_model_inputs(config, pool_size), state)
     if filtering is not None and filtering.data.get("fingerprint") != inputs.data["fingerprint"]:
         raise ValueError(
             f"`data_filtering`: {config.data_filtering} was measured on other stories. Evaluate that model on those files."
         )
-    experiment = _experiment(config, inputs) if attack else None
+    experiment = _experiment(config, inputs, state) if attack else None
     console.print(_plan(config, inputs, experiment))
     seconds: dict[str, float] = {}
     start = time.monotonic()
-    result = _measured(config, inputs)
+    result = _measured(config, inputs, state)
     seconds["evaluation"] = round(time.monotonic() - start, 1)
-    result.generations = _generations(config, inputs)
+    result.generations = _generations(config, inputs, state)
     seconds["generation"] = round(time.monotonic() - start - seconds["evaluation"], 1)
     if experiment is not None:
         start = time.monotonic()
@@ -65,12 +71,20 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     return result
 
 
-def _experiment(config: ModelEvaluationConfig, inputs: ModelInputs) -> RelearnExperiment:
+def _experiment(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> RelearnExperiment:
     pool: Any = inputs.pool
     check_attack(config.relearn, len(pool))
     padding = padding_token_id(inputs.tokenizer)
-    device = config.resolved_device
-    return RelearnExperiment(pool, inputs.forget, inputs.retain, padding, config.relearn, device=device)
+    return RelearnExperiment(
+        pool,
+        inputs.forget,
+        inputs.retain,
+        padding,
+        config.relearn,
+        device=config.resolved_device,
+        progress=state.is_main_process,
+        state=state,
+    )
 
 
 def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None) -> str:
@@ -85,9 +99,17 @@ def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: Relear
     return "\n".join(lines)
 
 
-def _measured(config: ModelEvaluationConfig, inputs: ModelInputs) -> ModelResult:
+def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> ModelResult:
     padding = padding_token_id(inputs.tokenizer)
-    evaluator = Evaluator(inputs.forget, inputs.retain, padding, config.evaluation, device=config.resolved_device)
+    evaluator = Evaluator(
+        inputs.forget,
+        inputs.retain,
+        padding,
+        config.evaluation,
+        device=config.resolved_device,
+        progress=state.is_main_process,
+        state=state,
+    )
     measured = {"final": evaluator.measure(inputs.model, "The model")}
     _check_finite(config, measured["final"], config.model)
     if config.before is not None:
@@ -127,15 +149,15 @@ def _check_finite(config: ModelEvaluationConfig, measured: dict[str, StoryLosses
             )
 
 
-def _generations(config: ModelEvaluationConfig, inputs: ModelInputs) -> dict[str, Any]:
+def _generations(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> dict[str, Any]:
     settings = config.generation
     if not settings.enabled:
         return {}
     texts: dict[str, list[str]] = {}
     if config.before is not None:
         before = load_model(config, config.before, "before")
-        texts["before"], _ = generate_texts(before, inputs.tokenizer, settings)
-    texts["final"], allowed = generate_texts(inputs.model, inputs.tokenizer, settings)
+        texts["before"], _ = generate_texts(before, inputs.tokenizer, settings, state=state)
+    texts["final"], allowed = generate_texts(inputs.model, inputs.tokenizer, settings, state=state)
     return describe_generations(texts, settings.prompts, config.forget_words, settings, allowed)
 
 

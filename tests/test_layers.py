@@ -35,7 +35,7 @@ LAYERS = {
     "__main__": 4,
 }
 # Small helpers that anyone may import and that import nothing of the package but each other.
-HELPERS = ("suggestions", "version", "files", "manifest", "storage_errors", "stopping", "exit_codes")
+HELPERS = ("suggestions", "version", "files", "manifest", "storage_errors", "stopping", "exit_codes", "processes")
 # The package's own `__init__` re-exports from everywhere.
 EXEMPT = ("__init__",)
 # Configurations describe the layers below them; they do not reach sideways into reporting.

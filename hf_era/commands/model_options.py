@@ -72,12 +72,16 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
 
 
 def write_model_result(result: Any, folder: str) -> None:
-    """Writes `result.json` and `report.html`, and says the figures."""
+    """Writes `result.json` and `report.html`, and says the figures; of the processes of a launch the main one does."""
     from pathlib import Path
+
+    from accelerate import PartialState
 
     from hf_era.reporting.headline import headline_sentences
     from hf_era.reporting.html_report import write_report
 
+    if not PartialState().is_main_process:
+        return
     paths = [result.save(Path(folder) / "result.json"), write_report(result, Path(folder) / "report.html")]
     for sentence in headline_sentences(result):
         print(sentence)

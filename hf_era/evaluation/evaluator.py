@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import find_executable_batch_size
+from accelerate import PartialState
 from datasets import Dataset
 from rich.progress import Progress
-from torch.utils.data import DataLoader
 
 from hf_era.data import RoutingCollator, longest_first
 from hf_era.data.ordering import order_of_longest_first
+from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.batch_means import mean_of_batch_means
 from hf_era.evaluation.intervals import Estimate, paired_difference
-from hf_era.evaluation.losses import StoryLosses, loss_estimate, story_losses
-from hf_era.evaluation.selectivity import AuxiliaryActivationMeter
+from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, story_losses
+from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
+from hf_era.processes import share_of, share_out
 
 CPU_BATCH_SIZE = 16
 GPU_BATCH_SIZE = 512
@@ -28,8 +29,8 @@ class EvaluationConfig:
     """How the evaluation runs.
 
     Args:
-        batch_size (`int`, *optional*): stories a batch; it changes the speed, not the figures. Not given: 16 on a CPU; on
-            a GPU as many as fit, from 512 down by halves.
+        batch_size (`int`, *optional*): stories a batch; it changes the speed, not the figures. Not given: 16 on a CPU, 512
+            on a GPU. Where memory does not suffice it is halved until it does.
         bootstrap_samples (`int`, *optional*, defaults to `1000`): resamples of the intervals. 0: no intervals.
         mean_of_batch_means_size (`int`, *optional*, defaults to `80`): stories a batch of the reference's way of
             averaging losses, which is reported beside the token-weighted one. The seed's batches had 80.
@@ -64,6 +65,11 @@ class Evaluator:
         config (`EvaluationConfig`): batch size and resamples.
         device: where models run. Models are moved there.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
+        state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
+            get all losses. Each must then measure the same, in the same order. Not given: this process does it all.
+
+    Attributes:
+        batch_size (`int`): stories a batch: that of the config, or less once memory did not suffice.
 
     Raises:
         ValueError: if there is no forget or no retain story.
@@ -77,6 +83,7 @@ class Evaluator:
         config: EvaluationConfig,
         device: Any = "cpu",
         progress: bool = True,
+        state: PartialState | None = None,
     ) -> None:
         columns = ["input_ids", "is_forget_word"]
         given = {"forget": forget, "retain": retain}
@@ -87,6 +94,9 @@ class Evaluator:
         self.sets = {name: longest_first(stories).select_columns(columns) for name, stories in given.items()}
         self._orders = {name: torch.as_tensor(order_of_longest_first(stories)) for name, stories in given.items()}
         self.collator, self.config, self.device, self.progress = RoutingCollator(pad_token_id), config, device, progress
+        self.state = state
+        on_cpu = torch.device(device).type == "cpu"
+        self.batch_size = config.batch_size or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
 
     def measure(self, model: Any, description: str) -> dict[str, StoryLosses]:
         """`forget`, `retain` -> the losses of each story, in the order in which the stories were given."""
@@ -101,25 +111,40 @@ class Evaluator:
             meter (*optional*): is told each batch's mask; its rows are in the order of reading, the longest first.
         """
         model.to(self.device)
-        on_cpu = torch.device(self.device).type == "cpu"
-        start = self.config.batch_size or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
+        losses, self.batch_size = halving_batches(
+            lambda size: self._read(model, name, description, meter, size),
+            self.batch_size,  # what fitted one model is where the next one starts
+            doing=f"Evaluating {name} stories",
+            setting="`evaluation.batch_size`",
+            state=self.state,
+        )
+        return self._in_given_order(name, losses)
 
-        def read(batch_size: int) -> StoryLosses:
-            if meter is not None:
-                meter.reset()  # of a try that did not fit
-            stories: Any = self.sets[name]
-            loader: Any = DataLoader(stories, batch_size, collate_fn=self.collator, pin_memory=not on_cpu)
-            with Progress(transient=True, disable=not self.progress) as bar:
-                batches = bar.track(loader, total=len(loader), description=f"{description}: {name} stories")
-                return story_losses(
-                    model, batches, device=self.device, on_batch=None if meter is None else meter.set_mask
+    def _read(
+        self, model: Any, name: str, description: str, meter: AuxiliaryActivationMeter | None, size: int
+    ) -> StoryLosses:
+        """The losses in the order of reading. The batches are those of a single process, whoever reads them."""
+        stories = self.sets[name]
+        batches = [range(start, min(start + size, len(stories))) for start in range(0, len(stories), size)]
+        with Progress(transient=True, disable=not self.progress) as bar:
+            task = bar.add_task(f"{description}: {name} stories", total=len(share_of(batches, self.state)))
+
+            def read(batch: range) -> tuple[StoryLosses, MeterParts]:
+                if meter is not None:
+                    meter.reset()  # of a try that did not fit
+                inputs = [self.collator(list(stories.select(batch)))]
+                found = story_losses(
+                    model, inputs, device=self.device, on_batch=None if meter is None else meter.set_mask
                 )
+                bar.advance(task)
+                return found, {} if meter is None else meter.take()
 
-        if self.config.batch_size is not None or on_cpu:
-            return self._in_given_order(name, read(start))
-        # The longest stories come first, so that a batch that does not fit fails before anything was measured.
-        sized: Any = find_executable_batch_size(read, starting_batch_size=start)
-        return self._in_given_order(name, sized())
+            parts = share_out(batches, read, self.state)
+        if meter is not None:
+            meter.reset()
+            for _, measured in parts:
+                meter.add(measured)
+        return concatenated([losses for losses, _ in parts])
 
     def losses(self, model: Any, description: str) -> dict[str, dict[str, Any]]:
         """`forget`, `retain` and `forget_words` (the words' own tokens) -> `LossEstimate` as a dict."""

@@ -7,20 +7,29 @@ stage with another one would be measured differently.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from transformers import GenerationConfig, LogitsProcessorList
 
 from hf_era.data.collator import padding_token_id
+from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.repetition import mean_repetition
 from hf_era.evaluation.sampling import PROMPTS, SamplingConfig, choice_of_tokens
 from hf_era.evaluation.target_words import count_target_words
+from hf_era.processes import share_out
 
 __all__ = ["PROMPTS", "GeneratedTexts", "SamplingConfig", "describe_generations", "generate_texts"]
+
+
+BATCHES, SMALLEST_BATCH = 8, 4
+"""Prompts are generated in at most so many batches of at least so many, so that several processes have a share, and always
+in the same ones, so that the texts do not depend on how many processes there are."""
 
 
 class GeneratedTexts(NamedTuple):
@@ -36,6 +45,7 @@ def generate_texts(
     config: SamplingConfig,
     device: torch.device | str | None = None,
     batch_size: int | None = None,
+    state: PartialState | None = None,
 ) -> GeneratedTexts:
     """Continues each prompt. The model's modes and settings, the tokenizer and the random state are left as they were.
 
@@ -46,7 +56,10 @@ def generate_texts(
         tokenizer: its tokenizer.
         config (`SamplingConfig`): prompts, length, temperature, top-k, seed.
         device (*optional*): the model is moved there. Not given: it stays where it is.
-        batch_size (`int`, *optional*): prompts at a time. Not given: all at once. It changes the speed only.
+        batch_size (`int`, *optional*): prompts at a time. Not given: an eighth of them, but at least 4. It changes the speed
+            only, and is halved where memory does not suffice.
+        state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
+            get all texts. The batches do not depend on how many there are. Not given: this process does it all.
 
     Returns:
         `GeneratedTexts`: `texts`, in the order of the prompts, each beginning with its prompt to the letter, without
@@ -71,14 +84,22 @@ def generate_texts(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=padding,
     )
-    continued: list[list[int]] = []
+
+    def continue_batch(numbers: range) -> list[list[int]]:
+        return _continue(model, [rows[number] for number in numbers], settings, choice_of_tokens(config, numbers))
+
+    def continue_all(size: int) -> list[list[int]]:
+        batches = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        return [new for batch in share_out(batches, continue_batch, state) for new in batch]
+
     with _left_as_it_was(model, settings):
-        size = batch_size or len(rows)
-        for start in range(0, len(rows), size):
-            numbers = range(start, min(start + size, len(rows)))
-            continued += _continue(
-                model, [rows[number] for number in numbers], settings, choice_of_tokens(config, numbers)
-            )
+        continued, _ = halving_batches(
+            continue_all,
+            batch_size or max(SMALLEST_BATCH, math.ceil(len(rows) / BATCHES)),
+            doing="Generating",
+            setting="the `batch_size` of `generate_texts`",
+            state=state,
+        )
     texts = [
         prompt + _new_text(tokenizer, row, new)
         for prompt, row, new in zip(config.prompts, rows, continued, strict=True)

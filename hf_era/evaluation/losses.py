@@ -6,9 +6,9 @@ a short story's tokens more weight and depends on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -117,6 +117,13 @@ def story_losses(
         model.train(was_training)
     table = torch.cat(parts) if parts else torch.zeros(0, 4, dtype=torch.float64)
     return StoryLosses(*table.unbind(1))
+
+
+def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:
+    """The losses of all stories of the parts, in order."""
+    names = [item.name for item in fields(StoryLosses)]
+    none = torch.zeros(0, dtype=torch.float64)
+    return StoryLosses(*(torch.cat([none, *(getattr(part, name) for part in parts)]) for name in names))
 
 
 def loss_estimate(

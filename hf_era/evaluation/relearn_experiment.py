@@ -8,13 +8,16 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from rich.progress import Progress, TaskID
 
 from hf_era.evaluation.relearn_config import LORA, PlannedAttack, RelearnAttackConfig, RelearnConfig, plan_attacks
 from hf_era.evaluation.relearn_lora import with_lora
 from hf_era.evaluation.relearn_result import RelearnPoint, RelearnResult, RelearnTrial, rises_at_the_end
-from hf_era.evaluation.relearning import MeasuredStories, RelearnAttack, attackable_copy, seeded
+from hf_era.evaluation.relearn_stories import MeasuredStories
+from hf_era.evaluation.relearning import RelearnAttack, attackable_copy, seeded
+from hf_era.processes import share_of, share_out
 
 OnStep = Callable[[RelearnPoint], None]
 
@@ -33,7 +36,9 @@ class RelearnExperiment:
         pad_token_id (`int`): any valid id.
         config (`RelearnConfig`): the attacks. Its `enabled` is for the caller to heed.
         device (*optional*, defaults to `"cpu"`): where they run.
-        progress (`bool`, *optional*, defaults to `True`): show a bar over all steps.
+        progress (`bool`, *optional*, defaults to `True`): show a bar over all steps that this process makes.
+        state (`PartialState`, *optional*): of this process among the launched ones, which share the trials out and all
+            get all of them. Each must then make the same calls in the same order. Not given: this process does it all.
 
     Raises:
         ValueError: if there are too few stories for what was asked, or nothing to learn from or to measure.
@@ -48,8 +53,9 @@ class RelearnExperiment:
         config: RelearnConfig,
         device: Any = "cpu",
         progress: bool = True,
+        state: PartialState | None = None,
     ) -> None:
-        self.config, self._progress, self._pad_token_id = config, progress, pad_token_id
+        self.config, self._progress, self._pad_token_id, self._state = config, progress, pad_token_id, state
         pool = pool.select([index for index, length in enumerate(pool["length"]) if length > 1])
         self._plan = plan_attacks(config, len(pool))
         self._pool = pool.select(_shuffled(len(pool), config.seed))
@@ -86,7 +92,7 @@ class RelearnExperiment:
             ValueError: as `check`.
         """
         self.check(model)
-        return self._measured.losses(attackable_copy(model, self._measured.device))
+        return self._measured.losses(attackable_copy(model, self._measured.device), self._state)
 
     def check(self, model: Any) -> None:
         """Raises `ValueError` if these stories do not fit a model: too long, or of another tokenizer; or if it has no
@@ -120,8 +126,8 @@ class RelearnExperiment:
             before (*optional*): `forget`, `retain` -> loss of the model before the method, from `losses`. Not given:
                 robust unlearning and recovery are not known.
             done (*optional*): trials of an earlier run *of the same experiment on the same model* that was stopped; they
-                are not repeated. Those that are not in the plan are ignored.
-            on_trial (*optional*): called with each new trial when it is through.
+                are not repeated. Those that are not in the plan are ignored. The same ones in every process.
+            on_trial (*optional*): called with each new trial when it is through, in the process that made it.
 
         Raises:
             ValueError: before the first step, as `check`; if a loss is not finite before the attack; or if LoRA is asked
@@ -130,21 +136,11 @@ class RelearnExperiment:
         before = _checked_before(before)
         self.check(model)
         start = self._checked_start(model)
-        known = {(*trial.attack, trial.trial, trial.seed): trial for trial in done}
-        steps = self.config.steps
-        trials: list[RelearnTrial] = []
+        known = {_key(trial): trial for trial in done}
         planned = [(attack, index) for attack in self._plan.attacks for index in range(attack.trials)]
-        with Progress(transient=True, disable=not self._progress) as bar:
-            task = bar.add_task("Relearn attack", total=len(planned) * steps)
-            for attack, index in planned:
-                trial = known.get((attack.kind, attack.stories, attack.learning_rate, index, self.config.seed + index))
-                if trial is None:
-                    bar.update(task, description=_title(attack, index))
-                    trial = self._run_trial(model, attack, index, start, _stepper(bar, task, len(trials) * steps))
-                    if on_trial is not None:
-                        on_trial(trial)
-                trials.append(trial)
-                bar.update(task, completed=len(trials) * steps)
+        missing = [(attack, index) for attack, index in planned if self._key(attack, index) not in known]
+        known |= {_key(trial): trial for trial in self._make(model, missing, start, on_trial)}
+        trials = [known[self._key(attack, index)] for attack, index in planned]
         return RelearnResult(
             trials=trials,
             before=before,
@@ -154,10 +150,37 @@ class RelearnExperiment:
             notes=[*self._plan.notes, *filter(None, map(self._note_of, trials))],
         )
 
+    def _make(
+        self,
+        model: Any,
+        missing: list[tuple[PlannedAttack, int]],
+        start: RelearnPoint,
+        on_trial: Callable[[RelearnTrial], None] | None,
+    ) -> list[RelearnTrial]:
+        """The trials with these numbers, each made by one process."""
+        steps, through = self.config.steps, 0
+        with Progress(transient=True, disable=not self._progress) as bar:
+            task = bar.add_task("Relearn attack", total=len(share_of(missing, self._state)) * steps)
+
+            def make(number: tuple[PlannedAttack, int]) -> RelearnTrial:
+                nonlocal through
+                bar.update(task, description=_title(*number))
+                trial = self._run_trial(model, *number, start, _stepper(bar, task, through * steps))
+                if on_trial is not None:
+                    on_trial(trial)
+                through += 1
+                bar.update(task, completed=through * steps)
+                return trial
+
+            return share_out(missing, make, self._state)
+
+    def _key(self, attack: PlannedAttack, index: int) -> tuple[Any, ...]:
+        return attack.kind, attack.stories, attack.learning_rate, index, self.config.seed + index
+
     def _checked_start(self, model: Any) -> RelearnPoint:
         """Step 0, which all trials have in common. Here everything fails that can fail before the first step."""
         copied = attackable_copy(model, self._measured.device)
-        start = self._measured.start(copied)
+        start = self._measured.start(copied, self._state)
         if any(attack.kind == LORA for attack in self._plan.attacks):
             with seeded(self.config.seed, self._measured.device):
                 with_lora(copied, self.config.lora_rank, self.config.lora_alpha)
@@ -187,6 +210,10 @@ class RelearnExperiment:
             f"The {_name(trial)}, trial {trial.trial + 1}: the loss was no longer finite after step {points[-1].step}; "
             "the curve up to there counts."
         )
+
+
+def _key(trial: RelearnTrial) -> tuple[Any, ...]:
+    return *trial.attack, trial.trial, trial.seed
 
 
 def _name(attack: PlannedAttack | RelearnTrial) -> str:

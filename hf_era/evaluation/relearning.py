@@ -11,86 +11,19 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hf_era.data import RoutingCollator, longest_first
-from hf_era.data.collator import IGNORE_INDEX
-from hf_era.evaluation.losses import story_losses
+from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.relearn_config import FULL, LORA, RelearnAttackConfig
 from hf_era.evaluation.relearn_lora import with_lora
 from hf_era.evaluation.relearn_result import RelearnCurve, RelearnPoint, rises_at_the_end
+from hf_era.evaluation.relearn_stories import MeasuredStories, count_labels, padded_batches
 from hf_era.models.fast_model import FastCausalLMMixin
 from hf_era.models.loading import fast_class_of
-
-
-class MeasuredStories:
-    """The forget and retain stories that attacks are measured on.
-
-    Args:
-        forget, retain (`Dataset`): with `input_ids` and `length`.
-        pad_token_id (`int`): any valid id.
-        batch_size (`int`, *optional*, defaults to `16`): stories a batch; changes speed and memory only.
-        device (*optional*, defaults to `"cpu"`): where they are kept, and attacks run.
-        bf16 (`bool`, *optional*, defaults to `False`): attacks and measurements run in bf16 autocast.
-
-    Attributes:
-        counts (`dict[str, int]`): `forget_stories`, `forget_tokens`, `retain_stories`, `retain_tokens`; tokens that are
-            predicted, and stories that have any.
-
-    Raises:
-        ValueError: if one of the two has nothing to predict.
-    """
-
-    def __init__(
-        self,
-        forget: Dataset,
-        retain: Dataset,
-        pad_token_id: int,
-        batch_size: int = 16,
-        device: Any = "cpu",
-        bf16: bool = False,
-    ) -> None:
-        self.device = torch.device(device)
-        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
-        self.counts: dict[str, int] = {}
-        self._batches: dict[str, list[dict[str, Tensor]]] = {}
-        for name, stories in (("forget", forget), ("retain", retain)):
-            batches = padded_batches(stories, pad_token_id, batch_size, self.device)
-            if not batches:
-                raise ValueError(
-                    f"There is no {name} story to measure the attack on: of {len(stories)}, none has two tokens or more."
-                )
-            self._batches[name] = batches
-            self.counts[f"{name}_stories"] = sum(len(batch["labels"]) for batch in batches)
-            self.counts[f"{name}_tokens"] = count_labels(batches)
-
-    def losses(self, model: Any) -> dict[str, float]:
-        """`forget`, `retain` -> loss, token-weighted, nats a token. The model is on this device already."""
-        found = {}
-        for name, batches in self._batches.items():
-            losses = story_losses(model, batches, autocast=self.autocast)
-            found[name] = float(losses.nll.sum() / losses.tokens.sum())
-        return found
-
-    def point(self, model: Any, step: int) -> RelearnPoint:
-        losses = self.losses(model)
-        return RelearnPoint(step, losses["forget"], losses["retain"])
-
-    def start(self, model: Any) -> RelearnPoint:
-        """The point of step 0; raises `ValueError` if a loss is not finite."""
-        point = self.point(model, 0)
-        for name, loss in (("forget", point.forget_loss), ("retain", point.retain_loss)):
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"The model's {name} loss is not finite before the attack, but {loss}: there is nothing to attack. "
-                    "Its weights or its training went wrong."
-                )
-        return point
 
 
 class RelearnAttack:
@@ -121,6 +54,7 @@ class RelearnAttack:
         kind: str = FULL,
     ) -> None:
         self.config, self.kind, self._measured = config, kind, measured
+        self._stories, self._pad_token_id, self._batch_size = stories, pad_token_id, config.batch_size
         self._batches = padded_batches(stories, pad_token_id, config.batch_size, measured.device)
         self._labels = count_labels(self._batches)
         if not self._labels:
@@ -180,11 +114,18 @@ class RelearnAttack:
 
     def _step(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
         """One step on all stories: micro-batches whose losses are summed and divided by all labels."""
-        optimizer.zero_grad()
-        for batch in self._batches:
-            with self._measured.autocast():
-                loss = self._share_of_loss(model, batch)
-            loss.backward()
+
+        def accumulate(size: int) -> None:
+            if size != self._batch_size:
+                self._batches = padded_batches(self._stories, self._pad_token_id, size, self._measured.device)
+                self._batch_size = size
+            optimizer.zero_grad()  # of a try that did not fit, too
+            for batch in self._batches:
+                with self._measured.autocast():
+                    loss = self._share_of_loss(model, batch)
+                loss.backward()
+
+        halving_batches(accumulate, self._batch_size, doing="Attacking", setting="`relearn.batch_size`")
         optimizer.step()
 
     def _share_of_loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -214,23 +155,3 @@ def attackable_copy(model: Any, device: Any) -> Any:
         copied = copied.float()
     copied.config.use_cache = False  # the copy's own: keys and values are for generating
     return copied.requires_grad_(True)
-
-
-def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device: Any) -> list[dict[str, Tensor]]:
-    """Stories (`input_ids`, `length`) padded once, like with like, on the device. A story with fewer than two tokens has
-    nothing to predict and is left out."""
-    examples = longest_first(stories)
-    examples = examples.select(range(sum(length > 1 for length in examples["length"]))).select_columns(["input_ids"])
-    collator = RoutingCollator(pad_token_id)
-    return [
-        {
-            name: value.to(device)
-            for name, value in collator(examples.select(range(start, min(start + batch_size, len(examples))))).items()
-        }
-        for start in range(0, len(examples), batch_size)
-    ]
-
-
-def count_labels(batches: list[dict[str, Tensor]]) -> int:
-    """Tokens that are predicted."""
-    return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, Estimate, ratio_of_means_estimate
 
+MeterParts = dict[int, list[list[Tensor]]]
+"""layer -> module -> one (2, batch) tensor per forward pass, fp32: sum and count of each story."""
 StoryRows = dict[int, tuple[Tensor, Tensor]]
 """layer -> sum of |activation| over a story's real tokens and hidden units, and the number of those: (stories,), fp64."""
 
@@ -33,10 +35,19 @@ class AuxiliaryActivationMeter:
 
     def reset(self) -> None:
         """Forgets what was measured."""
-        # layer -> module -> one (2, batch) tensor per forward pass, fp32: sum and count of each story
-        self._parts: dict[int, list[list[Tensor]]] = {
-            layer: [[] for _ in modules] for layer, modules in self._modules.items()
-        }
+        self._parts: MeterParts = {layer: [[] for _ in modules] for layer, modules in self._modules.items()}
+
+    def take(self) -> MeterParts:
+        """What was measured since the last `reset` or `take`, on the CPU, and forgets it: to be sent to other processes."""
+        taken = {layer: [[part.cpu() for part in parts] for parts in tables] for layer, tables in self._parts.items()}
+        self.reset()
+        return taken
+
+    def add(self, taken: MeterParts) -> None:
+        """Takes what `take` gave, here or in another process, as if it had been measured next."""
+        for layer, tables in taken.items():
+            for own, parts in zip(self._parts[layer], tables, strict=True):
+                own.extend(parts)
 
     def __enter__(self) -> AuxiliaryActivationMeter:
         for layer, modules in self._modules.items():
