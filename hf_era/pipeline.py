@@ -30,6 +30,7 @@ from hf_era.evaluation.model_result import load_result
 from hf_era.evaluation_phases import EvaluationPhases
 from hf_era.phase_runner import PhaseRunner
 from hf_era.phases import Phases
+from hf_era.processes import in_all, main_first
 from hf_era.reporting.figures import yardstick
 from hf_era.run_directory import RunDirectory, fingerprint
 from hf_era.run_inputs import RunInputs, load_inputs
@@ -59,8 +60,7 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     directory = RunDirectory(config.output_path, state.is_main_process, tell)
     console.print(describe_plan(config, arguments.device))
 
-    with state.main_process_first():
-        inputs = load_inputs(config)
+    inputs = main_first(lambda: load_inputs(config), state)
     settings = inputs.identity_settings(config, arguments)
     identity = fingerprint(settings, inputs.data_fingerprint, inputs.base_fingerprint)
     phases = Phases(config, inputs, arguments, state)
@@ -87,6 +87,7 @@ def _run_phases(runner: PhaseRunner, phases: Phases, shared: RunDirectory, ident
         what = "Pretraining the base" if config.model.start == "pretrained" else "Training the base control"
         # A base that several runs share keeps its own records; a second run waits for the first one's.
         with shared.lock(wait=True):
+            in_all(lambda: None, phases.state)  # the main process may have waited for hours
             _check_shared_base(shared, phases)  # again: it may have been claimed while this run waited
             shared.claim(base_key, {})
             runner.run("base", base_key, phases.train_base, what, [phases.folders.base], shared)
