@@ -18,6 +18,13 @@ _COMMANDS = {"eval": evaluate, "relearn": relearn, "compare": compare, "card": c
 
 _WITH_OVERRIDES = ("eval", "relearn")
 
+# While training: a smaller batch would be another run, so that is for the user to decide.
+_OUT_OF_MEMORY = (
+    "Memory does not suffice. Halve `--per_device_train_batch_size` and double `--gradient_accumulation_steps` (the same "
+    "batch in smaller parts), or pass `--activation_checkpointing true`; with either it is another run, so give it another "
+    "`--output_dir`. What was saved before is whole and was kept."
+)
+
 _OVERRIDES_HELP = """\
 any field of the config can be overridden, for instance
   --learning_rate 3e-4            a field of the section `training`
@@ -120,6 +127,9 @@ def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:
 
 def _guarded(work: Callable[[], int]) -> int:
     """Runs a command; errors that hf_era raised itself are said in one line, without a traceback."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    from hf_era.evaluation.batch_halving import BatchMemoryError
     from hf_era.storage_errors import StorageError
     from hf_era.training.errors import NonFiniteLossError
 
@@ -136,11 +146,15 @@ def _guarded(work: Callable[[], int]) -> int:
         )
     except StorageError as error:
         return _say(str(error), exit_codes.STORAGE)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, BatchMemoryError) as error:
         return _say(str(error), exit_codes.FAILED)
     except ValueError as error:
         if _is_ours(error):
             return _say(str(error), exit_codes.BAD_INPUT)
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            return _say(f"{_OUT_OF_MEMORY} It said: {error}", exit_codes.FAILED)
         raise
 
 
