@@ -208,6 +208,16 @@ class ContinuableTrainer(Trainer):
             load_process_state(path)
 
 
+def _set_epoch(loader: Any, epoch: int) -> None:
+    """Tells the sampler at the bottom of a data loader which epoch begins, whatever wraps it."""
+    sampler = loader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):
+        sampler = sampler.batch_sampler
+    sampler = getattr(sampler, "sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
+
+
 def _unwrapped(optimizer: Any) -> Any:
     """The optimizer itself, without accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
@@ -221,6 +231,10 @@ class _StopAndContinue(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._continue_sums()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Where several processes share the batches and some are skipped, the loader does not reach the sampler itself.
+        _set_epoch(kwargs["train_dataloader"], int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.is_asked_to_stop():
