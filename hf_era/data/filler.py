@@ -112,8 +112,8 @@ class FillingCollator:
         missing = [name for name in ("input_ids", "labels") if name not in batch]
         if missing or len(batch["labels"]) != len(examples):
             raise ValueError(
-                f"`data_collator` ({type(self.collator).__name__}) gave a batch with {sorted(batch)}; with several "
-                "processes it should give `input_ids` and `labels` with one row per example, because the last batch is filled up "
+                f"`data_collator` ({type(self.collator).__name__}) gave a batch with {sorted(batch)}. With several "
+                "processes it should give `input_ids` and `labels`, one row per example: the last batch is filled up "
                 "with rows that count for nothing. Or set `training.dataloader_drop_last: true`."
             )
         if "attention_mask" not in batch:
