@@ -31,7 +31,7 @@ def whole_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, DTensor):
             if id(value) not in gathered:
-                whole = value.detach().full_tensor()
+                whole: Tensor = value.full_tensor().detach()
                 gathered[id(value)] = whole.cpu() if keep else whole.new_empty(0)
             value = gathered[id(value)]
         if keep:

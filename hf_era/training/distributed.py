@@ -44,7 +44,8 @@ class DistributedTrainerMixin(Trainer):
         """Once, after the Trainer's own constructor."""
         self.check_sharding()
         if self.args.world_size > 1:
-            self.data_collator = FillingCollator(self.data_collator)
+            collator: Any = self.data_collator
+            self.data_collator = FillingCollator(collator)
 
     # ---- Batches ----
 
@@ -64,7 +65,7 @@ class DistributedTrainerMixin(Trainer):
         config = self.accelerator.dataloader_config
         multiple = batch_size * (1 if config.split_batches else self.args.world_size)
 
-        def filled(stories: StoriesWithFiller) -> FilledSampler:
+        def filled(stories: Any) -> Any:
             sampler = sampler_fn(dataset) if sampler_fn is not None else None
             sampler = SequentialSampler(dataset) if sampler is None else sampler
             if isinstance(sampler, RandomSampler) and config.use_seedable_sampler:
@@ -74,7 +75,7 @@ class DistributedTrainerMixin(Trainer):
                 )
             return FilledSampler(sampler, multiple, len(stories))
 
-        stories = StoriesWithFiller(dataset)
+        stories: Any = StoriesWithFiller(dataset)
         return super()._get_dataloader(stories, description, batch_size, filled, *args, **kwargs)
 
     def _fills_batches(self, dataset: Any) -> bool:
@@ -101,7 +102,8 @@ class DistributedTrainerMixin(Trainer):
     def evaluation_context(self) -> contextlib.ExitStack:
         """The context of a forward pass in evaluation."""
         stack = self.compute_loss_context_manager()
-        if is_sharded(self.model):
+        model: Any = self.model
+        if is_sharded(model):
             # What FSDP2 gathers here it uses again in training, and autograd refuses tensors of the inference mode.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
