@@ -122,7 +122,7 @@ TRAINERS = {kind.__name__: kind for kind in (GradientRoutingTrainer, L1PerRank, 
 
 
 def whole(value: Tensor) -> Tensor:
-    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu().clone()
 
 
 class CatchGradients(TrainerCallback):
@@ -141,7 +141,7 @@ class CatchGradients(TrainerCallback):
 
 @contextmanager
 def launch(way: str) -> Iterator[Any]:
-    """The environment of a way to launch. Yields what to call once the arguments exist.
+    """The environment of a way to launch: `one`, `ddp`, `fsdp2`, or `fsdp2_as_launched` by accelerate, on GPUs. Yields what to call once the arguments exist.
 
     accelerate knows no FSDP on a CPU, though torch does: the state of the processes is relabelled to that of a GPU launch,
     and from there on accelerate's own FSDP2 preparation runs, on the gloo processes.
@@ -153,7 +153,8 @@ def launch(way: str) -> Iterator[Any]:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
     with mock.patch.dict(os.environ, FSDP2 if way == "fsdp2" else {}):
-        os.environ.pop("ACCELERATE_USE_FSDP", None) if way != "fsdp2" else None
+        if way in ("one", "ddp"):
+            os.environ.pop("ACCELERATE_USE_FSDP", None)
         yield relabel
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -190,13 +191,13 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder (`Path`): for files; the same on all ranks.
-        case (`dict`): `way` (`one`, `ddp`, `fsdp2`), `name`, and, optionally, `stories`, `kind`, `eval_stories`, `save`, and
+        case (`dict`): `way` (see `launch`), `name`, and, optionally, `stories`, `kind`, `eval_stories`, `save`, and
             the trainer's `settings`.
     """
     with launch(case["way"]) as relabel:
         set_seed(0)
         args = arguments(folder / case["name"], case.get("settings", {}))
-        assert args.device.type == "cpu"
+        assert args.use_cpu == (args.device.type == "cpu")
         relabel()
         catch = CatchGradients()
         number = case.get("eval_stories")
@@ -210,11 +211,11 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
             callbacks=[catch],
         )
         trainer.train()
-        assert catch.sharded == {case["way"] == "fsdp2"}, catch.sharded
+        assert catch.sharded == {case["way"].startswith("fsdp2")}, catch.sharded
         result = {
             "gradients": catch.steps,
             "logs": trainer.state.log_history,
-            "weights": {name: value.clone() for name, value in trainer.full_state_dict().items()},
+            "weights": {name: value.cpu().clone() for name, value in trainer.full_state_dict().items()},
             "processes": args.world_size,
         }
         if case.get("save"):

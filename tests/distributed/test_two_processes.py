@@ -161,22 +161,24 @@ def test_saved_models_are_whole_and_hold_nothing_that_was_removed(
         assert not any("auxiliary" in name for name in opened.keys())  # noqa: SIM118
 
 
-BF16 = {"bf16": True}
-
-
 @pytest.mark.slow
 def test_bf16_gradients_are_near_those_of_one_process(
     run_two: Callable[..., Any], run_one: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Activations are rounded to 8 bits and DDP adds fp32 gradients, FSDP2 bf16 ones: 2 % of each gradient's norm."""
-    settings = {"per_device_train_batch_size": 4, **BF16}
+    """Relative error of each gradient's norm. bf16 itself is 3 % from fp32 here; DDP adds up fp32 gradients, FSDP2's mixed
+    precision also holds the parameters in bf16 and adds up bf16 gradients. Routing that got lost is 100 % off."""
     cases = [
-        {"way": way, "name": f"{way}-{mode}", "settings": {**settings, **extra}}
+        {"way": way, "name": f"{way}-{mode}", "settings": {**WHOLE, "bf16": True, **extra}}
         for way in WAYS
         for mode, extra in (("plain", {}), ("reentrant", {"use_reentrant": True}), ("non", {"use_reentrant": False}))
     ]
-    expected = run_one(settings={"per_device_train_batch_size": 8, **BF16})["gradients"][0]
+    whole = {"per_device_train_batch_size": 8, "bf16": True}
+    expected = run_one(settings=whole)["gradients"][0]
+
+    def largest_error(found: dict[str, Tensor]) -> float:
+        return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
+
     for name, result in run_two(tmp_path, cases).items():
-        for parameter, value in expected.items():
-            error = float((result["gradients"][0][parameter] - value).norm() / value.norm())
-            assert error < 0.02, (name, parameter, error)
+        assert largest_error(result["gradients"][0]) < (0.01 if name.startswith("ddp") else 0.06), name
+    unrouted = run_one(settings={**whole, "multipliers": {"original_forget": 1.0}})["gradients"][0]
+    assert largest_error(unrouted) > 1
