@@ -141,7 +141,9 @@ class CatchGradients(TrainerCallback):
 
 @contextmanager
 def launch(way: str) -> Iterator[Any]:
-    """The environment of a way to launch: `one`, `ddp`, `fsdp2`, or `fsdp2_as_launched` by accelerate, on GPUs. Yields what to call once the arguments exist.
+    """The environment of a way to launch: `one`, `ddp`, `fsdp2`, or `fsdp2_as_launched` by accelerate, on GPUs.
+
+    Yields what to call once the arguments exist.
 
     accelerate knows no FSDP on a CPU, though torch does: the state of the processes is relabelled to that of a GPU launch,
     and from there on accelerate's own FSDP2 preparation runs, on the gloo processes.
