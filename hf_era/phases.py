@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ class Phases:
     def contract(self, key: str) -> dict[str, Any]:
         """Cuts the auxiliary module out."""
         expanded: Any = AutoModelForCausalLM.from_pretrained(self.folders.expanded)
-        self._save(expanded.contract(), self.folders.contracted)
+        self._save(expanded.contract().save_pretrained, self.folders.contracted)
         return {"parameters_removed": expanded.num_parameters() - _parameters_without_auxiliary(expanded)}
 
     # ---- Coherence ----
@@ -156,7 +157,7 @@ class Phases:
         settings = self.config.coherence
         model = load_causal_lm(self.folders.contracted)
         if not settings.enabled:
-            self._save(model, self.folders.final)
+            self._save(model.save_pretrained, self.folders.final)
             return {"enabled": False}
         changes = coherence_settings(settings, self.arguments.per_device_train_batch_size, self.arguments.world_size)
         arguments = self.config.training_arguments(
@@ -171,7 +172,7 @@ class Phases:
             self.inputs.tokenizer,
         )
         self.state.wait_for_everyone()
-        self._save(load_causal_lm(best), self.folders.final)
+        self._save(load_causal_lm(best).save_pretrained, self.folders.final)
         self._remove(Path(str(arguments.output_dir)))
         return {"enabled": True, **report}
 
@@ -200,16 +201,21 @@ class Phases:
             processing_class=self.inputs.tokenizer,
         )
         output = trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(arguments.output_dir)))
-        self._save(model, folder)
+        self._save(trainer.save_whole_model, folder, all_take_part=True)
         self._remove(Path(str(arguments.output_dir)))
         return trainer, output
 
-    def _save(self, model: Any, folder: Path) -> None:
-        """Saves a model and the tokenizer, whole or not at all."""
+    def _save(self, save: Callable[[Path], Any], folder: Path, all_take_part: bool = False) -> None:
+        """Saves a model, with its own `save`, and the tokenizer, whole or not at all.
+
+        Where the weights are sharded all processes take part in gathering them; the main one alone writes.
+        """
         if self.state.is_main_process:
             with whole_directory(folder) as temporary:
-                model.save_pretrained(temporary)
+                save(temporary)
                 self.inputs.tokenizer.save_pretrained(temporary)
+        elif all_take_part:
+            save(folder)
         self.state.wait_for_everyone()
 
     def _remove(self, checkpoints: Path) -> None:

@@ -3,6 +3,7 @@
 from hf_era.data.cache import KeptData, keep_prepared, prepared_data_key
 from hf_era.data.collator import RoutingCollator, padding_token_id
 from hf_era.data.config import GENERATOR, DataConfig
+from hf_era.data.filler import FilledSampler, FillingCollator, StoriesWithFiller
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, WordFinder
 from hf_era.data.ordering import longest_first
@@ -25,10 +26,13 @@ __all__ = [
     "RETAIN",
     "UNLABELLED",
     "DataConfig",
+    "FilledSampler",
+    "FillingCollator",
     "KeptData",
     "PreparedData",
     "RoutingCollator",
     "Sources",
+    "StoriesWithFiller",
     "StorySplits",
     "WordFinder",
     "data_fingerprint",

@@ -16,6 +16,7 @@ from hf_era.models.expansion import ExpansionConfig
 from hf_era.models.fast_model import model_around
 from hf_era.models.outputs import ExpandedCausalLMOutput
 from hf_era.models.routed_layers import RoutingChannel, expand_layer
+from hf_era.models.whole_weights import whole_weights
 from hf_era.routing import GradientMultipliers, build_token_routing
 
 
@@ -154,12 +155,15 @@ class ExpandedCausalLMMixin:
         Its weights are those of this model, bit for bit, and so are its logits those of this model while `ablated()`, up
         to the rounding of the fast paths that the stock class does not have (bit for bit with those switched off). Tied
         weights stay tied, and the generation config is carried over.
+
+        A model sharded by FSDP2 is gathered: every process must call this, and each gets a whole model, on the CPU.
         """
+        return self.contract_weights(whole_weights(self))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def contract_weights(self, weights: dict[str, Tensor]) -> Any:
+        """As `contract`, from whole weights (`whole_weights`) of this model."""
         # Cloned: a saved view of a shared storage could carry bytes of what was removed.
-        weights = {
-            name: value.detach().clone()
-            for name, value in self.state_dict().items()  # type: ignore[attr-defined]
-            if not self.is_auxiliary_parameter(name)
-        }
+        kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
         config: Any = self.config  # type: ignore[attr-defined]
-        return model_around(self.stock_class, config.to_base_config(), weights, self)
+        return model_around(self.stock_class, config.to_base_config(), kept, self)

@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from hf_era.files import read_json
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _JSON = "json"  # the key of the file's metadata that holds everything but tensors
@@ -36,6 +40,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     with safe_open(path, framework="pt", device="cpu") as file:
         names = list(file.keys())  # a file is no mapping: it cannot be iterated over
         return {name: file.get_tensor(name) for name in names}, json.loads((file.metadata() or {})[_JSON])
+
+
+# ---- Weights ----
+
+
+def load_weights(folder: Path, model: Any) -> None:
+    """Puts the weights of a checkpoint into a model, whole or sharded over processes that all call this."""
+    index = read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
+    names = sorted({*index["weight_map"].values()}) if index else [SAFE_WEIGHTS_NAME]
+    weights = {key: value for name in names for key, value in load_file(folder / name).items()}
+    # Not strict: tied weights are saved once.
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 # ---- Optimizer and schedule ----

@@ -63,6 +63,7 @@ class KeepBestWeights(TrainerCallback):
 
     def __init__(self, folder: Path, patience: int | None = None) -> None:
         self.folder, self.patience = folder, patience
+        self.trainer: TokenWeightedTrainer | None = None  # whose model is saved; it exists after the callback
         self._history_file = folder.with_name(f"{folder.name}-history.json")
         recover_leftovers(folder.parent)
         self.history: list[dict[str, float]] = (read_json(self._history_file) or {}).get("evaluations", [])
@@ -77,14 +78,24 @@ class KeepBestWeights(TrainerCallback):
         self.history = [entry for entry in self.history if entry["step"] < step]
         is_best = self.best is None or loss < self.best["loss"]
         self.history.append({"step": step, "loss": loss})
+        if is_best:  # before the history says so: killed in between, they are saved once more
+            self._save(state.is_world_process_zero)
         if state.is_world_process_zero:
-            if is_best:  # before the history says so: killed in between, they are saved once more
-                with whole_directory(self.folder) as folder:
-                    kwargs["model"].save_pretrained(folder)
             write_json(self._history_file, {"evaluations": self.history})
         best = self.best
         if self.patience is not None and best is not None and step - best["step"] >= self.patience:
             control.should_training_stop = True
+
+    def _save(self, writes: bool) -> None:
+        if self.trainer is None:
+            raise ValueError(
+                "`KeepBestWeights.trainer` is not set. Set it to the trainer that the callback belongs to."
+            )
+        if not writes:  # all processes take part where the weights are sharded
+            self.trainer.save_whole_model(self.folder)
+            return
+        with whole_directory(self.folder) as folder:
+            self.trainer.save_whole_model(folder)
 
 
 class StepBar(ProgressCallback):
@@ -153,6 +164,7 @@ def fine_tune_for_coherence(
         processing_class=tokenizer,
         callbacks=[callback],
     )
+    callback.trainer = trainer
     # An evaluation after every step: the bar of the steps says enough.
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None and not args.disable_tqdm:

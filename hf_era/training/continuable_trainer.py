@@ -25,6 +25,7 @@ from hf_era.training.checkpoint_state import (
     OPTIMIZER_FILE,
     load_optimizer,
     load_process_state,
+    load_weights,
     process_file,
     save_optimizer,
     save_process_state,
@@ -182,6 +183,12 @@ class ContinuableTrainer(Trainer):
             folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:  # the Trainer would look for a pickle of the engine's own
+            load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # ---- State beside the weights, without pickles ----
 

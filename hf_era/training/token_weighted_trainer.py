@@ -21,19 +21,26 @@ from hf_era.models.fast_model import FastCausalLMMixin
 from hf_era.models.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.continuable_trainer import ContinuableTrainer
+from hf_era.training.distributed import DistributedTrainerMixin
 from hf_era.training.errors import NonFiniteLossError
 from hf_era.training.sampling import EpochSeededSampler
 
 logger = logging.get_logger(__name__)
 
 
-class TokenWeightedTrainer(ContinuableTrainer):
+class TokenWeightedTrainer(DistributedTrainerMixin, ContinuableTrainer):
     """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
+
+    One process, DDP and FSDP2 train alike: see `DistributedTrainerMixin`, which also has `full_state_dict` and
+    `save_whole_model`.
 
     Args:
         args (`GradientRoutingConfig`): `TrainingArguments` and ours.
         data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`.
         kwargs: everything that `Trainer` takes.
+
+    Raises:
+        ValueError: for `args` of another class, or if FSDP was asked for where nothing would be sharded.
     """
 
     args: GradientRoutingConfig
@@ -49,6 +56,7 @@ class TokenWeightedTrainer(ContinuableTrainer):
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
             kwargs["data_collator"] = RoutingCollator(pad)
         super().__init__(model=model, args=args, **kwargs)
+        self.set_up_processes()
         self._set_fast_paths(self.model)
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
             logger.warning_once(EMULATED_BF16_MESSAGE)
@@ -157,7 +165,7 @@ class TokenWeightedTrainer(ContinuableTrainer):
             self.model,
             dataloader,
             device=self.args.device,
-            autocast=self.compute_loss_context_manager,
+            autocast=self.evaluation_context,
             gather=self.accelerator.gather_for_metrics if self.args.world_size > 1 else None,
             **options,
         )

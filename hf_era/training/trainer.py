@@ -243,11 +243,13 @@ class GradientRoutingTrainer(TokenWeightedTrainer):
     def save_contracted(self, output_dir: str | Path, **card: Any) -> Path:
         """Saves the contracted, stock model with tokenizer and card: what `push_to_hub` uploads. Returns the folder.
 
-        A card (`README.md`) that is there already is left alone; `card` goes to the Trainer's own card otherwise.
+        A card (`README.md`) that is there already is left alone; `card` goes to the Trainer's own card otherwise. Every
+        process must call this; the main one writes.
         """
         folder = Path(output_dir)
-        model = self.accelerator.unwrap_model(self.model).contract()
+        weights = self.full_state_dict()  # every process takes part
         if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model).contract_weights(weights)
             model.add_model_tags(MODEL_TAGS)
             model.save_pretrained(folder)
             if self.processing_class is not None:

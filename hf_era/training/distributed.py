@@ -1,0 +1,136 @@
+"""The same batches, losses and files whether one process trains or several."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
+
+from hf_era.data.filler import FILLER_MARK, FilledSampler, FillingCollator, StoriesWithFiller
+from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
+
+
+class DistributedTrainerMixin(Trainer):
+    """What `TokenWeightedTrainer` needs where several processes share the batches. One process alone is not touched.
+
+    The rows of a global batch are those that one process with the whole batch would take, filled up with rows that count
+    for nothing (`hf_era.data.filler`). A user's `dataloader_drop_last`, `dispatch_batches` or streaming data set is left to
+    accelerate.
+    """
+
+    def check_sharding(self) -> None:
+        """Raises `ValueError` if FSDP was asked for and accelerate would run plain data parallelism instead."""
+        asked_for = bool(self.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if asked_for and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise ValueError(
+                f"FSDP was asked for (`distributed_type: FSDP` or `training.fsdp`), but on the device "
+                f"`{self.args.device.type}` accelerate would run {self.accelerator.distributed_type.value} without a word: "
+                "nothing would be sharded. Launch it on GPUs with `use_cpu: false`, or use "
+                "`recipes/accelerate/cpu_ddp.yaml` on a CPU."
+            )
+
+    def set_up_processes(self) -> None:
+        """Once, after the Trainer's own constructor."""
+        self.check_sharding()
+        if self.args.world_size > 1:
+            collator: Any = self.data_collator
+            self.data_collator = FillingCollator(collator)
+
+    # ---- Batches ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if FILLER_MARK not in columns:
+            columns.append(FILLER_MARK)
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not self._fills_batches(dataset):
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
+        if isinstance(dataset, Dataset):
+            dataset = self._remove_unused_columns(dataset, description=description)
+        config = self.accelerator.dataloader_config
+        multiple = batch_size * (1 if config.split_batches else self.args.world_size)
+
+        def filled(stories: Any) -> Any:
+            sampler = sampler_fn(dataset) if sampler_fn is not None else None
+            sampler = SequentialSampler(dataset) if sampler is None else sampler
+            if isinstance(sampler, RandomSampler) and config.use_seedable_sampler:
+                # As accelerate would, if it saw the sampler: the order depends on seed and epoch alone.
+                sampler = SeedableRandomSampler(
+                    data_source=sampler.data_source, generator=sampler.generator, data_seed=config.data_seed
+                )
+            return FilledSampler(sampler, multiple, len(stories))
+
+        stories: Any = StoriesWithFiller(dataset)
+        return super()._get_dataloader(stories, description, batch_size, filled, *args, **kwargs)
+
+    def _fills_batches(self, dataset: Any) -> bool:
+        if self.args.world_size <= 1 or isinstance(dataset, IterableDataset) or not has_length(dataset):
+            return False
+        left_alone = self.args.dataloader_drop_last or self.args.train_sampling_strategy == "batch_rebalance"
+        return not (left_alone or self.accelerator.dataloader_config.dispatch_batches)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= max(self.args.world_size, 1)  # of all processes, as one process would group them
+        return sampler
+
+    # ---- Losses ----
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # What was not logged yet is one process's share; the Trainer gathers it for the logs but not here.
+        loss = getattr(self, "_tr_loss", None)
+        if self.args.world_size > 1 and isinstance(loss, Tensor):
+            self._tr_loss = self.accelerator.gather(loss).mean()
+        return super()._finalize_training(*args, **kwargs)
+
+    def evaluation_context(self) -> contextlib.ExitStack:
+        """The context of a forward pass in evaluation."""
+        stack = self.compute_loss_context_manager()
+        model: Any = self.model
+        if is_sharded(model):
+            # What FSDP2 gathers here it uses again in training, and autograd refuses tensors of the inference mode.
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        return stack
+
+    # ---- Weights ----
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The trained model's state dict with whole tensors on the main process, and an empty dict on the others.
+
+        In one process, under DDP and under FSDP2; every process must call it. Tensors that were sharded are on the CPU.
+        """
+        return whole_weights(self.accelerator.unwrap_model(self.model), keep=self.is_world_process_zero())
+
+    def save_whole_model(self, folder: str | Path) -> None:
+        """Saves the trained model, auxiliary modules included, as `model.save_pretrained(folder)` does in one process.
+
+        Every process must call it; the main process writes, and the others return when it has.
+
+        Args:
+            folder (`str` or path): where to; the same on all processes.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if is_sharded(model):
+            weights = self.full_state_dict()
+            if self.is_world_process_zero():
+                whole_model(model, weights).save_pretrained(folder)
+        elif self.is_world_process_zero():
+            model.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
