@@ -49,7 +49,7 @@ def load_weights(folder: Path, model: Any) -> None:
     """Puts the weights of a checkpoint into a model, whole or sharded over processes that all call this."""
     index = read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
     names = sorted({*index["weight_map"].values()}) if index else [SAFE_WEIGHTS_NAME]
-    weights = {key: value for name in names for key, value in load_file(folder / name).items()}
+    weights: dict[str, Any] = {key: value for name in names for key, value in load_file(folder / name).items()}
     # Not strict: tied weights are saved once.
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 

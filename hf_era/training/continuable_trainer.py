@@ -217,11 +217,11 @@ class ContinuableTrainer(Trainer):
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Tells the sampler at the bottom of a data loader which epoch begins, whatever wraps it."""
-    sampler = loader.batch_sampler
+    sampler: Any = loader.batch_sampler
     while hasattr(sampler, "batch_sampler"):
         sampler = sampler.batch_sampler
     sampler = getattr(sampler, "sampler", None)
-    if hasattr(sampler, "set_epoch"):
+    if sampler is not None and hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
 
 

@@ -84,7 +84,7 @@ def make_models(phases: Any, randomize_constants: Callable[..., None]) -> None:
     """The folders of a run, as training would have left them."""
     from hf_era.models.loading import causal_lm_from_config
 
-    phases._save(causal_lm_from_config(phases.inputs.base_config, 0), phases.folders.base)
+    phases._save(causal_lm_from_config(phases.inputs.base_config, 0).save_pretrained, phases.folders.base)
     torch.manual_seed(1)
     expanded = phases.start_model()
     randomize_constants(expanded)
@@ -92,7 +92,7 @@ def make_models(phases: Any, randomize_constants: Callable[..., None]) -> None:
         for named in expanded.auxiliary_modules().values():
             for module in named.values():
                 module.down_projection.weight.normal_(std=0.5)  # so that ablation does something
-    phases._save(expanded, phases.folders.expanded)
+    phases._save(expanded.save_pretrained, phases.folders.expanded)
     phases.contract("key")
     phases.coherence("key")
 

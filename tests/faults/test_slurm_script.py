@@ -27,6 +27,14 @@ names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCE
 print(*(os.environ[name] for name in names), os.environ.get("ACCELERATE_USE_FSDP"), *sys.argv[1:], flush=True)
 sys.exit(int(sys.argv[1]))
 """
+# Takes its time to save.
+SAVING = """
+import os, sys, time
+if os.environ["RANK"] == "0":
+    print("up", flush=True)
+time.sleep(2)
+sys.exit(75)
+"""
 
 
 @pytest.fixture
@@ -79,7 +87,7 @@ def test_the_script_outlives_the_signal_that_its_tasks_get(
     repository_root: Path, tmp_path: Path, job: dict[str, str]
 ) -> None:
     # On preemption the script gets SIGTERM too; it has to be there to requeue when the tasks have saved.
-    (tmp_path / "recipe.py").write_text("import sys, time\nprint('up', flush=True)\ntime.sleep(2)\nsys.exit(75)\n")
+    (tmp_path / "recipe.py").write_text(SAVING)
     script = [str(repository_root / "recipes" / "slurm" / "era.sbatch"), str(tmp_path / "recipe.py")]
     with subprocess.Popen(["bash", *script], env=job, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
