@@ -194,7 +194,7 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     Args:
         folder (`Path`): for files; the same on all ranks.
         case (`dict`): `way` (see `launch`), `name`, and, optionally, `stories`, `kind`, `eval_stories`, `save`, and
-            the trainer's `settings`.
+            the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second trainer continues from.
     """
     with launch(case["way"]) as relabel:
         set_seed(0)
@@ -204,14 +204,18 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         catch = CatchGradients()
         number = case.get("eval_stories")
         sets = {"forget": make_stories(number, 5), "retain": make_stories(number + 1, 6)} if number else None
-        trainer = TRAINERS[case.get("trainer", "GradientRoutingTrainer")](
-            make_model(),
-            args,
-            train_dataset=make_stories(case.get("stories", 8), kind=case.get("kind", "mixed")),
-            eval_dataset=sets,
-            data_collator=RoutingCollator(pad_token_id=0),
-            callbacks=[catch],
-        )
+
+        def make_trainer(callbacks: list[TrainerCallback]) -> GradientRoutingTrainer:
+            return TRAINERS[case.get("trainer", "GradientRoutingTrainer")](
+                make_model(),
+                args,
+                train_dataset=make_stories(case.get("stories", 8), kind=case.get("kind", "mixed")),
+                eval_dataset=sets,
+                data_collator=RoutingCollator(pad_token_id=0),
+                callbacks=callbacks,
+            )
+
+        trainer = make_trainer([catch])
         trainer.train()
         assert catch.sharded == {case["way"].startswith("fsdp2")}, catch.sharded
         result = {
@@ -220,6 +224,11 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
             "weights": {name: value.cpu().clone() for name, value in trainer.full_state_dict().items()},
             "processes": args.world_size,
         }
+        if case.get("resume"):
+            again = make_trainer([])
+            again.train(resume_from_checkpoint=str(folder / case["name"] / case["resume"]))
+            result["resumed"] = {name: value.cpu().clone() for name, value in again.full_state_dict().items()}
+            result["resumed_logs"] = again.state.log_history
         if case.get("save"):
             trainer.save_whole_model(folder / f"{case['name']}-whole")
             trainer.save_contracted(folder / f"{case['name']}-contracted")
