@@ -114,9 +114,18 @@ class DistributedTrainerMixin(Trainer):
     def full_state_dict(self) -> dict[str, Tensor]:
         """The trained model's state dict with whole tensors on the main process, and an empty dict on the others.
 
-        In one process, under DDP and under FSDP2; every process must call it. Tensors that were sharded are on the CPU.
+        In one process, under DDP, FSDP2 and DeepSpeed; every process must call it. Tensors that were sharded by FSDP2 are
+        on the CPU. ZeRO 3 needs `stage3_gather_16bit_weights_on_model_save: true` in its config.
         """
+        if self._is_zero_3:
+            return self.accelerator.get_state_dict(self.model_wrapped) or {}
         return whole_weights(self.accelerator.unwrap_model(self.model), keep=self.is_world_process_zero())
+
+    @property
+    def _is_zero_3(self) -> bool:
+        """Whether DeepSpeed has spread the parameters over the processes; its other stages leave them whole."""
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return plugin is not None and plugin.zero_stage == 3
 
     def save_whole_model(self, folder: str | Path) -> None:
         """Saves the trained model, auxiliary modules included, as `model.save_pretrained(folder)` does in one process.
@@ -127,7 +136,7 @@ class DistributedTrainerMixin(Trainer):
             folder (`str` or path): where to; the same on all processes.
         """
         model = self.accelerator.unwrap_model(self.model)
-        if is_sharded(model):
+        if is_sharded(model) or self._is_zero_3:
             weights = self.full_state_dict()
             if self.is_world_process_zero():
                 whole_model(model, weights).save_pretrained(folder)
