@@ -18,6 +18,8 @@ LAYERS = {
     "reporting": 3,
     "configuration": 3,
     "configuration_parsing": 3,
+    "yaml_text": 3,
+    "training_section": 3,
     "environment": 4,
     "run_directory": 4,
     "run_folders": 4,
@@ -39,7 +41,7 @@ HELPERS = ("checks", "suggestions", "version", "files", "memory")
 # The package's own `__init__` re-exports from everywhere.
 EXEMPT = ("__init__",)
 # Configurations describe the layers below them; they do not reach sideways into reporting.
-OWN_LAYER_ONLY_ITSELF = ("configuration", "configuration_parsing")
+OWN_LAYER_ONLY_ITSELF = ("configuration", "configuration_parsing", "yaml_text", "training_section")
 ROUTING_MAY_IMPORT = {"torch"}
 
 
