@@ -59,9 +59,7 @@ def check_name(name: str, value: str) -> None:
         or value.startswith(".")
         or any(character in "/\\" or not character.isprintable() for character in value)
     ):
-        raise ValueError(
-            f"`{name}` becomes part of a path: letters, digits, '-' and '_' are fine, got {shown(value)}."
-        )
+        raise ValueError(f"`{name}` becomes part of a path: letters, digits, '-' and '_' are fine, got {shown(value)}.")
     if len(value.encode()) > MAXIMUM_NAME_BYTES:
         raise ValueError(
             f"`{name}` becomes part of a path and should have at most {MAXIMUM_NAME_BYTES} bytes, got {shown(value)}."

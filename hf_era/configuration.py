@@ -71,8 +71,8 @@ class ModelConfig:
         check_count("model.vocabulary_size", self.vocabulary_size, 1, LARGEST_VOCABULARY)
         if self.start == "scratch" and self.base is not None:
             raise ValueError(
-                f"`model.base` is {shown(self.base)}, but `model.start: scratch` starts from random weights. Leave the base out "
-                "and give `model.architecture`, or set `model.start: pretrained`."
+                f"`model.base` is {shown(self.base)}, but `model.start: scratch` starts from random weights. Leave the "
+                "base out and give `model.architecture`, or set `model.start: pretrained`."
             )
         if self.base is not None and self.architecture:
             raise ValueError("`model.architecture` and `model.base` are both given; the base has its own. Drop one.")

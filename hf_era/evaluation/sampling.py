@@ -52,7 +52,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
-            raise ValueError(f"`generation.prompts` should be a list, got the string {shown(self.prompts)}. Pass a list.")
+            raise ValueError(
+                f"`generation.prompts` should be a list, got the string {shown(self.prompts)}. Pass a list."
+            )
         if not self.prompts:
             raise ValueError(
                 "`generation.prompts` is empty. Give at least one, or set `generation.enabled` to false to leave it out."

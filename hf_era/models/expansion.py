@@ -97,7 +97,9 @@ def _validated_layers(layers: Any) -> list[int]:
         if isinstance(layer, bool) or not isinstance(layer, int):
             raise ValueError(f"`expansion.target_layers` should hold integers, got {shown(layer)}.")
         if layer < 0:
-            raise ValueError(f"`expansion.target_layers` counts from 0 and takes no negative index, got {shown(layer)}.")
+            raise ValueError(
+                f"`expansion.target_layers` counts from 0 and takes no negative index, got {shown(layer)}."
+            )
     ordered = sorted(layers)
     repeated = next((layer for layer, following in pairwise(ordered) if layer == following), None)
     if repeated is not None:
