@@ -53,7 +53,11 @@ def causal_lm_from_config(config: Any, seed: int) -> Any:
     check_model_fits("model.architecture", config)
     torch.manual_seed(seed)
     model_class = fast_class_of(config)
-    return AutoModelForCausalLM.from_config(config) if model_class is None else model_class(copy.deepcopy(config))
+    return (
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if model_class is None
+        else model_class(copy.deepcopy(config))
+    )
 
 
 def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer", **kwargs: Any) -> Any:
