@@ -39,11 +39,20 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"`{name}` should be positive and finite, got {shown(value)}.")
 
 
+def check_text(name: str, value: str) -> None:
+    """Raises `ValueError` for text that cannot be written to a file: half a surrogate pair is no character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`{name}` should be valid Unicode, got {shown(value)}.") from error
+
+
 def check_path_text(name: str, value: str | None) -> None:
-    """Raises `ValueError` for text that no file system takes as a path: empty, with a NUL, or no valid Unicode."""
+    """Raises `ValueError` for text that no file system takes as a path: empty, with a NUL, or too long."""
     if value is None:
         return
-    if not value.strip() or "\0" in value or not _can_be_written(value):
+    check_text(name, value)
+    if not value.strip() or "\0" in value:
         raise ValueError(f"`{name}` should be a path or an id, got {shown(value)}.")
     if any(len(part.encode()) > 255 for part in value.split("/")):
         raise ValueError(f"`{name}` has a part of more than 255 bytes, which no file system takes: {shown(value)}.")
@@ -60,15 +69,8 @@ def check_name(name: str, value: str) -> None:
         or any(character in "/\\" or not character.isprintable() for character in value)
     ):
         raise ValueError(f"`{name}` becomes part of a path: letters, digits, '-' and '_' are fine, got {shown(value)}.")
+    check_text(name, value)
     if len(value.encode()) > MAXIMUM_NAME_BYTES:
         raise ValueError(
             f"`{name}` becomes part of a path and should have at most {MAXIMUM_NAME_BYTES} bytes, got {shown(value)}."
         )
-
-
-def _can_be_written(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_era.checks import check_path_text, shown
+from hf_era.checks import check_path_text, check_text, shown
 from hf_era.suggestions import unknown_key_message
 from hf_era.yaml_text import parse_yaml, read_yaml_file
 
@@ -142,7 +142,10 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
 def _scalar(value: Any, kind: Any, name: str) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    if kind is str and isinstance(value, str):
+        check_text(name, value)
+        return value
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**64:
         return str(value)
     if kind in (int, float) and not isinstance(value, bool):
         try:
