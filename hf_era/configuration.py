@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_era.configuration_parsing import build, coerce, merge, parse_overrides, read_yaml
+from hf_era.checks import check_count, check_name, check_path_text, shown
+from hf_era.configuration_parsing import build, merge, parse_overrides, read_yaml
 from hf_era.data.config import DataConfig
 from hf_era.evaluation.evaluator import EvaluationConfig
 from hf_era.evaluation.generation import SamplingConfig
@@ -17,20 +17,15 @@ from hf_era.evaluation.relearn_config import RelearnConfig
 from hf_era.evaluation.result import METHODS
 from hf_era.models.expansion import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
-from hf_era.suggestions import unknown_key_message, unknown_value_message
+from hf_era.suggestions import unknown_value_message
 from hf_era.training.coherence import CoherenceConfig
 from hf_era.training.config import GradientRoutingConfig
+from hf_era.training_section import checked_training
 
 STARTS = ("pretrained", "scratch")
-# These are decided by the pipeline.
-_RESERVED_TRAINING_FIELDS = {
-    "output_dir": "Use the top-level `output_dir`.",
-    "seed": "Use the top-level `seed`.",
-    "data_seed": "Use the top-level `seed`.",
-    "eval_on_start": "The run evaluates before and after by itself.",
-    "load_best_model_at_end": "The last weights are the routed ones; coherence fine-tuning keeps its best by itself.",
-    "resume_from_checkpoint": "Give the same command again: it goes on where it was.",
-}
+LARGEST_VOCABULARY = 10_000_000
+# numpy takes no other seeds.
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass
@@ -71,10 +66,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(unknown_value_message("model.start", self.start, STARTS))
+        for name in ("base", "tokenizer", "base_dir"):
+            check_path_text(f"model.{name}", getattr(self, name))
+        check_count("model.vocabulary_size", self.vocabulary_size, 1, LARGEST_VOCABULARY)
         if self.start == "scratch" and self.base is not None:
             raise ValueError(
-                f"`model.base` is {self.base!r}, but `model.start: scratch` starts from random weights. Leave the base out "
-                "and give `model.architecture`, or set `model.start: pretrained`."
+                f"`model.base` is {shown(self.base)}, but `model.start: scratch` starts from random weights. Leave the "
+                "base out and give `model.architecture`, or set `model.start: pretrained`."
             )
         if self.base is not None and self.architecture:
             raise ValueError("`model.architecture` and `model.base` are both given; the base has its own. Drop one.")
@@ -124,12 +122,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_method()
-        if not self.name or any(character in self.name for character in "/\\\0") or self.name.startswith("."):
-            raise ValueError(
-                f"`name` becomes part of a path: letters, digits, '-' and '_' are fine, got {self.name!r}."
-            )
-        self.training = _checked_training(self.training, "training")
-        self.pretraining = _checked_training(self.pretraining, "pretraining")
+        check_name("name", self.name)
+        check_count("seed", self.seed, 0, LARGEST_SEED)
+        for name in ("output_dir", "data_filtering"):
+            check_path_text(name, getattr(self, name))
+        self.training = checked_training(self.training, "training")
+        self.pretraining = checked_training(self.pretraining, "pretraining")
 
     def _check_method(self) -> None:
         if self.method not in METHODS:
@@ -147,21 +145,25 @@ class RunConfig:
 
     @property
     def output_path(self) -> Path:
-        return Path(self.output_dir.replace("{name}", self.name).replace("{seed}", str(self.seed)))
+        return self._filled_in(self.output_dir)
 
     @property
     def base_path(self) -> Path:
         given = self.model.base_dir
-        if given is None:
-            return self.output_path / "base"
-        return Path(given.replace("{name}", self.name).replace("{seed}", str(self.seed)))
+        return self.output_path / "base" if given is None else self._filled_in(given)
+
+    def _filled_in(self, path: str) -> Path:
+        # As a shell does it: a folder that is called `~` is no place for a run.
+        return Path(path.replace("{name}", self.name).replace("{seed}", str(self.seed))).expanduser()
 
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
         """The Trainer's arguments for a phase; `overrides` come last."""
         values = {"seed": self.seed, **self.training, **overrides}
         try:
             return GradientRoutingConfig(output_dir=str(output_dir), **values)
-        except (TypeError, ValueError) as error:  # also transformers' own: unknown schedules, optimizers, strategies
+        except ImportError:  # a logger or a kernel that is not installed; its message says which
+            raise
+        except Exception as error:  # also transformers' own: unknown schedules, optimizers, strategies
             text = str(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
@@ -211,19 +213,6 @@ def _sections() -> dict[str, list[str]]:
     names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in kinds.items()}
     names[""] = [name for name in names[""] if name not in kinds]
     return names
-
-
-def _checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
-    known = {item.name: item for item in dataclasses.fields(GradientRoutingConfig) if item.init}
-    hints = typing.get_type_hints(GradientRoutingConfig)
-    checked = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(unknown_key_message(f"section `{section}`", key, sorted(known)))
-        if key in _RESERVED_TRAINING_FIELDS:
-            raise ValueError(f"`{section}.{key}` is set by the run itself. {_RESERVED_TRAINING_FIELDS[key]}")
-        checked[key] = coerce(value, hints[key], f"{section}.{key}")
-    return checked
 
 
 def describe_fields() -> str:

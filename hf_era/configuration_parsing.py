@@ -11,18 +11,18 @@ from typing import Any
 
 import yaml
 
+from hf_era.checks import check_path_text, check_text, shown
 from hf_era.suggestions import unknown_key_message
+from hf_era.yaml_text import parse_yaml, read_yaml_file
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads a YAML file with a mapping at the top; raises `ValueError` if it is missing or something else."""
+    check_path_text("config", str(path))
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"The config file {path} does not exist. Pass a YAML file such as recipes/configs/demo.yaml.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    content = read_yaml_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold a mapping such as `seed: 0`, got {type(content).__name__}.")
     return content
@@ -71,8 +71,8 @@ def parse_overrides(arguments: Iterable[str], sections: Mapping[str, Iterable[st
 
 def _read_word(word: str) -> Any:
     try:
-        return yaml.safe_load(word)
-    except yaml.YAMLError:  # a path or a word with a character that means something in YAML
+        return parse_yaml(word)
+    except (yaml.YAMLError, ValueError, OverflowError):  # a path or a word that only looks like YAML, a date, a number
         return word
 
 
@@ -83,7 +83,7 @@ def _options(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
             name, separator, value = word[2:].partition("=")
             options.append((name, [value] if separator else []))
         elif not options:
-            raise ValueError(f"Unexpected argument {word!r}. Overrides look like `--learning_rate 3e-4`.")
+            raise ValueError(f"Unexpected argument {shown(word)}. Overrides look like `--learning_rate 3e-4`.")
         else:
             options[-1][1].append(word)
     return options
@@ -94,7 +94,7 @@ def build(cls: type, values: Any, section: str) -> Any:
     fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
     where = f"section `{section}`" if section else "the config"
     if not isinstance(values, Mapping):
-        raise ValueError(f"`{section}` should be a mapping, got {values!r}.")
+        raise ValueError(f"`{section}` should be a mapping, got {shown(values)}.")
     hints = typing.get_type_hints(cls)
     arguments = {}
     for key, value in values.items():
@@ -126,7 +126,7 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
                     return coerce(value, option, name)
                 except ValueError:
                     continue
-        raise ValueError(f"`{name}` should be {_spelled(kind)}, got {value!r}.")
+        raise ValueError(f"`{name}` should be {_spelled(kind)}, got {shown(value)}.")
     if kind is Any:
         return value
     if origin is list:
@@ -135,14 +135,17 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
     if origin is dict or kind is dict:
         if isinstance(value, Mapping):
             return dict(value)
-        raise ValueError(f"`{name}` should be a mapping, got {value!r}.")
+        raise ValueError(f"`{name}` should be a mapping, got {shown(value)}.")
     return _scalar(value, kind, name)
 
 
 def _scalar(value: Any, kind: Any, name: str) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    if kind is str and isinstance(value, str):
+        check_text(name, value)
+        return value
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**64:
         return str(value)
     if kind in (int, float) and not isinstance(value, bool):
         try:
@@ -153,7 +156,7 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
             return number
     if kind not in (bool, str, int, float):
         return value  # an enum or the like; its own class checks it
-    raise ValueError(f"`{name}` should be {_spelled(kind)}, got {value!r}.")
+    raise ValueError(f"`{name}` should be {_spelled(kind)}, got {shown(value)}.")
 
 
 def _spelled(kind: Any) -> str:

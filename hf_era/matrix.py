@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from hf_era.checks import check_count, check_path_text, shown
 from hf_era.configuration import RunConfig
 from hf_era.configuration_parsing import build, merge, read_yaml
 from hf_era.evaluation import RunResult
@@ -26,6 +28,8 @@ from hf_era.reporting.comparison_files import write_comparison_files
 from hf_era.reporting.figures import yardstick
 from hf_era.run_outputs import write_outputs
 from hf_era.suggestions import unknown_value_message
+
+MAXIMUM_CELLS = 10_000
 
 
 @dataclass
@@ -54,7 +58,8 @@ class MatrixConfig:
         overlays (`list[str]`, *optional*): YAML files laid over every recipe, relative to the matrix's own file.
         settings (`dict`, *optional*): laid over every run, before a row's own.
         data_filtering (`str`, *optional*): name of the row whose figures stand beside the others', seed by seed.
-        launcher (`list[str]`, *optional*): command that runs a config file. Not given: `hf-era run` in this Python.
+        launcher (`list[str]`, *optional*): command that runs a config file. Not given: `hf-era run` in this Python. A
+            matrix file says what is run, as a Makefile does: look at it before you run somebody else's.
 
     Raises:
         ValueError: for an empty matrix, a name that stands twice, or an unknown row.
@@ -74,18 +79,25 @@ class MatrixConfig:
             raise ValueError("The matrix is empty. Give at least one of `runs` and one of `seeds`.")
         names = [run.name for run in self.runs]
         for what, values in (("runs", names), ("seeds", self.seeds)):
-            twice = sorted({value for value in values if values.count(value) > 1})
-            if twice:
-                raise ValueError(f"`{what}`: {twice[0]!r} stands twice. Give each a name of its own.")
+            twice = _first_repeated(values)
+            if twice is not None:
+                raise ValueError(f"`{what}`: {shown(twice)} stands twice. Give each a name of its own.")
+        check_count("runs x seeds", len(names) * len(self.seeds), 1, MAXIMUM_CELLS)
+        check_path_text("output_dir", self.output_dir)
         if self.data_filtering is not None and self.data_filtering not in names:
             raise ValueError(unknown_value_message("data_filtering", self.data_filtering, names))
+
+
+def _first_repeated(values: Sequence[Any]) -> Any:
+    """The smallest value that stands twice, or `None`."""
+    return min((value for value, number in Counter(values).items() if number > 1), default=None)
 
 
 def _row(index: int, values: Any) -> MatrixRun:
     where = f"runs[{index}]"
     missing = [name for name in ("name", "recipe") if not isinstance(values, dict) or name not in values]
     if missing:
-        raise ValueError(f"`{where}` should have `name` and `recipe`, got {values!r}.")
+        raise ValueError(f"`{where}` should have `name` and `recipe`, got {shown(values)}.")
     row: MatrixRun = build(MatrixRun, values, where)
     return row
 
@@ -118,7 +130,7 @@ def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tu
     matrix: MatrixConfig = build(MatrixConfig, merge(read_yaml(path), overrides or {}), "")
     cells = [_cell(path.parent, matrix, run, seed) for seed in matrix.seeds for run in matrix.runs]
     folders = [str(cell.config.output_path) for cell in cells]
-    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    twice = _first_repeated(folders)
     if twice is not None:
         raise ValueError(f"Two cells of the matrix have the output directory {twice}. Put {{name}} and {{seed}} in it.")
     return matrix, cells
@@ -133,7 +145,7 @@ def _cell(folder: Path, matrix: MatrixConfig, run: MatrixRun, seed: int) -> Cell
     try:
         return Cell(run.name, seed, RunConfig.from_dict(values), values)
     except ValueError as error:
-        raise ValueError(f"`runs`: {run.name}: {error}") from error
+        raise ValueError(f"`runs`: {run.name[:100]}: {error}") from error
 
 
 def run_cells(matrix: MatrixConfig, cells: Sequence[Cell], console: Console) -> list[Cell]:

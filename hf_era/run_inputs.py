@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from hf_era.checks import shown
 from hf_era.configuration import RunConfig
 from hf_era.data import (
     RETAIN,
@@ -26,7 +26,9 @@ from hf_era.data import (
 )
 from hf_era.evaluation import check_attack
 from hf_era.models import get_architecture
-from hf_era.models.loading import load_base_config, load_tokenizer
+from hf_era.models.loading import load_tokenizer
+from hf_era.models.size import check_config_numbers, check_model_fits
+from hf_era.models.sources import load_base_config
 from hf_era.run_directory import file_fingerprint, fingerprint
 from hf_era.training import GradientRoutingConfig
 
@@ -134,19 +136,25 @@ def _base_config(config: RunConfig) -> Any:
         return load_base_config(config.model.base)
     values = dict(config.model.architecture)
     model_type = values.pop("model_type", "gpt_neo")
+    if not isinstance(model_type, str):
+        raise ValueError(f"`model.architecture.model_type` should be text, got {shown(model_type)}.")
     get_architecture(model_type)
+    check_config_numbers("model.architecture", {**values, "model_type": model_type})
     try:
-        return AutoConfig.for_model(model_type, **values)
-    except (TypeError, ValueError, StrictDataclassError) as error:
+        base_config = AutoConfig.for_model(model_type, **values)
+    except Exception as error:  # a field that does not exist or has a wrong type: each a class of error of its own
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error}") from error
+    check_model_fits("model.architecture", base_config)
+    return base_config
 
 
 def _check_model_can_be_built(base_config: Any) -> None:
     """Builds the model without memory: a width that the heads do not divide, say, is found now and not in an hour."""
+    check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(base_config)
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+            AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
+    except Exception as error:  # values that do not go together: no heads, an unknown activation
         raise ValueError(f"`model.architecture` cannot be built: {error}") from error
 
 

@@ -3,18 +3,24 @@
 import difflib
 from collections.abc import Iterable
 
+from hf_era.checks import SHOWN_CHARACTERS, shown
+
 
 def unknown_value_message(field: str, value: object, known: Iterable[str]) -> str:
     """The message for a value that is none of `known`; it names the field, the value, the nearest name and all names."""
     names = list(known)
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
-    return f"Unknown value for `{field}`: {value!r}.{hint} Known: {', '.join(names)}."
+    return f"Unknown value for `{field}`: {shown(value)}.{_hint(value, names)} Known: {', '.join(names)}."
 
 
 def unknown_key_message(where: str, key: object, known: Iterable[str]) -> str:
     """The message for a key that is none of `known`; `where` names the section or file."""
     names = list(known)
-    close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
-    return f"Unknown key `{key}` in {where}.{hint} Known: {', '.join(names)}."
+    is_plain = isinstance(key, str) and len(key) <= SHOWN_CHARACTERS and key.isprintable()
+    return f"Unknown key `{key if is_plain else shown(key)}` in {where}.{_hint(key, names)} Known: {', '.join(names)}."
+
+
+def _hint(value: object, names: list[str]) -> str:
+    # A long text is near to no name, and comparing it takes long.
+    text = value if isinstance(value, str) else shown(value)
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5) if len(text) <= SHOWN_CHARACTERS else []
+    return f" Did you mean `{close[0]}`?" if close else ""

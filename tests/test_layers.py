@@ -18,6 +18,8 @@ LAYERS = {
     "reporting": 3,
     "configuration": 3,
     "configuration_parsing": 3,
+    "yaml_text": 3,
+    "training_section": 3,
     "environment": 4,
     "run_directory": 4,
     "run_folders": 4,
@@ -34,12 +36,14 @@ LAYERS = {
     "cli": 4,
     "__main__": 4,
 }
-# Small helpers that anyone may import and that import nothing of the package but each other.
-HELPERS = ("suggestions", "version", "files", "manifest", "storage_errors", "stopping", "exit_codes", "processes")
+# Small helpers that anyone may import; they import nothing of the package but helpers named before them.
+HELPERS = (
+    "checks", "suggestions", "version", "storage_errors", "files", "manifest", "memory", "stopping", "exit_codes", "processes",
+)  # fmt: skip
 # The package's own `__init__` re-exports from everywhere.
 EXEMPT = ("__init__",)
 # Configurations describe the layers below them; they do not reach sideways into reporting.
-OWN_LAYER_ONLY_ITSELF = ("configuration", "configuration_parsing")
+OWN_LAYER_ONLY_ITSELF = ("configuration", "configuration_parsing", "yaml_text", "training_section")
 ROUTING_MAY_IMPORT = {"torch"}
 
 
@@ -68,8 +72,10 @@ def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
 
 
 def may_import(importer: str, imported: str) -> bool:
-    if imported in HELPERS or importer == imported:
+    if importer == imported:
         return True
+    if imported in HELPERS:
+        return importer not in HELPERS or HELPERS.index(imported) <= HELPERS.index(importer)
     if importer in HELPERS or imported not in LAYERS:
         return False
     if importer in OWN_LAYER_ONLY_ITSELF and imported not in OWN_LAYER_ONLY_ITSELF:
@@ -119,8 +125,10 @@ def plant(root: Path, name: str, source: str) -> Path:
     """A tree with a legal file of each layer and one planted file."""
     legal = {
         "__init__.py": "from hf_era.pipeline import run_pipeline\n",
-        "suggestions.py": "import difflib\n",
+        "suggestions.py": "import difflib\nfrom hf_era.checks import x\n",
         "version.py": "",
+        "checks.py": "import math\n",
+        "memory.py": "import psutil\n",
         "files.py": "import os\n",
         "routing/core.py": "import math\nimport torch\nfrom hf_era.suggestions import x\nfrom .other import y\n",
         "models/core.py": "from hf_era.routing import x\nfrom transformers import y\nfrom hf_era.data import z\n",
@@ -158,7 +166,8 @@ def test_a_legal_tree_has_no_violation(tmp_path: Path) -> None:
         ("reporting/bad.py", "from hf_era.pipeline import x", "reporting imports hf_era.pipeline"),
         ("configuration.py", "from hf_era.reporting import x", "configuration imports hf_era.reporting"),
         ("files.py", "from hf_era.routing import x", "files imports hf_era.routing"),
-        ("suggestions.py", "from hf_era.environment import x", "suggestions imports hf_era.environment"),
+        ("suggestions.py", "from hf_era.version import x", "suggestions imports hf_era.version"),
+        ("checks.py", "from hf_era.suggestions import x", "checks imports hf_era.suggestions"),
         (
             "routing/bad.py",
             "import transformers.utils",

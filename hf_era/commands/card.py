@@ -23,20 +23,23 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from hf_era.commands.broken_results import broken_result
     from hf_era.evaluation import RunResult
     from hf_era.reporting.html_report import write_report
     from hf_era.reporting.model_card import write_model_card
 
     path = Path(options.result)
     path = path / "result.json" if path.is_dir() else path
-    result = RunResult.load(path)
+    with broken_result(path):
+        result = RunResult.load(path)
     if options.output is not None:
         card_folder = report_folder = Path(options.output)
     else:
         report_folder, card_folder = path.parent, path.parent / "model"
     if options.output is None and not card_folder.is_dir():
         raise ValueError(f"There is no folder {card_folder} for the card. Name one: `--output FOLDER`.")
-    card = write_model_card(result, card_folder, options.repository, options.license)
-    report = write_report(result, report_folder / "report.html")
+    with broken_result(path):
+        card = write_model_card(result, card_folder, options.repository, options.license)
+        report = write_report(result, report_folder / "report.html")
     print(f"Written: {card}, {report}")
     return 0

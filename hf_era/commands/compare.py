@@ -24,13 +24,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from hf_era.commands.broken_results import broken_result
     from hf_era.evaluation.model_result import load_result
     from hf_era.reporting.comparison import comparison_markdown
     from hf_era.reporting.comparison_files import write_comparison_files
 
     paths = [Path(name) / "result.json" if Path(name).is_dir() else Path(name) for name in options.results]
-    results = [load_result(path) for path in paths]
-    files = write_comparison_files(results, options.output)
+    with broken_result(*paths):
+        results = [load_result(path) for path in paths]
+        files = write_comparison_files(results, options.output)
     print(comparison_markdown(results))
     print(f"Written: {', '.join(map(str, files))}")
     return 0

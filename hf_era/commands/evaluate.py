@@ -6,7 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from hf_era.commands.model_options import EPILOG, add_model_options, model_config, write_model_result
+from hf_era.commands.model_options import (
+    EPILOG,
+    add_model_options,
+    default_folder,
+    model_config,
+    write_model_result,
+)
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -27,5 +33,5 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from hf_era.model_evaluation import evaluate_model
 
     result = evaluate_model(model_config(options, overrides), attack=False)
-    write_model_result(result, options.output or f"{result.name}-eval")
+    write_model_result(result, options.output or default_folder(result.name, "eval"))
     return 0

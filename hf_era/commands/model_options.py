@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from hf_era.checks import MAXIMUM_NAME_BYTES
 
 if TYPE_CHECKING:
     from hf_era.model_inputs import ModelEvaluationConfig
@@ -86,3 +89,12 @@ def write_model_result(result: Any, folder: str) -> None:
     for sentence in headline_sentences(result):
         print(sentence)
     print(f"Written: {', '.join(map(str, paths))}")
+
+
+def default_folder(name: str, suffix: str) -> str:
+    """The output folder of a result with this name, in the working directory wherever the name would lead.
+
+    The name may be a path's last part or a model id that somebody else chose: `..`, `/` and the like are no folders.
+    """
+    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:MAXIMUM_NAME_BYTES]
+    return f"{plain or 'model'}-{suffix}"

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from hf_era.checks import check_count
+from hf_era.data.example_checks import IGNORE_INDEX, check_examples, checked_values
+
 PADDING_ROUTING_WEIGHT = 1.0
 
 
@@ -25,6 +27,12 @@ class RoutingCollator:
     Args:
         pad_token_id (`int`): any valid id; it is masked wherever it pads.
         pad_to_multiple_of (`int`, *optional*): round the length up to a multiple of this.
+        vocabulary_size (`int`, *optional*): of the model. Given: ids and labels beyond it are refused here, with their row;
+            not given, only negative ones are.
+
+    Raises (from a call):
+        ValueError: for an empty batch or story, columns of unlike length, a routing weight that is not in [0, 1], or ids and
+            labels that no vocabulary has.
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 and, if the examples have it, `routing_weight`
     fp32 (1 on padding) and `is_forget_word` bool, each (batch, seq). Labels are not shifted; the model shifts them.
@@ -32,9 +40,15 @@ class RoutingCollator:
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    vocabulary_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("pad_token_id", self.pad_token_id, 0)
+        check_count("pad_to_multiple_of", self.pad_to_multiple_of)
+        check_count("vocabulary_size", self.vocabulary_size)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        columns = _present_columns(examples)
+        columns = check_examples(examples)
         lengths = np.array([len(example["input_ids"]) for example in examples])
         longest = int(lengths.max())
         if self.pad_to_multiple_of:
@@ -44,7 +58,7 @@ class RoutingCollator:
         def padded(name: str, padding: Any, dtype: Any) -> Tensor:
             column = np.full(is_token.shape, padding, dtype)
             # End to end, then all at once: row by row takes several times as long, and every training step waits for it.
-            column[is_token] = np.concatenate([np.asarray(example[name]) for example in examples])
+            column[is_token] = checked_values(name, examples, self.vocabulary_size)
             return torch.from_numpy(column)
 
         batch = {
@@ -61,26 +75,6 @@ class RoutingCollator:
         if "is_forget_word" in columns:
             batch["is_forget_word"] = padded("is_forget_word", False, np.bool_)
         return batch
-
-
-OPTIONAL_COLUMNS = ("attention_mask", "labels", "routing_weight", "is_forget_word")
-
-
-def _present_columns(examples: Sequence[dict[str, Any]]) -> list[str]:
-    """The optional columns that the examples have; raises `ValueError` if only some have one, or a length is wrong."""
-    present = [name for name in OPTIONAL_COLUMNS if any(name in example for example in examples)]
-    for example in examples:
-        for name in present:
-            if name not in example:
-                raise ValueError(
-                    f"Some examples of the batch have `{name}` and some do not. Give it to all, or to none."
-                )
-            if len(example[name]) != len(example["input_ids"]):
-                raise ValueError(
-                    f"`{name}` has {len(example[name])} values for {len(example['input_ids'])} tokens in `input_ids`. "
-                    "It needs one value per token."
-                )
-    return present
 
 
 def padding_token_id(tokenizer: Any) -> int:

@@ -3,8 +3,25 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hf_era.checks import LARGEST_COUNT, check_count, shown
+from hf_era.data.generator import MAXIMUM_STORIES
+
 GENERATOR = "generator"
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
+
+MAXIMUM_WORD_CHARACTERS = 100_000
+"""All forget words together: they become one regular expression."""
+# Least and most of the numbers.
+_LIMITS = {
+    "max_train_stories": (1, LARGEST_COUNT),
+    "generator_stories": (1, MAXIMUM_STORIES),
+    "max_characters": (1, LARGEST_COUNT),
+    "max_tokens": (2, 10_000_000),
+    "forget_validation_stories": (1, LARGEST_COUNT),
+    "retain_validation_stories": (1, LARGEST_COUNT),
+    "attack_stories": (0, LARGEST_COUNT),
+    "num_proc": (1, 1_024),
+}
 
 
 def _help(text: str) -> dict[str, str]:
@@ -67,23 +84,20 @@ class DataConfig:
             )
         for word in self.forget_words:
             if not isinstance(word, str) or not word.strip():
-                raise ValueError(f"`data.forget_words` should hold words, got {word!r}. Take the empty word out.")
+                raise ValueError(f"`data.forget_words` should hold words, got {shown(word)}. Take the empty word out.")
+        if sum(map(len, self.forget_words)) > MAXIMUM_WORD_CHARACTERS:
+            raise ValueError(
+                f"`data.forget_words` should hold at most {MAXIMUM_WORD_CHARACTERS:,} characters in all, got "
+                f"{sum(map(len, self.forget_words)):,}. Give words, not stories."
+            )
         if not 0 < self.labelled_fraction <= 1:
             raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
-        least = {
-            "max_train_stories": 1,
-            "generator_stories": 1,
-            "max_characters": 1,
-            "max_tokens": 2,
-            "forget_validation_stories": 1,
-            "retain_validation_stories": 1,
-            "attack_stories": 0,
-            "num_proc": 1,
-        }
-        for name, minimum in least.items():
+        for name in ("train", "validation"):
             value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f"`data.{name}` should be at least {minimum}, got {value}.")
+            if value is not None and "\0" in value:
+                raise ValueError(f"`data.{name}` should be a path or an id, got {shown(value)}.")
+        for name, (least, most) in _LIMITS.items():
+            check_count(f"data.{name}", getattr(self, name), least, most)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

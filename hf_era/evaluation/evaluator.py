@@ -11,6 +11,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from rich.progress import Progress
 
+from hf_era.checks import check_count
 from hf_era.data import RoutingCollator, longest_first
 from hf_era.data.ordering import order_of_longest_first
 from hf_era.evaluation.batch_halving import halving_batches
@@ -49,11 +50,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "mean_of_batch_means_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`evaluation.{name}` should be at least 1, got {value}.")
-        if self.bootstrap_samples < 0:
-            raise ValueError(f"`evaluation.bootstrap_samples` should be >= 0, got {self.bootstrap_samples}.")
+            check_count(f"evaluation.{name}", getattr(self, name), 1, 1_000_000)
+        check_count("evaluation.bootstrap_samples", self.bootstrap_samples, 0, 1_000_000)
 
 
 class Evaluator:

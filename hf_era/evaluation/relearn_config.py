@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hf_era.checks import check_count, shown
+
 FULL, LORA = "full", "lora"
 """Kinds of attack: all weights are trained, or low-rank adapters only."""
 
@@ -50,11 +52,8 @@ class RelearnAttackConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "patience", "evaluate_every", "batch_size", "lora_rank"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`relearn.{name}` should be at least 1, got {value}.")
-        if self.seed < 0:
-            raise ValueError(f"`relearn.seed` should be at least 0, got {self.seed}.")
+            check_count(f"relearn.{name}", getattr(self, name), 1, 1_000_000)
+        check_count("relearn.seed", self.seed, 0, 2**32 - 1)
         for name in ("learning_rate", "lora_alpha"):
             check_positive(name, getattr(self, name))
 
@@ -113,14 +112,13 @@ class RelearnConfig(RelearnAttackConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("trials", "sweep_stories", "sweep_trials", "evaluation_stories"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`relearn.{name}` should be at least 1, got {value}.")
+            check_count(f"relearn.{name}", getattr(self, name))
         if not self.stories:
             raise ValueError("`relearn.stories` is empty. Give at least one number, or set `relearn.enabled` to false.")
         for stories in self.stories:
             if stories < 1:
-                raise ValueError(f"`relearn.stories` should hold numbers of at least 1, got {stories}.")
+                raise ValueError(f"`relearn.stories` should hold numbers of at least 1, got {shown(stories)}.")
+            check_count("relearn.stories", stories)
         for name in ("sweep_learning_rates", "lora_learning_rates"):
             for value in getattr(self, name):
                 check_positive(name, value)

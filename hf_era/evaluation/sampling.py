@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
+from hf_era.checks import check_count, shown
+
 PROMPTS = (
     "Once upon a time, Timmy went to the forest",
     "Once upon a time, there was a little girl named Lily",
@@ -50,7 +52,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
-            raise ValueError(f"`generation.prompts` should be a list, got the string {self.prompts!r}. Pass a list.")
+            raise ValueError(
+                f"`generation.prompts` should be a list, got the string {shown(self.prompts)}. Pass a list."
+            )
         if not self.prompts:
             raise ValueError(
                 "`generation.prompts` is empty. Give at least one, or set `generation.enabled` to false to leave it out."
@@ -58,15 +62,13 @@ class SamplingConfig:
         for prompt in self.prompts:
             if not isinstance(prompt, str):
                 raise ValueError(
-                    f"`generation.prompts` should hold strings, got {prompt!r}. Put it in quotation marks."
+                    f"`generation.prompts` should hold strings, got {shown(prompt)}. Put it in quotation marks."
                 )
-        if self.new_tokens < 1:
-            raise ValueError(f"`generation.new_tokens` should be at least 1, got {self.new_tokens}.")
+        check_count("generation.new_tokens", self.new_tokens, 1, 1_000_000)
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"`generation.temperature` should be >= 0, got {self.temperature}. 0 is greedy decoding.")
-        for name in ("top_k", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`generation.{name}` should be >= 0, got {getattr(self, name)}.")
+        for name, most in (("top_k", 10_000_000), ("seed", 2**32 - 1)):
+            check_count(f"generation.{name}", getattr(self, name), 0, most)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,6 +1,7 @@
 """What is known of each architecture: one row per family. Adding a family is one row, one config and one model class."""
 
 import importlib
+import re
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ class ArchitectureSpec:
         activation (`str`): config field with the name of the MLP's activation function.
         fast_model (`str`): "module:class" of the fast causal LM without auxiliary modules.
         expanded_model (`str`): "module:class" of the expanded causal LM; its `config_class` is the expanded config.
+        stored_buffers (`str`): regular expression for the end of names that old checkpoints of the family hold beside the
+            weights: constants, which the model makes itself.
     """
 
     model_type: str
@@ -35,6 +38,10 @@ class ArchitectureSpec:
     activation: str
     fast_model: str
     expanded_model: str
+    stored_buffers: str
+
+    def is_stored_buffer(self, name: str) -> bool:
+        return re.search(rf"{self.stored_buffers}$", name) is not None
 
     def get_blocks(self, model: "nn.Module") -> "nn.ModuleList":
         return attrgetter(self.blocks)(model)
@@ -63,10 +70,21 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
         activation="activation_function",
         fast_model="hf_era.models.gpt_neo:FastGPTNeoForCausalLM",
         expanded_model="hf_era.models.gpt_neo:ExpandedGPTNeoForCausalLM",
+        stored_buffers=r"\.attn\.attention\.(bias|masked_bias)",
     ),
 }
 
 EXPANDED_PREFIX = "expanded_"
+
+
+def is_auxiliary_weight(name: str) -> bool:
+    """Whether a parameter of this name belongs to the auxiliary module of an MLP, in any family."""
+    return any(f".{spec.mlp}.auxiliary." in name for spec in ARCHITECTURES.values())
+
+
+def spec_of(config: Any) -> ArchitectureSpec | None:
+    """The spec of a stock or expanded config's family, or `None` if it has none."""
+    return ARCHITECTURES.get(str(config.model_type).removeprefix(EXPANDED_PREFIX))
 
 
 def get_architecture(model_type: str) -> ArchitectureSpec:

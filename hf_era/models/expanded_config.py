@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from hf_era.models.architectures import ARCHITECTURES
 from hf_era.models.expansion import ExpansionConfig
+from hf_era.models.size import check_auxiliary_fits
 
 # Fields that belong to the expanded model only, or that the stock config writes for itself.
 _NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version")
@@ -20,7 +21,8 @@ class ExpandedConfigMixin:
         if isinstance(self.expansion, ExpansionConfig):
             self.expansion = self.expansion.to_dict()
         expansion = self.expansion_config
-        expansion.resolve_layers(ARCHITECTURES[self.base_config_class.model_type].layers_of(self))  # type: ignore
+        layers = expansion.resolve_layers(ARCHITECTURES[self.base_config_class.model_type].layers_of(self))  # type: ignore
+        check_auxiliary_fits(self, len(layers), expansion.width)
         self.expansion = expansion.to_dict()
 
     @property

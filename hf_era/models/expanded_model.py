@@ -103,8 +103,13 @@ class ExpandedCausalLMMixin:
         **inputs: Any,
     ) -> Any:
         """Runs the stock forward pass with the routing in reach of the target layers."""
+        given = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
         routing = build_token_routing(
-            routing_weight, self.gradient_multipliers, inputs.get("attention_mask"), output_activation_l1
+            routing_weight,
+            self.gradient_multipliers,
+            inputs.get("attention_mask"),
+            output_activation_l1,
+            shape=None if given is None else tuple(given.shape[:2]),
         )
         self.routing_channel.open(routing)
         try:

@@ -1,8 +1,12 @@
 """`ExpansionConfig`: the auxiliary module that is added, where, how wide and how it starts."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
+from hf_era.checks import shown
+from hf_era.memory import check_memory
 from hf_era.suggestions import unknown_key_message
 
 
@@ -38,12 +42,19 @@ class ExpansionConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.module_name, str) or not self.module_name.isidentifier():
             raise ValueError(
-                f"`expansion.module_name` should be an identifier such as 'forget', got {self.module_name!r}."
+                f"`expansion.module_name` should be an identifier such as 'forget', got {shown(self.module_name)}."
+            )
+        if len(self.module_name) > 100:
+            raise ValueError(
+                f"`expansion.module_name` should have at most 100 characters, got {shown(self.module_name)}."
             )
         if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-            raise ValueError(f"`expansion.width` should be an integer of at least 1, got {self.width!r}.")
-        if not isinstance(self.initialization_scale, (int, float)) or not self.initialization_scale > 0:
-            raise ValueError(f"`expansion.initialization_scale` should be positive, got {self.initialization_scale!r}.")
+            raise ValueError(f"`expansion.width` should be an integer of at least 1, got {shown(self.width)}.")
+        # Two weights of at least one number each and a bias for every hidden unit, in fp32, whatever the model.
+        check_memory("expansion.width", shown(self.width), 12 * self.width, "Lower it; 64 is the default.")
+        scale = self.initialization_scale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise ValueError(f"`expansion.initialization_scale` should be positive, got {shown(scale)}.")
         if self.target_layers is not None:
             self.target_layers = _validated_layers(self.target_layers)
 
@@ -58,7 +69,7 @@ class ExpansionConfig:
         too_large = [layer for layer in self.target_layers if layer >= number_of_layers]
         if too_large:
             raise ValueError(
-                f"`expansion.target_layers` names layer {too_large[0]}, but the model has {number_of_layers} layers. "
+                f"`expansion.target_layers` names layer {shown(too_large[0])}, but the model has {number_of_layers} layers. "
                 f"Choose from 0 to {number_of_layers - 1}."
             )
         return list(self.target_layers)
@@ -79,15 +90,20 @@ class ExpansionConfig:
 def _validated_layers(layers: Any) -> list[int]:
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ValueError(
-            f"`expansion.target_layers` should be a list of layer indices such as [0, 1], got {layers!r}. "
+            f"`expansion.target_layers` should be a list of layer indices such as [0, 1], got {shown(layers)}. "
             "Leave it out to expand all layers."
         )
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int):
-            raise ValueError(f"`expansion.target_layers` should hold integers, got {layer!r}.")
+            raise ValueError(f"`expansion.target_layers` should hold integers, got {shown(layer)}.")
         if layer < 0:
-            raise ValueError(f"`expansion.target_layers` counts from 0 and takes no negative index, got {layer}.")
-    repeated = sorted({layer for layer in layers if list(layers).count(layer) > 1})
-    if repeated:
-        raise ValueError(f"`expansion.target_layers` names layer {repeated[0]} more than once, got {list(layers)}.")
-    return sorted(layers)
+            raise ValueError(
+                f"`expansion.target_layers` counts from 0 and takes no negative index, got {shown(layer)}."
+            )
+    ordered = sorted(layers)
+    repeated = next((layer for layer, following in pairwise(ordered) if layer == following), None)
+    if repeated is not None:
+        raise ValueError(
+            f"`expansion.target_layers` names layer {shown(repeated)} more than once, got {shown(list(layers))}."
+        )
+    return ordered

@@ -9,51 +9,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_era.models.architectures import ARCHITECTURES, get_architecture
+from hf_era.checks import check_path_text
+from hf_era.models.architectures import ARCHITECTURES, get_architecture, is_auxiliary_weight
 from hf_era.models.expansion import ExpansionConfig
-
-
-def looks_local(name: str | os.PathLike[str]) -> bool:
-    """Whether a name is meant as a path (`./x`, `/x`, `~/x`, `a/b/c`, or a path object), not as a hub id."""
-    text = os.fspath(name)
-    return not isinstance(name, str) or text.startswith((".", "/", "~")) or text.count("/") > 1
-
-
-HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
-
-
-def check_model_source(field: str, name: str | os.PathLike[str], subfolder: str = "") -> str:
-    """Returns the source as transformers wants it; raises `ValueError` if it is a path that does not exist."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / subfolder / "config.json").is_file():
-            raise ValueError(f"`{field}`: the directory {path} holds no config.json, so it is no saved model.")
-        return str(path)
-    if path.is_file():
-        raise ValueError(f"`{field}` should be a directory with a saved model or a hub id, got the file {path}.")
-    if looks_local(name):
-        raise ValueError(f"`{field}`: the directory {path} does not exist. Check the path, or pass a hub id.")
-    return os.fspath(name)
-
-
-def unreachable_message(field: str, name: str, kind: str) -> str:
-    """The text for a hub id that could not be fetched."""
-    return (
-        f"`{field}`: could not get the {kind} `{name}` from the hub (offline, no such id, or no access) and it is not in "
-        f"the local cache. Pass the path of a local directory instead, for instance `--{field} ./my_{kind}`."
-    )
-
-
-def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **kwargs: Any) -> Any:
-    """The config of a stock checkpoint; raises `ValueError` with a way out if it cannot be had."""
-    source = check_model_source(field, base, kwargs.get("subfolder") or "")
-    try:
-        return AutoConfig.from_pretrained(source, **kwargs)
-    except OSError as error:
-        raise ValueError(unreachable_message(field, source, "model")) from error
+from hf_era.models.size import check_model_fits
+from hf_era.models.sources import (
+    HUB_OPTIONS,
+    SAFE_OPTIONS,
+    check_options,
+    load_base_config,
+    looks_local,
+    unreachable_message,
+)
+from hf_era.models.weights import load_weights
 
 
 def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kwargs: Any) -> Any:
@@ -62,17 +32,14 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
     Args:
         name (`str` or path): a stock, a contracted or an expanded checkpoint.
         field (`str`, *optional*, defaults to `"model.base"`): the setting that errors name.
-        kwargs: passed to `from_pretrained`.
+        kwargs: passed to `from_pretrained`. Only safetensors are read, and no code of the checkpoint is run.
 
     Raises:
-        ValueError: if it does not exist or cannot be reached.
+        ValueError: if it does not exist or cannot be reached, is damaged, lacks a weight, or does not fit in memory.
     """
+    check_options(field, kwargs)
     config = load_base_config(name, field, **_hub_options(kwargs))
-    model_class = fast_class_of(config) or AutoModelForCausalLM
-    try:
-        return model_class.from_pretrained(check_model_source(field, name, kwargs.get("subfolder") or ""), **kwargs)
-    except OSError as error:
-        raise ValueError(unreachable_message(field, os.fspath(name), "model")) from error
+    return load_weights(fast_class_of(config) or AutoModelForCausalLM, name, field, config, kwargs)
 
 
 def fast_class_of(config: Any) -> Any:
@@ -83,24 +50,41 @@ def fast_class_of(config: Any) -> Any:
 
 def causal_lm_from_config(config: Any, seed: int) -> Any:
     """A stock architecture with random weights, in its fast class; the weights are the stock class's for that seed."""
+    check_model_fits("model.architecture", config)
     torch.manual_seed(seed)
     model_class = fast_class_of(config)
-    return AutoModelForCausalLM.from_config(config) if model_class is None else model_class(copy.deepcopy(config))
+    return (
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if model_class is None
+        else model_class(copy.deepcopy(config))
+    )
 
 
 def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer", **kwargs: Any) -> Any:
     """A fast tokenizer from a local directory or a hub id.
 
     Raises:
-        ValueError: if it cannot be had, or has no fast version (character offsets need one).
+        ValueError: if it cannot be had, is broken, needs code of its own, or has no fast version (character offsets need
+            one).
     """
+    check_path_text(field, os.fspath(name))
     path = Path(name).expanduser()
     if looks_local(name) and not path.is_dir():
         raise ValueError(f"`{field}`: the directory {path} does not exist. Check the path, or pass a hub id.")
+    check_options(field, kwargs)
+    source = str(path) if path.is_dir() else os.fspath(name)
+    options = {option: value for option, value in kwargs.items() if option not in SAFE_OPTIONS}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else os.fspath(name), **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     except OSError as error:
+        if path.is_dir():
+            raise ValueError(f"`{field}`: the directory {path} holds no tokenizer that can be read: {error}") from error
         raise ValueError(unreachable_message(field, os.fspath(name), "tokenizer")) from error
+    except Exception as error:  # a file of it is broken; there is a class of error for each way
+        raise ValueError(
+            f"`{field}`: the tokenizer of {source} cannot be loaded ({error}). hf_era runs no code of a checkpoint; save "
+            "the tokenizer again, or pass another with `model.tokenizer`."
+        ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"`{field}`: {name} has no fast tokenizer, and finding words in text needs its offsets.")
     return tokenizer
@@ -108,27 +92,14 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
 
 def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion: ExpansionConfig, **kwargs: Any) -> Any:
     """Loads a stock checkpoint straight into the expanded class: the original weights have the same names and shapes."""
+    check_options("model.base", kwargs)
     base_config = load_base_config(base, **_hub_options(kwargs))
     check_architecture(model_class, base_config)
     config = model_class.config_class.from_base_config(base_config, expansion)
-    # "Newly initialized: ...auxiliary..." is what was asked for, not something to warn of; anything else is an error.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, report = model_class.from_pretrained(
-            check_model_source("model.base", base, kwargs.get("subfolder") or ""),
-            config=config,
-            output_loading_info=True,
-            **kwargs,
-        )
-    except OSError as error:
-        raise ValueError(unreachable_message("model.base", os.fspath(base), "model")) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = sorted(key for key in report["missing_keys"] if not model.is_auxiliary_parameter(key))
-    if missing:
-        raise ValueError(f"`model.base`: the checkpoint {base} lacks {missing[0]} and {len(missing) - 1} more weights.")
-    return model
+    # The auxiliary weights start at random: that is what was asked for.
+    return load_weights(
+        model_class, base, "model.base", config, kwargs, may_be_missing=is_auxiliary_weight, config=config
+    )
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_era.evaluation.result import RunResult
 from hf_era.files import write_text
@@ -36,7 +36,10 @@ def render_model_card(result: RunResult, repository: str | None = None, license:
         ValueError: if `repository` is no valid repository id.
     """
     if repository is not None:
-        validate_repo_id(repository)
+        try:
+            validate_repo_id(repository)
+        except HFValidationError as error:
+            raise ValueError(f"`repository` should be a hub id such as `owner/name`: {error}") from error
     data = card_data(result, repository, license)
     card = ModelCard.from_template(data, template_path=str(TEMPLATE), **_context(result, repository))
     return str(card).rstrip() + "\n"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_era.checks import check_count
 from hf_era.suggestions import unknown_value_message
 
 RULES = ("full_seq", "concept", "none")
@@ -61,9 +62,8 @@ class RoutingRuleConfig:
             raise ValueError(f"`routing.frequency_scale` should be positive, got {self.frequency_scale}.")
         if not math.isfinite(self.frequency_bias):
             raise ValueError(f"`routing.frequency_bias` should be a finite number, got {self.frequency_bias}.")
-        if self.frequency_stories < 1:
-            raise ValueError(f"`routing.frequency_stories` should be at least 1, got {self.frequency_stories}.")
-        if not self.table_minimum_per_10k >= 0:
+        check_count("routing.frequency_stories", self.frequency_stories)
+        if not 0 <= self.table_minimum_per_10k < math.inf:
             raise ValueError(f"`routing.table_minimum_per_10k` should be >= 0, got {self.table_minimum_per_10k}.")
 
     @property

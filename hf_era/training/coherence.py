@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from hf_era.checks import check_count, check_positive
 from hf_era.files import read_json, recover_leftovers, whole_directory, write_json
 from hf_era.training.checkpoints import last_whole_checkpoint
 from hf_era.training.config import GradientRoutingConfig
@@ -43,12 +44,9 @@ class CoherenceConfig:
     patience: int | None = field(default=None, metadata={"help": "Stop after so many steps without a new best."})
 
     def __post_init__(self) -> None:
-        for name, minimum in (("steps", 1), ("stories", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f"`coherence.{name}` should be at least {minimum}, got {value}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`coherence.learning_rate` should be positive, got {self.learning_rate}.")
+        for name in ("steps", "stories", "patience"):
+            check_count(f"coherence.{name}", getattr(self, name))
+        check_positive("coherence.learning_rate", self.learning_rate)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -98,3 +98,42 @@ def test_wrong_lengths_and_half_given_columns_are_refused() -> None:
         RoutingCollator(0)([{"input_ids": [1, 2, 3], "routing_weight": [0.5]}])
     with pytest.raises(ValueError, match=r"Some examples of the batch have `routing_weight` and some do not"):
         RoutingCollator(0)([{"input_ids": [1], "routing_weight": [0.5]}, {"input_ids": [1]}])
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], r"The batch is empty"),
+        ([{"input_ids": []}], r"Row 0 of the batch has no token in `input_ids`"),
+        ([{"labels": [1]}], r"Row 0 of the batch has no `input_ids`, only \['labels'\]"),
+        ([{"input_ids": 3}], r"`input_ids` of row 0 should be a list, got 3"),
+        ([{"input_ids": [1]}, {"input_ids": [2, -1]}], r"`input_ids` should be from 0 to 2147483647, got -1 in row 1"),
+        ([{"input_ids": [1, 2**40]}], r"`input_ids` should be .*, got 1099511627776 in row 0"),
+        ([{"input_ids": [1, 2**70]}], r"`input_ids` of row 0 should be a list of integers, got an array of object"),
+        ([{"input_ids": ["a"]}], r"`input_ids` of row 0 should be a list of integers, got an array of <U1"),
+        ([{"input_ids": [1.0]}], r"`input_ids` of row 0 should be a list of integers, got an array of float64"),
+        ([{"input_ids": [[1], [2]]}], r"list of integers, got an array of int64 with the shape \(2, 1\)"),
+        ([{"input_ids": [[1], [2, 3]]}], r"`input_ids` of row 0 should hold integers, got \[\[1\], \[2, 3\]\]"),
+        ([{"input_ids": [1], "labels": [-5]}], r"`labels` should be from 0 to 2147483647, or -100, got -5 in row 0"),
+        ([{"input_ids": [1], "attention_mask": [2]}], r"`attention_mask` should be 0 or 1, got 2 in row 0"),
+        ([{"input_ids": [1], "routing_weight": [float("nan")]}], r"in \[0, 1\]: 1 is retain, .* got nan in row 0"),
+        ([{"input_ids": [1], "routing_weight": [float("inf")]}], r"in \[0, 1\].* got inf in row 0"),
+        ([{"input_ids": [1], "routing_weight": [None]}], r"`routing_weight` of row 0 .* an array of object"),
+        (
+            [{"input_ids": [1, 2], "routing_weight": [0, 1]}, {"input_ids": [1], "routing_weight": [-0.1]}],
+            r"`routing_weight` should be in \[0, 1\].* got -0\.1 in row 1 of the batch",
+        ),
+    ],
+)
+def test_values_that_no_batch_can_have_are_refused(examples: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RoutingCollator(0)(examples)
+
+
+def test_ids_beyond_a_known_vocabulary_are_refused() -> None:
+    collator = RoutingCollator(0, vocabulary_size=10)
+    assert collator([{"input_ids": [9], "labels": [-100]}])["labels"].tolist() == [[-100]]
+    with pytest.raises(ValueError, match=r"`input_ids` should be from 0 to 9, got 10 in row 0"):
+        collator([{"input_ids": [10]}])
+    with pytest.raises(ValueError, match=r"`labels` should be from 0 to 9, or -100, got 10 in row 0"):
+        collator([{"input_ids": [9], "labels": [10]}])

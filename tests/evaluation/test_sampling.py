@@ -38,8 +38,8 @@ def test_defaults_are_those_of_the_reference() -> None:
         ("temperature", -1.0, r"`generation\.temperature` should be >= 0, got -1\.0\."),
         ("temperature", math.nan, r"`generation\.temperature` should be >= 0, got nan\."),
         ("temperature", math.inf, r"`generation\.temperature` should be >= 0, got inf\."),
-        ("top_k", -1, r"`generation\.top_k` should be >= 0, got -1\."),
-        ("seed", -1, r"`generation\.seed` should be >= 0, got -1\."),
+        ("top_k", -1, r"`generation\.top_k` should be at least 0, got -1\."),
+        ("seed", -1, r"`generation\.seed` should be at least 0, got -1\."),
     ],
 )
 def test_settings_out_of_range_are_named(field: str, value: object, message: str) -> None:

@@ -62,7 +62,7 @@ def test_a_file_instead_of_a_directory(tmp_path: Path) -> None:
 
 def test_a_directory_without_weights(base_folder: Path) -> None:
     (base_folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"`model\.base`: could not get"):
+    with pytest.raises(ValueError, match=r"`model\.base`: .* holds no weights: there is no model\.safetensors"):
         ExpandedGPTNeoForCausalLM.from_base(base_folder, EXPANSION)
 
 
@@ -93,3 +93,24 @@ def test_a_routing_weight_of_the_wrong_shape(
 ) -> None:
     with pytest.raises(ValueError, match="Pass a `routing_weight` of the same"):
         make_expanded([0])(**{**make_batch(), "routing_weight": torch.ones(shape)})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(float("nan"), "nan"), (float("inf"), "inf"), (1.5, r"1\.5"), (-0.25, r"-0\.25")]
+)
+def test_a_routing_weight_out_of_range(
+    value: float, shown: str, make_expanded: MakeExpanded, make_batch: Callable
+) -> None:
+    batch = make_batch()
+    batch["routing_weight"][1, 5] = value
+    with pytest.raises(ValueError, match=rf"`routing_weight` should be in \[0, 1\].* {shown}.*in row 1 of the batch"):
+        make_expanded([0])(**batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_a_routing_weight_of_another_dtype(
+    dtype: torch.dtype, make_expanded: MakeExpanded, make_batch: Callable
+) -> None:
+    batch = make_batch()
+    with pytest.raises(ValueError, match=f"`routing_weight` should be a floating tensor, got {dtype}"):
+        make_expanded([0])(**{**batch, "routing_weight": batch["routing_weight"].to(dtype)})

@@ -1,0 +1,76 @@
+"""Checks of values that come from outside, and how such a value is shown in a message: short, whatever it is."""
+
+from __future__ import annotations
+
+import math
+
+LARGEST_COUNT = 1_000_000_000
+"""No number of stories, steps or the like is larger. What is too large for this machine's memory is said elsewhere."""
+
+SHOWN_CHARACTERS = 200
+
+
+def shown(value: object) -> str:
+    """`repr` of a value, cut: a message should not repeat a megabyte, and some values have no `repr` at all."""
+    try:
+        # Of a long text or list the beginning will do; `repr` of the whole could take long.
+        short = value[: SHOWN_CHARACTERS + 1] if isinstance(value, (str, bytes, list, tuple)) else value
+        text = repr(short)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a value that is nested endlessly
+        return f"a value of type {type(value).__name__} that is too large to show"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def check_count(name: str, value: int | None, least: int = 1, most: int = LARGEST_COUNT) -> None:
+    """Raises `ValueError` for an integer below `least` or above `most`. `None` is a setting that is not given."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"`{name}` should be an integer, got {shown(value)}.")
+    if value < least:
+        raise ValueError(f"`{name}` should be at least {least}, got {shown(value)}.")
+    if value > most:
+        raise ValueError(f"`{name}` should be at most {most:,}, got {shown(value)}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises `ValueError` for what is no positive, finite number."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` should be positive and finite, got {shown(value)}.")
+
+
+def check_text(name: str, value: str) -> None:
+    """Raises `ValueError` for text that cannot be written to a file: half a surrogate pair is no character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`{name}` should be valid Unicode, got {shown(value)}.") from error
+
+
+def check_path_text(name: str, value: str | None) -> None:
+    """Raises `ValueError` for text that no file system takes as a path: empty, with a NUL, or too long."""
+    if value is None:
+        return
+    check_text(name, value)
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"`{name}` should be a path or an id, got {shown(value)}.")
+    if any(len(part.encode()) > 255 for part in value.split("/")):
+        raise ValueError(f"`{name}` has a part of more than 255 bytes, which no file system takes: {shown(value)}.")
+
+
+MAXIMUM_NAME_BYTES = 100
+
+
+def check_name(name: str, value: str) -> None:
+    """Raises `ValueError` for a name that cannot become a part of a file's or directory's name."""
+    if (
+        not value.strip()
+        or value.startswith(".")
+        or any(character in "/\\" or not character.isprintable() for character in value)
+    ):
+        raise ValueError(f"`{name}` becomes part of a path: letters, digits, '-' and '_' are fine, got {shown(value)}.")
+    check_text(name, value)
+    if len(value.encode()) > MAXIMUM_NAME_BYTES:
+        raise ValueError(
+            f"`{name}` becomes part of a path and should have at most {MAXIMUM_NAME_BYTES} bytes, got {shown(value)}."
+        )
