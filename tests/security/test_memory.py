@@ -49,8 +49,8 @@ MILLION_LAYERS = "settings('expansion', {'target_layers': list(range(10**6))})"
 CASES = {
     "settings('expansion', {'width': 10**12})": "`expansion.width`: 1000000000000 needs at least 12,000.0 GB",
     "ExpandedGPTNeoConfig(**TINY, expansion={'width': 10**9})": "an auxiliary module of width 1,000,000,000 in 2 layers",
-    f"{MILLION_LAYERS}}}).expansion.resolve_layers(4)": "names layer 4, but the model has 4 layers",
-    f"{MILLION_LAYERS} + [5]}})": "names layer 5 more than once, got [0, 1, 2",
+    f"{MILLION_LAYERS}.expansion.resolve_layers(4)": "names layer 4, but the model has 4 layers",
+    MILLION_LAYERS.replace("6))", "6)) + [5]"): "names layer 5 more than once, got [0, 1, 2",
     "architecture({'num_layers': 10**9})": "at most 10,000, got 1000000000",
     "architecture({'attention_types': [[['global'], 10**9]]})":
         "attention_types (layers in all)` should be at most 10,000, got 1000000000",
