@@ -146,7 +146,9 @@ class Phases:
 
     def contract(self, key: str) -> dict[str, Any]:
         """Cuts the auxiliary module out."""
-        expanded: Any = AutoModelForCausalLM.from_pretrained(self.folders.expanded)
+        expanded: Any = AutoModelForCausalLM.from_pretrained(
+            self.folders.expanded, use_safetensors=True, trust_remote_code=False
+        )
         self._save(expanded.contract().save_pretrained, self.folders.contracted)
         return {"parameters_removed": expanded.num_parameters() - _parameters_without_auxiliary(expanded)}
 

@@ -38,7 +38,8 @@ LAYERS = {
 }
 # Small helpers that anyone may import; they import nothing of the package but helpers named before them.
 HELPERS = (
-    "checks", "suggestions", "version", "storage_errors", "files", "manifest", "memory", "stopping", "exit_codes", "processes",
+    "checks", "suggestions", "version", "storage_errors", "files", "manifest", "memory", "stopping", "exit_codes",
+    "processes",
 )  # fmt: skip
 # The package's own `__init__` re-exports from everywhere.
 EXEMPT = ("__init__",)
