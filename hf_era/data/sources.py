@@ -13,6 +13,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from hf_era.data.config import GENERATOR
 from hf_era.data.generator import generate_stories
+from hf_era.data.kept_tables import kept_table
+from hf_era.storage_errors import StorageError
 
 SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 TEXT_COLUMNS = ("text", "story", "content")
@@ -95,9 +97,14 @@ def _load_files(files: list[Path], field: str) -> Dataset:
     try:
         if suffix == ".txt":
             return _load_text_files(names)
-        stories = load_dataset(SUFFIXES[suffix], data_files=names, split="train")
+        kind = SUFFIXES[suffix]
+        stories = kept_table(
+            names, lambda folder: load_dataset(kind, data_files=names, split="train", cache_dir=folder)
+        )
         stories.data.validate(full=True)  # JSON is read without a look at its encoding
         return stories
+    except StorageError:
+        raise
     except (DatasetGenerationError, ValueError, OSError) as error:
         if suffix == ".jsonl":
             for file in files:
@@ -112,7 +119,12 @@ def _load_text_files(names: list[str]) -> Dataset:
     versions = [f"{file.st_mtime_ns}-{file.st_size}" for file in map(os.stat, names)]
     arguments = {"files": names, "versions": versions}
     try:
-        return Dataset.from_generator(_stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments)
+        return kept_table(
+            names,
+            lambda folder: Dataset.from_generator(
+                _stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments, cache_dir=folder
+            ),
+        )
     except ValueError:
         if next(_stories_of_text_files(**arguments), None) is None:
             return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
