@@ -17,7 +17,7 @@ help:
 	@echo "make demo       run the whole life cycle on the built-in stories (about 5 minutes on 2 cores)"
 	@echo "make test       run the tests (make test-slow: the slow ones too)"
 	@echo "make install    only make the environment in $(VENV)"
-	@echo "make quality    linter, format check, type checker   (make format: repair the format)"
+	@echo "make quality    linter, format check, type checker, advisories   (make format: repair the format)"
 	@echo "make bench      the benchmarks, into benchmarks/results (15 minutes on 2 cores; bench-more: 15 more)"
 	@echo "make cards      render model_cards/ and the tables of speed from benchmarks/results"
 
@@ -44,6 +44,7 @@ quality: install
 	$(BIN)/mypy
 	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards --check
 	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python .ci/audit_dependencies.py
 
 format: install
 	$(BIN)/ruff check --fix .

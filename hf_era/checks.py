@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 LARGEST_COUNT = 1_000_000_000
 """No number of stories, steps or the like is larger. What is too large for this machine's memory is said elsewhere."""
 
 SHOWN_CHARACTERS = 200
+REASON_CHARACTERS = 1_000
+MAXIMUM_DEPTH = 50
 
 
 def shown(value: object) -> str:
@@ -19,6 +22,12 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of thousands of digits; a value that is nested endlessly
         return f"a value of type {type(value).__name__} that is too large to show"
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another library says, cut: some repeat a whole file."""
+    text = str(error).strip() or type(error).__name__
+    return text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}..."
 
 
 def check_count(name: str, value: int | None, least: int = 1, most: int = LARGEST_COUNT) -> None:
@@ -45,6 +54,32 @@ def check_text(name: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"`{name}` should be valid Unicode, got {shown(value)}.") from error
+
+
+def check_plain(name: str, value: object, depth: int = 0) -> None:
+    """Raises `ValueError` for what JSON cannot hold: a date, bytes, a set, a key that is no text, NaN, endless nesting.
+
+    A config goes into result files and checkpoints, and would fail there, after the training.
+    """
+    if depth > MAXIMUM_DEPTH:
+        raise ValueError(f"`{name}` nests deeper than {MAXIMUM_DEPTH} levels. Make it flatter.")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"`{name}` should have text as keys, got {shown(key)}. Put it in quotation marks.")
+            check_text(name, key)
+            check_plain(name, item, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_plain(name, item, depth + 1)
+    elif isinstance(value, str):
+        check_text(name, value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` should hold finite numbers, got {shown(value)}.")
+    elif isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError(f"`{name}` should hold numbers below 2**64, got {shown(value)}.")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise ValueError(f"`{name}` should hold text, numbers, lists and mappings, got {shown(value)}.")
 
 
 def check_path_text(name: str, value: str | None) -> None:

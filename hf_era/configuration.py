@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_era.checks import check_count, check_name, check_path_text, shown
+from hf_era.checks import check_count, check_name, check_path_text, reason, shown
 from hf_era.configuration_parsing import build, merge, parse_overrides, read_yaml
 from hf_era.data.config import DataConfig
 from hf_era.evaluation.evaluator import EvaluationConfig
@@ -164,7 +164,7 @@ class RunConfig:
         except ImportError:  # a logger or a kernel that is not installed; its message says which
             raise
         except Exception as error:  # also transformers' own: unknown schedules, optimizers, strategies
-            text = str(error)
+            text = reason(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_era.checks import check_path_text, check_text, shown
+from hf_era.checks import check_path_text, check_plain, check_text, shown
 from hf_era.suggestions import unknown_key_message
 from hf_era.yaml_text import parse_yaml, read_yaml_file
 
@@ -128,12 +128,14 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
                     continue
         raise ValueError(f"`{name}` should be {_spelled(kind)}, got {shown(value)}.")
     if kind is Any:
+        check_plain(name, value)
         return value
     if origin is list:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [coerce(item, options[0] if options else Any, name) for item in items]
     if origin is dict or kind is dict:
         if isinstance(value, Mapping):
+            check_plain(name, value)
             return dict(value)
         raise ValueError(f"`{name}` should be a mapping, got {shown(value)}.")
     return _scalar(value, kind, name)
@@ -155,7 +157,11 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
         if number is not None and (kind is float or not isinstance(value, float) or number == value):
             return number
     if kind not in (bool, str, int, float):
-        return value  # an enum or the like; its own class checks it
+        if not isinstance(kind, type) or not isinstance(
+            value, kind
+        ):  # an enum or the like, made of its value; its own class checks that
+            check_plain(name, value)
+        return value
     raise ValueError(f"`{name}` should be {_spelled(kind)}, got {shown(value)}.")
 
 

@@ -28,4 +28,4 @@ def check_memory(name: str, value: str, needed: float, way_out: str) -> None:
 
 
 def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:,.1f} GB"
+    return f"{number / 1e9:,.1f} GB" if number < 1e18 else "more than a billion GB"

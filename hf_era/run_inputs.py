@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from hf_era.checks import shown
+from hf_era.checks import reason, shown
 from hf_era.configuration import RunConfig
 from hf_era.data import (
     RETAIN,
@@ -142,8 +142,9 @@ def _base_config(config: RunConfig) -> Any:
     check_config_numbers("model.architecture", {**values, "model_type": model_type})
     try:
         base_config = AutoConfig.for_model(model_type, **values)
+        base_config.to_json_string()  # it will be written beside the weights
     except Exception as error:  # a field that does not exist or has a wrong type: each a class of error of its own
-        raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error}") from error
+        raise ValueError(f"`model.architecture` does not fit `{model_type}`: {reason(error)}") from error
     check_model_fits("model.architecture", base_config)
     return base_config
 
@@ -155,7 +156,7 @@ def _check_model_can_be_built(base_config: Any) -> None:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
     except Exception as error:  # values that do not go together: no heads, an unknown activation
-        raise ValueError(f"`model.architecture` cannot be built: {error}") from error
+        raise ValueError(f"`model.architecture` cannot be built: {reason(error)}") from error
 
 
 def _sized_for(base_config: Any, tokenizer: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from hf_era.checks import reason
+
 MAXIMUM_BYTES = 1_000_000
 MAXIMUM_VALUES = 100_000
 MAXIMUM_DEPTH = 50
@@ -24,7 +26,7 @@ def read_yaml_file(path: Path) -> Any:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: also a date or number that is none
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+        raise ValueError(f"{path} is no valid YAML: {reason(error)}") from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -39,7 +41,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (RecursionError, TypeError, KeyError, IndexError, AttributeError) as error:  # tags on values of another kind
-        raise ValueError(f"a value that cannot be read ({error})") from error
+        raise ValueError(f"a value that cannot be read ({reason(error)})") from error
 
 
 def _check_size(text: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from datasets.utils import logging
 
+from hf_era.checks import reason
 from hf_era.data.config import GENERATOR
 from hf_era.data.generator import generate_stories
 from hf_era.data.kept_tables import kept_table
@@ -98,9 +101,10 @@ def _load_files(files: list[Path], field: str) -> Dataset:
         if suffix == ".txt":
             return _load_text_files(names)
         kind = SUFFIXES[suffix]
-        stories = kept_table(
-            names, lambda folder: load_dataset(kind, data_files=names, split="train", cache_dir=folder)
-        )
+        with _without_log():
+            stories = kept_table(
+                names, lambda folder: load_dataset(kind, data_files=names, split="train", cache_dir=folder)
+            )
         stories.data.validate(full=True)  # JSON is read without a look at its encoding
         return stories
     except StorageError:
@@ -109,9 +113,20 @@ def _load_files(files: list[Path], field: str) -> Dataset:
         if suffix == ".jsonl":
             for file in files:
                 _raise_for_broken_line(file, field)
-        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        kind = SUFFIXES[suffix]
-        raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {reason or error}") from error
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        kind, told = SUFFIXES[suffix], reason(cause or error)
+        raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {told}") from error
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """What `datasets` logs of a file that it cannot read is the file: the error says it shorter."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _load_text_files(names: list[str]) -> Dataset:
@@ -165,7 +180,7 @@ def _load_hub(source: str, field: str, split: str, subset: str | None) -> Datase
             f"not in the local cache. Pass a local file instead, e.g. `--{field} ./stories.jsonl`."
         ) from error
     except ValueError as error:  # an unknown split or subset
-        raise ValueError(f"`{field}`: the data set `{source}` cannot be loaded: {error}") from error
+        raise ValueError(f"`{field}`: the data set `{source}` cannot be loaded: {reason(error)}") from error
 
 
 def _only_text(stories: Dataset, field: str, source: str, text_column: str | None) -> Dataset:

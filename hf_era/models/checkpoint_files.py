@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hf_era.checks import shown
+from hf_era.checks import reason, shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAXIMUM_JSON_BYTES = 64_000_000
@@ -28,7 +28,9 @@ def read_json_object(field: str, path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAXIMUM_JSON_BYTES:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"`{field}`: {path} cannot be read as JSON ({error}). Save the model again.") from error
+        raise ValueError(
+            f"`{field}`: {path} cannot be read as JSON ({reason(error)}). Save the model again."
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"`{field}`: {path} should hold an object, got {shown(content)}. Save the model again.")
     return content
@@ -36,8 +38,8 @@ def read_json_object(field: str, path: Path) -> dict[str, Any]:
 
 def check_weight_files(
     field: str, folder: Path, variant: str | None = None, is_constant: Callable[[str], bool] | None = None
-) -> None:
-    """Raises `ValueError` if the weights in a folder are missing, pickled, cut off, or of another kind than they should be.
+) -> dict[str, list[int]]:
+    """The names and shapes of the weights in a folder, as the headers of its safetensors files have them.
 
     Args:
         field (`str`): the setting that errors name.
@@ -46,6 +48,9 @@ def check_weight_files(
         is_constant (*optional*): whether a name is that of a constant that is stored beside the weights. Given: all weights
             must be floating numbers. Integers would be taken for them, so that one wrong letter in a file's header would
             make noise of a weight. Not given: a weight may be anything (quantised models have integers).
+
+    Raises:
+        ValueError: if the weights are missing, pickled, cut off, or of another kind than they should be.
     """
     if (folder / "adapter_config.json").is_file():
         raise ValueError(
@@ -59,8 +64,10 @@ def check_weight_files(
         files = _shards(field, folder, index)
     else:
         raise ValueError(_no_weights(field, folder, weights.name))
+    shapes: dict[str, list[int]] = {}
     for file in files:
-        _check_safetensors(field, file, is_constant)
+        shapes |= _header(field, file, is_constant)
+    return shapes
 
 
 def _with_variant(name: str, variant: str | None) -> str:
@@ -96,24 +103,27 @@ def _shards(field: str, folder: Path, index: Path) -> list[Path]:
     return files
 
 
-def _check_safetensors(field: str, file: Path, is_constant: Callable[[str], bool] | None) -> None:
+def _header(field: str, file: Path, is_constant: Callable[[str], bool] | None) -> dict[str, list[int]]:
     try:
         with safe_open(file, framework="pt") as weights:  # reads the header and compares it with the file's size
             metadata = weights.metadata() or {}
-            kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"`{field}`: {file} is damaged or cut off ({error}). Copy or download it again, or save the model again."
+            f"`{field}`: {file} is damaged or cut off ({reason(error)}). Copy or download it again, or save the model again."
         ) from error
     if metadata.get("format") not in (None, "pt"):
         raise ValueError(
             f"`{field}`: {file} was written for {shown(metadata['format'])}, not for PyTorch. Save it with PyTorch."
         )
     if is_constant is None:
-        return
+        return shapes
     wrong = next((name for name, kind in kinds.items() if kind not in _FLOATING and not is_constant(name)), None)
     if wrong is not None:
         raise ValueError(
             f"`{field}`: the weight {shown(wrong)} in {file} holds {kinds[wrong]}, not floating numbers. Its header may be "
             "damaged: copy or download it again."
         )
+    return shapes

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_era.checks import check_path_text
+from hf_era.checks import check_path_text, reason
 from hf_era.models.architectures import ARCHITECTURES, get_architecture, is_auxiliary_weight
 from hf_era.models.expansion import ExpansionConfig
 from hf_era.models.size import check_model_fits
@@ -78,12 +78,14 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     except OSError as error:
         if path.is_dir():
-            raise ValueError(f"`{field}`: the directory {path} holds no tokenizer that can be read: {error}") from error
+            raise ValueError(
+                f"`{field}`: the directory {path} holds no tokenizer that can be read: {reason(error)}"
+            ) from error
         raise ValueError(unreachable_message(field, os.fspath(name), "tokenizer")) from error
     except Exception as error:  # a file of it is broken; there is a class of error for each way
         raise ValueError(
-            f"`{field}`: the tokenizer of {source} cannot be loaded ({error}). hf_era runs no code of a checkpoint; save "
-            "the tokenizer again, or pass another with `model.tokenizer`."
+            f"`{field}`: the tokenizer of {source} cannot be loaded ({reason(error)}). hf_era runs no code of a "
+            "checkpoint; save the tokenizer again, or pass another with `model.tokenizer`."
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"`{field}`: {name} has no fast tokenizer, and finding words in text needs its offsets.")

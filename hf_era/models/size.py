@@ -56,8 +56,9 @@ def check_model_fits(field: str, config: Any) -> None:
     positions, width = (_number(text, name) for name in ("max_position_embeddings", "intermediate_size"))
     needed = BYTES_PER_PARAMETER * hidden * (vocabulary + layers * (2 * hidden + 2 * width))
     if str(getattr(text, "model_type", "")).endswith("gpt_neo"):
-        # A learnt vector for every position, and in every layer a mask of all pairs of them, a byte each.
-        needed += BYTES_PER_PARAMETER * hidden * positions + layers * positions * positions
+        # A learnt vector for every position, and in every layer a mask of all pairs of them, a byte each; while one is
+        # made there are three of it.
+        needed += BYTES_PER_PARAMETER * hidden * positions + (layers + 2) * positions * positions
     sizes = f"a model of {layers:,} layers of width {hidden:,} with {vocabulary:,} tokens and {positions:,} positions"
     check_memory(field, sizes, needed, "Make it smaller, or use a machine with more memory.")
 

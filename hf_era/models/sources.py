@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_era.checks import check_path_text, shown
+from hf_era.checks import check_path_text, reason, shown
 from hf_era.models.checkpoint_files import read_json_object
 from hf_era.models.size import check_config_numbers
 
@@ -78,7 +78,9 @@ def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **
     values = _config_values(field, source, subfolder, kwargs)
     check_config_numbers(f"{field}: config.json", values)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
+        config.to_json_string()  # it is copied and written again
+        return config
     except OSError as error:
         raise ValueError(unreachable_message(field, source, "model")) from error
     except Exception as error:  # whatever becomes of wrong values; there is a class of error for each
@@ -105,4 +107,4 @@ def _unusable(field: str, source: str, values: dict[str, Any], error: Exception)
             f"{shown(values.get('model_type'))} is not one that transformers knows. hf_era runs no code of a checkpoint: "
             "pass a model whose architecture is part of transformers."
         )
-    return f"`{field}`: the config.json of {source} describes no model that transformers knows: {error}"
+    return f"`{field}`: the config.json of {source} describes no model that transformers knows: {reason(error)}"

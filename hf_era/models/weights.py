@@ -5,13 +5,16 @@ A weight that a file lacks would start at random without a word, and the model w
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
+from hf_era.checks import reason
 from hf_era.models.architectures import ArchitectureSpec, spec_of
 from hf_era.models.checkpoint_files import check_weight_files
 from hf_era.models.size import check_model_fits
@@ -47,7 +50,10 @@ def load_weights(
     spec = spec_of(described_by)
     folder = Path(source) / (options.get("subfolder") or "")
     if folder.is_dir():
-        check_weight_files(field, folder, options.get("variant"), None if spec is None else spec.is_stored_buffer)
+        is_constant = None if spec is None else spec.is_stored_buffer
+        shapes = check_weight_files(field, folder, options.get("variant"), is_constant)
+        if spec is not None:
+            _check_shapes(field, source, model_class, described_by, shapes)
     options = {name: value for name, value in options.items() if name not in SAFE_OPTIONS}
     # What transformers would print of missing and other weights, we raise.
     verbosity = logging.get_verbosity()
@@ -64,14 +70,39 @@ def load_weights(
         )
     except OSError as error:
         if folder.is_dir():
-            raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {error}") from error
+            raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {reason(error)}") from error
         raise ValueError(unreachable_message(field, source, "model")) from error
     except Exception as error:  # a config whose values do not go together, weights that cannot be converted
-        raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {error}") from error
+        raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {reason(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     _check_report(field, source, report, spec, may_be_missing)
     return model
+
+
+def _check_shapes(field: str, source: str, model_class: Any, config: Any, stored: dict[str, list[int]]) -> None:
+    """Raises `ValueError` for a weight of another shape than the config says, before any memory is taken for either."""
+    if not hasattr(model_class, "base_model_prefix"):
+        return  # `AutoModelForCausalLM`, for an expanded checkpoint
+    try:
+        with torch.device("meta"):
+            wanted = {
+                name: list(value.shape) for name, value in model_class(copy.deepcopy(config)).state_dict().items()
+            }
+    except Exception as error:
+        raise ValueError(f"`{field}`: the config.json of {source} describes no model: {reason(error)}") from error
+    for name, shape in wanted.items():
+        # The body alone can be saved too, without the causal LM's prefix.
+        found = stored.get(name, stored.get(name.removeprefix(f"{model_class.base_model_prefix}."), shape))
+        if found != shape:
+            raise ValueError(_wrong_shape(field, source, name, found, shape))
+
+
+def _wrong_shape(field: str, source: str, name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
+    return (
+        f"`{field}`: the weight {name} of the checkpoint {source} has the shape {list(found)}, its config.json says "
+        f"{list(wanted)}. Save both again."
+    )
 
 
 def _check_report(
@@ -89,11 +120,7 @@ def _check_report(
             "pass another."
         )
     if report["mismatched_keys"]:
-        key, found, wanted = min(report["mismatched_keys"])
-        raise ValueError(
-            f"`{field}`: the weight {key} of the checkpoint {source} has the shape {list(found)}, its config.json says "
-            f"{list(wanted)}. Save both again."
-        )
+        raise ValueError(_wrong_shape(field, source, *min(report["mismatched_keys"])))
     # Other families may bring parts that transformers leaves out on purpose; of those known here every weight is known.
     unknown = [] if spec is None else sorted(key for key in report["unexpected_keys"] if not spec.is_stored_buffer(key))
     if unknown:
