@@ -161,9 +161,9 @@ class RunConfig:
         values = {"seed": self.seed, **self.training, **overrides}
         try:
             return GradientRoutingConfig(output_dir=str(output_dir), **values)
-        except ImportError:  # a logger or a kernel that is not installed; its message says which
-            raise
-        except Exception as error:  # also transformers' own: unknown schedules, optimizers, strategies
+        except (
+            Exception
+        ) as error:  # also transformers' own: unknown schedules and optimizers, packages that are missing
             text = reason(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from hf_era import exit_codes
 from hf_era.checks import check_count, check_path_text, shown
 from hf_era.configuration import RunConfig
 from hf_era.configuration_parsing import build, merge, read_yaml
@@ -27,6 +28,7 @@ from hf_era.files import write_text
 from hf_era.reporting.comparison_files import write_comparison_files
 from hf_era.reporting.figures import yardstick
 from hf_era.run_outputs import write_outputs
+from hf_era.stopping import StoppedError
 from hf_era.suggestions import unknown_value_message
 
 MAXIMUM_CELLS = 10_000
@@ -156,10 +158,23 @@ def run_cells(matrix: MatrixConfig, cells: Sequence[Cell], console: Console) -> 
         console.rule(f"{number} of {len(cells)}: {cell.row}, seed {cell.seed}")
         file = Path(matrix.output_dir) / "configs" / f"{cell.row}-seed{cell.seed}.yaml"
         write_text(file, yaml.safe_dump(cell.values, sort_keys=False, allow_unicode=True))
-        if subprocess.run([*launcher, str(file)], check=False).returncode:
+        if _run_cell([*launcher, str(file)]):
             console.print(f"[bold red]{cell.row}, seed {cell.seed} failed[/]; the other cells go on.")
             failed.append(cell)
     return failed
+
+
+def _run_cell(command: Sequence[str]) -> int:
+    """Runs one cell and returns its exit status; raises `StoppedError` if it, or the matrix, was asked to stop."""
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait()
+        except StoppedError:
+            process.terminate()  # it saves; leaving the block waits for it
+            raise
+    if status == exit_codes.STOPPED:
+        raise StoppedError("The cell that was running was stopped.")
+    return status
 
 
 def finished_cells(cells: Sequence[Cell]) -> list[Cell]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import datasets
 import pytest
+from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 
 from hf_era.cli import _is_ours
@@ -84,6 +85,16 @@ def _no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     yield
     assert os.listdir(work) == []
     assert os.listdir(temporary) == []
+
+
+@pytest.fixture(autouse=True)
+def _other_tests_see_nothing_of_it() -> Iterator[None]:
+    """`TrainingArguments` write to the environment and to accelerate's one state, even of settings that are then refused."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)

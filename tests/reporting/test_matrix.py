@@ -162,3 +162,29 @@ def test_the_small_matrix_of_the_recipes(repository_root: Path, monkeypatch):
     # All share the stories and the base, or their figures could not be compared.
     assert len({str(config.data) for config in by_name.values()}) == 1
     assert len({config.base_path for config in by_name.values()}) == 1
+
+
+# Stands for a cell that is asked to stop: says that it is there, and saves when the signal comes.
+SAVING_RUN = """
+import os, pathlib, signal, sys, time
+here = pathlib.Path(sys.argv[0]).parent
+def save(number, frame):
+    (here / "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+if (here / "only_cell").exists():
+    os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("only_the_cell", [False, True])
+def test_a_signal_stops_the_cell_in_good_order_and_the_matrix(matrix_file, tmp_path, capsys, only_the_cell):
+    path = matrix_file()
+    (tmp_path / "run.py").write_text(SAVING_RUN)
+    if only_the_cell:
+        (tmp_path / "only_cell").touch()
+    assert main(["matrix", str(path)]) == 75
+    assert (tmp_path / "saved").exists()
+    assert "Give the same command again to go on from there." in capsys.readouterr().err
