@@ -76,14 +76,7 @@ def generate_texts(
         model.to(device)
     rows = _encode(config.prompts, tokenizer, model)
     new_tokens = _room(model, rows, config)
-    padding = _in_vocabulary(padding_token_id(tokenizer), model)
-    settings = GenerationConfig(
-        do_sample=False,  # sampling is in the noise
-        max_new_tokens=new_tokens,
-        use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=padding,
-    )
+    settings = _generation_config(model, tokenizer, new_tokens)
 
     def continue_batch(numbers: range) -> list[list[int]]:
         return _continue(model, [rows[number] for number in numbers], settings, choice_of_tokens(config, numbers))
@@ -105,6 +98,16 @@ def generate_texts(
         for prompt, row, new in zip(config.prompts, rows, continued, strict=True)
     ]
     return GeneratedTexts(texts, new_tokens)
+
+
+def _generation_config(model: Any, tokenizer: Any, new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=False,  # sampling is in the noise
+        max_new_tokens=new_tokens,
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=_in_vocabulary(padding_token_id(tokenizer), model),
+    )
 
 
 def describe_generations(

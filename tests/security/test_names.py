@@ -115,7 +115,7 @@ def result_file(tmp_path: Path) -> Callable[..., Path]:
 
 def run(command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Runs a command in a folder of its own; returns everything that it wrote, relative to the folder above it."""
-    work = folder / "deep" / "work"
+    work = folder / "deep" / "inner"
     work.mkdir(parents=True)
     monkeypatch.chdir(work)
     before = {path for path in folder.rglob("*") if path.is_file()}
@@ -132,7 +132,7 @@ def test_the_name_in_a_result_leads_nowhere(
     file = result_file(name=name)
     written = run(["compare", str(file), "--output", "out"], tmp_path, monkeypatch)
     assert written
-    assert all(path.startswith("deep/work/out/") for path in written)
+    assert all(path.startswith("deep/inner/out/") for path in written)
     assert not Path("/tmp/hf_era_must_not_be_here").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_card_goes_where_it_is_told_to(
 ) -> None:
     file = result_file(name="../../x", seed="../../y")
     written = run(["card", str(file), "--output", "out"], tmp_path, monkeypatch)
-    assert written == {"deep/work/out/README.md", "deep/work/out/report.html"}
+    assert written == {"deep/inner/out/README.md", "deep/inner/out/report.html"}
 
 
 @pytest.mark.parametrize("command", ["card", "compare"])
