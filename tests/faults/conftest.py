@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 WORKER = Path(__file__).with_name("worker.py")
-# Times, and what says where a run was. Everything else has to be the same.
-TIMES = ("seconds", "created", "output_dir", "base_dir")
+# Times, where a run was, and the checkout's revision, which a commit in the meantime changes. All else has to be the same.
+TIMES = ("seconds", "created", "output_dir", "base_dir", "git_revision")
 TIME_ENDINGS = ("_runtime", "_per_second")
 
 
