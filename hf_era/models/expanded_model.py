@@ -79,6 +79,10 @@ class ExpandedCausalLMMixin:
                 self.routing_channel,
             )
 
+    def block_class_names(self) -> list[str]:
+        """The classes of the blocks that are there: FSDP wraps each block, and refuses the name of one that is not there."""
+        return sorted({type(block).__name__ for block in self.architecture.get_blocks(self)})  # type: ignore[arg-type]
+
     def initialize_weights(self) -> None:
         # Not in `_init_weights`: transformers hands the blocks to the `_init_weights` of the inner stock model, which
         # knows nothing of auxiliary modules and would start them at the model's own scale, whatever the expansion says.

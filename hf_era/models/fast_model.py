@@ -164,16 +164,19 @@ class StockCheckpointMixin:
         config._attn_implementation_internal = None
         return model_around(cls, config, model.state_dict(keep_vars=True), model)
 
-    def to_stock(self) -> Any:
-        """A stock model that shares the parameters of this one."""
+    def to_stock(self, weights: dict[str, Tensor] | None = None) -> Any:
+        """A stock model that shares the parameters of this one, or has the `weights` given, a whole state dict."""
         config = copy.deepcopy(self.config)  # type: ignore[attr-defined]
         if config._attn_implementation == "sdpa":
             config._attn_implementation_internal = None  # the stock class takes what it has
-        return model_around(self.stock_class, config, self.state_dict(keep_vars=True), self)  # type: ignore[attr-defined]
+        if weights is None:
+            weights = self.state_dict(keep_vars=True)  # type: ignore[attr-defined]
+        return model_around(self.stock_class, config, weights, self)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers', under the name of the stock class: what is saved is an ordinary checkpoint."""
-        self.to_stock().save_pretrained(save_directory, *args, **kwargs)
+        # A state dict is given where this model's own is not whole (FSDP).
+        self.to_stock(kwargs.pop("state_dict", None)).save_pretrained(save_directory, *args, **kwargs)
 
 
 def model_around(model_class: Any, config: Any, weights: dict[str, Tensor], like: Any) -> Any:

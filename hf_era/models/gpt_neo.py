@@ -144,12 +144,12 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoWithFastLayers):
     architecture = ARCHITECTURES["gpt_neo"]
     expanded_block_class: ClassVar[type] = ExpandedGPTNeoBlock
     expanded_mlp_class: ClassVar[type] = ExpandedGPTNeoMLP
-    _no_split_modules = ["GPTNeoBlock", "ExpandedGPTNeoBlock"]
 
     def __init__(self, config: ExpandedGPTNeoConfig) -> None:
         super().__init__(config)
         self.expand_target_layers()
         self.post_init()
+        self._no_split_modules = self.block_class_names()
 
     def forward(
         self,

@@ -127,6 +127,19 @@ class DistributedTrainerMixin(Trainer):
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         return plugin is not None and plugin.zero_stage == 3
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; a sharded model is gathered by us, for its own `save_pretrained` would meet its shards."""
+        model: Any = self.model
+        if not is_sharded(model):
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(str(self.args.output_dir if output_dir is None else output_dir))
+        self.save_whole_model(folder)
+        if self.args.should_save and self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def save_whole_model(self, folder: str | Path) -> None:
         """Saves the trained model, auxiliary modules included, as `model.save_pretrained(folder)` does in one process.
 

@@ -77,7 +77,14 @@ class FaultyRun:
         self.config.write_text(yaml.safe_dump(values))
         self.output, self.trace, self.stderr = Path(values["output_dir"]), folder / "trace.json", ""
 
-    def start(self, *plan: Any, command: tuple[str, ...] = (), rank: int = 0, timeout: float = 240) -> int:
+    def start(
+        self,
+        *plan: Any,
+        command: tuple[str, ...] = (),
+        rank: int = 0,
+        worker: Path = WORKER,
+        timeout: float = 240,
+    ) -> int:
         """Runs to the end or to the signal of the plan: (phase, "saving" or "any", number, name of the signal).
 
         `command` starts the worker in place of Python itself; of several processes, that of `rank` gets the signal.
@@ -86,7 +93,7 @@ class FaultyRun:
         root = str(WORKER.parents[2])
         environment |= {"PYTHONPATH": root, "HF_ERA_TEST_SIGNAL_RANK": str(rank)}
         done = subprocess.run(
-            [sys.executable, *command, str(WORKER), str(self.config), str(self.trace), *map(str, plan)],
+            [sys.executable, *command, str(worker), str(self.config), str(self.trace), *map(str, plan)],
             env=environment,
             capture_output=True,
             text=True,
