@@ -68,7 +68,8 @@ def check_plain(name: str, value: object, depth: int = 0) -> None:
             if not isinstance(key, str):
                 raise ValueError(f"`{name}` should have text as keys, got {shown(key)}. Put it in quotation marks.")
             check_text(name, key)
-            check_plain(name, item, depth + 1)
+            is_plain_key = key.isidentifier() and len(key) <= 60
+            check_plain(f"{name}.{key}" if is_plain_key else name, item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
             check_plain(name, item, depth + 1)

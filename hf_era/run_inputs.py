@@ -28,7 +28,7 @@ from hf_era.evaluation import check_attack
 from hf_era.models import get_architecture
 from hf_era.models.loading import load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
-from hf_era.models.sources import load_base_config
+from hf_era.models.sources import check_round_trip, load_base_config
 from hf_era.run_directory import file_fingerprint, fingerprint
 from hf_era.training import GradientRoutingConfig
 
@@ -142,7 +142,7 @@ def _base_config(config: RunConfig) -> Any:
     check_config_numbers("model.architecture", {**values, "model_type": model_type})
     try:
         base_config = AutoConfig.for_model(model_type, **values)
-        base_config.to_json_string()  # it will be written beside the weights
+        check_round_trip(base_config)
     except Exception as error:  # a field that does not exist or has a wrong type: each a class of error of its own
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {reason(error)}") from error
     check_model_fits("model.architecture", base_config)

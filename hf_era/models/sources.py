@@ -5,6 +5,7 @@ Nothing of a checkpoint is run: `trust_remote_code` is off, whatever a `config.j
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,21 @@ def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **
     check_config_numbers(f"{field}: config.json", values)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
-        config.to_json_string()  # it is copied and written again
+        check_round_trip(config)
         return config
     except OSError as error:
         raise ValueError(unreachable_message(field, source, "model")) from error
     except Exception as error:  # whatever becomes of wrong values; there is a class of error for each
         raise ValueError(_unusable(field, source, values, error)) from error
+
+
+def check_round_trip(config: Any) -> None:
+    """Writes and reads a config, as will be done with it later: some wrong values pass the first reading only.
+
+    Raises:
+        Exception: whatever transformers or JSON make of such a value.
+    """
+    type(config).from_dict(json.loads(config.to_json_string()))
 
 
 def _config_values(field: str, source: str, subfolder: str, options: dict[str, Any]) -> dict[str, Any]:

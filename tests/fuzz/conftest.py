@@ -24,16 +24,16 @@ from hf_era.cli import _is_ours
 
 # Examples of each test: in an ordinary run, and with `-m slow`. Their sums are asserted at the end.
 EXAMPLES = {
-    "configs": (150, 3_500),
-    "nested": (60, 1_200),
-    "overrides": (40, 800),
-    "yaml": (60, 1_200),
-    "labels": (80, 1_600),
-    "stories": (12, 150),
-    "batches": (100, 2_000),
-    "weights": (40, 800),
-    "checkpoints": (24, 500),
-    "config_files": (24, 500),
+    "configs": (250, 5_000),
+    "nested": (120, 2_500),
+    "overrides": (80, 1_500),
+    "yaml": (120, 2_500),
+    "labels": (200, 4_000),
+    "stories": (20, 200),
+    "batches": (300, 4_000),
+    "weights": (100, 2_000),
+    "checkpoints": (60, 1_000),
+    "config_files": (60, 1_000),
 }
 LEAST = (500, 10_000)
 ran = {False: dict.fromkeys(EXAMPLES, 0), True: dict.fromkeys(EXAMPLES, 0)}

@@ -207,6 +207,11 @@ def test_missing_auxiliary_weights_are_not_drawn_at_random(make_expanded: Callab
         ('{"model_type": "nonesuch"}', r"config\.json of .* describes no model .*`nonesuch`"),
         ('{"model_type": ["gpt_neo"]}', r"config\.json of .* describes no model that transformers knows"),
         ('{"model_type": "gpt_neo", "hidden_size": "wide"}', r"config\.json of .* describes no model .*hidden_size"),
+        ('{"model_type": "gpt_neo", "dtype": 0.5}', r"config\.json of .* describes no model that transformers knows"),
+        (
+            '{"model_type": "gpt_neo", "dtype": "load"}',
+            r"config\.json of .* describes no model that transformers knows",
+        ),
         ('{"model_type": "gpt_neo", "num_layers": -1}', r"config\.json\.num_layers` should be at least 1, got -1"),
     ],
 )

@@ -70,6 +70,7 @@ CASES = {
     "settings('data', {'num_proc': 10**6})": "`data.num_proc` should be at most 1,024",
     "settings('data', {'max_tokens': 10**12})": "`data.max_tokens` should be at most",
     "load_causal_lm(with_config(hidden_size=10**6))": "a model of 2 layers of width 1,000,000",
+    "load_causal_lm(with_config(hidden_size=4096))": "has the shape [53, 16], its config.json says [53, 4096]",
     "load_causal_lm(with_config(num_layers=10**9))": "config.json.num_layers` should be at most 10,000",
     "load_causal_lm(with_config(attention_types=[[['global'], 10**9]]))": "(layers in all)` should be at most 10,000",
     "expand_base(with_config(vocab_size=10**7, hidden_size=10**5))": "needs at least",
