@@ -25,6 +25,7 @@ from hf_era.data.columns import arrow_batches
 from hf_era.data.config import DataConfig
 from hf_era.data.preparation import PreparedData, Sources
 from hf_era.files import read_json, recover_leftovers, whole_directory, write_json
+from hf_era.manifest import digest_of_file
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.version import __version__
 
@@ -146,7 +147,7 @@ def _write(folder: Path, kept: KeptData) -> KeptData | None:
                 "trained_tokenizer": kept.trained_tokenizer,
                 "summary": kept.data.summary,
                 "frequency_rows": [row.to_dict() for row in kept.data.frequency_rows],
-                "files": {path.relative_to(temporary).as_posix(): _digest_of_file(path) for path in files},
+                "files": {path.relative_to(temporary).as_posix(): digest_of_file(path) for path in files},
             }
             write_json(temporary / _RECORD, record)
     except OSError as error:
@@ -159,7 +160,7 @@ def _read(folder: Path) -> KeptData | None:
     """What is kept in a folder; `None` if it is not there, or not as it was written."""
     record = read_json(folder / _RECORD)
     try:
-        if record is None or any(_digest_of_file(folder / name) != value for name, value in record["files"].items()):
+        if record is None or any(digest_of_file(folder / name) != value for name, value in record["files"].items()):
             return None
         parts: dict[str, Any] = {name: load_from_disk(str(folder / name)) for name in _PARTS}
         rows = [FrequencyRow(**row) for row in record["frequency_rows"]]
@@ -167,8 +168,3 @@ def _read(folder: Path) -> KeptData | None:
         return KeptData(data, record["fingerprint"], record["trained_tokenizer"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
