@@ -8,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.soak import Sample, fit_slope, summarise
+from benchmarks.slope import fit_slope
+from benchmarks.soak import Sample, summarise
 
 
 def noise(seed: int, number: int = 150, memory: float = 0.8) -> np.ndarray:
@@ -46,6 +47,7 @@ def samples(kib_per_step: float, files_per_step: float = 0.0) -> list[Sample]:
             10 * at,
             0.0,
             int(2**28 + 1024 * (kib_per_step * 10 * at + 50 * wander[at])),
+            int(2**27 + 1024 * 10 * kib_per_step * at),
             20 + int(files_per_step * at),
             9,
         )
@@ -55,11 +57,14 @@ def samples(kib_per_step: float, files_per_step: float = 0.0) -> list[Sample]:
 
 def test_a_leak_of_memory_or_files_is_seen_and_nothing_else() -> None:
     level, leaking = summarise(samples(0.0), 500), summarise(samples(2.0, 0.1), 500)
-    assert level["memory_is_level"]
+    assert level["resident_bytes"]["level"]
+    assert level["held_bytes"]["level"]
     assert level["open_files"]["level"]
     assert level["threads"]["level"]
-    assert not leaking["memory_is_level"]
-    assert leaking["resident_kib_per_1000_steps"]["value"] == pytest.approx(2_000, rel=0.2)
+    assert not leaking["resident_bytes"]["level"]
+    assert not leaking["held_bytes"]["level"]
+    assert leaking["resident_bytes"]["kib_per_1000_steps"]["value"] == pytest.approx(2_000, rel=0.2)
+    assert leaking["held_bytes"]["kib_per_1000_steps"]["value"] == pytest.approx(2_000, rel=1e-6)
     assert not leaking["open_files"]["level"]
     assert leaking["threads"]["level"]
 

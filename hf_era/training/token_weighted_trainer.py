@@ -135,8 +135,17 @@ class TokenWeightedTrainer(DistributedTrainerMixin, ContinuableTrainer):
         chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen  # type: ignore[index]
         order_is_free = self.compute_metrics is None and not self.args.dataloader_persistent_workers
         if order_is_free and isinstance(chosen, Dataset) and "length" in chosen.column_names:
-            return super().get_eval_dataloader(longest_first(chosen))
+            eval_dataset = longest_first(chosen)
         return super().get_eval_dataloader(eval_dataset)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        if not is_training:
+            # The accelerator keeps every loader that it prepares, with its view of the data set, and each evaluation would
+            # leave one behind. Only its `save_state`, which the Trainer does not use, asks for them again.
+            prepared = self.accelerator._dataloaders
+            prepared[:] = [one for one in prepared if one is not loader]
+        return loader
 
     def evaluation_loop(
         self,
