@@ -4,14 +4,15 @@
 
 The same training runs three times, each time in a new process:
 
-* `evaluating and saving`: an evaluation of two sets and a checkpoint every 20 steps. The Trainer's list of log entries is emptied at
-  each sample, for it is a record, grows by design, and would hide what else grows;
+* `evaluating and saving`: an evaluation of two sets and a checkpoint every 20 steps. The Trainer's list of log entries is
+  emptied at each sample, for it is a record, grows by design, and would hide what else grows;
 * `with the log`: the same, and the list is kept, as in a user's run;
 * `training alone`: no evaluation, no checkpoint, no log.
 
-After a warm-up, in which allocators and caches fill, the resident memory should not depend on the step. It is taken twice at each
-sample: as it is, and when garbage was collected and the C library has given its free pages back. The first is what the machine
-sees; the C library keeps free memory and gives it back when it likes, by some 100 KiB at a time, so only the second shows a small leak.
+After a warm-up, in which allocators and caches fill, the resident memory should not depend on the step. It is taken twice at
+each sample: as it is, and when garbage was collected and the C library has given its free pages back. The first is what the
+machine sees; the C library keeps free memory and gives it back when it likes, by some 100 KiB at a time, so only the second
+shows a small leak.
 """
 
 from __future__ import annotations
