@@ -1,8 +1,8 @@
 """The slope of a line through samples that hang together, with an interval that knows it.
 
 Memory grows in steps and stays there, so neighbouring samples tell nearly the same, and the usual interval of least squares
-would be far too narrow. Ours has the standard error of Newey and West (Bartlett kernel over a quarter of the samples) and the
-factor of Kiefer and Vogelsang (2005) for so wide a kernel, 2.72 instead of 1.96.
+would be far too narrow. Ours has the standard error of Newey and West (Bartlett kernel over a quarter of the samples) and
+the factor of Kiefer and Vogelsang (2005) for so wide a kernel, 2.72 instead of 1.96.
 """
 
 from __future__ import annotations
