@@ -12,13 +12,21 @@ from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 WAYS = ("ddp", "fsdp2")
 # Each: what differs between the cases, and how one process sees it. Two processes take batches of half the size.
 WHOLE = {"per_device_train_batch_size": 4}
+ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "accumulated": {"settings": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}},
+    "accumulated": {"settings": ACCUMULATED},
     "halves": {"kind": "halves", "settings": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
     "reentrant": {"settings": {**WHOLE, "use_reentrant": True}},
     "non-reentrant": {"settings": {**WHOLE, "use_reentrant": False}},
+    "accumulated-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": True}},
+    "accumulated-non-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": False}},
     "slow-paths": {"settings": {**WHOLE, "fused_activation": False, "chunked_loss": False}},
+}
+CHECKPOINTING: dict[str, dict[str, Any]] = {
+    "kept": {},
+    "reentrant": {"use_reentrant": True},
+    "non-reentrant": {"use_reentrant": False},
 }
 # 9 stories in batches of 4 over all: the last batch has one story, so one process gets filler rows alone.
 TWENTY_STEPS = {"stories": 9, "settings": {"max_steps": 20, "logging_steps": 3}}
@@ -125,6 +133,15 @@ def test_gradients_and_losses_are_those_of_one_process(
     assert_same_losses(losses(result), losses(expected), 1e-6)
 
 
+@pytest.mark.parametrize(("size", "steps"), [(1, 8), (2, 4), (8, 1)])
+@pytest.mark.parametrize("extra", CHECKPOINTING.values(), ids=list(CHECKPOINTING))
+def test_accumulated_on_one_process(size: int, steps: int, extra: dict[str, Any], run_one: Callable[..., Any]) -> None:
+    expected = run_one(settings={"per_device_train_batch_size": 8})
+    result = run_one(settings={"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, **extra})
+    assert relative_error(result["gradients"][0], expected["gradients"][0]) < 1e-6
+    assert_same_losses(losses(result), losses(expected), 1e-6)
+
+
 @pytest.mark.parametrize("planted", ["l1-per-rank", "tokens-per-rank"])
 def test_a_count_per_rank_would_be_seen(planted: str, two: dict[str, Any], run_one: Callable[..., Any]) -> None:
     expected = run_one(settings={"per_device_train_batch_size": 8})
@@ -197,17 +214,20 @@ def test_bf16_gradients_are_near_those_of_one_process(
     """Relative error of each gradient's norm. bf16 itself is 3 % from fp32 here; DDP adds up fp32 gradients, FSDP2's mixed
     precision also holds the parameters in bf16 and adds up bf16 gradients. Routing that got lost is 100 % off."""
     cases = [
-        {"way": way, "name": f"{way}-{mode}", "settings": {**WHOLE, "bf16": True, **extra}}
+        {"way": way, "name": f"{way}-{layout}-{mode}", "settings": {**settings, "bf16": True, **extra}}
         for way in WAYS
-        for mode, extra in (("plain", {}), ("reentrant", {"use_reentrant": True}), ("non", {"use_reentrant": False}))
+        for layout, settings in (("whole", WHOLE), ("accumulated", ACCUMULATED))
+        for mode, extra in CHECKPOINTING.items()
     ]
     whole = {"per_device_train_batch_size": 8, "bf16": True}
     expected = run_one(settings=whole)["gradients"][0]
+    results = run_two(tmp_path, cases)
+    for mode, extra in CHECKPOINTING.items():
+        alone = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "bf16": True, **extra}
+        results[f"one-accumulated-{mode}"] = run_one(settings=alone)
 
-    def largest_error(found: dict[str, Tensor]) -> float:
-        return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
-
-    for name, result in run_two(tmp_path, cases).items():
-        assert largest_error(result["gradients"][0]) < (0.01 if name.startswith("ddp") else 0.06), name
+    for name, result in results.items():
+        error = relative_error(result["gradients"][0], expected)
+        assert error < (0.06 if name.startswith("fsdp2") else 0.01), name
     unrouted = run_one(settings={**whole, "multipliers": {"original_forget": 1.0}})["gradients"][0]
-    assert largest_error(unrouted) > 1
+    assert relative_error(unrouted, expected) > 1

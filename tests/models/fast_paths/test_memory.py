@@ -20,7 +20,8 @@ CHUNK = 64 * VOCABULARY * 4
 
 def allocations(step: Callable[[], Any]) -> list[int]:
     """Bytes of each allocation (positive) and release (negative), in order of time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # acc_events: there is one cycle; torch 2.11 warns of others without it
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     found = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
