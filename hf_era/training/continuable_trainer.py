@@ -49,6 +49,7 @@ class ContinuableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._staging: Path | None = None
         self._continued_from: Path | None = None
+        self._first_step_since_continued = False
         self._stop_signs: Tensor | None = None
         self._stop_agreed = self._stopping = False
         self.add_callback(_StopAndContinue(self))
@@ -72,6 +73,7 @@ class ContinuableTrainer(Trainer):
         elif resume_from_checkpoint:
             check_checkpoint(resume_from_checkpoint)
         self._continued_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._first_step_since_continued = self._continued_from is not None
         self._stopping, self._stop_signs, self._stop_agreed = False, None, False
         if self._continued_from is not None:
             state = TrainerState.load_from_json(str(self._continued_from / TRAINER_STATE_NAME))

@@ -11,18 +11,19 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
-from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from hf_era.data.filler import FILLER_MARK, FilledSampler, FillingCollator, StoriesWithFiller
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
+from hf_era.training.continuable_trainer import ContinuableTrainer
 
 
-class DistributedTrainerMixin(Trainer):
-    """What `TokenWeightedTrainer` needs where several processes share the batches. One process alone is not touched.
+class DistributedTrainer(ContinuableTrainer):
+    """A trainer whose several processes share the batches as one process would have them; one alone is not touched.
 
     The rows of a global batch are those that one process with the whole batch would take, filled up with rows that count
     for nothing (`hf_era.data.filler`). A user's `dataloader_drop_last`, `dispatch_batches` or streaming data set is left to
@@ -90,7 +91,29 @@ class DistributedTrainerMixin(Trainer):
             sampler.batch_size *= max(self.args.world_size, 1)  # of all processes, as one process would group them
         return sampler
 
-    # ---- Losses ----
+    # ---- Sums over the processes ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if self._first_step_since_continued and isinstance(model, DistributedDataParallel):
+            self._lay_out_buckets(model, inputs, num_items_in_batch)
+        self._first_step_since_continued = False
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _lay_out_buckets(self, model: DistributedDataParallel, inputs: dict[str, Any], num_items: Any) -> None:
+        """DDP puts its gradients into other buckets after the first backward pass, and where a gradient lies in a bucket
+        says in which order three or more processes add it up. The run that was stopped had that behind it; a continued one
+        does it here, with a pass that is thrown away, and so adds up in the same order from its first step on."""
+        sums, synchronises = self.logging_sums(), model.require_backward_grad_sync
+        device = self.args.device
+        devices = [] if device.type == "cpu" else [device]
+        model.require_backward_grad_sync = True  # else nothing is looked at while batches are accumulated
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items)
+            self.accelerator.backward(loss)
+        model.require_backward_grad_sync = synchronises
+        model.zero_grad()
+        self.continue_logging_sums(*sums)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # What was not logged yet is one process's share; the Trainer gathers it for the logs but not here.

@@ -20,18 +20,17 @@ from hf_era.models import FastPaths
 from hf_era.models.fast_model import FastCausalLMMixin
 from hf_era.models.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.training.config import GradientRoutingConfig
-from hf_era.training.continuable_trainer import ContinuableTrainer
-from hf_era.training.distributed import DistributedTrainerMixin
+from hf_era.training.distributed import DistributedTrainer
 from hf_era.training.errors import NonFiniteLossError
 from hf_era.training.sampling import EpochSeededSampler
 
 logger = logging.get_logger(__name__)
 
 
-class TokenWeightedTrainer(DistributedTrainerMixin, ContinuableTrainer):
+class TokenWeightedTrainer(DistributedTrainer):
     """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
 
-    One process, DDP and FSDP2 train alike: see `DistributedTrainerMixin`, which also has `full_state_dict` and
+    One process, DDP and FSDP2 train alike: see `DistributedTrainer`, which also has `full_state_dict` and
     `save_whole_model`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Launches two processes for many cases at once, and runs the same cases in this process alone."""
+"""Launches several processes for many cases at once, and runs the same cases in this process alone."""
 
 import importlib.util
 import json
@@ -27,14 +27,14 @@ def launched() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def run_two(repository_root: Path) -> Callable[..., dict[str, Any]]:
-    """Runs cases on two processes, one launch for all; name -> result. Fails if a process fails, or hangs."""
+def run_several(repository_root: Path) -> Callable[..., dict[str, Any]]:
+    """Runs cases on two processes or more, one launch for all; name -> result. Fails if a process fails, or hangs."""
 
-    def run(folder: Path, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    def run(folder: Path, cases: list[dict[str, Any]], processes: int = 2) -> dict[str, Any]:
         (folder / "cases.json").write_text(json.dumps(cases))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         done = subprocess.run(
-            [*command, str(folder), str(folder / "cases.json")],
+            [*command, str(SCRIPT), str(folder), str(folder / "cases.json")],
             cwd=repository_root,
             env={**os.environ, "PYTHONPATH": str(repository_root), "OMP_NUM_THREADS": "1"},
             capture_output=True,

@@ -45,7 +45,7 @@ FSDP2 = {
 }
 
 
-def make_model(seed: int = 0) -> ExpandedGPTNeoForCausalLM:
+def make_model(seed: int = 0, dropout: float = 0.0) -> ExpandedGPTNeoForCausalLM:
     """Three layers, two of them expanded; every parameter at random, so that no term is hidden."""
     torch.manual_seed(seed)
     base = GPTNeoConfig(
@@ -57,9 +57,9 @@ def make_model(seed: int = 0) -> ExpandedGPTNeoForCausalLM:
         max_position_embeddings=32,
         window_size=4,
         initializer_range=0.2,
-        embed_dropout=0.0,
-        attention_dropout=0.0,
-        resid_dropout=0.0,
+        embed_dropout=dropout,
+        attention_dropout=dropout,
+        resid_dropout=dropout,
         bos_token_id=52,
         eos_token_id=52,
         use_cache=False,
@@ -193,8 +193,8 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder (`Path`): for files; the same on all ranks.
-        case (`dict`): `way` (see `launch`), `name`, and, optionally, `stories`, `kind`, `eval_stories`, `save`, and
-            the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second trainer continues from.
+        case (`dict`): `way` (see `launch`), `name`, and, optionally, `stories`, `kind`, `dropout`, `eval_stories`, `save`,
+            and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second trainer continues from.
     """
     with launch(case["way"]) as relabel:
         set_seed(0)
@@ -207,7 +207,7 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
         def make_trainer(callbacks: list[TrainerCallback]) -> GradientRoutingTrainer:
             return TRAINERS[case.get("trainer", "GradientRoutingTrainer")](
-                make_model(),
+                make_model(dropout=case.get("dropout", 0.0)),
                 args,
                 train_dataset=make_stories(case.get("stories", 8), kind=case.get("kind", "mixed")),
                 eval_dataset=sets,

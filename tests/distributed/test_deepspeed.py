@@ -27,7 +27,7 @@ def zero(stage: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_weights_are_those_of_one_process(
-    run_two: Callable[..., Any], run_one: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_several: Callable[..., Any], run_one: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     two = {**SETTINGS, "per_device_train_batch_size": 2}
@@ -36,7 +36,7 @@ def test_weights_are_those_of_one_process(
             "name": f"zero{stage}", "way": "deepspeed", "stories": 9, "save": True,
             "settings": {**two, "deepspeed": zero(stage)},
         }  # fmt: skip
-        result = run_two(tmp_path, [case])[case["name"]]
+        result = run_several(tmp_path, [case])[case["name"]]
         expected = run_one(stories=9, settings={**SETTINGS, "per_device_train_batch_size": 4})
         for name, value in expected["weights"].items():
             assert (result["weights"][name] - value).norm() <= 2e-6 * value.norm(), (stage, name)

@@ -90,8 +90,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(run_two: Callable[..., Any], folder: Path) -> dict[str, Any]:
-    results = run_two(folder, all_cases())
+def two(run_several: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    results = run_several(folder, all_cases())
     assert all(result["processes"] == 2 for result in results.values())
     return results
 
@@ -209,7 +209,7 @@ def test_saved_models_are_whole_and_hold_nothing_that_was_removed(
 
 @pytest.mark.slow
 def test_bf16_gradients_are_near_those_of_one_process(
-    run_two: Callable[..., Any], run_one: Callable[..., Any], tmp_path: Path
+    run_several: Callable[..., Any], run_one: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Relative error of each gradient's norm. bf16 itself is 3 % from fp32 here; DDP adds up fp32 gradients, FSDP2's mixed
     precision also holds the parameters in bf16 and adds up bf16 gradients. Routing that got lost is 100 % off."""
@@ -221,7 +221,7 @@ def test_bf16_gradients_are_near_those_of_one_process(
     ]
     whole = {"per_device_train_batch_size": 8, "bf16": True}
     expected = run_one(settings=whole)["gradients"][0]
-    results = run_two(tmp_path, cases)
+    results = run_several(tmp_path, cases)
     for mode, extra in CHECKPOINTING.items():
         alone = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "bf16": True, **extra}
         results[f"one-accumulated-{mode}"] = run_one(settings=alone)
