@@ -24,7 +24,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"The result file {path} does not exist. Pass {' or '.join(KINDS.values())}.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is cut off or no JSON ({error}). Write it again: evaluate the run again.") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise ValueError(f"{path} is no result file of hf_era. Pass {' or '.join(KINDS.values())}.")

@@ -35,7 +35,8 @@ class TokenWeightedTrainer(DistributedTrainer):
 
     Args:
         args (`GradientRoutingConfig`): `TrainingArguments` and ours.
-        data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`.
+        data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`, which refuses
+            ids that the model's vocabulary does not have.
         kwargs: everything that `Trainer` takes.
 
     Raises:
@@ -53,7 +54,7 @@ class TokenWeightedTrainer(DistributedTrainer):
         if kwargs.get("data_collator") is None:
             tokenizer = kwargs.get("processing_class")
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
-            kwargs["data_collator"] = RoutingCollator(pad)
+            kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
         super().__init__(model=model, args=args, **kwargs)
         self.set_up_processes()
         self._set_fast_paths(self.model)
@@ -178,3 +179,9 @@ class TokenWeightedTrainer(DistributedTrainer):
             **options,
         )
         return float(losses.nll.sum() / losses.tokens.sum().clamp(min=1))
+
+
+def _vocabulary_size(model: Any) -> int | None:
+    """How many ids a model has embeddings of; None where there is no model yet, or it does not say."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return getattr(embeddings, "num_embeddings", None)

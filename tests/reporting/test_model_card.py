@@ -183,9 +183,10 @@ def test_a_file_that_is_no_result(tmp_path):
         RunResult.load(tmp_path / "missing.json")
 
 
-def test_a_file_that_is_cut_off(make_result, tmp_path):
+@pytest.mark.parametrize("spoil", [lambda text: text[:-100], lambda text: "[" * 100_000], ids=["cut off", "nested"])
+def test_a_file_that_is_no_json(make_result, tmp_path, spoil):
     path = make_result().save(tmp_path / "result.json")
-    path.write_text(path.read_text()[:-100])
+    path.write_text(spoil(path.read_text()))
     with pytest.raises(ValueError, match="is cut off or no JSON"):
         RunResult.load(path)
 

@@ -200,6 +200,17 @@ def test_a_missing_routing_weight_column_is_refused(
         make_trainer(stories=stories)
 
 
+def test_ids_that_the_model_does_not_have_are_refused(
+    make_trainer: Callable[..., Any], make_expanded: Callable[..., Any], make_stories: Callable[..., Any]
+) -> None:
+    stories = make_stories()
+    beyond = stories.map(lambda row: {"input_ids": [*row["input_ids"][:-1], 53]})  # of another tokenizer
+    settings = GradientRoutingConfig(**{**make_trainer().args.to_dict(), "max_steps": 1})
+    trainer = GradientRoutingTrainer(make_expanded([0, 1]), settings, train_dataset=beyond)
+    with pytest.raises(ValueError, match="`input_ids` should be from 0 to 52, got 53 in row 0"):
+        trainer.train()
+
+
 def test_a_push_uploads_the_stock_model_with_card_and_tags(
     make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
