@@ -1,19 +1,16 @@
 """What one forward pass tells its target layers: the two factors per token, and which tokens the L1 term counts."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from hf_era.routing.multipliers import GradientMultipliers
 
 
-@dataclass(frozen=True)
 class TokenRouting:
     """The routing of one forward pass. It travels as an argument of each block, never as state that outlives the call.
 
-    A plain object instead of loose tensors, because wrappers (FSDP's mixed precision, for one) cast the tensors among
-    a block's arguments to the parameter dtype, and 0.2 in bf16 is 0.2002.
+    A plain object, neither loose tensors nor a dataclass: FSDP2's mixed precision casts every tensor that it finds among a
+    block's arguments to the parameters' dtype, fields of dataclasses too, and 0.2 in bf16 is 0.2002.
 
     Attributes:
         original_factor (`Tensor`, *optional*): (batch, seq), fp32: multiplier of the original dims. `None`: 1.
@@ -22,10 +19,17 @@ class TokenRouting:
         activation_mask (`Tensor`, *optional*): (batch, seq), fp32, 1 on real tokens and 0 on padding. `None`: all 1.
     """
 
-    original_factor: Tensor | None = None
-    auxiliary_factor: Tensor | None = None
-    measure_activation_l1: bool = False
-    activation_mask: Tensor | None = None
+    __slots__ = ("activation_mask", "auxiliary_factor", "measure_activation_l1", "original_factor")
+
+    def __init__(
+        self,
+        original_factor: Tensor | None = None,
+        auxiliary_factor: Tensor | None = None,
+        measure_activation_l1: bool = False,
+        activation_mask: Tensor | None = None,
+    ) -> None:
+        self.original_factor, self.auxiliary_factor = original_factor, auxiliary_factor
+        self.measure_activation_l1, self.activation_mask = measure_activation_l1, activation_mask
 
 
 def build_token_routing(

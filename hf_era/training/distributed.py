@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -44,9 +46,20 @@ class DistributedTrainer(ContinuableTrainer):
     def set_up_processes(self) -> None:
         """Once, after the Trainer's own constructor."""
         self.check_sharding()
+        self._keep_dtypes_under_fsdp()
         if self.args.world_size > 1:
             collator: Any = self.data_collator
             self.data_collator = FillingCollator(collator)
+
+    def _keep_dtypes_under_fsdp(self) -> None:
+        """accelerate's mixed precision for FSDP2 casts what goes into and comes out of the model and each block to bf16.
+        Routing weights and losses must stay fp32 (a loss of 4.815 would be 4.8125); parameters and gradients are what was
+        asked for."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        policy = getattr(plugin, "mixed_precision_policy", None)
+        if plugin is not None and isinstance(policy, MixedPrecisionPolicy):
+            outputs = None if policy.output_dtype == policy.param_dtype else policy.output_dtype
+            plugin.mixed_precision_policy = replace(policy, cast_forward_inputs=False, output_dtype=outputs)
 
     # ---- Batches ----
 

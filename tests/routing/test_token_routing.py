@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed.utils import _apply_to_tensors
 
 from hf_era.routing import GradientMultipliers, activation_l1, build_token_routing, scale_gradient
 
@@ -24,6 +25,14 @@ def test_factors_follow_the_multipliers_in_fp32() -> None:
     assert torch.equal(routing.auxiliary_factor, MULTIPLIERS.auxiliary_factor(weight.float()))
     assert routing.measure_activation_l1 is False
     assert routing.activation_mask is None
+
+
+def test_fsdp_finds_no_tensors_to_cast() -> None:
+    """FSDP2's mixed precision calls this on a block's arguments; it walks lists, dicts and dataclasses."""
+    routing = build_token_routing(torch.tensor([[0.2, 1.0]]), GradientMultipliers(), torch.ones(1, 2), True)
+    found: list[torch.Tensor] = []
+    _apply_to_tensors(found.append, {"routing": routing, "hidden_states": torch.zeros(1)})
+    assert [tuple(value.shape) for value in found] == [(1,)]
 
 
 def test_l1_alone_does_not_route() -> None:
