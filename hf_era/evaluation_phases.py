@@ -19,7 +19,7 @@ from hf_era.evaluation import (
     gradient_audit,
     selectivity_estimates,
 )
-from hf_era.evaluation.relearn_keeping import KeptTrials
+from hf_era.evaluation.relearn_keeping import KeptTrials, remove_kept_trials
 from hf_era.models.loading import load_causal_lm
 from hf_era.phases import Phases
 from hf_era.processes import share_out
@@ -189,5 +189,10 @@ class EvaluationPhases:
         kept = KeptTrials(self.folders.phases, key, self.state)
         model = load_causal_lm(self.stages[self.final_stage])
         result = experiment.run(model, before, done=kept.found, on_trial=kept.add)
-        kept.remove()
         return {"attack": result.to_dict()}
+
+    def remove_kept_trials(self) -> None:
+        """Once the attack is written down as done. Every process calls it; one removes."""
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            remove_kept_trials(self.folders.phases)

@@ -94,6 +94,15 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
+def empty_directory(path: Path, last: str) -> None:
+    """Removes all that is in a directory, the file named `last` after everything else."""
+    for inside in sorted(path.iterdir(), key=lambda inside: inside.name == last):
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        else:
+            inside.unlink()
+
+
 def recover_leftovers(folder: str | Path) -> None:
     """Puts in order what writes that were killed left in a folder: a directory that was about to be replaced gets its name
     back if nothing took its place, and everything else under a temporary name is removed."""

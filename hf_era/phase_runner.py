@@ -38,6 +38,7 @@ class PhaseRunner:
         description: str,
         outputs: list[Path] | None = None,
         directory: RunDirectory | None = None,
+        remove_unfinished: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Returns what the phase reported, now or when it was run.
 
@@ -46,6 +47,8 @@ class PhaseRunner:
             description (`str`): what it does, to be shown.
             outputs (*optional*): must be there for the phase to count as done.
             directory (*optional*): that remembers it, if not the run's own.
+            remove_unfinished (*optional*): removes what it kept in case it is stopped. Called by every process when
+                the phase is written down as done, or was: a run that was killed in between has left it there.
         """
 
         def timed() -> dict[str, Any]:
@@ -58,6 +61,7 @@ class PhaseRunner:
         stop_if_requested()  # a signal that came too late for the last phase to stop at it
         wait()
         report, skipped = where.run_phase(phase, inputs, timed, outputs or [], synchronise=wait)
+        remove_unfinished()
         wait()
         self.seconds[phase] = report["seconds"]
         done = "already done, skipped" if skipped else f"done in {report['seconds']:.1f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +25,8 @@ from hf_era.run_directory import fingerprint
 from hf_era.run_folders import RunFolders
 from hf_era.run_inputs import RunInputs, effective_training, launch_settings, mixed_precision
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer, TokenWeightedTrainer
-from hf_era.training.checkpoints import last_whole_checkpoint
-from hf_era.training.coherence import coherence_settings, fine_tune_for_coherence
+from hf_era.training.checkpoints import DamagedCheckpointWarning, last_whole_checkpoint
+from hf_era.training.coherence import BEST, coherence_settings, damage_of_best, fine_tune_for_coherence
 
 
 class Phases:
@@ -72,7 +73,7 @@ class Phases:
     def train_base(self, key: str) -> dict[str, Any]:
         """Trains a stock model on all training stories, without routing."""
         arguments = self.config.training_arguments(
-            self.config.base_path / "checkpoints" / f"base-{key}",
+            self.folders.checkpoints("base", key),
             **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
         )
         set_seed(self.config.seed)
@@ -91,7 +92,7 @@ class Phases:
 
     def route(self, key: str) -> dict[str, Any]:
         """Expands the model and trains it with gradient routing."""
-        arguments = self.config.training_arguments(self.folders.checkpoints / f"route-{key}", push_to_hub=False)
+        arguments = self.config.training_arguments(self.folders.checkpoints("route", key), push_to_hub=False)
         set_seed(self.config.seed)
         trainer, _ = self._train(GradientRoutingTrainer, self.start_model(), arguments, self.folders.expanded)
         return self._training_report(trainer, arguments)
@@ -109,7 +110,7 @@ class Phases:
     def train_on_retain_alone(self, key: str) -> dict[str, Any]:
         """Trains a stock model from random weights on the retain stories alone, otherwise as the base control."""
         arguments = self.config.training_arguments(
-            self.folders.checkpoints / f"retain-{key}",
+            self.folders.checkpoints("filter", key),
             **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
         )
         set_seed(self.config.seed)
@@ -163,8 +164,9 @@ class Phases:
             return {"enabled": False}
         changes = coherence_settings(settings, self.arguments.per_device_train_batch_size, self.arguments.world_size)
         arguments = self.config.training_arguments(
-            self.folders.checkpoints / f"coherence-{key}", **{**changes, "push_to_hub": False}
+            self.folders.checkpoints("coherence", key), **{**changes, "push_to_hub": False}
         )
+        self._check_best(key)
         best, report = fine_tune_for_coherence(
             model,
             arguments,
@@ -175,8 +177,16 @@ class Phases:
         )
         self.state.wait_for_everyone()
         self._save(load_causal_lm(best).save_pretrained, self.folders.final)
-        self._remove(Path(str(arguments.output_dir)))
         return {"enabled": True, **report}
+
+    def _check_best(self, key: str) -> None:
+        damage = damage_of_best(self.folders.checkpoints("coherence", key))
+        if damage is not None:
+            if self.state.is_main_process:
+                text = f"The best weights of the coherence fine-tuning so far are damaged: {damage}. It begins anew."
+                warnings.warn(text, DamagedCheckpointWarning, stacklevel=2)
+            self.remove_checkpoints("coherence", key)
+        self.state.wait_for_everyone()
 
     def _coherence_stories(self) -> Any:
         train = self.inputs.data.train
@@ -204,7 +214,6 @@ class Phases:
         )
         output = trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(arguments.output_dir)))
         self._save(trainer.save_whole_model, folder, all_take_part=True)
-        self._remove(Path(str(arguments.output_dir)))
         return trainer, output
 
     def _save(self, save: Callable[[Path], Any], folder: Path, all_take_part: bool = False) -> None:
@@ -220,13 +229,15 @@ class Phases:
             save(folder)
         self.state.wait_for_everyone()
 
-    def _remove(self, checkpoints: Path) -> None:
-        """Removes the checkpoints of a phase that is finished, and nothing else (a logger may have written there)."""
+    def remove_checkpoints(self, phase: str, key: str) -> None:
+        """Removes the checkpoints of a phase, and nothing else (a logger may have written there). Every process calls it."""
+        checkpoints = self.folders.checkpoints(phase, key)
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            for folder in (*checkpoints.glob("checkpoint-*"), checkpoints / "best"):
+            # The history first: best weights without one are made again, a history without them would be believed.
+            (checkpoints / f"{BEST}-history.json").unlink(missing_ok=True)
+            for folder in (*checkpoints.glob("checkpoint-*"), checkpoints / BEST):
                 shutil.rmtree(folder, ignore_errors=True)
-            (checkpoints / "best-history.json").unlink(missing_ok=True)
             if checkpoints.is_dir() and not any(checkpoints.iterdir()):
                 checkpoints.rmdir()
         gc.collect()

@@ -17,6 +17,7 @@ measures the model before the method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _run_phases(runner: PhaseRunner, phases: Phases, shared: RunDirectory, ident
             in_all(lambda: None, phases.state)  # the main process may have waited for hours
             _check_shared_base(shared, phases)  # again: it may have been claimed while this run waited
             shared.claim(base_key, {})
-            runner.run("base", base_key, phases.train_base, what, [phases.folders.base], shared)
+            _run_training(runner, phases, "base", base_key, phases.train_base, what, phases.folders.base, shared)
     train = {"gradient_routing": _route, "data_filtering": _filter_data, "base": _leave_untouched}[config.method]
     model_key, training, coherence = train(runner, phases, identity, base_key)
     measured = _measure(runner, phases, model_key, base_key)
@@ -117,14 +118,15 @@ def _route(
     """Route, contract, coherence; returns the key of the final model and the reports of training and coherence."""
     config, folders = phases.config, phases.folders
     route_key = fingerprint(identity, base_key if config.model.start == "pretrained" else None)
-    routing = runner.run("route", route_key, phases.route, "Training with gradient routing", [folders.expanded])
+    what = "Training with gradient routing"
+    routing = _run_training(runner, phases, "route", route_key, phases.route, what, folders.expanded)
     contract_key = fingerprint(route_key, "contract")
     runner.run("contract", contract_key, phases.contract, "Cutting the module out", [folders.contracted])
     coherence_key = fingerprint(contract_key, config.coherence.to_dict())
     what = (
         "Coherence fine-tuning" if config.coherence.enabled else "Saving the final model, without coherence fine-tuning"
     )
-    coherence = runner.run("coherence", coherence_key, phases.coherence, what, [folders.final])
+    coherence = _run_training(runner, phases, "coherence", coherence_key, phases.coherence, what, folders.final)
     return coherence_key, routing, coherence
 
 
@@ -133,8 +135,22 @@ def _filter_data(
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     key = fingerprint(identity, "data filtering")
     what = "Training on the retain stories alone"
-    outputs = [phases.folders.final]
-    return key, runner.run("filter", key, phases.train_on_retain_alone, what, outputs), {"enabled": False}
+    report = _run_training(runner, phases, "filter", key, phases.train_on_retain_alone, what, phases.folders.final)
+    return key, report, {"enabled": False}
+
+
+def _run_training(
+    runner: PhaseRunner,
+    phases: Phases,
+    phase: str,
+    key: str,
+    work: Callable[[str], dict[str, Any]],
+    description: str,
+    output: Path,
+    directory: RunDirectory | None = None,
+) -> dict[str, Any]:
+    """Runs a phase that keeps checkpoints until it is written down as done."""
+    return runner.run(phase, key, work, description, [output], directory, lambda: phases.remove_checkpoints(phase, key))
 
 
 def _leave_untouched(
@@ -158,7 +174,13 @@ def _measure(runner: PhaseRunner, phases: Phases, model_key: str, base_key: str)
     reports = [
         runner.run("evaluation", keys["evaluation"], measuring.evaluate, "Evaluating"),
         runner.run("generation", keys["generation"], measuring.generate, "Generating"),
-        runner.run("attack", keys["attack"], measuring.attack, "Attacking: relearning forget stories"),
+        runner.run(
+            "attack",
+            keys["attack"],
+            measuring.attack,
+            "Attacking: relearning forget stories",
+            remove_unfinished=measuring.remove_kept_trials,
+        ),
     ]
     return {name: value for report in reports for name, value in report.items() if name != "seconds"}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_era.files import read_json, recover_leftovers, write_json
+from hf_era.files import empty_directory, read_json, recover_leftovers, write_json
 from hf_era.manifest import digests_of, first_damage
 from hf_era.storage_errors import check_writable, explained
 
@@ -72,7 +71,8 @@ class RunDirectory:
             raise ValueError(f"`{field}`: {self.path} is a file. Choose another `--{field}`.")
         if self.writes:
             check_writable(self.path, field)
-        if not self.path.exists() or not any(self.path.iterdir()):
+        # `claim`, killed while it wrote its first file, leaves that one under its temporary name.
+        if not self.path.exists() or all(path.match(f".{RUN_FILE}.*.tmp") for path in self.path.iterdir()):
             return
         stored = read_json(self.path / RUN_FILE)
         if not isinstance(stored, dict):  # `overwrite` does not reach here: these files are not ours to throw away
@@ -102,8 +102,9 @@ class RunDirectory:
             return
         stored = read_json(self.path / RUN_FILE)
         if overwrite and isinstance(stored, dict) and stored.get("identity") != identity:
-            shutil.rmtree(self.path)
-        recover_leftovers(self.path)
+            empty_directory(self.path, last=RUN_FILE)  # killed in between, it is still known as a run of ours
+        for folder in (self.path, *self.path.glob("*/"), *self.path.glob("*/*/")):
+            recover_leftovers(folder)
         write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hf_era.configuration import RunConfig
 
 
@@ -10,11 +12,18 @@ class RunFolders:
 
     Attributes:
         base (`Path`): the base, or base control, that was trained here. expanded, contracted, final (`Path`): models.
-        checkpoints (`Path`): of the phase that is running. phases (`Path`): what is finished.
+        phases (`Path`): what is finished.
     """
 
     def __init__(self, config: RunConfig) -> None:
         output = config.output_path
         self.base = config.base_path / "model"
         self.expanded, self.contracted, self.final = output / "expanded", output / "contracted", output / "model"
-        self.checkpoints, self.phases = output / "checkpoints", output / "phases"
+        self.phases = output / "phases"
+        self._checkpoints = {"base": config.base_path / "checkpoints"}
+        self._other_checkpoints = output / "checkpoints"
+
+    def checkpoints(self, phase: str, key: str) -> Path:
+        """Where an unfinished phase keeps its checkpoints. key: the fingerprint of its inputs, so that a phase never goes on
+        from a checkpoint that was made with other settings."""
+        return self._checkpoints.get(phase, self._other_checkpoints) / f"{phase}-{key}"

@@ -21,6 +21,7 @@ _RESERVED_FIELDS = {
     "data_seed": "Use the top-level `seed`.",
     "eval_on_start": "The run evaluates before and after by itself.",
     "load_best_model_at_end": "The last weights are the routed ones; coherence fine-tuning keeps its best by itself.",
+    "save_only_model": "A run that is stopped goes on from its optimizer's state, which this would leave out.",
     "resume_from_checkpoint": "Give the same command again: it goes on where it was.",
 }
 # Least and most. What is beyond is a slip of the hand: it would fill the memory, or start a million processes.

@@ -42,13 +42,14 @@ class KeptTrials:
         self._trials.append(trial)
         write_json(self._own, {"inputs": self._key, "trials": [part.to_dict() for part in self._trials]})
 
-    def remove(self) -> None:
-        """Removes all files, once the attack is through in all processes."""
-        for path in self._folder.glob(f"{_NAME}*.json"):
-            path.unlink(missing_ok=True)
-
     def _read(self) -> Iterator[RelearnTrial]:
         for path in sorted(self._folder.glob(f"{_NAME}*.json")):
             kept = read_json(path)
             if isinstance(kept, dict) and kept.get("inputs") == self._key:
                 yield from map(RelearnTrial.from_dict, kept["trials"])
+
+
+def remove_kept_trials(folder: Path) -> None:
+    """Removes all files of `KeptTrials` in a folder, once the attack is through in all processes."""
+    for path in folder.glob(f"{_NAME}*.json"):
+        path.unlink(missing_ok=True)

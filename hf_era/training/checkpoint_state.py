@@ -81,7 +81,8 @@ def load_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any) -> No
         parameter, name = key.rsplit(".", 1)
         state.setdefault(parameter, {})[name] = value
     whole: Any = {"state": state, "param_groups": values["groups"]}
-    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+    # torch cannot share out a state without a tensor (SGD without momentum); there is nothing to share then.
+    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=bool(tensors)))
     scheduler.load_state_dict(values["schedule"])
 
 

@@ -15,11 +15,13 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from hf_era.checks import check_count, check_positive
 from hf_era.files import read_json, recover_leftovers, whole_directory, write_json
+from hf_era.manifest import damage_of, write_manifest
 from hf_era.training.checkpoints import last_whole_checkpoint
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.token_weighted_trainer import TokenWeightedTrainer
 
 METRIC = "eval_loss"
+BEST = "best"
 
 
 @dataclass
@@ -80,9 +82,14 @@ class KeepBestWeights(TrainerCallback):
             self._save(state.is_world_process_zero)
         if state.is_world_process_zero:
             write_json(self._history_file, {"evaluations": self.history})
-        best = self.best
-        if self.patience is not None and best is not None and step - best["step"] >= self.patience:
+        if self.gave_up():
             control.should_training_stop = True
+
+    def gave_up(self) -> bool:
+        best = self.best
+        return (
+            self.patience is not None and best is not None and self.history[-1]["step"] - best["step"] >= self.patience
+        )
 
     def _save(self, writes: bool) -> None:
         if self.trainer is None:
@@ -94,6 +101,7 @@ class KeepBestWeights(TrainerCallback):
             return
         with whole_directory(self.folder) as folder:
             self.trainer.save_whole_model(folder)
+            write_manifest(folder)
 
 
 class StepBar(ProgressCallback):
@@ -104,6 +112,13 @@ class StepBar(ProgressCallback):
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+def damage_of_best(folder: Path) -> str | None:
+    """What is wrong with the best weights so far, in the output directory of an unfinished phase; `None` if nothing is, or
+    if there are none yet. Without them the phase has to begin anew: the steps that made them do not come again."""
+    best = folder / BEST
+    return damage_of(best) if best.exists() or (folder / f"{BEST}-history.json").exists() else None
 
 
 def coherence_settings(config: CoherenceConfig, per_device_batch_size: int, processes: int) -> dict[str, Any]:
@@ -153,7 +168,7 @@ def fine_tune_for_coherence(
 
     Returns: the folder, and a dict with `best_step` (0: no change), `best_loss`, `first_loss` and the `history`.
     """
-    callback = KeepBestWeights(Path(str(args.output_dir)) / "best", config.patience)
+    callback = KeepBestWeights(Path(str(args.output_dir)) / BEST, config.patience)
     trainer = TokenWeightedTrainer(
         model,
         args,
@@ -167,7 +182,8 @@ def fine_tune_for_coherence(
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None and not args.disable_tqdm:
         trainer.add_callback(StepBar)
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(args.output_dir)))
+    if not callback.gave_up():  # a run that was killed right after its last step makes no other
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(args.output_dir)))
     best = callback.best or {"step": 0, "loss": float("nan")}
     return callback.folder, {
         "best_step": int(best["step"]),

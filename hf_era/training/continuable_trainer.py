@@ -7,35 +7,29 @@ of the data and the half-summed figures of the next log line that the run had wh
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from hf_era.files import put_in_place, remove_directory, write_text
+from hf_era.files import put_in_place, remove_directory
 from hf_era.manifest import write_manifest
 from hf_era.stopping import StoppedError, deferred, stop_requested
 from hf_era.storage_errors import StorageError, explained
-from hf_era.training.checkpoint_state import (
-    OPTIMIZER_FILE,
-    load_optimizer,
-    load_process_state,
-    load_weights,
-    process_file,
-    save_optimizer,
-    save_process_state,
-)
-from hf_era.training.checkpoints import check_checkpoint, checkpoints_in, last_whole_checkpoint
+from hf_era.training.checkpoint_state import OPTIMIZER_FILE, load_process_state, process_file
+from hf_era.training.checkpoints import check_checkpoint, checkpoints_in, last_whole_checkpoint, step_of
+from hf_era.training.pickle_free_trainer import PickleFreeTrainer
 
 STAGING = ".saving.tmp"
 
 
-class ContinuableTrainer(Trainer):
+class ContinuableTrainer(PickleFreeTrainer):
     """`Trainer` with checkpoints that are whole or not there, and a stop at a signal.
 
     Within `hf_era.stopping.stoppable()` SIGTERM and SIGUSR1 make `train` finish its step, save a checkpoint and raise
@@ -76,18 +70,39 @@ class ContinuableTrainer(Trainer):
         self._first_step_since_continued = self._continued_from is not None
         self._stopping, self._stop_signs, self._stop_agreed = False, None, False
         if self._continued_from is not None:
-            state = TrainerState.load_from_json(str(self._continued_from / TRAINER_STATE_NAME))
-            last_step = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
-            if 0 < last_step <= state.global_step:  # all that was left to do is what comes after training
-                self._load_from_checkpoint(str(self._continued_from))
-                self.state = state
-                return TrainOutput(state.global_step, float("nan"), {})
+            output = self._finished_before(self._continued_from)
+            if output is not None:
+                return output
+            self._check_can_go_on(self._continued_from)
         with deferred():
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._stopping:
             step, last = self.state.global_step, self.state.max_steps
             raise StoppedError(f"Stopped at step {step} of {last}, with a checkpoint in {self.args.output_dir}.")
         return output
+
+    def _finished_before(self, checkpoint: Path) -> TrainOutput | None:
+        """What `train` returns where a checkpoint was the last: all that was left to do is what comes after training."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        # Without `max_steps` the last step is only known where the epochs are the same as before.
+        same_epochs = state.num_train_epochs == math.ceil(self.args.num_train_epochs)
+        last_step = self.args.max_steps if self.args.max_steps > 0 else state.max_steps if same_epochs else 0
+        if not 0 < last_step <= state.global_step:
+            return None
+        self._load_from_checkpoint(str(checkpoint))
+        state.is_local_process_zero = self.is_local_process_zero()  # the file is the main process's
+        state.is_world_process_zero = self.is_world_process_zero()
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return TrainOutput(state.global_step, self._mean_loss_of(checkpoint), {})
+
+    def _check_can_go_on(self, checkpoint: Path) -> None:
+        if not self.is_deepspeed_enabled and not (checkpoint / OPTIMIZER_FILE).is_file():
+            raise ValueError(
+                f"`resume_from_checkpoint`: {checkpoint} has no {OPTIMIZER_FILE}: it was saved with `save_only_model=True`, "
+                "and training cannot go on from it as it would have. To start from its weights, load them as a model."
+            )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         if self.args.world_size > 1:
@@ -106,17 +121,28 @@ class ContinuableTrainer(Trainer):
         """Whether to stop after this step: the same answer in every process."""
         return stop_requested() is not None if self.args.world_size == 1 else self._stop_agreed
 
-    def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """What is summed up for the next line of the log: scalar tensors, and plain numbers."""
-        numbers = {"total_loss": self._total_loss_scalar, "last_logged": self._globalstep_last_logged}
-        return {"loss": self._tr_loss}, numbers
+    def _mean_loss_of(self, checkpoint: Path) -> float:
+        path = checkpoint / process_file(self.args.process_index)
+        if not path.is_file():
+            return float("nan")
+        sums, numbers = load_process_state(path, random_states=False)
+        loss = sums["loss"].to(self.args.device)
+        loss = self.accelerator.gather(loss).mean() if self.args.world_size > 1 else loss
+        return (numbers["total_loss"] + float(loss)) / max(self.state.global_step, 1)
 
-    def continue_logging_sums(self, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """Puts back what `logging_sums` gave when the checkpoint was saved."""
-        self._tr_loss = sums["loss"].to(self.args.device)
-        self._total_loss_scalar = numbers["total_loss"]
-        self._globalstep_last_logged = int(numbers["last_logged"])
-        self._initial_global_step = 0  # the mean over all steps, not over those since
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        # `save_strategy="best"` saves at an evaluation only if this says so: a stop has to be saved, too.
+        return super()._determine_best_metric(*args, **kwargs) or self._stopping
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._stopping:
+            return super()._finalize_training(*args, **kwargs)
+        # The run goes on: the Trainer must not load the best weights, nor remove what was just saved for them.
+        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.state.best_model_checkpoint = best
 
     def _continue_sums(self) -> None:
         path = None if self._continued_from is None else self._continued_from / process_file(self.args.process_index)
@@ -134,6 +160,7 @@ class ContinuableTrainer(Trainer):
         try:
             with explained(folder / name):
                 super()._save_checkpoint(model, trial)
+                self._name_best_for_good(folder)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     self._finish_checkpoint(self._staging / name, folder / name)
@@ -147,7 +174,7 @@ class ContinuableTrainer(Trainer):
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self._remove_old_checkpoints(folder)
+            self._remove_old_checkpoints(folder / name)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder / name))
 
@@ -156,11 +183,13 @@ class ContinuableTrainer(Trainer):
             shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
         self.accelerator.wait_for_everyone()
 
+    def _name_best_for_good(self, folder: Path) -> None:
+        best = self.state.best_model_checkpoint  # in every process: each loads it at the end
+        if best is not None and Path(best).parent == self._staging:
+            self.state.best_model_checkpoint = str(folder / Path(best).name)
+
     def _finish_checkpoint(self, written: Path, final: Path) -> None:
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best).parent == written.parent:
-            self.state.best_model_checkpoint = str(final.with_name(Path(best).name))
-            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # with the best checkpoint's final name
         write_manifest(written)
         put_in_place(written, final)
 
@@ -170,51 +199,16 @@ class ContinuableTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not from under the temporary name: `_save_checkpoint` does it when the checkpoint is in place."""
 
-    def _remove_old_checkpoints(self, folder: Path) -> None:
+    def _remove_old_checkpoints(self, newest: Path) -> None:
         limit = self.args.save_total_limit
         if limit is None or limit <= 0:
             return
-        found, best = checkpoints_in(folder), self.state.best_model_checkpoint
-        removable = [path for path in found[:-1] if best is None or path != Path(best)]
+        found, best = checkpoints_in(newest.parent), self.state.best_model_checkpoint
+        # Those of later steps were passed over, being damaged: they go first.
+        found.sort(key=lambda path: (step_of(path) or 0) <= self.state.global_step)
+        removable = [path for path in found if path != newest and (best is None or path != Path(best))]
         for path in removable[: max(len(found) - limit, 0)]:
             remove_directory(path)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:  # the Trainer's copy of its arguments is a pickle
-            folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:  # the Trainer would look for a pickle of the engine's own
-            load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    # ---- State beside the weights, without pickles ----
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled:  # the engine has files of its own
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        path, optimizer = Path(output_dir) / OPTIMIZER_FILE, _unwrapped(self.optimizer)
-        save_optimizer(path, self.model, optimizer, self.lr_scheduler, self.args.should_save)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        load_optimizer(Path(checkpoint) / OPTIMIZER_FILE, self.model, _unwrapped(self.optimizer), self.lr_scheduler)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_process_state(Path(output_dir) / process_file(self.args.process_index), *self.logging_sums())
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        path = None if checkpoint is None else Path(checkpoint) / process_file(self.args.process_index)
-        if path is not None and path.is_file():  # another number of processes: the new ones draw what they draw
-            load_process_state(path)
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
@@ -222,21 +216,20 @@ def _set_epoch(loader: Any, epoch: int) -> None:
     sampler: Any = loader.batch_sampler
     while hasattr(sampler, "batch_sampler"):
         sampler = sampler.batch_sampler
-    sampler = getattr(sampler, "sampler", None)
-    if sampler is not None and hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(epoch)
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """The optimizer itself, without accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
+    parts: list[Any] = [
+        sampler,
+        getattr(sampler, "sampler", None),
+    ]  # `batch_rebalance` has no sampler below its batches
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
 
 
 class _StopAndContinue(TrainerCallback):
     """Where the training loop lets the trainer put its sums back, and stop."""
 
     def __init__(self, trainer: ContinuableTrainer) -> None:
-        self.trainer = trainer
+        self.trainer, self.saves_after_epoch = trainer, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._continue_sums()
@@ -249,3 +242,17 @@ class _StopAndContinue(TrainerCallback):
         if self.trainer.is_asked_to_stop():
             self.trainer._stopping = True
             control.should_save = control.should_training_stop = True
+        self.saves_after_epoch = control.should_save and self._at_epochs_end(state)
+        if self.saves_after_epoch:
+            control.should_save = False  # the epoch's own log and evaluation come first: they draw random numbers
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.saves_after_epoch:
+            self.saves_after_epoch, control.should_save = False, True
+        elif self.trainer._stopping and not self._at_epochs_end(state):
+            # Cut off, not ended: the run that is not stopped does none of this here.
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    @staticmethod
+    def _at_epochs_end(state: Any) -> bool:
+        return float(state.epoch or 0).is_integer()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_era.evaluation import RelearnCurve, RelearnPoint, RelearnTrial
-from hf_era.evaluation.relearn_keeping import KeptTrials
+from hf_era.evaluation.relearn_keeping import KeptTrials, remove_kept_trials
 
 
 def trial(number: int) -> RelearnTrial:
@@ -36,7 +36,7 @@ def test_fewer_processes_go_on_with_what_more_have_kept(tmp_path: Path) -> None:
         path.unlink()
     third = KeptTrials(tmp_path, "key", process(0))
     assert numbers(third) == [0, 1, 2, 7]
-    third.remove()
+    remove_kept_trials(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,7 @@
 """Small training sets for the tests of the trainer."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
@@ -31,6 +34,21 @@ def make_stories() -> Callable[..., Dataset]:
         return stories if routed else stories.remove_columns("routing_weight")
 
     return make
+
+
+class SignalAt(TrainerCallback):
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture(scope="session")
+def signal_at() -> Callable[..., TrainerCallback]:
+    """A callback that sends this process a signal when so many steps are done: `signal_at(3, signal.SIGTERM)`."""
+    return lambda step, number=signal.SIGTERM: SignalAt(step, number)
 
 
 @pytest.fixture

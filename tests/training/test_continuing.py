@@ -1,6 +1,5 @@
 """Checkpoints of the trainer: whole or not there, without pickles, and training that stops at a signal."""
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from hf_era.manifest import MANIFEST, damage_of
 from hf_era.stopping import StoppedError, stop_requested, stoppable
-from hf_era.training import continuable_trainer
+from hf_era.training import pickle_free_trainer
 from hf_era.training.checkpoint_state import load_optimizer, load_process_state, save_optimizer, save_process_state
 from hf_era.training.checkpoints import DamagedCheckpointWarning, checkpoints_in, last_whole_checkpoint
 
@@ -26,15 +24,6 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-class SignalAt(TrainerCallback):
-    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
-        self.step, self.number = step, number
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 def test_a_checkpoint_holds_safetensors_and_json_only(make_trainer: Callable[..., Any]) -> None:
@@ -154,12 +143,12 @@ def test_the_best_checkpoint_has_its_final_name(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_stops_and_training_goes_on_exactly(
-    make_trainer: Callable[..., Any], tmp_path: Path, number: int
+    make_trainer: Callable[..., Any], signal_at: Callable[..., Any], tmp_path: Path, number: int
 ) -> None:
     settings = {"max_steps": 7, "logging_steps": 3, "save_strategy": "no", "l1_coefficient": 1e-2}
     whole = make_trainer(**settings, output_dir=str(tmp_path / "whole"))
     whole.train()
-    stopped = make_trainer(**settings, output_dir=str(tmp_path / "stopped"), callbacks=[SignalAt(3, number)])
+    stopped = make_trainer(**settings, output_dir=str(tmp_path / "stopped"), callbacks=[signal_at(3, number)])
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(StoppedError, match=r"Stopped at step 4 of 7, with a checkpoint in .*stopped"), stoppable():
         stopped.train()
@@ -186,14 +175,14 @@ def test_a_save_that_fails_keeps_the_checkpoint_before(
     make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(max_steps=4, **SAVING)
-    original = continuable_trainer.save_optimizer
+    original = pickle_free_trainer.save_optimizer
 
     def full_disk(path: Path, *args: Any, **kwargs: Any) -> None:
         if trainer.state.global_step == 4:
             raise OSError(28, "No space left on device")
         original(path, *args, **kwargs)
 
-    monkeypatch.setattr(continuable_trainer, "save_optimizer", full_disk)
+    monkeypatch.setattr(pickle_free_trainer, "save_optimizer", full_disk)
     with pytest.raises(
         OSError, match=r"checkpoint-4 cannot be written: no space .*whole checkpoint is .*checkpoint-2\."
     ):
