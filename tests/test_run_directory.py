@@ -35,6 +35,46 @@ def test_a_new_an_empty_and_an_own_directory_are_fine(tmp_path: Path) -> None:
         claimed(path)  # the very same run goes on
 
 
+def test_a_run_that_was_killed_in_its_first_write_goes_on(tmp_path: Path) -> None:
+    (tmp_path / f".{RUN_FILE}.0a1b2c3d.tmp").write_text('{"iden')
+    claimed(tmp_path)
+    assert names_in(tmp_path) == [RUN_FILE]
+
+
+def test_a_run_that_was_killed_while_another_was_thrown_away_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed(tmp_path)
+    for name in ("phases", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("old")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    directory = RunDirectory(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_era.files.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            directory.claim("two", SETTINGS, overwrite=True)
+    directory.check("two", SETTINGS, overwrite=True)  # still known as a run of ours
+    directory.claim("two", SETTINGS, overwrite=True)
+    assert names_in(tmp_path) == [RUN_FILE]
+
+
+def test_what_killed_writes_left_is_put_in_order(tmp_path: Path) -> None:
+    claimed(tmp_path)
+    checkpoints = tmp_path / "checkpoints" / "route-key"
+    for name in (".saving.tmp/checkpoint-4", ".checkpoint-2.0a1b2c3d.gone.tmp", ".checkpoint-3.0a1b2c3d.old"):
+        (checkpoints / name).mkdir(parents=True)
+    for name in ("phases/.route.json.0a1b2c3d.tmp", "model/.README.md.0a1b2c3d.tmp"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("half")
+    claimed(tmp_path)
+    assert names_in(checkpoints) == ["checkpoint-3"]  # it has its name back
+    assert names_in(tmp_path / "phases") == names_in(tmp_path / "model") == []
+
+
 def test_checking_changes_nothing(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "new").check("one", SETTINGS)
     assert names_in(tmp_path) == []

@@ -188,6 +188,14 @@ def arguments(folder: Path, settings: dict[str, Any]) -> GradientRoutingConfig:
     )
 
 
+def processes_agree(trainer: GradientRoutingTrainer) -> bool:
+    """Whether all processes hold the same weights after training."""
+    named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+    total = torch.stack([whole(value).double().abs().sum() for _, value in named]).sum().to(trainer.args.device)
+    everyones = trainer.accelerator.gather(total.reshape(1))
+    return bool((everyones == everyones[0]).all())
+
+
 def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """Trains one case; the result is the same on every rank.
 
@@ -225,6 +233,7 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
             "logs": trainer.state.log_history,
             "weights": {name: value.cpu().clone() for name, value in trainer.full_state_dict().items()},
             "processes": args.world_size,
+            "processes_agree": processes_agree(trainer),
         }
         if case.get("resume"):
             again = make_trainer([])

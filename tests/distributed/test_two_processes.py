@@ -51,7 +51,19 @@ RESUMED = {
         "train_sampling_strategy": "group_by_length",
     },
 }
+BEST_LOADED = {
+    "stories": 9,
+    "eval_stories": 5,
+    "settings": {
+        "max_steps": 6,
+        **{f"{what}_{how}": value for what in ("eval", "save") for how, value in (("strategy", "steps"), ("steps", 2))},
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_forget_loss",
+        "greater_is_better": True,
+    },
+}
 LONG: dict[str, dict[str, Any]] = {
+    "best": BEST_LOADED,
     "twenty": TWENTY_STEPS,
     "grouped": GROUPED,
     "random": RANDOM,
@@ -155,6 +167,7 @@ def test_training_is_that_of_one_process(way: str, name: str, two: dict[str, Any
     expected, result = run_one(**with_batch(LONG[name], 4)), two[f"{way}-{name}"]
     assert len(result["gradients"]) == len(expected["gradients"]) == LONG[name]["settings"]["max_steps"]
     assert difference(result["weights"], expected["weights"]) < 1e-5
+    assert result["processes_agree"]
     assert_same_losses(losses(result), losses(expected), 1e-5)
 
 

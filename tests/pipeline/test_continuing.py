@@ -1,5 +1,6 @@
 """Running again: finished phases are skipped, a killed run goes on where it was, another run is refused."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from hf_era.evaluation import RunResult
 from hf_era.evaluation.relearning import RelearnAttack
 from hf_era.evaluation_phases import EvaluationPhases
 from hf_era.files import read_json
+from hf_era.run_directory import RunDirectory
 from hf_era.run_inputs import load_inputs
-from hf_era.training import GradientRoutingTrainer
+from hf_era.training import GradientRoutingTrainer, TokenWeightedTrainer
 
 PHASES = [
     *((phases_module.Phases, name) for name in ("train_base", "route", "contract", "coherence")),
@@ -213,3 +215,52 @@ def test_trials_of_a_stopped_attack_are_not_made_again(
     assert not kept.exists()
     whole = run_pipeline(make_run_config(config.output_path.parent / "other", relearn={"steps": 3}))
     assert continued.attack == whole.attack
+
+
+@pytest.mark.usefixtures("_no_localisation_warning")
+@pytest.mark.parametrize("killed_in", ["record", "remove"])
+def test_a_run_killed_at_the_end_of_a_phase_does_none_of_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run_config: Callable[..., RunConfig], killed_in: str
+) -> None:
+    """Before a phase is written down as done, or right after, with all that it kept still there."""
+    scratch = {"model": {"start": "scratch", "base_control": False}}
+    work: list[str] = []
+    _count(monkeypatch, TokenWeightedTrainer, "training_step", work)
+    _count(monkeypatch, RelearnAttack, "run", work)
+    run_pipeline(make_run_config(tmp_path / "whole", **scratch))
+    expected = Counter(work)
+    assert len(expected) == 2
+    work.clear()
+    config = make_run_config(tmp_path / "killed", **scratch)
+    for phase in ("route", "coherence", "attack"):
+        with monkeypatch.context() as patch:
+            _kill_at_the_end(patch, phase, before_record=killed_in == "record")
+            with pytest.raises(KilledError):
+                run_pipeline(config)
+    run_pipeline(config)
+    assert Counter(work) == expected
+    left = [path.name for path in (config.output_path / "checkpoints").rglob("checkpoint-*")]
+    assert left == []
+    assert not list((config.output_path / "phases").glob("attack-unfinished*"))
+
+
+def _count(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, calls: list[str]) -> None:
+    original = getattr(kind, method)
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(method)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, method, counted)
+
+
+def _kill_at_the_end(patch: pytest.MonkeyPatch, phase: str, before_record: bool) -> None:
+    original = RunDirectory.record
+
+    def record(self: RunDirectory, name: str, *args: Any, **kwargs: Any) -> None:
+        if name != phase or not before_record:
+            original(self, name, *args, **kwargs)
+        if name == phase:
+            raise KilledError
+
+    patch.setattr(RunDirectory, "record", record)

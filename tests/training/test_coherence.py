@@ -10,7 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from hf_era import GradientRoutingConfig
 from hf_era.data import train_tokenizer
-from hf_era.training.coherence import CoherenceConfig, coherence_settings, fine_tune_for_coherence
+from hf_era.training.coherence import (
+    CoherenceConfig,
+    coherence_settings,
+    damage_of_best,
+    fine_tune_for_coherence,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,30 @@ def test_patience_stops_early(
 ) -> None:
     _, _, report = run(make_base, make_stories, tokenizer, tmp_path, learning_rate=5.0, steps=10, patience=2)
     assert report["history"][-1]["step"] == 2
+
+
+def test_a_phase_that_gave_up_makes_no_other_step_when_it_is_run_again(
+    make_base: Callable[..., Any], make_stories: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """As after a kill between its last step and the record that it is done."""
+    settings = {"learning_rate": 5.0, "steps": 10, "patience": 2}
+    _, best, report = run(make_base, make_stories, tokenizer, tmp_path, **settings)
+    content = (best / "model.safetensors").read_bytes()
+    _, again, same = run(make_base, make_stories, tokenizer, tmp_path, **settings)
+    assert same == report
+    assert (again / "model.safetensors").read_bytes() == content
+
+
+def test_damage_of_the_best_weights_is_seen(
+    make_base: Callable[..., Any], make_stories: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    assert damage_of_best(tmp_path / "coherence") is None  # nothing is there yet
+    _, best, _ = run(make_base, make_stories, tokenizer, tmp_path, learning_rate=1e-3)
+    assert damage_of_best(best.parent) is None
+    with (best / "model.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"\x7f")
+    assert damage_of_best(best.parent) == "model.safetensors is not as it was written (its SHA-256 differs)"
 
 
 def test_all_stories_are_the_batch_of_every_step() -> None:
