@@ -155,6 +155,9 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
         except (TypeError, ValueError, OverflowError):
             number = None
         if number is not None and (kind is float or not isinstance(value, float) or number == value):
+            check_plain(
+                name, number if kind is int else None
+            )  # text and floats were no integers when they were looked at
             return number
     if kind not in (bool, str, int, float):
         if not isinstance(kind, type) or not isinstance(

@@ -90,3 +90,9 @@ def test_a_base_and_an_architecture_contradict_each_other(write: Callable[..., P
         ValueError, match=r"`model\.architecture` and `model\.base` are both given; the base has its own"
     ):
         load_run_config([write("model: {base: x, architecture: {num_layers: 2}}")])
+
+
+@pytest.mark.parametrize("value", [2.0**64, "18446744073709551616"])
+def test_an_integer_that_no_file_could_hold_is_refused_however_it_is_written(value: object) -> None:
+    with pytest.raises(ValueError, match=r"`training\.save_total_limit` should be an integer or null"):
+        RunConfig.from_dict({"output_dir": "runs/x", "training": {"save_total_limit": value}})

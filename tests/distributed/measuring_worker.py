@@ -121,6 +121,8 @@ def stopped_attack(measuring: EvaluationPhases) -> dict[str, Any]:
         in_all(lambda: None, measuring.state)  # all have looked before it goes on
         before = len(made)
         report = measuring.attack("stopped")
+        measuring.remove_kept_trials()
+        in_all(lambda: None, measuring.state)
         left = list(measuring.folders.phases.glob("attack-unfinished*"))
     finally:
         RelearnAttack.run = original  # type: ignore[method-assign]
