@@ -22,7 +22,7 @@ def write_text(path: str | Path, text: str) -> Path:
     """
     path = Path(path)
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as file:
@@ -58,7 +58,7 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             temporary.mkdir()
@@ -91,6 +91,7 @@ def remove_directory(path: Path) -> None:
         path.rename(hidden)
     except FileNotFoundError:
         return
+    flush_names(path.parent)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
@@ -117,6 +118,14 @@ def recover_leftovers(folder: str | Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix == ".tmp":
             path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it that are missing, and makes sure that their names are on the device."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush_names(folder.parent)
 
 
 def flush_tree(folder: Path) -> None:

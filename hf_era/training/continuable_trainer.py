@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from hf_era.files import put_in_place, remove_directory
+from hf_era.files import make_folder, put_in_place, remove_directory
 from hf_era.manifest import write_manifest
 from hf_era.stopping import StoppedError, deferred, stop_requested
 from hf_era.storage_errors import StorageError, explained
@@ -159,6 +159,8 @@ class ContinuableTrainer(PickleFreeTrainer):
         self._staging = folder / STAGING
         try:
             with explained(folder / name):
+                if self.args.should_save:
+                    make_folder(folder)
                 super()._save_checkpoint(model, trial)
                 self._name_best_for_good(folder)
                 self.accelerator.wait_for_everyone()
