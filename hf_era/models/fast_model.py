@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hf_era.models.cache_names import CACHE_NAME
 from hf_era.models.chunked_loss import IGNORE_INDEX, linear_cross_entropy
 from hf_era.models.fast_paths import FastPaths
 from hf_era.models.fused_activation import RoutedActivation
@@ -71,9 +72,9 @@ class FastCausalLMMixin:
         return CausalLMOutputWithPast(
             loss=losses,
             logits=None,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
     def label_losses(self, labels: Tensor, **inputs: Any) -> Tensor:
@@ -124,7 +125,7 @@ class FastCausalLMMixin:
         if (
             mask is None
             or mask.dim() != 2
-            or inputs.get("past_key_values") is not None
+            or inputs.get(CACHE_NAME) is not None
             # Without a mask, transformers takes positions that start anew for documents packed into one row.
             or inputs.get("position_ids") is not None
             or config._attn_implementation != "sdpa"

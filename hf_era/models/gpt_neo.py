@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoMLP, GPTNeoSelfAttention
 
 from hf_era.models.architectures import ARCHITECTURES
+from hf_era.models.cache_names import cache_argument
 from hf_era.models.expanded_config import ExpandedConfigMixin
 from hf_era.models.expanded_model import ExpandedCausalLMMixin
 from hf_era.models.fast_model import FastCausalLMMixin, StockCheckpointMixin
@@ -60,6 +61,8 @@ class GPTNeoWithFastLayers(FastCausalLMMixin, GPTNeoForCausalLM):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool | None = None,
+        *,
+        cache: Any | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         """`GPTNeoForCausalLM.forward`, and one argument of its own.
@@ -67,13 +70,13 @@ class GPTNeoWithFastLayers(FastCausalLMMixin, GPTNeoForCausalLM):
         Args:
             skip_logits (`bool`, *optional*): with `labels`: compute the loss without ever holding the logits, and return
                 none. Not given: while training. `False`: always return logits.
+            cache, past_key_values (*optional*): two names of the same, whatever the version of transformers.
         """
         return self.fast_forward(
             super().forward,
             skip_logits=skip_logits,
             labels=labels,
             input_ids=input_ids,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
@@ -83,6 +86,7 @@ class GPTNeoWithFastLayers(FastCausalLMMixin, GPTNeoForCausalLM):
             output_hidden_states=output_hidden_states,
             return_dict=return_dict,
             logits_to_keep=logits_to_keep,
+            **cache_argument(past_key_values, cache),
             **kwargs,
         )
 
@@ -168,6 +172,8 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoWithFastLayers):
         skip_logits: bool | None = None,
         routing_weight: Tensor | None = None,
         output_activation_l1: bool = False,
+        *,
+        cache: Any | None = None,
         **kwargs: Any,
     ) -> ExpandedCausalLMOutput | tuple[Tensor, ...]:
         """`GPTNeoForCausalLM.forward`, and arguments of its own. The forward values do not depend on the first two.
@@ -183,7 +189,6 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoWithFastLayers):
             routing_weight=routing_weight,
             output_activation_l1=output_activation_l1,
             input_ids=input_ids,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
@@ -195,5 +200,6 @@ class ExpandedGPTNeoForCausalLM(ExpandedCausalLMMixin, GPTNeoWithFastLayers):
             return_dict=return_dict,
             logits_to_keep=logits_to_keep,
             skip_logits=skip_logits,
+            **cache_argument(past_key_values, cache),
             **kwargs,
         )

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
 from hf_era.models import AuxiliaryMLP, ExpandedCausalLMOutput
+from hf_era.models.cache_names import CACHE_NAME
 from hf_era.models.loading import expanded_from_config
 
 EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
@@ -237,4 +238,4 @@ def test_hidden_states_attentions_and_cache_are_those_of_the_stock_model(
     assert torch.equal(outputs.loss, expected.loss)
     assert len(outputs.hidden_states) == len(expected.hidden_states) == 4
     assert all(torch.equal(a, b) for a, b in zip(outputs.hidden_states, expected.hidden_states, strict=True))
-    assert outputs.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length() == 12
+    assert outputs[CACHE_NAME].get_seq_length() == expected[CACHE_NAME].get_seq_length() == 12

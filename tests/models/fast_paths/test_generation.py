@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPTNeoForCausalLM
+from transformers import DynamicCache, GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM
+from hf_era.models.cache_names import CACHE_NAME
 
 NEW_TOKENS = 9
 PAD = 50
@@ -80,16 +81,22 @@ def test_cached_steps_see_the_window_and_nothing_else(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_a_prompt_in_several_pieces(pair: Pair, compare: Any) -> None:
-    """Several queries on top of a cache: the mask is then no square."""
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_prompt_in_several_pieces(pair: Pair, compare: Any, name: str) -> None:
+    """Several queries on top of a cache, under its old and its new name: the mask is then no square."""
     model, stock = pair
     ids = torch.randint(0, 50, (2, 14), generator=torch.Generator().manual_seed(0))
     expected, cache, pieces = stock(ids).logits, None, []
     for piece in ids.split([3, 1, 5, 5], dim=1):
-        outputs = model(piece, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+        outputs = model(piece, **{name: cache}, use_cache=True)
+        cache = outputs[CACHE_NAME]
         pieces.append(outputs.logits)
     compare.assert_same_at_real_tokens(torch.cat(pieces, dim=1), expected, None)
+
+
+def test_a_cache_under_both_of_its_names_is_refused(pair: Pair) -> None:
+    with pytest.raises(ValueError, match="`cache` and `past_key_values` are two names of the same"):
+        pair[0](torch.tensor([PROMPTS[2]]), cache=DynamicCache(), past_key_values=DynamicCache())
 
 
 @torch.no_grad()
