@@ -25,7 +25,7 @@ from hf_era.run_directory import fingerprint
 from hf_era.run_folders import RunFolders
 from hf_era.run_inputs import RunInputs, effective_training, launch_settings, mixed_precision
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer, TokenWeightedTrainer
-from hf_era.training.checkpoints import DamagedCheckpointWarning, last_whole_checkpoint
+from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import BEST, coherence_settings, damage_of_best, fine_tune_for_coherence
 
 
@@ -212,7 +212,7 @@ class Phases:
             eval_dataset={"forget": data.validation_forget, "retain": data.validation_retain},
             processing_class=self.inputs.tokenizer,
         )
-        output = trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(arguments.output_dir)))
+        output = trainer.train(resume_from_checkpoint=True)
         self._save(trainer.save_whole_model, folder, all_take_part=True)
         return trainer, output
 

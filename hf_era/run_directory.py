@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_era.files import empty_directory, read_json, recover_leftovers, write_json
-from hf_era.manifest import digests_of, first_damage
+from hf_era.manifest import digest_of_file, digests_of, first_damage
 from hf_era.storage_errors import check_writable, explained
 
 RUN_FILE = "run.json"
@@ -29,8 +29,7 @@ def file_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(digest_of_file(path)))
     return digest.hexdigest()[:16]
 
 

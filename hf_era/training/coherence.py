@@ -16,7 +16,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from hf_era.checks import check_count, check_positive
 from hf_era.files import read_json, recover_leftovers, whole_directory, write_json
 from hf_era.manifest import damage_of, write_manifest
-from hf_era.training.checkpoints import last_whole_checkpoint
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.token_weighted_trainer import TokenWeightedTrainer
 
@@ -183,7 +182,7 @@ def fine_tune_for_coherence(
     if trainer.pop_callback(ProgressCallback) is not None and not args.disable_tqdm:
         trainer.add_callback(StepBar)
     if not callback.gave_up():  # a run that was killed right after its last step makes no other
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(args.output_dir)))
+        trainer.train(resume_from_checkpoint=True)
     best = callback.best or {"step": 0, "loss": float("nan")}
     return callback.folder, {
         "best_step": int(best["step"]),

@@ -191,7 +191,8 @@ class ContinuableTrainer(PickleFreeTrainer):
             self.state.best_model_checkpoint = str(folder / Path(best).name)
 
     def _finish_checkpoint(self, written: Path, final: Path) -> None:
-        self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # with the best checkpoint's final name
+        if self.state.best_model_checkpoint == str(final):  # the Trainer has written down where it was staged
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
         write_manifest(written)
         put_in_place(written, final)
 
