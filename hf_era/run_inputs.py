@@ -31,13 +31,7 @@ from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.models.sources import check_round_trip, load_base_config
 from hf_era.run_directory import file_fingerprint, fingerprint
 from hf_era.training import GradientRoutingConfig
-
-# Settings of a Trainer that change what is shown or where it runs, not what is computed.
-_WITHOUT_EFFECT = (
-    "report_to", "run_name", "project", "disable_tqdm", "push_to_hub", "hub_", "logging_", "log_level", "save_",
-    "eval_steps", "eval_strategy", "eval_delay", "dataloader_",
-    "per_device_eval_batch_size", "minimum_ablation_gap", "use_cpu",
-)  # fmt: skip
+from hf_era.training.config import identity_fields
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
 
 def effective_training(training: dict[str, Any]) -> dict[str, Any]:
     """The training settings that change what is computed."""
-    return {name: value for name, value in training.items() if not name.startswith(_WITHOUT_EFFECT)}
+    return {name: value for name, value in training.items() if name in identity_fields(GradientRoutingConfig)}
 
 
 def _base_config(config: RunConfig) -> Any:

@@ -13,6 +13,19 @@ from hf_era.suggestions import unknown_key_message, unknown_value_message
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
+_SHOWN_OR_KEPT = frozenset({
+    "dataloader_in_order", "dataloader_multiprocessing_context", "dataloader_num_workers",
+    "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm",
+    "eval_delay", "eval_steps", "eval_strategy", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision",
+    "hub_strategy", "hub_token", "log_level", "log_level_replica", "logging_dir", "logging_first_step",
+    "logging_nan_inf_filter", "logging_steps", "logging_strategy", "per_device_eval_batch_size", "project",
+    "push_to_hub", "report_to", "run_name", "save_on_each_node", "save_only_model", "save_steps", "save_strategy",
+    "save_total_limit", "use_cpu",
+})  # fmt: skip
+"""Fields that `GradientRoutingConfig` has from transformers and that do not change what is computed: transformers declares
+nothing of the kind. A field that stands in neither place identifies a run, so that one that a later transformers adds is
+never overlooked."""
+
 
 @dataclass
 class GradientRoutingConfig(TrainingArguments):
@@ -87,7 +100,8 @@ class GradientRoutingConfig(TrainingArguments):
         default=None, metadata={"help": "Weight decay of the auxiliary modules. Not given: that of the rest."}
     )
     minimum_ablation_gap: float = field(
-        default=0.05, metadata={"help": "Nats a token below which a warning says that nothing was localised."}
+        default=0.05,
+        metadata={"help": "Nats a token below which a warning says that nothing was localised.", "identity": False},
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa or eager. Not given: as the model was loaded (sdpa)."}
@@ -130,6 +144,14 @@ class GradientRoutingConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
+
+
+def identity_fields(config_class: type) -> frozenset[str]:
+    """The fields of a training config that what is computed depends on: all but those that say `identity: False`, and
+    those of transformers that only say what is shown, kept or waited for."""
+    return frozenset(
+        item.name for item in fields(config_class) if item.metadata.get("identity", item.name not in _SHOWN_OR_KEPT)
+    )
 
 
 def parse_multipliers(values: dict[str, Any] | str | GradientMultipliers | None) -> GradientMultipliers:

@@ -71,6 +71,32 @@ def test_another_run_in_the_directory_is_refused_and_kept(
     assert (config.output_path / "expanded" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_refused"),
+    [
+        ({"dataloader_drop_last": True}, True),  # other batches
+        ({"gradient_accumulation_steps": 2}, True),
+        ({"dataloader_num_workers": 1}, False),
+        ({"dataloader_prefetch_factor": 3, "dataloader_num_workers": 1}, False),
+        ({"logging_steps": 1, "save_total_limit": 1, "run_name": "another"}, False),
+    ],
+)
+def test_only_settings_that_change_what_is_computed_make_another_run(
+    changes: dict[str, Any],
+    is_refused: bool,
+    finished_copy: tuple[RunConfig, RunResult],
+    make_run_config: Callable[..., RunConfig],
+) -> None:
+    config, result = finished_copy
+    changed = make_run_config(config.output_path.parent, training=changes)
+    if is_refused:
+        name, value = next(iter(changes.items()))
+        with pytest.raises(ValueError, match=rf"holds another run \(`training.{name}` was None, is now {value}\)"):
+            run_pipeline(changed)
+    else:
+        assert run_pipeline(changed).losses == result.losses
+
+
 def test_provenance_is_that_of_the_training(
     finished_copy: tuple[RunConfig, RunResult],
     monkeypatch: pytest.MonkeyPatch,
