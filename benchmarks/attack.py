@@ -37,7 +37,7 @@ from benchmarks.train_step import gpt_neo_config, tinystories_28m
 from hf_era import FastGPTNeoForCausalLM
 from hf_era.data import FORGET, RETAIN, RoutingCollator, padding_token_id
 from hf_era.evaluation import EvaluationConfig, Evaluator, RelearnAttack, RelearnAttackConfig
-from hf_era.evaluation.relearning import MeasuredStories
+from hf_era.evaluation.relearn.attack import MeasuredStories
 
 ATTACK = RelearnAttackConfig(steps=4, patience=None)
 STORIES, MEASURED = 16, 64

@@ -22,8 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hf_era.environment import git_revision, machine_description, package_versions
-from hf_era.files import write_json
+from hf_era.utils.environment import git_revision, machine_description, package_versions
+from hf_era.utils.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -44,8 +44,8 @@ from hf_era.data import (
     split_sources,
     train_tokenizer,
 )
+from hf_era.data.routing_weights import add_routing_weights, frequency_table
 from hf_era.data.tokenising import label_stories, tokenise_stories
-from hf_era.data.weighing import add_routing_weights, frequency_table
 from hf_era.models.loading import load_tokenizer
 from hf_era.routing import RoutingRuleConfig
 

@@ -41,7 +41,7 @@ from benchmarks.common import RESULTS, environment, print_table, resident_bytes,
 from benchmarks.slope import fit_slope
 from hf_era import RunConfig
 from hf_era.models.loading import expanded_from_config
-from hf_era.run_inputs import load_inputs
+from hf_era.run.inputs import load_inputs
 from hf_era.training import GradientRoutingTrainer
 
 CONFIG: dict[str, Any] = {

@@ -32,7 +32,7 @@ from benchmarks.common import (
 )
 from benchmarks.train_step import build, make_batch, make_step, peak_since
 from hf_era import FastPaths
-from hf_era.models.fast_paths import ALL_FAST, ALL_SLOW
+from hf_era.models.fast.causal_lm import ALL_FAST, ALL_SLOW
 
 # Name -> attention and the other switches.
 VARIANTS: dict[str, tuple[str, FastPaths]] = {

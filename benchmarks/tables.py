@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_era.reporting.comparison import attacks_table, differences_table, losses_over_seeds_table
+from hf_era.reporting.markdown.comparison import attacks_table, differences_table, losses_over_seeds_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, README = ROOT / "benchmarks" / "results", ROOT / "docs" / "speed.md", ROOT / "README.md"

@@ -24,7 +24,7 @@ from benchmarks.common import benchmark_parser, environment, interleave, print_t
 from benchmarks.stories import load_tokenised
 from benchmarks.train_step import build, make_step
 from hf_era.data import RoutingCollator, padding_token_id
-from hf_era.training.sampling import EpochSeededSampler
+from hf_era.training.causal_lm_trainer import EpochSeededSampler
 
 
 def batches_of(

@@ -44,7 +44,7 @@ from benchmarks.common import (
     write_result,
 )
 from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
-from hf_era.models.precision import cpu_has_bf16_units
+from hf_era.models.fast.precision import cpu_has_bf16_units
 
 KINDS, DTYPES = ("stock", "ours", "routed"), ("fp32", "bf16")
 L1_COEFFICIENT = 1e-4

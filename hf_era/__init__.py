@@ -20,8 +20,8 @@ from hf_era.routing import GradientMultipliers, RoutingRuleConfig
 from hf_era.version import __version__
 
 if TYPE_CHECKING:
-    from hf_era.configuration import RunConfig, load_run_config
-    from hf_era.pipeline import run_pipeline
+    from hf_era.run.config import RunConfig, load_run_config
+    from hf_era.run.pipeline import run_pipeline
     from hf_era.training import (
         GradientRoutingConfig,
         GradientRoutingTrainer,
@@ -34,9 +34,9 @@ _LAZY = {
     "GradientRoutingTrainer": "hf_era.training",
     "LocalizationWarning": "hf_era.training",
     "NonFiniteLossError": "hf_era.training",
-    "RunConfig": "hf_era.configuration",
-    "load_run_config": "hf_era.configuration",
-    "run_pipeline": "hf_era.pipeline",
+    "RunConfig": "hf_era.run.config",
+    "load_run_config": "hf_era.run.config",
+    "run_pipeline": "hf_era.run.pipeline",
 }
 
 __all__ = [

@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hf_era import exit_codes
 from hf_era.commands import card, compare, evaluate, matrix, relearn
-from hf_era.stopping import StoppedError, stoppable
+from hf_era.utils import exit_codes
+from hf_era.utils.signals import StoppedError, stoppable
 from hf_era.version import __version__
 
 _COMMANDS = {"eval": evaluate, "relearn": relearn, "compare": compare, "card": card, "matrix": matrix}
@@ -34,7 +34,7 @@ any field of the config can be overridden, for instance
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns one of the exit statuses of `hf_era.exit_codes`."""
+    """Runs the command line; returns one of the exit statuses of `hf_era.utils.exit_codes`."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["run"] and len(words) > 1 and words[1].startswith("--") and words[1] not in ("--help", "--config"):
@@ -115,8 +115,8 @@ def _with_allow_fewer(known: argparse.Namespace, overrides: Sequence[str]) -> li
 
 def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:
     # Here, not above: `--help` need not load torch.
-    from hf_era.configuration import load_run_config
-    from hf_era.pipeline import run_pipeline
+    from hf_era.run.config import load_run_config
+    from hf_era.run.pipeline import run_pipeline
 
     def work() -> int:
         run_pipeline(load_run_config(paths, overrides))
@@ -130,8 +130,8 @@ def _guarded(work: Callable[[], int]) -> int:
     from accelerate.utils.memory import should_reduce_batch_size
 
     from hf_era.evaluation.batch_halving import BatchMemoryError
-    from hf_era.storage_errors import StorageError
     from hf_era.training.errors import NonFiniteLossError
+    from hf_era.utils.storage_errors import StorageError
 
     try:
         with stoppable():
@@ -172,7 +172,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _fields_text() -> str:
-    from hf_era.configuration import describe_fields
+    from hf_era.run.config import describe_fields
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

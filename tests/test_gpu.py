@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
-from hf_era.models.fast_paths import ALL_SLOW
+from hf_era.models.fast.causal_lm import ALL_SLOW
 
 pytestmark = [
     pytest.mark.gpu,

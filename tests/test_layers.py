@@ -8,43 +8,26 @@ from pathlib import Path
 import pytest
 
 PACKAGE = "hf_era"
-# The layer of a sub-package, or of a module at the top.
+# The layer of a folder, or of one of the few modules at the top: it imports what is below it, and its own layer.
 LAYERS = {
-    "routing": 0,
-    "models": 1,
-    "data": 1,
-    "evaluation": 2,
-    "training": 2,
-    "reporting": 3,
-    "configuration": 3,
-    "configuration_parsing": 3,
-    "yaml_text": 3,
-    "training_section": 3,
-    "environment": 4,
-    "run_directory": 4,
-    "run_folders": 4,
-    "run_outputs": 4,
-    "run_inputs": 4,
-    "phases": 4,
-    "phase_runner": 4,
-    "evaluation_phases": 4,
-    "model_inputs": 4,
-    "model_evaluation": 4,
-    "matrix": 4,
-    "commands": 4,
-    "pipeline": 4,
-    "cli": 4,
-    "__main__": 4,
+    "version": 0,
+    "utils": 0,
+    "routing": 1,
+    "models": 2,
+    "data": 2,
+    "evaluation": 3,
+    "training": 4,
+    "methods": 5,
+    "reporting": 5,
+    "run": 6,
+    "commands": 7,
+    "cli": 8,
+    "__main__": 9,
 }
-# Small helpers that anyone may import; they import nothing of the package but helpers named before them.
-HELPERS = (
-    "checks", "suggestions", "version", "storage_errors", "files", "manifest", "memory", "stopping", "exit_codes",
-    "processes",
-)  # fmt: skip
+# Each knows nothing of the other: a report reads results, whatever method made them.
+STRANGERS = ({"methods", "reporting"}, {"models", "data"})
 # The package's own `__init__` re-exports from everywhere.
 EXEMPT = ("__init__",)
-# Configurations describe the layers below them; they do not reach sideways into reporting.
-OWN_LAYER_ONLY_ITSELF = ("configuration", "configuration_parsing", "yaml_text", "training_section")
 ROUTING_MAY_IMPORT = {"torch"}
 
 
@@ -73,15 +56,10 @@ def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
 
 
 def may_import(importer: str, imported: str) -> bool:
-    if importer == imported:
-        return True
-    if imported in HELPERS:
-        return importer not in HELPERS or HELPERS.index(imported) <= HELPERS.index(importer)
-    if importer in HELPERS or imported not in LAYERS:
+    if imported not in LAYERS:  # the package itself: it re-exports from everywhere
         return False
-    if importer in OWN_LAYER_ONLY_ITSELF and imported not in OWN_LAYER_ONLY_ITSELF:
-        return LAYERS[imported] < LAYERS[importer]
-    return LAYERS[imported] <= LAYERS[importer]
+    are_strangers = importer != imported and {importer, imported} in STRANGERS
+    return LAYERS[imported] <= LAYERS[importer] and not are_strangers
 
 
 def violations(root: Path) -> list[str]:
@@ -94,7 +72,7 @@ def violations(root: Path) -> list[str]:
         where = path.relative_to(root.parent).as_posix()
         if importer in EXEMPT:
             continue
-        if importer not in LAYERS and importer not in HELPERS:
+        if importer not in LAYERS:
             found.append(f"{where}: `{importer}` has no layer; add it to the table in this test")
             continue
         for line, module in imported_modules(path, root):
@@ -117,7 +95,7 @@ def test_the_check_reads_the_real_imports(repository_root: Path) -> None:
     root = repository_root / PACKAGE
     seen = {(unit_of(path, root), module) for path in root.rglob("*.py") for _, module in imported_modules(path, root)}
     assert ("models", "hf_era.routing") in seen
-    assert ("routing", "hf_era.suggestions") in seen
+    assert ("routing", "hf_era.utils.checks") in seen
     assert ("models", "transformers") in seen
     assert len({unit for unit, _ in seen}) >= 5
 
@@ -125,18 +103,18 @@ def test_the_check_reads_the_real_imports(repository_root: Path) -> None:
 def plant(root: Path, name: str, source: str) -> Path:
     """A tree with a legal file of each layer and one planted file."""
     legal = {
-        "__init__.py": "from hf_era.pipeline import run_pipeline\n",
-        "suggestions.py": "import difflib\nfrom hf_era.checks import x\n",
+        "__init__.py": "from hf_era.run.pipeline import run_pipeline\n",
         "version.py": "",
-        "checks.py": "import math\n",
-        "memory.py": "import psutil\n",
-        "files.py": "import os\n",
-        "routing/core.py": "import math\nimport torch\nfrom hf_era.suggestions import x\nfrom .other import y\n",
-        "models/core.py": "from hf_era.routing import x\nfrom transformers import y\nfrom hf_era.data import z\n",
+        "utils/checks.py": "import math\nfrom hf_era.version import x\n",
+        "utils/files.py": "import os\nfrom hf_era.utils.checks import x\n",
+        "routing/core.py": "import math\nimport torch\nfrom hf_era.utils.checks import x\nfrom .other import y\n",
+        "models/core.py": "from hf_era.routing import x\nfrom transformers import y\n",
+        "evaluation/core.py": "from hf_era.models.core import x\nfrom hf_era.data import y\n",
         "training/core.py": "def f():\n    import hf_era.models.core\n",
-        "configuration.py": "from hf_era.training.config import x\nfrom hf_era.configuration_parsing import y\n",
+        "methods/core.py": "from hf_era.training.config import x\n",
         "reporting/core.py": "from hf_era.evaluation import x\n",
-        "pipeline.py": "from hf_era import reporting\nimport hf_era.configuration\n",
+        "run/pipeline.py": "from hf_era import reporting\nimport hf_era.methods\n",
+        "cli.py": "from hf_era.commands import x\n",
     }
     for path, text in {**legal, name: source}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -152,23 +130,28 @@ def test_a_legal_tree_has_no_violation(tmp_path: Path) -> None:
     ("name", "source", "message"),
     [
         ("routing/bad.py", "from hf_era.models import x", "hf_era/routing/bad.py:1: routing imports hf_era.models"),
-        ("models/bad.py", "import hf_era.training.trainer", "models imports hf_era.training.trainer"),
+        (
+            "models/bad.py",
+            "import hf_era.training.gradient_r",
+            "models imports hf_era.training.gradient_r",
+        ),
         ("data/bad.py", "from hf_era import evaluation", "data imports hf_era.evaluation"),
         ("data/bad.py", "from ..training import x", "data imports hf_era.training"),
-        ("data/bad.py", "from .. import pipeline", "data imports hf_era.pipeline"),
+        ("data/bad.py", "from .. import run", "data imports hf_era.run"),
         ("models/deep/bad.py", "from ...training import x", "models imports hf_era.training"),
-        ("evaluation/bad.py", "from hf_era.configuration import x", "evaluation imports hf_era.configuration"),
+        ("evaluation/bad.py", "from hf_era.run.config import x", "evaluation imports hf_era.run.config"),
+        ("methods/bad.py", "from hf_era.run.config import x", "methods imports hf_era.run.config"),
+        ("methods/bad.py", "from hf_era.reporting import x", "methods imports hf_era.reporting"),
+        ("reporting/bad.py", "from hf_era.methods import x", "reporting imports hf_era.methods"),
+        ("models/bad.py", "from hf_era.data import x", "models imports hf_era.data"),
         ("training/bad.py", "def f():\n    from hf_era.reporting import x", "training imports hf_era.reporting"),
         ("training/bad.py", "class A:\n    def f(self):\n        import hf_era.cli", "training imports hf_era.cli"),
         ("models/bad.py", "if TYPE_CHECKING:\n    from hf_era.training import x", "models imports hf_era.training"),
         ("models/bad.py", 'importlib.import_module("hf_era.training")', "models imports hf_era.training"),
         ("models/bad.py", "import hf_era", "models imports hf_era"),
         ("models/bad.py", "from hf_era import ExpansionConfig", "models imports hf_era.ExpansionConfig"),
-        ("reporting/bad.py", "from hf_era.pipeline import x", "reporting imports hf_era.pipeline"),
-        ("configuration.py", "from hf_era.reporting import x", "configuration imports hf_era.reporting"),
-        ("files.py", "from hf_era.routing import x", "files imports hf_era.routing"),
-        ("suggestions.py", "from hf_era.version import x", "suggestions imports hf_era.version"),
-        ("checks.py", "from hf_era.suggestions import x", "checks imports hf_era.suggestions"),
+        ("reporting/bad.py", "from hf_era.run.pipeline import x", "reporting imports hf_era.run.pipeline"),
+        ("utils/bad.py", "from hf_era.routing import x", "utils imports hf_era.routing"),
         (
             "routing/bad.py",
             "import transformers.utils",

@@ -23,10 +23,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from hf_era.commands.broken_results import broken_result
     from hf_era.evaluation import RunResult
-    from hf_era.reporting.html_report import write_report
-    from hf_era.reporting.model_card import write_model_card
+    from hf_era.evaluation.results import broken_result
+    from hf_era.reporting.html.report import write_report
+    from hf_era.reporting.markdown.model_card import write_model_card
 
     path = Path(options.result)
     path = path / "result.json" if path.is_dir() else path

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
-    from hf_era.matrix import aggregate_cells, finished_cells, load_matrix, run_cells
+    from hf_era.run.matrix import aggregate_cells, finished_cells, load_matrix, run_cells
 
     console = Console(stderr=True, soft_wrap=True)
     changes = {} if options.seeds is None else {"seeds": options.seeds}

@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_era.checks import MAXIMUM_NAME_BYTES
+from hf_era.utils.checks import MAXIMUM_NAME_BYTES
 
 if TYPE_CHECKING:
-    from hf_era.model_inputs import ModelEvaluationConfig
+    from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
 
 EPILOG = """\
 fields of the sections evaluation, generation and relearn can be set too, for instance
@@ -49,9 +49,9 @@ _PLAIN = (
 
 def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> ModelEvaluationConfig:
     """The config that options and overrides describe; raises `ValueError` for what does not fit."""
-    from hf_era.configuration_parsing import build, merge, parse_overrides
     from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
-    from hf_era.model_inputs import ModelEvaluationConfig
+    from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
+    from hf_era.run.parsing import build, merge, parse_overrides
 
     kinds = {"evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig}
     sections: dict[str, list[str]] = {
@@ -81,7 +81,7 @@ def write_model_result(result: Any, folder: str) -> None:
     from accelerate import PartialState
 
     from hf_era.reporting.headline import headline_sentences
-    from hf_era.reporting.html_report import write_report
+    from hf_era.reporting.html.report import write_report
 
     if not PartialState().is_main_process:
         return

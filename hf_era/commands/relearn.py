@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from hf_era.model_evaluation import evaluate_model
+    from hf_era.evaluation.model_evaluation import evaluate_model
 
     result = evaluate_model(model_config(options, overrides), attack=True)
     write_model_result(result, options.output or default_folder(result.name, "relearn"))

@@ -1,12 +1,11 @@
 """Stories in, batches out: load, label, split, tokenise, weigh, collate."""
 
-from hf_era.data.cache import KeptData, keep_prepared, prepared_data_key
 from hf_era.data.collator import RoutingCollator, padding_token_id
+from hf_era.data.columns import longest_first
 from hf_era.data.config import GENERATOR, DataConfig
-from hf_era.data.filler import FilledSampler, FillingCollator, StoriesWithFiller
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, WordFinder
-from hf_era.data.ordering import longest_first
+from hf_era.data.padding_rows import FilledSampler, FillingCollator, StoriesWithFiller
 from hf_era.data.preparation import (
     PreparedData,
     Sources,
@@ -16,6 +15,7 @@ from hf_era.data.preparation import (
     prepare_data,
     split_sources,
 )
+from hf_era.data.prepared_cache import KeptData, keep_prepared, prepared_data_key
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import StorySplits
 from hf_era.data.tokenizer import tokenizer_from_json, train_tokenizer

@@ -28,7 +28,7 @@ def map_tables(
     """`Dataset.map` with a function from Arrow tables to Arrow tables: no story becomes a Python object on the way.
 
     What it computed before is not taken from the disk again: the file names that `map` gives do not change with the code
-    of the functions below `function`. Prepared data is kept as a whole, see `hf_era.data.cache`.
+    of the functions below `function`. Prepared data is kept as a whole, see `hf_era.data.prepared_cache`.
     """
     mapped = stories.with_format("arrow").map(
         function, batched=True, num_proc=num_proc, features=features, desc=description, load_from_cache_file=False
@@ -59,3 +59,14 @@ def list_ends(lengths: np.ndarray[Any, Any], with_start: bool = False) -> np.nda
     """Where each list ends among the flat values, shape (stories,); `with_start` puts a 0 in front."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return np.concatenate([np.zeros(1, np.int64), ends]) if with_start else ends
+
+
+def order_of_longest_first(stories: Any) -> np.ndarray:
+    """Indices (stories,), int64, of stories (a `Dataset` with `length`) from the longest to the shortest; ties as given."""
+    return np.argsort(-np.asarray(stories["length"]), kind="stable")
+
+
+def longest_first(stories: Any) -> Any:
+    """Stories (a `Dataset` with `length`) from the longest to the shortest: batches of like length have little padding,
+    and a batch that does not fit fails at once."""
+    return stories.select(order_of_longest_first(stories))

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_era.checks import LARGEST_COUNT, check_count, shown
 from hf_era.data.generator import MAXIMUM_STORIES
+from hf_era.utils.checks import LARGEST_COUNT, check_count, shown
 
 GENERATOR = "generator"
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")

@@ -13,10 +13,10 @@ from datasets import Dataset
 from hf_era.data.columns import arrow_batches, flat_column, numpy_column
 from hf_era.data.config import GENERATOR, DataConfig
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, check_words_have_tokens
+from hf_era.data.routing_weights import add_routing_weights, frequency_table
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import StorySplits, split_stories
 from hf_era.data.tokenising import label_stories, tokenise_stories
-from hf_era.data.weighing import add_routing_weights, frequency_table
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 
 

@@ -13,11 +13,11 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets.exceptions import DatasetGenerationError
 from datasets.utils import logging
 
-from hf_era.checks import reason
 from hf_era.data.config import GENERATOR
 from hf_era.data.generator import generate_stories
-from hf_era.data.kept_tables import kept_table
-from hf_era.storage_errors import StorageError
+from hf_era.data.table_cache import kept_table
+from hf_era.utils.checks import reason
+from hf_era.utils.storage_errors import StorageError
 
 SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 TEXT_COLUMNS = ("text", "story", "content")

@@ -1,22 +1,31 @@
 """Losses with intervals, selectivity, leak audit, generations, the relearn attack, `evaluate` modules, and result files."""
 
-from hf_era.evaluation.batch_means import mean_of_batch_means
 from hf_era.evaluation.evaluator import EvaluationConfig, Evaluator
 from hf_era.evaluation.generation import SamplingConfig, describe_generations, generate_texts
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.leak_audit import ablation_audit, gradient_audit
-from hf_era.evaluation.losses import LossEstimate, StoryLosses, loss_estimate, story_losses, token_losses
+from hf_era.evaluation.losses import (
+    LossEstimate,
+    StoryLosses,
+    loss_estimate,
+    mean_of_batch_means,
+    story_losses,
+    token_losses,
+)
 from hf_era.evaluation.metric_loading import load
-from hf_era.evaluation.model_result import ModelResult, load_result
-from hf_era.evaluation.relearn_config import RelearnConfig, check_attack, stories_needed
-from hf_era.evaluation.relearn_experiment import RelearnExperiment
-from hf_era.evaluation.relearn_result import AttackSummary, RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.relearning import RelearnAttack, RelearnAttackConfig
-from hf_era.evaluation.repetition import mean_repetition, trigram_repetition
-from hf_era.evaluation.result import RunResult
-from hf_era.evaluation.result_files import SCHEMA_VERSION
+from hf_era.evaluation.relearn.attack import RelearnAttack, RelearnAttackConfig
+from hf_era.evaluation.relearn.config import RelearnConfig, check_attack, stories_needed
+from hf_era.evaluation.relearn.experiment import RelearnExperiment
+from hf_era.evaluation.relearn.result import AttackSummary, RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.evaluation.results import SCHEMA_VERSION, ModelResult, RunResult, load_result
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity, selectivity_estimates
-from hf_era.evaluation.target_words import TargetWordCounts, count_target_words, target_word_spans
+from hf_era.evaluation.text_metrics import (
+    TargetWordCounts,
+    count_target_words,
+    mean_repetition,
+    target_word_spans,
+    trigram_repetition,
+)
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -13,7 +13,7 @@ from typing import TypeVar
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from hf_era.processes import is_main
+from hf_era.utils.processes import is_main
 
 Result = TypeVar("Result")
 
@@ -36,7 +36,7 @@ def halving_batches(
 
     Args:
         work: takes a batch size. It begins anew each time. Where it shares out work over processes, it raises the error
-            of one process in all of them (`hf_era.processes` does), so that all go on with the same size.
+            of one process in all of them (`hf_era.utils.processes` does), so that all go on with the same size.
         batch_size (`int`): to start with.
         doing (`str`): what is done, for messages: "Evaluating".
         setting (`str`): what to lower, for messages: "`evaluation.batch_size`".

@@ -11,15 +11,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from rich.progress import Progress
 
-from hf_era.checks import check_count
 from hf_era.data import RoutingCollator, longest_first
-from hf_era.data.ordering import order_of_longest_first
+from hf_era.data.columns import order_of_longest_first
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.batch_means import mean_of_batch_means
 from hf_era.evaluation.intervals import Estimate, paired_difference
-from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, story_losses
+from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, mean_of_batch_means, story_losses
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
-from hf_era.processes import share_of, share_out
+from hf_era.utils.checks import check_count
+from hf_era.utils.processes import share_of, share_out
 
 CPU_BATCH_SIZE = 16
 GPU_BATCH_SIZE = 512

@@ -19,10 +19,9 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from hf_era.data.collator import padding_token_id
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.repetition import mean_repetition
 from hf_era.evaluation.sampling import PROMPTS, SamplingConfig, choice_of_tokens
-from hf_era.evaluation.target_words import count_target_words
-from hf_era.processes import share_out
+from hf_era.evaluation.text_metrics import count_target_words, mean_repetition
+from hf_era.utils.processes import share_out
 
 __all__ = ["PROMPTS", "GeneratedTexts", "SamplingConfig", "describe_generations", "generate_texts"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, paired_difference
 from hf_era.evaluation.losses import StoryLosses
-from hf_era.models.expanded_model import ExpandedCausalLMMixin
+from hf_era.models.expanded import ExpandedCausalLMMixin
 
 Batch = dict[str, Tensor]
 Gradients = dict[str, Tensor]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
-from hf_era.models.fast_model import FastCausalLMMixin
+from hf_era.models.fast.causal_lm import FastCausalLMMixin
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,23 @@ def loss_estimate(
     """
     loss = ratio_estimate(nll, tokens, bootstrap_samples, seed)
     return LossEstimate(loss.value, loss.low, loss.high, int(tokens.sum()), int((tokens > 0).sum()))
+
+
+def mean_of_batch_means(nll: Tensor, tokens: Tensor, batch_size: int) -> float | None:
+    """The mean over batches of each batch's token-weighted loss, nats a token; `None` if no batch has a token.
+
+    Short stories' tokens weigh more in it than others', and it depends on the batch size and the order: the reference
+    reports it; ours is the token-weighted loss.
+
+    Args:
+        nll, tokens (`Tensor`): (stories,): summed negative log-likelihood and predicted tokens of each, in order.
+        batch_size (`int`): stories a batch; the last may be smaller. A batch without tokens is left out.
+
+    Raises:
+        ValueError: if `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` should be at least 1, got {batch_size}. Pass a number of stories.")
+    parts = zip(nll.double().split(batch_size), tokens.double().split(batch_size), strict=True)
+    means = [loss.sum() / count.sum() for loss, count in parts if count.sum() > 0]
+    return float(torch.stack(means).mean()) if means else None

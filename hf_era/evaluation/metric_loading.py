@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hf_era.suggestions import unknown_value_message
+from hf_era.utils.checks import unknown_value_message
 
 METRICS_FOLDER = Path(__file__).parent / "metrics"
 """`evaluate.load(str(METRICS_FOLDER / "target_words"))` works too; `evaluate` then copies the module into its own cache."""

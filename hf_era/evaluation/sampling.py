@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
-from hf_era.checks import check_count, shown
+from hf_era.utils.checks import check_count, shown
 
 PROMPTS = (
     "Once upon a time, Timmy went to the forest",

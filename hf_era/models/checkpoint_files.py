@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hf_era.checks import reason, shown
+from hf_era.utils.checks import reason, shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAXIMUM_JSON_BYTES = 64_000_000

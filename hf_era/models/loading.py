@@ -1,29 +1,242 @@
-"""Stock checkpoints in: local directories and hub ids, with errors that say what to do."""
+"""Checkpoints in, from local directories and hub ids: safetensors alone, whole, and with errors that say what to do."""
 
 from __future__ import annotations
 
 import copy
+import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
 
-from hf_era.checks import check_path_text, reason
-from hf_era.models.architectures import ARCHITECTURES, get_architecture, is_auxiliary_weight
-from hf_era.models.expansion import ExpansionConfig
-from hf_era.models.size import check_model_fits
-from hf_era.models.sources import (
-    HUB_OPTIONS,
-    SAFE_OPTIONS,
-    check_options,
-    load_base_config,
-    looks_local,
-    unreachable_message,
+from hf_era.models.checkpoint_files import check_weight_files, read_json_object
+from hf_era.models.config import ExpansionConfig
+from hf_era.models.families.family import (
+    ARCHITECTURES,
+    ArchitectureSpec,
+    get_architecture,
+    is_auxiliary_weight,
+    spec_of,
 )
-from hf_era.models.weights import load_weights
+from hf_era.models.size import check_config_numbers, check_model_fits
+from hf_era.utils.checks import check_path_text, reason, shown
+
+HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
+SAFE_OPTIONS = {"use_safetensors": True, "trust_remote_code": False}
+"""What every `from_pretrained` of a model gets, and no caller can change."""
+
+
+def looks_local(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is meant as a path (`./x`, `/x`, `~/x`, `a/b/c`, or a path object), not as a hub id."""
+    text = os.fspath(name)
+    return not isinstance(name, str) or text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
+def check_model_source(field: str, name: str | os.PathLike[str], subfolder: str = "") -> str:
+    """Returns the source as transformers wants it; raises `ValueError` if it is a path that does not exist."""
+    check_path_text(field, os.fspath(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / subfolder / "config.json").is_file():
+            raise ValueError(f"`{field}`: the directory {path} holds no config.json, so it is no saved model.")
+        return str(path)
+    if path.is_file():
+        raise ValueError(f"`{field}` should be a directory with a saved model or a hub id, got the file {path}.")
+    if looks_local(name):
+        raise ValueError(f"`{field}`: the directory {path} does not exist. Check the path, or pass a hub id.")
+    return os.fspath(name)
+
+
+def check_options(field: str, options: dict[str, Any]) -> None:
+    """Raises `ValueError` for an option of `from_pretrained` that would read a pickle, or run a checkpoint's code."""
+    for name, safe in SAFE_OPTIONS.items():
+        if options.get(name, safe) != safe:
+            raise ValueError(
+                f"`{field}`: `{name}={options[name]}` is not supported: hf_era reads safetensors only and runs no code of "
+                "a checkpoint. Load the model yourself where you trust it, save it with `save_pretrained`, and pass that."
+            )
+
+
+def unreachable_message(field: str, name: str, kind: str) -> str:
+    """The text for a hub id that could not be fetched."""
+    text = (
+        f"`{field}`: could not get the {kind} `{name}` from the hub (offline, no such id, or no access) and it is not in "
+        f"the local cache. Pass the path of a local directory instead, for instance `--{field} ./my_{kind}`."
+    )
+    if kind == "model":
+        text += (
+            " A repository without safetensors files is converted by the hub; where that does not happen, load it yourself "
+            "if you trust it, save it with `save_pretrained`, and pass that directory."
+        )
+    return text
+
+
+def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **kwargs: Any) -> Any:
+    """The config of a stock checkpoint.
+
+    Raises:
+        ValueError: with a way out, if it cannot be had, is broken, describes a model that no machine holds, or needs code
+            that comes with the checkpoint.
+    """
+    check_options(field, kwargs)
+    subfolder = kwargs.get("subfolder") or ""
+    source = check_model_source(field, base, subfolder)
+    values = _config_values(field, source, subfolder, kwargs)
+    check_config_numbers(f"{field}: config.json", values)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
+        check_round_trip(config)
+        return config
+    except OSError as error:
+        raise ValueError(unreachable_message(field, source, "model")) from error
+    except Exception as error:  # whatever becomes of wrong values; there is a class of error for each
+        raise ValueError(_unusable(field, source, values, error)) from error
+
+
+def check_round_trip(config: Any) -> None:
+    """Writes and reads a config, as will be done with it later: some wrong values pass the first reading only.
+
+    Raises:
+        Exception: whatever transformers or JSON make of such a value.
+    """
+    type(config).from_dict(json.loads(config.to_json_string()))
+
+
+def _config_values(field: str, source: str, subfolder: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the config file, before it becomes a config."""
+    folder = Path(source) / subfolder
+    if folder.is_dir():
+        return read_json_object(field, folder / "config.json")
+    try:
+        return PreTrainedConfig.get_config_dict(source, **options)[0]
+    except OSError as error:
+        raise ValueError(unreachable_message(field, source, "model")) from error
+    except Exception as error:
+        raise ValueError(_unusable(field, source, {}, error)) from error
+
+
+def _unusable(field: str, source: str, values: dict[str, Any], error: Exception) -> str:
+    if "auto_map" in values:
+        return (
+            f"`{field}`: the config.json of {source} names code of its own (`auto_map`), and its model type "
+            f"{shown(values.get('model_type'))} is not one that transformers knows. hf_era runs no code of a checkpoint: "
+            "pass a model whose architecture is part of transformers."
+        )
+    return f"`{field}`: the config.json of {source} describes no model that transformers knows: {reason(error)}"
+
+
+def load_weights(
+    model_class: Any,
+    name: str | os.PathLike[str],
+    field: str,
+    described_by: Any,
+    options: dict[str, Any],
+    may_be_missing: Callable[[str], bool] = lambda key: False,
+    **extra: Any,
+) -> Any:
+    """`from_pretrained`, of safetensors alone; every weight must be there, with its shape, and none beside it.
+
+    Args:
+        model_class: a causal LM's, or `AutoModelForCausalLM`.
+        name (`str` or path): local directory or hub id.
+        field (`str`): the setting that errors name.
+        described_by (`PreTrainedConfig`): the config of the model that is loaded.
+        options (`dict`): the caller's, for `from_pretrained`.
+        may_be_missing (*optional*): whether a weight of this name may be missing. Not given: none.
+        extra: more options.
+
+    Raises:
+        ValueError: if the files are missing, pickled or damaged, the model does not fit in memory, or the weights are not
+            those that the config describes.
+    """
+    source = check_model_source(field, name, options.get("subfolder") or "")
+    check_model_fits(field, described_by)
+    spec = spec_of(described_by)
+    folder = Path(source) / (options.get("subfolder") or "")
+    if folder.is_dir():
+        is_constant = None if spec is None else spec.is_stored_buffer
+        shapes = check_weight_files(field, folder, options.get("variant"), is_constant)
+        if spec is not None:
+            _check_shapes(field, source, model_class, described_by, shapes)
+    options = {name: value for name, value in options.items() if name not in SAFE_OPTIONS}
+    # What transformers would print of missing and other weights, we raise.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, report = model_class.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **extra,
+            **options,
+        )
+    except OSError as error:
+        if folder.is_dir():
+            raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {reason(error)}") from error
+        raise ValueError(unreachable_message(field, source, "model")) from error
+    except Exception as error:  # a config whose values do not go together, weights that cannot be converted
+        raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {reason(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_report(field, source, report, spec, may_be_missing)
+    return model
+
+
+def _check_shapes(field: str, source: str, model_class: Any, config: Any, stored: dict[str, list[int]]) -> None:
+    """Raises `ValueError` for a weight of another shape than the config says, before any memory is taken for either."""
+    if not hasattr(model_class, "base_model_prefix"):
+        return  # `AutoModelForCausalLM`, for an expanded checkpoint
+    try:
+        with torch.device("meta"):
+            wanted = {
+                name: list(value.shape) for name, value in model_class(copy.deepcopy(config)).state_dict().items()
+            }
+    except Exception as error:
+        raise ValueError(f"`{field}`: the config.json of {source} describes no model: {reason(error)}") from error
+    for name, shape in wanted.items():
+        # The body alone can be saved too, without the causal LM's prefix.
+        found = stored.get(name, stored.get(name.removeprefix(f"{model_class.base_model_prefix}."), shape))
+        if found != shape:
+            raise ValueError(_wrong_shape(field, source, name, found, shape))
+
+
+def _wrong_shape(field: str, source: str, name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
+    return (
+        f"`{field}`: the weight {name} of the checkpoint {source} has the shape {list(found)}, its config.json says "
+        f"{list(wanted)}. Save both again."
+    )
+
+
+def _check_report(
+    field: str,
+    source: str,
+    report: dict[str, Any],
+    spec: ArchitectureSpec | None,
+    may_be_missing: Callable[[str], bool],
+) -> None:
+    """Raises `ValueError` for weights that are missing, of another shape, or not the model's."""
+    missing = sorted(key for key in report["missing_keys"] if not may_be_missing(key))
+    if missing:
+        raise ValueError(
+            f"`{field}`: the checkpoint {source} lacks {missing[0]} and {len(missing) - 1} more weights. Save it again, or "
+            "pass another."
+        )
+    if report["mismatched_keys"]:
+        raise ValueError(_wrong_shape(field, source, *min(report["mismatched_keys"])))
+    # Other families may bring parts that transformers leaves out on purpose; of those known here every weight is known.
+    unknown = [] if spec is None else sorted(key for key in report["unexpected_keys"] if not spec.is_stored_buffer(key))
+    if unknown:
+        raise ValueError(
+            f"`{field}`: the checkpoint {source} holds {unknown[0]} and {len(unknown) - 1} more weights that its "
+            "architecture does not have. They would be left out without a word: pass the model that they belong to."
+        )
 
 
 def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kwargs: Any) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_era.checks import check_count, shown
-from hf_era.memory import check_memory
+from hf_era.utils.checks import check_count, check_memory, shown
 
 BYTES_PER_PARAMETER = 4
 MAXIMUM_LAYERS = 10_000

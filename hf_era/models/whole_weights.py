@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-
-from hf_era.models.fast_model import model_around
+from transformers import initialization
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -47,3 +47,16 @@ def class_before_sharding(model: nn.Module) -> type:
 def whole_model(model: Any, weights: dict[str, Tensor]) -> Any:
     """A model of the same class and config, unsharded, around the weights of `whole_weights`."""
     return model_around(class_before_sharding(model), copy.deepcopy(model.config), weights, model)
+
+
+def model_around(model_class: Any, config: Any, weights: dict[str, Tensor], like: Any) -> Any:
+    """A model of `model_class` that holds `weights` themselves; device, mode and generation config are those of `like`."""
+    with initialization.no_init_weights(), torch.device(like.device):  # no time for weights that are thrown away
+        model = model_class(config)
+    frozen = [value for value in weights.values() if isinstance(value, nn.Parameter) and not value.requires_grad]
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+    for parameter in frozen:  # loading by assignment unfreezes what it assigns, which may be shared
+        parameter.requires_grad_(False)
+    model.generation_config = copy.deepcopy(like.generation_config)
+    return model.train(like.training)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from hf_era.evaluation.result import SCHEMA_VERSION, RunResult
-from hf_era.files import read_json, write_text
-from hf_era.reporting.model_card import render_model_card
+from hf_era.evaluation.results import SCHEMA_VERSION, RunResult
+from hf_era.reporting.markdown.model_card import render_model_card
+from hf_era.utils.files import read_json, write_text
 
 COMMAND = "make cards"
 # What only a run's result has, in any schema version.

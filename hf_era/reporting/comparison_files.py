@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_era.files import write_json, write_text
-from hf_era.reporting.comparison import Result, comparison_csv, comparison_json, comparison_markdown
-from hf_era.reporting.html_report import write_comparison
+from hf_era.reporting.html.report import write_comparison
+from hf_era.reporting.markdown.comparison import Result, comparison_csv, comparison_json, comparison_markdown
 from hf_era.reporting.plots import save_plots
+from hf_era.utils.files import write_json, write_text
 
 
 def write_comparison_files(results: Sequence[Result], folder: str | Path) -> list[Path]:

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.model_result import ModelResult
-from hf_era.evaluation.relearn_result import RECOVERY_MARGIN, AttackSummary, RelearnResult
-from hf_era.evaluation.result import RunResult
-from hf_era.reporting.figures import Figures, figures_of
-from hf_era.reporting.formatting import format_difference, format_estimate, is_number
+from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult
+from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.evaluation.summary import Figures, figures_of
+from hf_era.reporting.markdown.formatting import format_difference, format_estimate, is_number
 
 DEFAULT_MINIMUM_GAP = 0.05
 """Nats a token; for a result that does not say its `training["minimum_ablation_gap"]`."""

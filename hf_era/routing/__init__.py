@@ -1,17 +1,18 @@
 """Where the gradient is scaled, by how much, and for which tokens. torch only."""
 
-from hf_era.routing.frequency import FrequencyRow, FrequencyTable, count_tokens
-from hf_era.routing.gradient_scaling import scale_gradient
-from hf_era.routing.multipliers import GradientMultipliers
-from hf_era.routing.routed_gelu import routed_gelu
-from hf_era.routing.rules import (
+from hf_era.routing.activation import GradientMultipliers
+from hf_era.routing.mask_rules import (
+    FrequencyRow,
+    FrequencyTable,
     RoutingRuleConfig,
     align_stories_to_prediction,
     align_to_prediction,
+    count_tokens,
     token_weights,
     weigh_tokens,
 )
-from hf_era.routing.token_routing import TokenRouting, activation_l1, build_token_routing
+from hf_era.routing.router import TokenRouting, activation_l1, build_token_routing
+from hf_era.routing.scaling import routed_gelu, scale_gradient
 
 __all__ = [
     "FrequencyRow",

@@ -13,11 +13,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from hf_era.checks import check_count, check_positive
-from hf_era.files import read_json, recover_leftovers, whole_directory, write_json
-from hf_era.manifest import damage_of, write_manifest
+from hf_era.training.causal_lm_trainer import TokenWeightedTrainer
 from hf_era.training.config import GradientRoutingConfig
-from hf_era.training.token_weighted_trainer import TokenWeightedTrainer
+from hf_era.utils.checks import check_count, check_positive
+from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 
 METRIC = "eval_loss"
 BEST = "best"

@@ -9,11 +9,12 @@ import torch
 from transformers import TrainingArguments
 
 from hf_era.routing import GradientMultipliers
-from hf_era.suggestions import unknown_key_message, unknown_value_message
+from hf_era.utils.checks import unknown_key_message, unknown_value_message
+from hf_era.utils.fields import about
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
-_SHOWN_OR_KEPT = frozenset({
+SHOWN_OR_KEPT = frozenset({
     "dataloader_in_order", "dataloader_multiprocessing_context", "dataloader_num_workers",
     "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm",
     "eval_delay", "eval_steps", "eval_strategy", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision",
@@ -101,7 +102,7 @@ class GradientRoutingConfig(TrainingArguments):
     )
     minimum_ablation_gap: float = field(
         default=0.05,
-        metadata={"help": "Nats a token below which a warning says that nothing was localised.", "identity": False},
+        metadata=about("Nats a token below which a warning says that nothing was localised.", identity=False),
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa or eager. Not given: as the model was loaded (sdpa)."}
@@ -144,14 +145,6 @@ class GradientRoutingConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
-
-
-def identity_fields(config_class: type) -> frozenset[str]:
-    """The fields of a training config that what is computed depends on: all but those that say `identity: False`, and
-    those of transformers that only say what is shown, kept or waited for."""
-    return frozenset(
-        item.name for item in fields(config_class) if item.metadata.get("identity", item.name not in _SHOWN_OR_KEPT)
-    )
 
 
 def parse_multipliers(values: dict[str, Any] | str | GradientMultipliers | None) -> GradientMultipliers:

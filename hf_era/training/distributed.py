@@ -19,17 +19,17 @@ from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
-from hf_era.data.filler import FILLER_MARK, FilledSampler, FillingCollator, StoriesWithFiller
+from hf_era.data.padding_rows import FILLER_MARK, FilledSampler, FillingCollator, StoriesWithFiller
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
-from hf_era.training.continuable_trainer import ContinuableTrainer
+from hf_era.training.checkpointing_trainer import ContinuableTrainer
 
 
 class DistributedTrainer(ContinuableTrainer):
     """A trainer whose several processes share the batches as one process would have them; one alone is not touched.
 
     The rows of a global batch are those that one process with the whole batch would take, filled up with rows that count
-    for nothing (`hf_era.data.filler`). A user's `dataloader_drop_last`, `dispatch_batches` or streaming data set is left to
-    accelerate.
+    for nothing (`hf_era.data.padding_rows`). A user's `dataloader_drop_last`, `dispatch_batches` or streaming data set is
+    left to accelerate.
     """
 
     def check_sharding(self) -> None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from hf_era.data import FORGET, RETAIN, UNLABELLED, RoutingCollator
 from hf_era.data.columns import arrow_batches, flat_column, list_column
-from hf_era.data.weighing import add_routing_weights, frequency_table
+from hf_era.data.routing_weights import add_routing_weights, frequency_table
 from hf_era.routing import (
     RoutingRuleConfig,
     align_stories_to_prediction,

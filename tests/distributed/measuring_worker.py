@@ -20,12 +20,12 @@ from accelerate.utils import set_seed
 
 from hf_era import RunConfig
 from hf_era.evaluation import AuxiliaryActivationMeter, EvaluationConfig, Evaluator, RelearnAttack
-from hf_era.evaluation_phases import EvaluationPhases
-from hf_era.files import read_json
 from hf_era.models.loading import load_causal_lm
-from hf_era.phases import Phases
-from hf_era.processes import in_all, main_first, share_out
-from hf_era.run_inputs import load_inputs
+from hf_era.run.inputs import load_inputs
+from hf_era.run.measuring import EvaluationPhases
+from hf_era.run.phases import Phases
+from hf_era.utils.files import read_json
+from hf_era.utils.processes import in_all, main_first, share_out
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: planted"
 

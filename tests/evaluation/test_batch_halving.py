@@ -13,7 +13,7 @@ from hf_era.data.tokenizer import train_tokenizer
 from hf_era.evaluation import AuxiliaryActivationMeter, EvaluationConfig, Evaluator, RelearnAttack, RelearnAttackConfig
 from hf_era.evaluation.batch_halving import BatchMemoryError, halving_batches
 from hf_era.evaluation.generation import SamplingConfig, generate_texts
-from hf_era.evaluation.relearn_stories import MeasuredStories
+from hf_era.evaluation.relearn.attack import MeasuredStories
 
 ERRORS = {
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),

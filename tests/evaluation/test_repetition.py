@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hf_era.evaluation.batch_means import mean_of_batch_means
-from hf_era.evaluation.repetition import mean_repetition, trigram_repetition
+from hf_era.evaluation.losses import mean_of_batch_means
+from hf_era.evaluation.text_metrics import mean_repetition, trigram_repetition
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_era.evaluation import AuxiliaryActivationMeter, selectivity, selectivity_estimates
 from hf_era.evaluation.intervals import Estimate
-from hf_era.models.auxiliary import AuxiliaryMLP
+from hf_era.models.layers import AuxiliaryMLP
 
 WIDTH = 8
 

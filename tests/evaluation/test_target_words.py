@@ -3,7 +3,7 @@
 import pytest
 
 from hf_era.data.config import TREE_WORDS
-from hf_era.evaluation.target_words import TargetWordCounts, count_target_words, target_word_spans
+from hf_era.evaluation.text_metrics import TargetWordCounts, count_target_words, target_word_spans
 
 
 def found(text: str, words: list[str]) -> list[str]:

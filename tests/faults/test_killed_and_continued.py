@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_era import exit_codes
+from hf_era.utils import exit_codes
 
 KILL, TERMINATE, WARN = "SIGKILL", "SIGTERM", "SIGUSR1"
 ENDS = {KILL: -signal.SIGKILL, TERMINATE: exit_codes.STOPPED, WARN: exit_codes.STOPPED}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hf_era import exit_codes
-from hf_era.manifest import damage_of
-from hf_era.storage_errors import StorageError, check_writable, explained
+from hf_era.utils import exit_codes
+from hf_era.utils.files import damage_of
+from hf_era.utils.storage_errors import StorageError, check_writable, explained
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import torch
 from transformers import GPTNeoModel
 
 from hf_era import cli
-from hf_era.phase_runner import PhaseRunner
+from hf_era.run.phase_runner import PhaseRunner
 
 RANK = os.environ.get("RANK", "0")
 SAVING = ("rename", "replace", "fsync", "rmtree", "serialize_file")

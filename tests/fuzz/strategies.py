@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hf_era.configuration import _section_kinds
+from hf_era.run.config import _section_kinds
 
 STRANGE_TEXTS = (
     "", " ", "\n", "\0", "a\0b", "tree", "Tree.", "...", "!?", "\N{DECIDUOUS TREE}", "\U0001f468‍\U0001f469‍\U0001f467",

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from hf_era.configuration import RunConfig, load_run_config
-from hf_era.models.expanded_config import ExpandedConfigMixin
-from hf_era.models.gpt_neo import ExpandedGPTNeoConfig
-from hf_era.run_inputs import _base_config, _check_model_can_be_built
+from hf_era.models.config import ExpandedConfigMixin
+from hf_era.models.families.gpt_neo import ExpandedGPTNeoConfig
+from hf_era.run.config import RunConfig, load_run_config
+from hf_era.run.inputs import _base_config, _check_model_can_be_built
 
 from .strategies import config_values, junk, numbers, texts
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hf_era.data import DataConfig, load_stories, train_tokenizer
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN, WordFinder
+from hf_era.data.routing_weights import add_routing_weights, frequency_table
 from hf_era.data.tokenising import label_stories, tokenise_stories
-from hf_era.data.weighing import add_routing_weights, frequency_table
 from hf_era.routing import RoutingRuleConfig
 
 from .strategies import STRANGE_TEXTS, texts

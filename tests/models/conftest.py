@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM, GradientMultipliers
-from hf_era.models.fast_paths import ALL_SLOW
+from hf_era.models.fast.causal_lm import ALL_SLOW
 
 Gradients = dict[str, Tensor | None]
 

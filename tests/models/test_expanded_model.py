@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
 from hf_era.models import AuxiliaryMLP, ExpandedCausalLMOutput
-from hf_era.models.cache_names import CACHE_NAME
+from hf_era.models.fast.causal_lm import CACHE_NAME
 from hf_era.models.loading import expanded_from_config
 
 EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])

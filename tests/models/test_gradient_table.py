@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
-from hf_era.models.gpt_neo import ExpandedGPTNeoMLP
+from hf_era.models.families.gpt_neo import ExpandedGPTNeoMLP
 from hf_era.routing import scale_gradient
 
 SCALE = -0.5

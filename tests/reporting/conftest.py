@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from hf_era.evaluation.relearn_result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.result import RunResult
+from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.evaluation.results import RunResult
 
 
 def estimate(loss: float, half_width: float = 0.025, tokens: int = 15_212, stories: int = 100) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from hf_era.evaluation.result import RunResult
-from hf_era.reporting.comparison import comparison_markdown
-from hf_era.reporting.model_card import render_model_card
+from hf_era.evaluation.results import RunResult
+from hf_era.reporting.markdown.comparison import comparison_markdown
+from hf_era.reporting.markdown.model_card import render_model_card
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -7,12 +7,12 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
-from hf_era.evaluation.relearn_result import RelearnCurve, RelearnPoint, RelearnTrial
+from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnTrial
 from hf_era.reporting.plots import PLOT_KINDS, figure_svg, inline_svg, plot_kinds, save_plots
 from hf_era.reporting.plots import relearn as relearn_plot
 from hf_era.reporting.plots import token_weights as token_weights_plot
 
-from .html_samples import (
+from .samples import (
     HOSTILE,
     attack,
     bare_run,

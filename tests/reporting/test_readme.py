@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hf_era.evaluation import RunResult
-from hf_era.files import read_json
-from hf_era.reporting.comparison import aggregate, differences_table
+from hf_era.reporting.markdown.comparison import aggregate, differences_table
+from hf_era.utils.files import read_json
 
 
 def stored_results(repository_root: Path) -> list[RunResult]:

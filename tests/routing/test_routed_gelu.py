@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_era.routing import activation_l1, routed_gelu, scale_gradient
 
 # The module, not the function of the same name. 15 rows of 7 values: one, a third, a quarter (3.75 blocks), all.
-MODULE = importlib.import_module("hf_era.routing.routed_gelu")
+MODULE = importlib.import_module("hf_era.routing.scaling")
 ROWS, WIDTH = (3, 5), 7
 BLOCKS = [1, 5 * WIDTH, 4 * WIDTH + 3, MODULE.VALUES_PER_BLOCK]
 COEFFICIENT = 0.25  # of the L1 norm in the loss; a power of two, since the norm is fp32 on both sides

@@ -15,9 +15,9 @@ warnings.simplefilter("ignore")
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 from hf_era import ExpandedGPTNeoConfig, ExpansionConfig, expand_base
-from hf_era.configuration import RunConfig
+from hf_era.run.config import RunConfig
 from hf_era.models.loading import causal_lm_from_config, expanded_from_config, load_causal_lm
-from hf_era.run_inputs import _base_config
+from hf_era.run.inputs import _base_config
 from pathlib import Path
 
 room = 200 * 1024 * 1024

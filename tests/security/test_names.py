@@ -10,8 +10,8 @@ import yaml
 
 from hf_era.cli import main
 from hf_era.commands.model_options import default_folder
-from hf_era.configuration import RunConfig, load_run_config
-from hf_era.matrix import load_matrix
+from hf_era.run.config import RunConfig, load_run_config
+from hf_era.run.matrix import load_matrix
 
 LEADING_ELSEWHERE = ["../../x", "/etc/x", "a/../../x", "..", ".", ".ssh", "", " ", "a\0b", "a\nb", "a\\b", "\u202ea"]
 TOO_LONG = ["x" * 101, "\N{DECIDUOUS TREE}" * 26, "x" * 1_000_000]

@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_era.manifest import MANIFEST, damage_of
-from hf_era.stopping import StoppedError, stop_requested, stoppable
-from hf_era.training import pickle_free_trainer
-from hf_era.training.checkpoint_state import load_optimizer, load_process_state, save_optimizer, save_process_state
-from hf_era.training.checkpoints import DamagedCheckpointWarning, checkpoints_in, last_whole_checkpoint
+from hf_era.training import checkpointing_trainer
+from hf_era.training.checkpoints import (
+    DamagedCheckpointWarning,
+    checkpoints_in,
+    last_whole_checkpoint,
+    load_optimizer,
+    load_process_state,
+    save_optimizer,
+    save_process_state,
+)
+from hf_era.utils.files import MANIFEST, damage_of
+from hf_era.utils.signals import StoppedError, stop_requested, stoppable
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 
@@ -175,14 +182,14 @@ def test_a_save_that_fails_keeps_the_checkpoint_before(
     make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(max_steps=4, **SAVING)
-    original = pickle_free_trainer.save_optimizer
+    original = checkpointing_trainer.save_optimizer
 
     def full_disk(path: Path, *args: Any, **kwargs: Any) -> None:
         if trainer.state.global_step == 4:
             raise OSError(28, "No space left on device")
         original(path, *args, **kwargs)
 
-    monkeypatch.setattr(pickle_free_trainer, "save_optimizer", full_disk)
+    monkeypatch.setattr(checkpointing_trainer, "save_optimizer", full_disk)
     with pytest.raises(
         OSError, match=r"checkpoint-4 cannot be written: no space .*whole checkpoint is .*checkpoint-2\."
     ):

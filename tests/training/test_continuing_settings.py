@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_era.stopping import StoppedError, stoppable
 from hf_era.training.checkpoints import DamagedCheckpointWarning, checkpoints_in, last_whole_checkpoint
+from hf_era.utils.signals import StoppedError, stoppable
 
 FIGURES = ("step", "loss", "l1_loss", "grad_norm", "eval_loss", "eval_loss_ablated")
 

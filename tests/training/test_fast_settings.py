@@ -7,11 +7,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-import hf_era.training.token_weighted_trainer as trainer_module
+import hf_era.training.causal_lm_trainer as trainer_module
 from hf_era import FastGPTNeoForCausalLM, GradientRoutingConfig
-from hf_era.models.fast_paths import ALL_FAST, ALL_SLOW, FastPaths
+from hf_era.models.fast.causal_lm import ALL_FAST, ALL_SLOW, FastPaths
 from hf_era.training import NonFiniteLossError, TokenWeightedTrainer
-from hf_era.training.token_weighted_trainer import EMULATED_BF16_MESSAGE
+from hf_era.training.causal_lm_trainer import EMULATED_BF16_MESSAGE
 
 SLOW = {"fused_activation": False, "chunked_loss": False, "attn_implementation": "eager"}
 

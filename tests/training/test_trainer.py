@@ -12,10 +12,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM, TrainerCallback
 
-import hf_era.training.trainer as trainer_module
+import hf_era.training.gradient_routing_trainer as trainer_module
 from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
-from hf_era.models.fast_paths import ALL_SLOW
+from hf_era.models.fast.causal_lm import ALL_SLOW
 from hf_era.training import LocalizationWarning, NonFiniteLossError
 from hf_era.training.checkpoints import last_whole_checkpoint
 

@@ -16,9 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.model_result import ModelResult
-from hf_era.evaluation.result import RunResult
-from hf_era.reporting.formatting import is_number
+from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.reporting.markdown.formatting import is_number
 from hf_era.reporting.plots.selectivity import layer_order
 from hf_era.reporting.plots.style import (
     FORGET,

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
-from hf_era.evaluation.model_result import ModelResult
-from hf_era.evaluation.relearn_result import RECOVERY_MARGIN, AttackSummary, RelearnResult, RelearnTrial
-from hf_era.evaluation.result import RunResult
-from hf_era.reporting.formatting import is_number
+from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult, RelearnTrial
+from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.reporting.markdown.formatting import is_number
 from hf_era.reporting.plots.style import (
     INK,
     Look,

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hf_era.evaluation.model_result import ModelResult
-from hf_era.evaluation.result import RunResult
-from hf_era.files import write_text
+from hf_era.evaluation.results import ModelResult, RunResult
 from hf_era.reporting.plots import leak_audit, relearn, selectivity, token_weights, trade_off, training
 from hf_era.reporting.plots.svg import figure_svg
+from hf_era.utils.files import write_text
 
 Results = Sequence[RunResult | ModelResult]
 

@@ -19,9 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.model_result import ModelResult
-from hf_era.evaluation.result import RunResult
-from hf_era.reporting.formatting import is_number
+from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.reporting.markdown.formatting import is_number
 
 INK = "#1a1a1b"
 GRID = "#cfcfd2"

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 
-from hf_era.evaluation.model_result import ModelResult
-from hf_era.evaluation.result import RunResult
-from hf_era.reporting.formatting import is_number
+from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.reporting.markdown.formatting import is_number
 from hf_era.reporting.plots.style import (
     FORGET,
     MUTED,

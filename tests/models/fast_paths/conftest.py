@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM, GradientMultipliers
-from hf_era.models.fast_paths import ALL_SLOW
+from hf_era.models.fast.causal_lm import ALL_SLOW
 
 L1_COEFFICIENT = 0.01
 MULTIPLIERS = GradientMultipliers(original_forget=-0.75, auxiliary_retain=0.5)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
-from hf_era.models.gpt_neo_attention import FastGPTNeoSelfAttention
+from hf_era.models.fast.gpt_neo import FastGPTNeoSelfAttention
 
 TOLERANCE = 2e-6  # of the largest value or gradient, fp32
 WINDOW = 4

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, FastGPTNeoForCausalLM
-from hf_era.models.fast_paths import ALL_SLOW
+from hf_era.models.fast.causal_lm import ALL_SLOW
 
 EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_era.models import chunked_loss
+from hf_era.models.fast import chunked_loss
 
 VOCABULARY, HIDDEN = 53, 16
 FLOAT64_TOLERANCE = 1e-12  # of the loss, and of the largest value of a gradient

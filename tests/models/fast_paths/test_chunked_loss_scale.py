@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_era.models import chunked_loss
-from hf_era.models.chunked_loss import linear_cross_entropy
+from hf_era.models.fast import chunked_loss
+from hf_era.models.fast.chunked_loss import linear_cross_entropy
 
 TARGETS = torch.tensor([3, -100, 7, 1, 0, 12, 9] * 6)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM
-from hf_era.models.cache_names import CACHE_NAME
+from hf_era.models.fast.causal_lm import CACHE_NAME
 
 NEW_TOKENS = 9
 PAD = 50

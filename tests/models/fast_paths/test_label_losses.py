@@ -95,7 +95,7 @@ def test_logits_are_made_at_labelled_positions_only(
     heads: list[int] = []
     rows: list[int] = []
     fast.lm_head.register_forward_hook(lambda *arguments: heads.append(1))
-    from hf_era.models import fast_model
+    from hf_era.models.fast import causal_lm as fast_model
 
     function = fast_model.linear_cross_entropy
 

@@ -56,7 +56,7 @@ def training_step(model: Any, inputs: dict[str, Tensor]) -> Callable[[], None]:
 
 @pytest.fixture
 def model(make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> FastGPTNeoForCausalLM:
-    monkeypatch.setattr("hf_era.models.chunked_loss.BYTES_PER_CHUNK", CHUNK)
+    monkeypatch.setattr("hf_era.models.fast.chunked_loss.BYTES_PER_CHUNK", CHUNK)
     torch.manual_seed(0)
     return FastGPTNeoForCausalLM(make_config(vocab_size=VOCABULARY)).train()
 

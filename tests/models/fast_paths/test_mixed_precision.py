@@ -115,7 +115,7 @@ def test_the_loss_of_many_labels_is_summed_in_fp32(
     make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2,000 labels in chunks of 16: a sum in bf16 would be off by tenths."""
-    monkeypatch.setattr("hf_era.models.chunked_loss.BYTES_PER_CHUNK", 1)
+    monkeypatch.setattr("hf_era.models.fast.chunked_loss.BYTES_PER_CHUNK", 1)
     model = make_expanded([1])
     ids = torch.randint(0, 52, (64, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

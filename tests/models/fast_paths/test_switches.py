@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM, FastPaths
-from hf_era.models.fast_paths import ALL_FAST, ALL_SLOW
+from hf_era.models.fast.causal_lm import ALL_FAST, ALL_SLOW
 
 SPIES = {
-    "fused_activation": ("hf_era.models.fused_activation", "routed_gelu"),
-    "separate_activation": ("hf_era.models.fused_activation", "scale_gradient"),
-    "chunked_loss": ("hf_era.models.fast_model", "linear_cross_entropy"),
+    "fused_activation": ("hf_era.models.fast.activation", "routed_gelu"),
+    "separate_activation": ("hf_era.models.fast.activation", "scale_gradient"),
+    "chunked_loss": ("hf_era.models.fast.causal_lm", "linear_cross_entropy"),
     "whole_loss": ("torch.nn.functional", "cross_entropy"),
     "attention": ("torch.nn.functional", "scaled_dot_product_attention"),
 }

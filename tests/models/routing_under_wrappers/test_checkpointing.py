@@ -8,7 +8,7 @@ from torch.utils.checkpoint import CheckpointError
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
 
 from hf_era import ExpandedGPTNeoForCausalLM
-from hf_era.models.routed_layers import RoutedBlockMixin
+from hf_era.models.layers import RoutedBlockMixin
 
 
 @pytest.mark.parametrize("with_l1", [False, True])

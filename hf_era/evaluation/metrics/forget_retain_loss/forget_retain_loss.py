@@ -5,8 +5,7 @@ import evaluate
 import torch
 
 from hf_era.data.labelling import FORGET, RETAIN
-from hf_era.evaluation.batch_means import mean_of_batch_means
-from hf_era.evaluation.losses import loss_estimate
+from hf_era.evaluation.losses import loss_estimate, mean_of_batch_means
 
 _DESCRIPTION = """
 Token-weighted losses on forget and retain stories, nats a token, with 95 % bootstrap intervals over stories. Beside them,

@@ -1,9 +1,9 @@
-"""`evaluate` metric: how much relearn attacks bring back, as `hf_era.evaluation.relearn_result` sums it up."""
+"""`evaluate` metric: how much relearn attacks bring back, as `hf_era.evaluation.relearn.result` sums it up."""
 
 import datasets
 import evaluate
 
-from hf_era.evaluation.relearn_result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
 
 _DESCRIPTION = """
 Lowest forget loss of relearn attacks, its step, robust unlearning, and steps to recover; with means and 95 % intervals

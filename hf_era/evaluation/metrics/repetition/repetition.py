@@ -1,9 +1,9 @@
-"""`evaluate` metric: the share of word trigrams that repeat an earlier one, as `hf_era.evaluation.repetition` has it."""
+"""`evaluate` metric: the share of word trigrams that repeat an earlier one, as `hf_era.evaluation.text_metrics` has it."""
 
 import datasets
 import evaluate
 
-from hf_era.evaluation.repetition import mean_repetition
+from hf_era.evaluation.text_metrics import mean_repetition
 
 _DESCRIPTION = "1 - distinct / all word trigrams of a text, mean over texts; 0 for a text of fewer than three words."
 

@@ -1,11 +1,11 @@
-"""`evaluate` metric: forget words in generated texts, as `hf_era.evaluation.target_words` counts them."""
+"""`evaluate` metric: forget words in generated texts, as `hf_era.evaluation.text_metrics` counts them."""
 
 from dataclasses import asdict
 
 import datasets
 import evaluate
 
-from hf_era.evaluation.target_words import count_target_words
+from hf_era.evaluation.text_metrics import count_target_words
 
 _DESCRIPTION = "Counts forget words in texts: whole words, any case, punctuation around them stripped."
 

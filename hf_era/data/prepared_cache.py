@@ -1,0 +1,169 @@
+"""Prepared data is kept on disk: the same stories, tokenizer and settings are not labelled, tokenised and weighed twice.
+
+It is kept in the folder `hf_era` of the `datasets` cache (`HF_DATASETS_CACHE`), one folder per key, and all runs share
+it. The key covers everything that the prepared data depends on, so nothing stale is ever found; what is there is trusted
+only if every file still has the checksum that was written down last. The folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, load_from_disk
+from filelock import FileLock
+
+from hf_era.data.columns import arrow_batches
+from hf_era.data.config import DataConfig
+from hf_era.data.preparation import PreparedData, Sources
+from hf_era.routing import FrequencyRow, RoutingRuleConfig
+from hf_era.utils.files import digest_of_file, read_json, recover_leftovers, whole_directory, write_json
+from hf_era.version import __version__
+
+FORMAT = 1
+"""To be raised with every change of what is made of the same stories, or of how it is kept."""
+
+_LIBRARIES = ("datasets", "tokenizers", "transformers")
+_PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
+_RECORD = "prepared.json"
+
+
+@dataclass(frozen=True)
+class KeptData:
+    """What is kept under a key.
+
+    Attributes:
+        data (`PreparedData`): ready for the collator.
+        fingerprint (`str`): `data_fingerprint` of the splits it was made from.
+        trained_tokenizer (`str`, *optional*): the tokenizer as JSON, if it was trained on these stories.
+    """
+
+    data: PreparedData
+    fingerprint: str
+    trained_tokenizer: str | None = None
+
+
+def prepared_data_key(
+    sources: Sources,
+    config: DataConfig,
+    seed: int,
+    rule: RoutingRuleConfig,
+    tokenizer: Any,
+    vocabulary_size: int | None,
+) -> str:
+    """The key of prepared data: the contents of all that it is made of, and the versions that make it.
+
+    Args:
+        sources (`Sources`): the stories, as loaded.
+        config (`DataConfig`), seed (`int`), rule (`RoutingRuleConfig`): as for `split_sources` and `prepare_data`.
+        tokenizer: a fast tokenizer, or the vocabulary size to train one with on these stories.
+        vocabulary_size (`int`, *optional*): of the model; `None`: that of the tokenizer.
+    """
+    # How many processes work at it changes nothing.
+    settings = {name: value for name, value in config.to_dict().items() if name != "num_proc"}
+    parts = [
+        FORMAT,
+        {"hf_era": __version__, **{name: metadata.version(name) for name in _LIBRARIES}},
+        [None if part is None else _digest_of_texts(part) for part in (sources.train, sources.validation)],
+        [settings, seed, rule.to_dict(), vocabulary_size],
+        tokenizer if isinstance(tokenizer, int) else _identity_of(tokenizer),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def keep_prepared(key: str, prepare: Callable[[], KeptData]) -> KeptData:
+    """What is kept under `key`; if that is nothing, or damaged, what `prepare` makes, which is then kept.
+
+    One process prepares and others that want the same wait for it. Where the cache cannot be written to, the data is
+    prepared every time, with a warning.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_era" / key
+    kept = _read(folder / "data")
+    if kept is not None:
+        return kept
+    with _lock(folder / ".lock"):
+        kept = _read(folder / "data")  # it may have been written while this process waited
+        if kept is None:
+            prepared = prepare()
+            kept = _write(folder, prepared) or prepared
+    return kept
+
+
+def _digest_of_texts(stories: Dataset) -> str:
+    digest = hashlib.sha256()
+    for table in arrow_batches(stories, ["text"]):
+        texts = table["text"].to_pylist()
+        # The lengths tell where a story ends, and a missing story from an empty one.
+        digest.update(json.dumps([None if text is None else len(text) for text in texts]).encode())
+        digest.update("".join(text or "" for text in texts).encode())
+    return digest.hexdigest()
+
+
+def _identity_of(tokenizer: Any) -> list[Any]:
+    special = [
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.unk_token_id,
+        sorted(tokenizer.all_special_ids),
+    ]
+    options = [tokenizer.split_special_tokens, getattr(tokenizer, "clean_up_tokenization_spaces", None)]
+    return [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), special, options]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        pass  # nothing can be kept here, so there is nothing to wait for; `_write` says so
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(folder: Path, kept: KeptData) -> KeptData | None:
+    """Keeps the data and returns it as it is read back, from the disk instead of memory; `None` if that is impossible."""
+    try:
+        recover_leftovers(folder)
+        with whole_directory(folder / "data") as temporary:
+            for name in _PARTS:
+                # One file each: an empty part would be saved in none, and could not be loaded again.
+                getattr(kept.data, name).save_to_disk(temporary / name, num_shards=1)
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            record = {
+                "fingerprint": kept.fingerprint,
+                "trained_tokenizer": kept.trained_tokenizer,
+                "summary": kept.data.summary,
+                "frequency_rows": [row.to_dict() for row in kept.data.frequency_rows],
+                "files": {path.relative_to(temporary).as_posix(): digest_of_file(path) for path in files},
+            }
+            write_json(temporary / _RECORD, record)
+    except OSError as error:
+        warnings.warn(f"Prepared data cannot be kept for the next run: {error}", stacklevel=2)
+        return None
+    return _read(folder / "data")
+
+
+def _read(folder: Path) -> KeptData | None:
+    """What is kept in a folder; `None` if it is not there, or not as it was written."""
+    record = read_json(folder / _RECORD)
+    try:
+        if record is None or any(digest_of_file(folder / name) != value for name, value in record["files"].items()):
+            return None
+        parts: dict[str, Any] = {name: load_from_disk(str(folder / name)) for name in _PARTS}
+        rows = [FrequencyRow(**row) for row in record["frequency_rows"]]
+        data = PreparedData(frequency_rows=rows, summary=record["summary"], **parts)
+        return KeptData(data, record["fingerprint"], record["trained_tokenizer"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,65 @@
+"""The tables that `datasets` makes of local files and keeps: used again only if they are as they were made.
+
+A table that was cut off (a full disk) or damaged would otherwise be read as the user's own file: as an error that blames
+the file, or as other stories without a word. Each set of files has a folder of its own in the `datasets` cache, with a
+manifest of hashes; whatever is wrong with it, it is made anew from the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+from filelock import FileLock
+
+from hf_era.utils.files import MANIFEST, damage_of, write_manifest
+from hf_era.utils.storage_errors import explained
+
+
+def kept_table(files: Iterable[str], make: Callable[[str], Dataset]) -> Dataset:
+    """The table of local files, from the cache if it is there and whole.
+
+    Args:
+        files: paths. Another size or time of change makes another table.
+        make: reads the files into a table that it keeps under the folder it is given.
+
+    Raises:
+        StorageError: if the cache cannot be written to.
+    """
+    files = list(files)
+    folder = _folder_of(files)
+    # A file that may not be read is no fault of the cache.
+    with explained(folder) if all(os.access(name, os.R_OK) for name in files) else nullcontext():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if folder.exists():
+                damage = damage_of(folder)
+                if damage is None:
+                    return make(str(folder))
+                if (folder / MANIFEST).exists():  # one without was cut off while it was made
+                    warnings.warn(
+                        f"The table that is kept in {folder} is damaged: {damage}. It is made anew from the files.",
+                        stacklevel=2,
+                    )
+                shutil.rmtree(folder)
+            try:
+                table = make(str(folder))
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            write_manifest(folder)
+            return table
+
+
+def _folder_of(files: Iterable[str]) -> Path:
+    versions = [[name, os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in files]
+    key = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:32]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "hf_era" / "tables" / key

@@ -1,0 +1,374 @@
+"""Evaluates or attacks one causal LM, ours or not: what `hf-era eval` and `hf-era relearn` do."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+
+from hf_era.data import DataConfig, WordFinder, load_stories, padding_token_id
+from hf_era.data.config import TREE_WORDS
+from hf_era.data.splits import story_key
+from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.evaluation import (
+    EvaluationConfig,
+    Evaluator,
+    ModelResult,
+    RelearnConfig,
+    RelearnExperiment,
+    SamplingConfig,
+    StoryLosses,
+    check_attack,
+    describe_generations,
+    generate_texts,
+    load_result,
+    stories_needed,
+)
+from hf_era.evaluation.summary import yardstick
+from hf_era.models.loading import load_causal_lm, load_tokenizer
+from hf_era.utils.checks import unknown_value_message
+from hf_era.utils.environment import machine_description, package_versions
+from hf_era.utils.processes import main_first
+
+_DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
+
+
+def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console | None = None) -> ModelResult:
+    """Measures a model: losses, generations and, with `attack`, what relearn attacks bring back.
+
+    The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures.
+
+    Args:
+        config (`ModelEvaluationConfig`): which model and stories.
+        attack (`bool`): also make the attacks.
+        console (*optional*): where it says what it does. Not given: standard error.
+
+    Raises:
+        ValueError: for bad input, before any long work; or if a loss is not finite.
+    """
+    state = PartialState()
+    console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
+    filtering = None if config.data_filtering is None else load_result(config.data_filtering)
+    pool_size = stories_needed(config.relearn) if attack and not config.attack else 0
+    inputs = main_first(lambda: load_model_inputs(config, pool_size), state)
+    if filtering is not None and filtering.data.get("fingerprint") != inputs.data["fingerprint"]:
+        raise ValueError(
+            f"`data_filtering`: {config.data_filtering} was measured on other stories. Evaluate that model on those files."
+        )
+    experiment = _experiment(config, inputs, state) if attack else None
+    console.print(_plan(config, inputs, experiment))
+    seconds: dict[str, float] = {}
+    start = time.monotonic()
+    result = _measured(config, inputs, state)
+    seconds["evaluation"] = round(time.monotonic() - start, 1)
+    result.generations = _generations(config, inputs, state)
+    seconds["generation"] = round(time.monotonic() - start - seconds["evaluation"], 1)
+    if experiment is not None:
+        start = time.monotonic()
+        before = None if config.before is None else experiment.losses(load_model(config, config.before, "before"))
+        result.attack = experiment.run(inputs.model, before).to_dict()
+        seconds["attack"] = round(time.monotonic() - start, 1)
+    result.seconds = seconds
+    result.data_filtering = None if filtering is None else yardstick(filtering)
+    return result
+
+
+def _experiment(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> RelearnExperiment:
+    pool: Any = inputs.pool
+    check_attack(config.relearn, len(pool))
+    padding = padding_token_id(inputs.tokenizer)
+    return RelearnExperiment(
+        pool,
+        inputs.forget,
+        inputs.retain,
+        padding,
+        config.relearn,
+        device=config.resolved_device,
+        progress=state.is_main_process,
+        state=state,
+    )
+
+
+def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None) -> str:
+    counts = {name: inputs.data.get(f"{name}_stories", 0) for name in ("forget", "retain", "attack")}
+    lines = [
+        f"[bold]{_name(config)}[/], on {config.resolved_device}, {inputs.model.dtype}".replace("torch.", ""),
+        f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain stories",
+        f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
+    ]
+    if experiment is not None:
+        lines.append(f"  attack       {experiment.describe()}, out of {counts['attack']:,} stories")
+    return "\n".join(lines)
+
+
+def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> ModelResult:
+    padding = padding_token_id(inputs.tokenizer)
+    evaluator = Evaluator(
+        inputs.forget,
+        inputs.retain,
+        padding,
+        config.evaluation,
+        device=config.resolved_device,
+        progress=state.is_main_process,
+        state=state,
+    )
+    measured = {"final": evaluator.measure(inputs.model, "The model")}
+    _check_finite(config, measured["final"], config.model)
+    if config.before is not None:
+        measured["before"] = evaluator.measure(load_model(config, config.before, "before"), "Before the method")
+        _check_finite(config, measured["before"], config.before)
+    losses = {stage: evaluator.estimates(part) for stage, part in measured.items()}
+    differences: dict[str, Any] = {}
+    if "before" in measured:
+        found = evaluator.differences(measured["final"], measured["before"])
+        differences = {name: found[kind] for kind, name in _DIFFERENCES.items()}
+    return ModelResult(
+        name=_name(config),
+        model=config.model,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=package_versions(),
+        machine=machine_description(config.resolved_device),
+        data=inputs.data,
+        losses=losses["final"],
+        seed=config.seed,
+        before=None if config.before is None else {"model": config.before, "losses": losses["before"]},
+        differences=differences,
+        mean_of_batch_means={
+            "batch_size": config.evaluation.mean_of_batch_means_size,
+            **{stage: evaluator.means_of_batch_means(part) for stage, part in measured.items()},
+        },
+    )
+
+
+def _check_finite(config: ModelEvaluationConfig, measured: dict[str, StoryLosses], model: str) -> None:
+    for name, losses in measured.items():
+        total = float(losses.nll.sum())
+        if not math.isfinite(total):
+            way_out = " float16 overflows easily: pass `--dtype float32`." if config.dtype == "float16" else ""
+            raise ValueError(
+                f"The {name} loss of {model} is not finite ({total}). Its weights may be broken: look for NaN in the "
+                f"checkpoint.{way_out}"
+            )
+
+
+def _generations(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> dict[str, Any]:
+    settings = config.generation
+    if not settings.enabled:
+        return {}
+    texts: dict[str, list[str]] = {}
+    if config.before is not None:
+        before = load_model(config, config.before, "before")
+        texts["before"], _ = generate_texts(before, inputs.tokenizer, settings, state=state)
+    texts["final"], allowed = generate_texts(inputs.model, inputs.tokenizer, settings, state=state)
+    return describe_generations(texts, settings.prompts, config.forget_words, settings, allowed)
+
+
+def _name(config: ModelEvaluationConfig) -> str:
+    return config.name or Path(config.model).name or config.model
+
+
+DEFAULT_MAX_TOKENS = 256
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class ModelEvaluationConfig:
+    """What is measured of one model.
+
+    Args:
+        model (`str`): local directory or hub id of any causal LM.
+        forget, retain (`str`): stories to evaluate on: a local file (.jsonl, .json, .txt, .parquet), a directory, or a hub
+            data set id. Which file a story is in says what it is; its words do not.
+        attack (`str`, *optional*): forget stories for the relearn attack. Not given: they are taken out of `forget`.
+        before (`str`, *optional*): the model before the method, to compare with.
+        data_filtering (`str`, *optional*): result file of a model that was trained on retain stories alone, measured on the
+            same stories: its figures stand beside.
+        tokenizer (`str`, *optional*): not given: the model's.
+        name (`str`, *optional*): to be shown. Not given: the last part of `model`.
+        forget_words (`list[str]`, *optional*): words whose own loss is measured and that are counted in generations.
+        max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): a story is cut there.
+            Without `max_tokens`: at 256, or at the model's context if that is shorter.
+        split, text_column (`str`, *optional*): as in the section `data` of a run.
+        device (`str`, *optional*, defaults to `"auto"`): `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype (`str`, *optional*, defaults to `"auto"`): `auto` (that of the checkpoint), `float32`, `bfloat16`, `float16`.
+        seed (`int`, *optional*, defaults to `0`): of the attack's choice of stories, where `forget` is split.
+        evaluation, generation, relearn: the sections of a run's config.
+
+    Raises:
+        ValueError: for an unknown dtype or a device that is not there.
+    """
+
+    model: str
+    forget: str
+    retain: str
+    attack: str | None = None
+    before: str | None = None
+    data_filtering: str | None = None
+    tokenizer: str | None = None
+    name: str | None = None
+    forget_words: list[str] = field(default_factory=lambda: list(TREE_WORDS))
+    max_characters: int | None = 1_029
+    max_tokens: int | None = None
+    split: str = "train"
+    text_column: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    generation: SamplingConfig = field(default_factory=SamplingConfig)
+    relearn: RelearnConfig = field(default_factory=RelearnConfig)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(unknown_value_message("dtype", self.dtype, DTYPES))
+        self.resolved_device = _device(self.device)
+        DataConfig(forget_words=self.forget_words, max_characters=self.max_characters)  # checks them
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """A model, and tokenised stories: `input_ids`, `is_forget_word`, `length`, `text`."""
+
+    model: Any
+    tokenizer: Any
+    forget: Dataset
+    retain: Dataset
+    pool: Dataset | None
+    data: dict[str, Any]
+
+
+def load_model(config: ModelEvaluationConfig, name: str, field_name: str = "model") -> Any:
+    """A causal LM in the dtype and on the device of the config."""
+    model = load_causal_lm(name, field_name, dtype=DTYPES[config.dtype])
+    return model.to(config.resolved_device)
+
+
+def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> ModelInputs:
+    """Loads model, tokenizer and stories and checks them against each other.
+
+    Args:
+        config (`ModelEvaluationConfig`): what to load.
+        pool_size (`int`, *optional*, defaults to `0`): stories to take out of `forget` for an attack.
+
+    Raises:
+        ValueError: for a file without stories, a story that is in two of the sets, more tokens than the model has positions
+            or embeddings.
+    """
+    model = load_model(config, config.model)
+    tokenizer = load_tokenizer(config.tokenizer or config.model, "tokenizer" if config.tokenizer else "model")
+    data_config = _data_config(config, model, tokenizer)
+    named = {"forget": config.forget, "retain": config.retain, **({"attack": config.attack} if config.attack else {})}
+    texts = {name: _labelled(config, data_config, name, source) for name, source in named.items()}
+    _check_disjoint(texts)
+    if pool_size and not config.attack:
+        texts["forget"], texts["attack"] = _split_pool(texts["forget"], pool_size, config)
+    sets = {name: tokenise_stories(part, tokenizer, data_config, f"{name} stories") for name, part in texts.items()}
+    _check_vocabulary(model, sets)
+    return ModelInputs(model, tokenizer, sets["forget"], sets["retain"], sets.get("attack"), _summary(config, sets))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"`device` should be auto, cpu, cuda, cuda:N or mps, got {name!r}.") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        raise ValueError(f"`device` is {name!r}, but torch {torch.__version__} finds none. Pass `--device cpu`.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"`device` is {name!r}, but there are {torch.cuda.device_count()} GPUs, counted from 0.")
+    return device
+
+
+def _data_config(config: ModelEvaluationConfig, model: Any, tokenizer: Any) -> DataConfig:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    max_tokens = config.max_tokens or min(DEFAULT_MAX_TOKENS, positions or DEFAULT_MAX_TOKENS)
+    if positions is not None and max_tokens > positions:
+        raise ValueError(
+            f"`max_tokens` is {max_tokens}, but {config.model} has {positions} positions. Lower it, or leave it out: "
+            "stories are then cut at the model's context."
+        )
+    return DataConfig(
+        forget_words=config.forget_words,
+        max_characters=config.max_characters,
+        max_tokens=max_tokens,
+        add_bos=tokenizer.bos_token_id is not None,
+        text_column=config.text_column,
+    )
+
+
+def _labelled(config: ModelEvaluationConfig, data: DataConfig, name: str, source: str) -> Dataset:
+    stories = load_stories(source, field=name, split=config.split, text_column=config.text_column, seed=config.seed)
+    return label_stories(stories, data, f"{name} stories")
+
+
+def _check_disjoint(texts: dict[str, Dataset]) -> None:
+    """A story that is attacked with and measured on, or that is both forget and retain, makes the figures worthless."""
+    keys = {name: {story_key(text) for text in part["text"][:]} for name, part in texts.items()}
+    for one, other in (("forget", "retain"), ("forget", "attack"), ("retain", "attack")):
+        shared = keys.get(one, set()) & keys.get(other, set())
+        if shared:
+            raise ValueError(
+                f"`{one}` and `{other}` share {len(shared)} stories, for instance {sorted(shared)[0][:60]!r}. Take them out "
+                "of one of the files."
+            )
+
+
+def _split_pool(forget: Dataset, size: int, config: ModelEvaluationConfig) -> tuple[Dataset, Dataset]:
+    """Forget stories to measure on, and those for the attack; a story and its repetitions stay together."""
+    first: dict[str, int] = {}
+    for index, text in enumerate(forget["text"][:]):
+        first.setdefault(story_key(text), index)
+    distinct = list(first.values())
+    if config.relearn.allow_fewer:
+        size = min(size, len(distinct) // 2)
+    if not 0 < size < len(distinct):
+        raise ValueError(
+            f"`forget` holds {len(distinct)} distinct stories; the attack needs {max(size, 1)} of them and at least one "
+            "must be left to measure on. Give more, name other stories for the attack with `--attack`, lower "
+            "`--relearn.stories` or `--relearn.trials`, or pass `--allow-fewer`."
+        )
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    chosen = [distinct[index] for index in order]
+    return forget.select(sorted(chosen[size:])), forget.select(sorted(chosen[:size]))
+
+
+def _check_vocabulary(model: Any, sets: dict[str, Dataset]) -> None:
+    embeddings = model.get_input_embeddings().num_embeddings
+    largest = max(max(max(story) for story in part["input_ids"]) for part in sets.values())
+    if largest >= embeddings:
+        raise ValueError(
+            f"The tokenizer gives token {largest}, but the model has {embeddings} embeddings. Pass the tokenizer that the "
+            "model was trained with: `--tokenizer`."
+        )
+
+
+def _summary(config: ModelEvaluationConfig, sets: dict[str, Dataset]) -> dict[str, Any]:
+    finder = WordFinder(config.forget_words)
+    digest = hashlib.sha256()
+    for name in ("forget", "retain"):
+        for ids in sets[name]["input_ids"]:
+            digest.update(f"{name}{list(ids)}".encode())
+    counts = {}
+    for name, part in sets.items():
+        counts[f"{name}_stories"], counts[f"{name}_tokens"] = len(part), sum(part["length"][:])
+        counts[f"{name}_stories_with_a_forget_word"] = sum(map(finder.found_in, part["text"][:]))
+    return {
+        "forget_source": config.forget,
+        "retain_source": config.retain,
+        "attack_source": config.attack,
+        "forget_words": list(config.forget_words),
+        **counts,
+        "fingerprint": digest.hexdigest(),
+    }

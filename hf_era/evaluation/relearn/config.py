@@ -1,0 +1,224 @@
+"""The relearn attack's settings, and the attacks that they ask for with a given number of stories.
+
+The forget stories that an attacker may have (the *pool*) are few, and trials of one attack share none of them. What does
+not fit is refused before anything is trained, or made smaller where the user said so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hf_era.utils.checks import check_count, shown
+
+FULL, LORA = "full", "lora"
+"""Kinds of attack: all weights are trained, or low-rank adapters only."""
+
+
+@dataclass
+class RelearnAttackConfig:
+    """What the trials of all attacks have in common. Defaults: the reference's.
+
+    Args:
+        steps (`int`, *optional*, defaults to `40`): steps at most.
+        learning_rate (`float`, *optional*, defaults to `5e-5`): AdamW's, constant; betas (0.9, 0.95).
+        patience (`int`, *optional*, defaults to `3`): stop after so many evaluations in a row whose forget loss rose.
+            `None`: never.
+        evaluate_every (`int`, *optional*, defaults to `1`): steps between evaluations; the last step is always evaluated.
+        batch_size (`int`, *optional*, defaults to `16`): stories in memory at a time; changes speed and memory only.
+        lora_rank (`int`, *optional*, defaults to `8`), lora_alpha (`float`, *optional*, defaults to `16`): of adapters.
+        bf16 (`bool`, *optional*): run the passes in bf16 autocast; weights stay in fp32. Not given: as the run was trained,
+            and fp32 outside of a run.
+        seed (`int`, *optional*, defaults to `0`): of adapters, dropout and, in an experiment, the choice of stories.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    steps: int = field(default=40, metadata={"help": "Steps of a trial at most."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate, constant, for every N."})
+    patience: int | None = field(
+        default=3, metadata={"help": "Stop after so many evaluations in a row with a higher forget loss; null: never."}
+    )
+    evaluate_every: int = field(default=1, metadata={"help": "Steps between evaluations."})
+    batch_size: int = field(default=16, metadata={"help": "Stories in memory at a time; changes the speed only."})
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapters of a LoRA attack."})
+    lora_alpha: float = field(default=16.0, metadata={"help": "Scale of the adapters of a LoRA attack."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Attack in bf16 autocast. Not given: as the run was trained."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the choice of stories, the adapters and dropout."})
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "patience", "evaluate_every", "batch_size", "lora_rank"):
+            check_count(f"relearn.{name}", getattr(self, name), 1, 1_000_000)
+        check_count("relearn.seed", self.seed, 0, 2**32 - 1)
+        for name in ("learning_rate", "lora_alpha"):
+            check_positive(name, getattr(self, name))
+
+
+@dataclass
+class RelearnConfig(RelearnAttackConfig):
+    """The relearn attacks on one model: several N, several trials each, a sweep of learning rates, and LoRA.
+
+    Args:
+        enabled (`bool`, *optional*, defaults to `True`): `False` leaves the attacks out.
+        stories (`list[int]`, *optional*, defaults to `[1, 4, 16, 64]`): forget stories of the attacker, N; all N are the
+            batch of every step.
+        trials (`int`, *optional*, defaults to `5`): trials for each N; they share no story, so N x trials are needed.
+        sweep_stories (`int`, *optional*): N of the sweep and of LoRA. Not given: the largest of `stories`.
+        sweep_learning_rates (`list[float]`, *optional*, defaults to `[1e-5, 5e-5, 2e-4, 1e-3]`): also attack with these;
+            an attack that is made already is not repeated. Empty: no sweep.
+        sweep_trials (`int`, *optional*): trials for each learning rate of the sweep and of LoRA. Not given: as `trials`.
+        lora (`bool`, *optional*, defaults to `True`): also attack through low-rank adapters.
+        lora_learning_rates (`list[float]`, *optional*, defaults to `[1e-3]`): theirs.
+        evaluation_stories (`int`, *optional*, defaults to `64`): measure on at most so many forget and so many retain
+            stories, always the same ones. `None`: on all.
+        allow_fewer (`bool`, *optional*, defaults to `False`): with too few stories, make fewer trials, or use fewer
+            stories, and say so in the result. `False`: that is an error.
+        kwargs: the fields of `RelearnAttackConfig`.
+
+    Raises:
+        ValueError: for a number out of range, no N at all, or LoRA without a learning rate.
+    """
+
+    enabled: bool = field(default=True, metadata={"help": "false leaves the attacks out."})
+    stories: list[int] = field(
+        default_factory=lambda: [1, 4, 16, 64], metadata={"help": "Forget stories of the attacker, one attack each."}
+    )
+    trials: int = field(default=5, metadata={"help": "Trials of each attack; they share no story."})
+    sweep_stories: int | None = field(
+        default=None, metadata={"help": "Stories of the sweep and of LoRA. Not given: the largest of relearn.stories."}
+    )
+    sweep_learning_rates: list[float] = field(
+        default_factory=lambda: [1e-5, 5e-5, 2e-4, 1e-3],
+        metadata={"help": "Also attack with these learning rates. Empty: no sweep."},
+    )
+    sweep_trials: int | None = field(
+        default=None, metadata={"help": "Trials of each attack of the sweep and of LoRA. Not given: as trials."}
+    )
+    lora: bool = field(default=True, metadata={"help": "Also attack through low-rank adapters (peft)."})
+    lora_learning_rates: list[float] = field(
+        default_factory=lambda: [1e-3], metadata={"help": "Learning rates of the LoRA attacks."}
+    )
+    evaluation_stories: int | None = field(
+        default=64, metadata={"help": "Measure on at most so many forget and so many retain stories; null: on all."}
+    )
+    allow_fewer: bool = field(
+        default=False, metadata={"help": "With too few stories: fewer trials or stories instead of an error."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("trials", "sweep_stories", "sweep_trials", "evaluation_stories"):
+            check_count(f"relearn.{name}", getattr(self, name))
+        if not self.stories:
+            raise ValueError("`relearn.stories` is empty. Give at least one number, or set `relearn.enabled` to false.")
+        for stories in self.stories:
+            if stories < 1:
+                raise ValueError(f"`relearn.stories` should hold numbers of at least 1, got {shown(stories)}.")
+            check_count("relearn.stories", stories)
+        for name in ("sweep_learning_rates", "lora_learning_rates"):
+            for value in getattr(self, name):
+                check_positive(name, value)
+        if self.lora and not self.lora_learning_rates:
+            raise ValueError("`relearn.lora_learning_rates` is empty. Give one, or set `relearn.lora` to false.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PlannedAttack:
+    """One kind of attack: `trials` trials with `stories` stories each. `kind` is `full` or `lora`."""
+
+    kind: str
+    stories: int
+    learning_rate: float
+    trials: int
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """The attacks that will be made, and in words what was asked for and cannot be done in full."""
+
+    attacks: list[PlannedAttack]
+    notes: list[str]
+
+
+def plan_attacks(config: RelearnConfig, pool_size: int) -> AttackPlan:
+    """The attacks that a config asks for, with `pool_size` forget stories to draw from.
+
+    Raises:
+        ValueError: if there are too few stories and `allow_fewer` was not said, or none at all.
+    """
+    asked = _asked_attacks(config)
+    too_large = [attack for attack in asked if attack.stories * attack.trials > pool_size]
+    if too_large and (not config.allow_fewer or pool_size == 0):
+        raise ValueError(_too_few(config, max(too_large, key=lambda part: part.stories * part.trials), pool_size))
+    attacks, notes = [], []
+    for attack in asked:
+        stories = min(attack.stories, pool_size)
+        trials = min(attack.trials, pool_size // stories)
+        if (stories, trials) != (attack.stories, attack.trials):
+            notes.append(
+                f"Attacks with {_count(attack.stories, 'forget story', 'forget stories')} and "
+                f"{_count(attack.trials, 'trial', 'trials')} that share none were asked for; with {pool_size} in all it "
+                f"became {_count(trials, 'trial', 'trials')} with {_count(stories, 'story', 'stories')}."
+            )
+        attacks.append(PlannedAttack(attack.kind, stories, attack.learning_rate, trials))
+    # What was cut down to the whole pool can be what is made already.
+    return AttackPlan(list(dict.fromkeys(attacks)), list(dict.fromkeys(notes)))
+
+
+def stories_needed(config: RelearnConfig) -> int:
+    """How many forget stories the pool should hold, so that the attacks can be made in full."""
+    return max(attack.stories * attack.trials for attack in _asked_attacks(config))
+
+
+def check_attack(config: RelearnConfig, pool_size: int) -> None:
+    """Raises `ValueError` if the attacks could not be made with `pool_size` stories; to be called before any training."""
+    if config.enabled:
+        plan_attacks(config, pool_size)
+
+
+def check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"`relearn.{name}` should be a positive number, got {value}.")
+
+
+def _asked_attacks(config: RelearnConfig) -> list[PlannedAttack]:
+    """What the config asks for, whatever there is; nothing twice."""
+    swept = config.sweep_stories or max(config.stories)
+    sweep_trials = config.sweep_trials or config.trials
+    asked = [PlannedAttack(FULL, stories, config.learning_rate, config.trials) for stories in config.stories]
+    made = {(attack.stories, attack.learning_rate) for attack in asked}
+    asked += [
+        PlannedAttack(FULL, swept, rate, sweep_trials)
+        for rate in config.sweep_learning_rates
+        if (swept, rate) not in made
+    ]
+    if config.lora:
+        asked += [PlannedAttack(LORA, swept, rate, sweep_trials) for rate in config.lora_learning_rates]
+    return list(dict.fromkeys(asked))
+
+
+def _too_few(config: RelearnConfig, attack: PlannedAttack, pool_size: int) -> str:
+    is_main = attack.kind == FULL and attack.learning_rate == config.learning_rate and attack.stories in config.stories
+    trials = "trials" if is_main or config.sweep_trials is None else "sweep_trials"
+    stories = "stories" if is_main or config.sweep_stories is None else "sweep_stories"
+    ways = f"Set more aside with `data.attack_stories`, lower `relearn.{trials}` or `relearn.{stories}`"
+    if pool_size:
+        ways += ", or take what there is with `--allow-fewer`"
+    else:
+        ways = "Set some aside with `data.attack_stories`, or leave the attack out with `--relearn.enabled false`"
+    return (
+        f"`relearn.{stories}` {attack.stories} with `relearn.{trials}` {attack.trials} needs "
+        f"{_count(attack.stories * attack.trials, 'forget story', 'forget stories')}, for trials share none, but there "
+        f"{'is' if pool_size == 1 else 'are'} {pool_size} that neither training nor any evaluation saw. {ways}."
+    )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

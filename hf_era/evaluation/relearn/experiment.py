@@ -1,0 +1,296 @@
+"""The relearn attack as an experiment: several N, trials, learning rates and LoRA, all measured on the same stories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.progress import Progress, TaskID
+
+from hf_era.evaluation.relearn.attack import MeasuredStories, RelearnAttack, attackable_copy, seeded, with_lora
+from hf_era.evaluation.relearn.config import LORA, PlannedAttack, RelearnAttackConfig, RelearnConfig, plan_attacks
+from hf_era.evaluation.relearn.result import RelearnPoint, RelearnResult, RelearnTrial, rises_at_the_end
+from hf_era.utils.files import read_json, write_json
+from hf_era.utils.processes import in_all, share_of, share_out
+
+OnStep = Callable[[RelearnPoint], None]
+
+
+class RelearnExperiment:
+    """Makes the attacks that a config asks for, on any causal LM.
+
+    Trial t with N stories gets stories [t N, (t + 1) N) of one seeded permutation of the pool: trials of the same attack
+    share none, and attacks that differ in learning rate or kind only are made with the same ones. The same model, stories
+    and config give the same curves, bit for bit on a CPU with the same number of threads.
+
+    Args:
+        pool (`Dataset`): forget stories that neither training nor any evaluation saw; `input_ids`, `length`. Those with
+            fewer than two tokens teach nothing and do not count.
+        forget, retain (`Dataset`): what is measured, or a fixed choice of it (`evaluation_stories`); the same columns.
+        pad_token_id (`int`): any valid id.
+        config (`RelearnConfig`): the attacks. Its `enabled` is for the caller to heed.
+        device (*optional*, defaults to `"cpu"`): where they run.
+        progress (`bool`, *optional*, defaults to `True`): show a bar over all steps that this process makes.
+        state (`PartialState`, *optional*): of this process among the launched ones, which share the trials out and all
+            get all of them. Each must then make the same calls in the same order. Not given: this process does it all.
+
+    Raises:
+        ValueError: if there are too few stories for what was asked, or nothing to learn from or to measure.
+    """
+
+    def __init__(
+        self,
+        pool: Dataset,
+        forget: Dataset,
+        retain: Dataset,
+        pad_token_id: int,
+        config: RelearnConfig,
+        device: Any = "cpu",
+        progress: bool = True,
+        state: PartialState | None = None,
+    ) -> None:
+        self.config, self._progress, self._pad_token_id, self._state = config, progress, pad_token_id, state
+        pool = pool.select([index for index, length in enumerate(pool["length"]) if length > 1])
+        self._plan = plan_attacks(config, len(pool))
+        self._pool = pool.select(_shuffled(len(pool), config.seed))
+        forget, retain = (_fixed_choice(part, config.evaluation_stories, config.seed) for part in (forget, retain))
+        self._measured = MeasuredStories(forget, retain, pad_token_id, config.batch_size, device, bool(config.bf16))
+        self._longest = max(max(part["length"]) for part in (pool, forget, retain))
+        self._highest_id = max(max(ids, default=0) for part in (pool, forget, retain) for ids in part["input_ids"])
+
+    def plan(self) -> list[PlannedAttack]:
+        """The attacks that `run` makes, in that order."""
+        return list(self._plan.attacks)
+
+    def describe(self) -> str:
+        """One line: what `run` is going to do."""
+        plan, counts = self._plan.attacks, self._measured.counts
+        trials = sum(attack.trials for attack in plan)
+        sizes = ", ".join(str(stories) for stories in dict.fromkeys(attack.stories for attack in plan))
+        rates = [
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(part.learning_rate for part in plan if part.kind == kind))
+            for kind in dict.fromkeys(attack.kind for attack in plan)
+        ]
+        every = "step" if self.config.evaluate_every == 1 else f"{self.config.evaluate_every} steps"
+        return (
+            f"{trials} relearn attacks of up to {self.config.steps} steps on {sizes} forget stories, learning rates "
+            f"{' and, with LoRA, '.join(rates)}; measured every {every} on {counts['forget_stories']} forget and "
+            f"{counts['retain_stories']} retain stories"
+        )
+
+    def losses(self, model: Any) -> dict[str, float]:
+        """`forget`, `retain` -> a model's loss on the stories that attacks are measured on, nats a token, token-weighted,
+        in the precision of an attack. The model is left as it is.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(model)
+        return self._measured.losses(attackable_copy(model, self._measured.device), self._state)
+
+    def check(self, model: Any) -> None:
+        """Raises `ValueError` if these stories do not fit a model: too long, or of another tokenizer; or if it has no
+        weights that can be trained. Any model of the same config will do, so it can be called before training."""
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and self._longest > limit:
+            raise ValueError(
+                f"`data.max_tokens`: the longest story of the attack has {self._longest} tokens, but the model takes "
+                f"{limit} at most (`max_position_embeddings`). Cut the stories with `--data.max_tokens {limit}`."
+            )
+        vocabulary = getattr(model.get_input_embeddings(), "num_embeddings", None)
+        if vocabulary is not None and self._highest_id >= vocabulary:
+            raise ValueError(
+                f"The attack's stories hold token {self._highest_id}, but the model knows {vocabulary} tokens. "
+                "Tokenise them with the model's own tokenizer."
+            )
+        if getattr(model, "is_quantized", False):
+            raise ValueError("A quantised model has no weights to attack. Load it without quantisation.")
+
+    def run(
+        self,
+        model: Any,
+        before: Mapping[str, float] | None = None,
+        done: Iterable[RelearnTrial] = (),
+        on_trial: Callable[[RelearnTrial], None] | None = None,
+    ) -> RelearnResult:
+        """Attacks copies of a model; the model itself is left as it is.
+
+        Args:
+            model: any causal LM.
+            before (*optional*): `forget`, `retain` -> loss of the model before the method, from `losses`. Not given:
+                robust unlearning and recovery are not known.
+            done (*optional*): trials of an earlier run *of the same experiment on the same model* that was stopped; they
+                are not repeated. Those that are not in the plan are ignored. The same ones in every process.
+            on_trial (*optional*): called with each new trial when it is through, in the process that made it.
+
+        Raises:
+            ValueError: before the first step, as `check`; if a loss is not finite before the attack; or if LoRA is asked
+                for and does not fit the model.
+        """
+        before = _checked_before(before)
+        self.check(model)
+        start = self._checked_start(model)
+        known = {_key(trial): trial for trial in done}
+        planned = [(attack, index) for attack in self._plan.attacks for index in range(attack.trials)]
+        missing = [(attack, index) for attack, index in planned if self._key(attack, index) not in known]
+        known |= {_key(trial): trial for trial in self._make(model, missing, start, on_trial)}
+        trials = [known[self._key(attack, index)] for attack, index in planned]
+        return RelearnResult(
+            trials=trials,
+            before=before,
+            settings=self.config.to_dict(),
+            measured=dict(self._measured.counts),
+            pool_stories=len(self._pool),
+            notes=[*self._plan.notes, *filter(None, map(self._note_of, trials))],
+        )
+
+    def _make(
+        self,
+        model: Any,
+        missing: list[tuple[PlannedAttack, int]],
+        start: RelearnPoint,
+        on_trial: Callable[[RelearnTrial], None] | None,
+    ) -> list[RelearnTrial]:
+        """The trials with these numbers, each made by one process."""
+        steps, through = self.config.steps, 0
+        with Progress(transient=True, disable=not self._progress) as bar:
+            task = bar.add_task("Relearn attack", total=len(share_of(missing, self._state)) * steps)
+
+            def make(number: tuple[PlannedAttack, int]) -> RelearnTrial:
+                nonlocal through
+                bar.update(task, description=_title(*number))
+                trial = self._run_trial(model, *number, start, _stepper(bar, task, through * steps))
+                if on_trial is not None:
+                    on_trial(trial)
+                through += 1
+                bar.update(task, completed=through * steps)
+                return trial
+
+            return share_out(missing, make, self._state)
+
+    def _key(self, attack: PlannedAttack, index: int) -> tuple[Any, ...]:
+        return attack.kind, attack.stories, attack.learning_rate, index, self.config.seed + index
+
+    def _checked_start(self, model: Any) -> RelearnPoint:
+        """Step 0, which all trials have in common. Here everything fails that can fail before the first step."""
+        copied = attackable_copy(model, self._measured.device)
+        start = self._measured.start(copied, self._state)
+        if any(attack.kind == LORA for attack in self._plan.attacks):
+            with seeded(self.config.seed, self._measured.device):
+                with_lora(copied, self.config.lora_rank, self.config.lora_alpha)
+        return start
+
+    def _run_trial(
+        self, model: Any, attack: PlannedAttack, index: int, start: RelearnPoint, on_step: OnStep
+    ) -> RelearnTrial:
+        curve = self._attack(attack, index).run(model, start, on_step)
+        seed = self.config.seed + index
+        return RelearnTrial(attack.kind, attack.stories, attack.learning_rate, index, seed, curve)
+
+    def _attack(self, attack: PlannedAttack, index: int) -> RelearnAttack:
+        stories = self._pool.select(range(index * attack.stories, (index + 1) * attack.stories))
+        shared = {item.name: getattr(self.config, item.name) for item in fields(RelearnAttackConfig)}
+        own = {"learning_rate": attack.learning_rate, "seed": self.config.seed + index}
+        settings = RelearnAttackConfig(**{**shared, **own})
+        return RelearnAttack(stories, self._measured, self._pad_token_id, settings, attack.kind)
+
+    def _note_of(self, trial: RelearnTrial) -> str | None:
+        """What to say of a trial that ended before its steps and not by patience: its loss was no longer finite."""
+        points, patience = trial.curve.points, self.config.patience
+        out_of_patience = patience is not None and rises_at_the_end(points) >= patience
+        if points[-1].step >= self.config.steps or out_of_patience:
+            return None
+        return (
+            f"The {_name(trial)}, trial {trial.trial + 1}: the loss was no longer finite after step {points[-1].step}; "
+            "the curve up to there counts."
+        )
+
+
+def _key(trial: RelearnTrial) -> tuple[Any, ...]:
+    return *trial.attack, trial.trial, trial.seed
+
+
+def _name(attack: PlannedAttack | RelearnTrial) -> str:
+    kind = "LoRA attack" if attack.kind == LORA else "attack"
+    return f"{kind} with N = {attack.stories} at {attack.learning_rate:g}"
+
+
+def _title(attack: PlannedAttack, index: int) -> str:
+    return f"Relearn {_name(attack)}, trial {index + 1} of {attack.trials}"
+
+
+def _stepper(bar: Progress, task: TaskID, through: int) -> OnStep:
+    """Moves the bar with the steps of a trial, of which `through` steps came before."""
+    return lambda point: bar.update(task, completed=through + point.step)
+
+
+def _shuffled(size: int, seed: int) -> list[int]:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _fixed_choice(stories: Dataset, number: int | None, seed: int) -> Dataset:
+    """At most so many stories, chosen by the seed; the same ones for every model."""
+    return (
+        stories if number is None or number >= len(stories) else stories.select(_shuffled(len(stories), seed)[:number])
+    )
+
+
+def _checked_before(before: Mapping[str, float] | None) -> dict[str, float] | None:
+    if before is None:
+        return None
+    values = {name: before.get(name, math.nan) for name in ("forget", "retain")}
+    if not all(math.isfinite(value) for value in values.values()):
+        raise ValueError(
+            f"`before` should hold a finite `forget` and `retain` loss, got {dict(before)}. Pass `losses`."
+        )
+    return values
+
+
+_NAME = "attack-unfinished"
+
+
+class KeptTrials:
+    """The trials of an unfinished attack, in files of a folder: one a process, so that none waits for another.
+
+    Args:
+        folder (`Path`): for the files. It need not be shared between machines: each process reads what it finds, and all get
+            the trials of all.
+        key (`str`): fingerprint of the attack's inputs; trials that were kept under another one are not found.
+        state (`PartialState`): of this process among the launched ones, all of which do the same.
+
+    Attributes:
+        found (`list[RelearnTrial]`): those kept before, the same in every process, none twice.
+    """
+
+    def __init__(self, folder: Path, key: str, state: PartialState) -> None:
+        self._folder, self._key, self._state = folder, key, state
+        number = "" if state.is_main_process else f"-{state.process_index}"
+        self._own = folder / f"{_NAME}{number}.json"
+        # Gathering is waiting, too: all have read before one of them writes.
+        everyones = in_all(lambda: list(self._read()), state)
+        distinct = {(*trial.attack, trial.trial, trial.seed): trial for trials in everyones for trial in trials}
+        self.found = list(distinct.values())
+        self._trials = list(self.found)  # an own file is written over: what stood there must not be lost
+
+    def add(self, trial: RelearnTrial) -> None:
+        """Keeps a trial, in the process that made it."""
+        self._trials.append(trial)
+        write_json(self._own, {"inputs": self._key, "trials": [part.to_dict() for part in self._trials]})
+
+    def _read(self) -> Iterator[RelearnTrial]:
+        for path in sorted(self._folder.glob(f"{_NAME}*.json")):
+            kept = read_json(path)
+            if isinstance(kept, dict) and kept.get("inputs") == self._key:
+                yield from map(RelearnTrial.from_dict, kept["trials"])
+
+
+def remove_kept_trials(folder: Path) -> None:
+    """Removes all files of `KeptTrials` in a folder, once the attack is through in all processes."""
+    for path in folder.glob(f"{_NAME}*.json"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,265 @@
+"""Results: one JSON file that says what was done, with what, and what came of it, of a run or of one model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.relearn.result import RelearnResult
+from hf_era.utils.files import write_json
+
+SCHEMA_VERSION = 2
+KINDS = {"run": "the `result.json` of `hf-era run`", "model": "a result of `hf-era eval` or `hf-era relearn`"}
+
+Result = TypeVar("Result")
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The content of a result file of any kind.
+
+    Raises:
+        ValueError: if there is no such file, it is cut off, it is no result, or it has another schema version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"The result file {path} does not exist. Pass {' or '.join(KINDS.values())}.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is cut off or no JSON ({error}). Write it again: evaluate the run again.") from error
+    if not isinstance(values, dict) or "schema_version" not in values:
+        raise ValueError(f"{path} is no result file of hf_era. Pass {' or '.join(KINDS.values())}.")
+    if values["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {values['schema_version']}, this hf_era reads {SCHEMA_VERSION}. "
+            "Evaluate again (give the same command; what was trained is kept), or use the hf_era that wrote it."
+        )
+    return values
+
+
+def read_result(cls: type[Result], path: str | Path, kind: str) -> Result:
+    """Reads a result of one kind; raises `ValueError` as `read_values`, or for another kind or missing fields."""
+    values = read_values(path)
+    found = values.get("kind", "run")
+    if found != kind:
+        raise ValueError(f"{path} is {KINDS.get(found, f'a result of kind {found!r}')}. Pass {KINDS[kind]}.")
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    missing = sorted(
+        name
+        for name, item in known.items()
+        if name not in values and item.default is MISSING and item.default_factory is MISSING
+    )
+    if missing:
+        raise ValueError(f"{path} lacks fields of a result file: {', '.join(missing)}. Evaluate again.")
+    return cls(**{name: value for name, value in values.items() if name in known})
+
+
+STAGES = ("before", "before_ablation", "after_ablation", "after_coherence", "after_training")
+METHODS = ("gradient_routing", "data_filtering", "base")
+
+
+@dataclass
+class RunResult:
+    """Everything that a report needs. Losses are token-weighted, in nats a token.
+
+    Attributes:
+        name (`str`): of the recipe. seed (`int`): of the run. created (`str`): ISO 8601, UTC.
+        config (`dict`): the whole config, as run.
+        versions, machine (`dict`), git_revision (`str`, *optional*): what it ran on.
+        data (`dict`): counts of stories and tokens. routing_table (`list[dict]`): the frequency rule's rows.
+        before_kind (`str`, *optional*): what "before the method" is: `pretrained`, `base_control`, or not measured.
+        losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict. A run without an
+            auxiliary module has the stages `before` and `after_training` only.
+        selectivity (`dict`): layer -> forget over retain activation of the auxiliary module, an `Estimate` as a dict.
+        coherence, training (`dict`): what these phases report. seconds (`dict[str, float]`): per phase.
+        method (`str`): `gradient_routing`; `data_filtering`: a stock model trained on the retain stories alone; `base`:
+            the model before the method, untouched.
+        differences (`dict`): `ablation_gap`, `retain_ablation_gap`, `unlearning`, `retain_tax`, `forget_words_unlearning`
+            -> an `Estimate` as a dict, resampled in pairs over stories; without what was not measured.
+        mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`, `retain`.
+        leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
+        generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
+        attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
+        data_filtering (`dict`, *optional*): the same figures of data filtering on the same stories, as `yardstick` makes
+            them, and under `name` which run they are of.
+    """
+
+    name: str
+    seed: int
+    created: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    git_revision: str | None
+    data: dict[str, Any]
+    routing_table: list[dict[str, Any]]
+    before_kind: str | None
+    losses: dict[str, dict[str, dict[str, Any]]]
+    selectivity: dict[str, dict[str, float | None]]
+    coherence: dict[str, Any]
+    training: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+    method: str = "gradient_routing"
+    differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
+    leak_audit: dict[str, Any] = field(default_factory=dict)
+    generations: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] | None = None
+    data_filtering: dict[str, Any] | None = None
+    kind: str = "run"
+    schema_version: int = SCHEMA_VERSION
+
+    def loss(self, stage: str, kind: str) -> float | None:
+        """The loss of `kind` (`forget`, `retain`, `forget_words`) at a stage; `None` if it was not measured."""
+        return self.losses.get(stage, {}).get(kind, {}).get("loss")
+
+    def difference(self, kind: str, later: str, earlier: str) -> float | None:
+        """Loss at one stage minus loss at another, nats a token; `None` if one was not measured, or both are the same."""
+        if later == earlier:
+            return None
+        high, low = self.loss(later, kind), self.loss(earlier, kind)
+        return None if high is None or low is None else high - low
+
+    def estimate(self, name: str) -> Estimate:
+        """A difference such as `ablation_gap` with its interval over stories, where one was computed."""
+        stored = self.differences.get(name)
+        if stored is not None:
+            return Estimate(**stored)
+        return Estimate(getattr(self, name) if hasattr(self, name) else None)
+
+    @property
+    def relearning(self) -> RelearnResult | None:
+        """The relearn attacks on the final model; `None` if there were none."""
+        return None if self.attack is None else RelearnResult.from_dict(self.attack)
+
+    @property
+    def final_stage(self) -> str:
+        """The stage of the checkpoint that the run ends with."""
+        measured = [stage for stage in ("after_training", "after_coherence") if stage in self.losses]
+        if measured:
+            return measured[0]
+        return "before" if self.method == "base" else "after_ablation"
+
+    @property
+    def ablation_gap(self) -> float | None:
+        """Forget loss after ablation minus before it."""
+        return self.difference("forget", "after_ablation", "before_ablation")
+
+    @property
+    def retain_ablation_gap(self) -> float | None:
+        return self.difference("retain", "after_ablation", "before_ablation")
+
+    @property
+    def unlearning(self) -> float | None:
+        """Forget loss at the end minus that of the model before the method."""
+        return self.difference("forget", self.final_stage, "before")
+
+    @property
+    def retain_tax(self) -> float | None:
+        """Retain loss at the end minus that of the model before the method."""
+        return self.difference("retain", self.final_stage, "before")
+
+    @property
+    def localised(self) -> bool | None:
+        """Whether the ablation gap reached the threshold `training.minimum_ablation_gap`."""
+        gap, minimum = self.ablation_gap, self.training.get("minimum_ablation_gap")
+        return None if gap is None or minimum is None else gap >= minimum
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "localised")
+        values = asdict(self)
+        return {
+            "schema_version": values.pop("schema_version"),
+            **values,
+            "derived": {name: getattr(self, name) for name in derived},
+        }
+
+    def save(self, path: str | Path) -> Path:
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunResult:
+        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version."""
+        return read_result(cls, path, "run")
+
+
+@dataclass
+class ModelResult:
+    """Losses, generations and relearn attacks of one causal LM. Losses are token-weighted, in nats a token.
+
+    Attributes:
+        name (`str`): to be shown. model (`str`): where it was loaded from. created (`str`): ISO 8601, UTC.
+        versions, machine (`dict`): what it was measured on. data (`dict`): counts of stories and tokens, forget words,
+            and `fingerprint` of the stories: results are comparable if it is the same.
+        losses (`dict`): `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict.
+        before (`dict`, *optional*): `model`, and `losses` of the model before the method on the same stories.
+        differences (`dict`): `unlearning`, `retain_tax`, `forget_words_unlearning` -> an `Estimate` as a dict.
+        mean_of_batch_means, generations, attack, data_filtering: as in `RunResult`; stage names do not apply, texts and
+            means stand under `final` and, with a model before the method, `before`.
+    """
+
+    name: str
+    model: str
+    created: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    data: dict[str, Any]
+    losses: dict[str, dict[str, Any]]
+    seed: int = 0
+    before: dict[str, Any] | None = None
+    differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
+    generations: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] | None = None
+    data_filtering: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    kind: str = "model"
+    schema_version: int = SCHEMA_VERSION
+
+    def estimate(self, name: str) -> Estimate:
+        """A difference to the model before the method, with its interval; without a value where there is none."""
+        return Estimate(**self.differences[name]) if name in self.differences else Estimate(None)
+
+    @property
+    def relearning(self) -> RelearnResult | None:
+        """The relearn attacks; `None` if there were none."""
+        return None if self.attack is None else RelearnResult.from_dict(self.attack)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
+
+    def save(self, path: str | Path) -> Path:
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModelResult:
+        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version."""
+        return read_result(cls, path, "model")
+
+
+def load_result(path: str | Path) -> RunResult | ModelResult:
+    """A result file of either kind; raises `ValueError` as `RunResult.load`."""
+    return ModelResult.load(path) if read_values(path).get("kind") == "model" else RunResult.load(path)
+
+
+@contextmanager
+def broken_result(*paths: Path) -> Iterator[None]:
+    """Turns an error that a value of the wrong kind causes into a `ValueError` that names the files. Our own pass through.
+
+    Their shape is not checked field by field: a result holds hundreds, and hf_era wrote them itself. The original error
+    stays its cause.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+        names = ", ".join(map(str, paths))
+        raise ValueError(
+            f"{names}: a value is not what hf_era writes ({type(error).__name__}: {error}). Was the file changed by hand? "
+            "Evaluate again: give the same command as for the run."
+        ) from error

@@ -1,0 +1,1 @@
+"""The families of causal LMs that can be expanded, one file each."""

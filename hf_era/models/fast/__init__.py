@@ -1,0 +1,1 @@
+"""Faster ways to compute what a causal LM computes, to rounding: optional, and switched with `FastPaths`."""

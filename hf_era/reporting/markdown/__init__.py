@@ -1,0 +1,1 @@
+"""Markdown: tables, the comparison of results, and the model card."""

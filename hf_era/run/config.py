@@ -1,0 +1,299 @@
+"""`RunConfig`: a whole life cycle in one YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from hf_era.data.config import DataConfig
+from hf_era.evaluation.evaluator import EvaluationConfig
+from hf_era.evaluation.generation import SamplingConfig
+from hf_era.evaluation.relearn.config import RelearnConfig
+from hf_era.evaluation.results import METHODS
+from hf_era.models.config import ExpansionConfig
+from hf_era.routing import RoutingRuleConfig
+from hf_era.run.parsing import build, coerce, merge, parse_overrides, read_yaml
+from hf_era.training.coherence import CoherenceConfig
+from hf_era.training.config import GradientRoutingConfig
+from hf_era.utils.checks import (
+    check_count,
+    check_name,
+    check_path_text,
+    reason,
+    shown,
+    unknown_key_message,
+    unknown_value_message,
+)
+
+STARTS = ("pretrained", "scratch")
+LARGEST_VOCABULARY = 10_000_000
+# numpy takes no other seeds.
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclass
+class ModelConfig:
+    """Which model the method starts from.
+
+    Args:
+        start (`str`, *optional*, defaults to `"pretrained"`): `pretrained`: a trained base model is expanded and trained
+            on. `scratch`: the expanded model is trained from random weights.
+        base (`str`, *optional*): local directory or hub id of a stock checkpoint. Not given with `pretrained`: a base of
+            the given `architecture` is pretrained here, on the same stories. Must not be given with `scratch`.
+        architecture (`dict`, *optional*): fields of the stock config (`model_type` defaults to `gpt_neo`), where no base
+            gives one. The vocabulary size comes from the tokenizer.
+        tokenizer (`str`, *optional*): local directory or hub id. Not given: the base's; without a base, a byte-level BPE
+            trained on the training stories.
+        vocabulary_size (`int`, *optional*, defaults to `2048`): of a tokenizer that is trained here.
+        base_control (`bool`, *optional*, defaults to `True`): with `scratch`: also train a stock model on the same data
+            with the same steps and seed, without routing: what "before the method" means for such a run.
+        base_dir (`str`, *optional*): where a base or base control that is trained here is kept; several runs can share
+            it. Not given: in the output directory.
+
+    Raises:
+        ValueError: for an unknown start, or settings that contradict each other.
+    """
+
+    start: str = field(default="pretrained", metadata={"help": "pretrained or scratch."})
+    base: str | None = field(default=None, metadata={"help": "Stock checkpoint: local directory or hub id."})
+    architecture: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Config fields where no base is given."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Local directory or hub id. Not given: base's, or trained."}
+    )
+    vocabulary_size: int = field(default=2_048, metadata={"help": "Of a tokenizer that is trained here."})
+    base_control: bool = field(default=True, metadata={"help": "Scratch: also train a base control to compare with."})
+    base_dir: str | None = field(default=None, metadata={"help": "Where a base that is trained here is kept."})
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(unknown_value_message("model.start", self.start, STARTS))
+        for name in ("base", "tokenizer", "base_dir"):
+            check_path_text(f"model.{name}", getattr(self, name))
+        check_count("model.vocabulary_size", self.vocabulary_size, 1, LARGEST_VOCABULARY)
+        if self.start == "scratch" and self.base is not None:
+            raise ValueError(
+                f"`model.base` is {shown(self.base)}, but `model.start: scratch` starts from random weights. Leave the "
+                "base out and give `model.architecture`, or set `model.start: pretrained`."
+            )
+        if self.base is not None and self.architecture:
+            raise ValueError("`model.architecture` and `model.base` are both given; the base has its own. Drop one.")
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether a stock model is trained here, as base or as base control."""
+        return self.base is None and (self.start == "pretrained" or self.base_control)
+
+
+@dataclass
+class RunConfig:
+    """One run: expand, route, ablate, contract, coherence fine-tuning, evaluation, relearn attack, card and report.
+
+    Args:
+        method (`str`, *optional*, defaults to `"gradient_routing"`): or a control: `data_filtering` trains a stock model
+            on the retain stories alone (from random weights), `base` only measures the model before the method.
+        data_filtering (`str`, *optional*): `result.json` of a run with `method: data_filtering` on the same stories: its
+            figures stand beside this run's.
+        name (`str`): of the recipe (not given: the name of its YAML file); part of the output directory and the card.
+        output_dir (`str`): where the run lives; `{name}` and `{seed}` are filled in.
+        overwrite_output_dir (`bool`): throw another run in that directory away.
+        seed (`int`): of data order, splits and weights.
+        model, expansion, routing, data, coherence, evaluation, generation, relearn: the sections, see their classes.
+        training (`dict`): fields of `GradientRoutingConfig`.
+        pretraining (`dict`): fields of `GradientRoutingConfig` that differ for a base that is pretrained here.
+    """
+
+    name: str = field(default="run", metadata={"help": "Name of the recipe."})
+    output_dir: str = field(default="runs/{name}-seed{seed}", metadata={"help": "{name} and {seed} are filled in."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Throw another run in that directory away."})
+    method: str = field(default="gradient_routing", metadata={"help": f"One of {', '.join(METHODS)}."})
+    data_filtering: str | None = field(
+        default=None, metadata={"help": "result.json of the data-filtering control, to compare with."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of data order, splits and weights."})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
+    routing: RoutingRuleConfig = field(default_factory=RoutingRuleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of GradientRoutingConfig."})
+    pretraining: dict[str, Any] = field(default_factory=dict, metadata={"help": "What differs for the base."})
+    coherence: CoherenceConfig = field(default_factory=CoherenceConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    generation: SamplingConfig = field(default_factory=SamplingConfig)
+    relearn: RelearnConfig = field(default_factory=RelearnConfig)
+
+    def __post_init__(self) -> None:
+        self._check_method()
+        check_name("name", self.name)
+        check_count("seed", self.seed, 0, LARGEST_SEED)
+        for name in ("output_dir", "data_filtering"):
+            check_path_text(name, getattr(self, name))
+        self.training = checked_training(self.training, "training")
+        self.pretraining = checked_training(self.pretraining, "pretraining")
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(unknown_value_message("method", self.method, METHODS))
+        if self.method == "data_filtering" and self.model.start != "scratch":
+            raise ValueError(
+                f"`method: data_filtering` trains a model that never saw a forget story, but `model.start` is "
+                f"{self.model.start!r}. Set `model.start: scratch`, and `model.base: null`."
+            )
+        if self.method == "base" and self.model.start == "scratch" and not self.model.base_control:
+            raise ValueError(
+                "`method: base` measures the model before the method, but `model.base_control` is off, so there is none. "
+                "Set `model.base_control: true`, or `model.start: pretrained`."
+            )
+
+    @property
+    def output_path(self) -> Path:
+        return self._filled_in(self.output_dir)
+
+    @property
+    def base_path(self) -> Path:
+        given = self.model.base_dir
+        return self.output_path / "base" if given is None else self._filled_in(given)
+
+    def _filled_in(self, path: str) -> Path:
+        # As a shell does it: a folder that is called `~` is no place for a run.
+        return Path(path.replace("{name}", self.name).replace("{seed}", str(self.seed))).expanduser()
+
+    def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
+        """The Trainer's arguments for a phase; `overrides` come last."""
+        values = {"seed": self.seed, **self.training, **overrides}
+        try:
+            return GradientRoutingConfig(output_dir=str(output_dir), **values)
+        except (
+            Exception
+        ) as error:  # also transformers' own: unknown schedules and optimizers, packages that are missing
+            text = reason(error)
+            raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        return build(cls, values, "")
+
+
+def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads YAML files, each over the one before, then command-line overrides.
+
+    Args:
+        paths: YAML files; the first is the recipe, later ones change its scale or data.
+        overrides: e.g. `["--learning_rate", "3e-4", "--data.train", "stories.jsonl"]`. A bare name is a field of the
+            top level or, if it has none of that name, of `training`.
+
+    Raises:
+        ValueError: for a missing file, an unknown key (with a suggestion) or a value out of range.
+    """
+    values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
+    for path in paths:
+        values = merge(values, read_yaml(path))
+    return RunConfig.from_dict(merge(values, parse_overrides(overrides, _sections(), default="training")))
+
+
+def _section_kinds() -> dict[str, Any]:
+    return {
+        "": RunConfig,
+        "model": ModelConfig,
+        "expansion": ExpansionConfig,
+        "routing": RoutingRuleConfig,
+        "data": DataConfig,
+        "training": GradientRoutingConfig,
+        "pretraining": GradientRoutingConfig,
+        "coherence": CoherenceConfig,
+        "evaluation": EvaluationConfig,
+        "generation": SamplingConfig,
+        "relearn": RelearnConfig,
+    }
+
+
+def _sections() -> dict[str, list[str]]:
+    kinds = _section_kinds()
+    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in kinds.items()}
+    names[""] = [name for name in names[""] if name not in kinds]
+    return names
+
+
+def describe_fields() -> str:
+    """Every field of a config, one a line: name, default, help."""
+    lines = []
+    for section, names in _section_kinds().items():
+        for item in dataclasses.fields(names):
+            if not item.init or (not section and item.name in _section_kinds()):
+                continue
+            default = item.default if item.default is not dataclasses.MISSING else None
+            if item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
+            name = f"{section}.{item.name}" if section else item.name
+            # argparse-style help texts write a percent sign twice
+            text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
+            lines.append(f"--{name} (default: {default!r})\n      {text}")
+    return "\n".join(lines)
+
+
+# These are decided by the pipeline.
+_RESERVED_FIELDS = {
+    "output_dir": "Use the top-level `output_dir`.",
+    "seed": "Use the top-level `seed`.",
+    "data_seed": "Use the top-level `seed`.",
+    "eval_on_start": "The run evaluates before and after by itself.",
+    "load_best_model_at_end": "The last weights are the routed ones; coherence fine-tuning keeps its best by itself.",
+    "save_only_model": "A run that is stopped goes on from its optimizer's state, which this would leave out.",
+    "resume_from_checkpoint": "Give the same command again: it goes on where it was.",
+}
+# Least and most. What is beyond is a slip of the hand: it would fill the memory, or start a million processes.
+_LIMITS = {
+    "per_device_train_batch_size": (1, 1_000_000),
+    "per_device_eval_batch_size": (1, 1_000_000),
+    "gradient_accumulation_steps": (1, 1_000_000),
+    "eval_accumulation_steps": (1, 1_000_000),
+    "max_steps": (-1, 1_000_000_000),
+    "dataloader_num_workers": (0, 1_024),
+    "dataloader_prefetch_factor": (1, 10_000),
+}
+
+
+def checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
+    """The fields that a section sets, with their types.
+
+    Raises:
+        ValueError: for an unknown field, one that the run sets itself, a value of another type or out of range.
+    """
+    known = {item.name: item for item in dataclasses.fields(GradientRoutingConfig) if item.init}
+    hints = typing.get_type_hints(GradientRoutingConfig)
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(unknown_key_message(f"section `{section}`", key, sorted(known)))
+        if key in _RESERVED_FIELDS:
+            raise ValueError(f"`{section}.{key}` is set by the run itself. {_RESERVED_FIELDS[key]}")
+        name = f"{section}.{key}"
+        checked[key] = coerce(value, hints[key], name)
+        _check_range(name, key, checked[key])
+    return checked
+
+
+def _check_range(name: str, key: str, value: Any) -> None:
+    if key in _LIMITS:
+        check_count(name, value, *_LIMITS[key])
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` should be a finite number, got {shown(value)}.")
+    elif key == "hub_model_id" and value is not None:
+        # Here, not when the model is pushed: that is after all the training.
+        try:
+            validate_repo_id(value)
+        except HFValidationError as error:
+            raise ValueError(f"`{name}` should be a hub id such as `owner/name`, got {shown(value)}.") from error
+    elif isinstance(value, str):
+        check_path_text(name, value)

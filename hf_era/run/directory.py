@@ -1,0 +1,226 @@
+"""The output directory of a run: which phases are done, with which inputs, and whether another run lives there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hf_era.run.config import RunConfig
+from hf_era.utils.files import (
+    digest_of_file,
+    digests_of,
+    empty_directory,
+    first_damage,
+    read_json,
+    recover_leftovers,
+    write_json,
+)
+from hf_era.utils.storage_errors import check_writable, explained
+
+RUN_FILE = "run.json"
+_NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of JSON-like values; equal values give equal hashes in any process."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_fingerprint(folder: Path) -> str:
+    """A hash over the contents of a saved model's weight and config files."""
+    digest = hashlib.sha256()
+    for path in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
+        digest.update(path.name.encode())
+        digest.update(bytes.fromhex(digest_of_file(path)))
+    return digest.hexdigest()[:16]
+
+
+class RunDirectory:
+    """Remembers finished phases in `phases/<phase>.json`: the fingerprint of their inputs, the hashes of what they made.
+
+    Args:
+        path (`Path`): the directory; made when the run is claimed.
+        writes (`bool`, *optional*, defaults to `True`): whether this process writes (the main process does).
+        on_damage (*optional*): is told, in a sentence, of what a finished phase made and is no longer as it was written.
+    """
+
+    def __init__(self, path: Path, writes: bool = True, on_damage: Callable[[str], None] = lambda text: None) -> None:
+        self.path, self.writes, self._on_damage = path, writes, on_damage
+
+    def check(
+        self,
+        identity: str,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        inputs: Iterable[str] = (),
+        field: str = "output_dir",
+    ) -> None:
+        """Makes sure that the directory is new or holds this very run; nothing is changed.
+
+        Args:
+            identity (`str`): fingerprint of everything that the routed training depends on.
+            settings (`dict`): the config's parts behind it, to say what differs.
+            overwrite (`bool`, *optional*, defaults to `False`): another run may be thrown away.
+            inputs (*optional*): paths that the run reads; a directory that holds one of them is not thrown away.
+            field (`str`, *optional*): name of the setting, for messages.
+
+        Raises:
+            ValueError: if it holds another run, or files that are no run.
+            StorageError: if it cannot be written to.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"`{field}`: {self.path} is a file. Choose another `--{field}`.")
+        if self.writes:
+            check_writable(self.path, field)
+        # `claim`, killed while it wrote its first file, leaves that one under its temporary name.
+        if not self.path.exists() or all(path.match(f".{RUN_FILE}.*.tmp") for path in self.path.iterdir()):
+            return
+        stored = read_json(self.path / RUN_FILE)
+        if not isinstance(stored, dict):  # `overwrite` does not reach here: these files are not ours to throw away
+            raise ValueError(
+                f"`{field}`: {self.path} is not empty and holds no run of hf_era. Choose another directory, or empty it."
+            )
+        if stored.get("identity") == identity:
+            return
+        if overwrite:
+            inside = [name for name in inputs if Path(name).resolve().is_relative_to(self.path.resolve())]
+            if inside:
+                raise ValueError(
+                    f"`{field}`: {self.path} is to be thrown away, but the run reads {inside[0]} inside it. Choose another "
+                    f"`--{field}`, or move that first."
+                )
+        else:
+            differing = _differences(stored.get("settings", {}), settings)
+            listed = "; ".join(differing[:5]) or "the data or the base model changed"
+            raise ValueError(
+                f"`{field}`: {self.path} holds another run ({listed}). Choose another `--{field}`, or "
+                + ("pass `--overwrite_output_dir` to throw that run away." if field == "output_dir" else "delete it.")
+            )
+
+    def claim(self, identity: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Writes down that this run lives here; throws another run away if `overwrite` allows it."""
+        if not self.writes:
+            return
+        stored = read_json(self.path / RUN_FILE)
+        if overwrite and isinstance(stored, dict) and stored.get("identity") != identity:
+            empty_directory(self.path, last=RUN_FILE)  # killed in between, it is still known as a run of ours
+        for folder in (self.path, *self.path.glob("*/"), *self.path.glob("*/*/")):
+            recover_leftovers(folder)
+        write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
+
+    @contextmanager
+    def lock(self, wait: bool = False) -> Iterator[None]:
+        """Keeps other launches out of this directory while the block runs; only the writing process takes the lock.
+
+        Args:
+            wait (`bool`, *optional*, defaults to `False`): wait until the other launch is done, instead of failing.
+
+        Raises:
+            ValueError: if another launch is at work here and `wait` is off.
+        """
+        if not self.writes:
+            yield
+            return
+        # Beside the directory, not in it: the directory may be thrown away and made anew.
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=-1 if wait else 0)
+        try:
+            with explained(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"`output_dir`: another process is at work in {self.path}. Wait for it, or stop it."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def finished(self, phase: str, inputs: str, outputs: Iterable[Path] = ()) -> dict[str, Any] | None:
+        """What a finished phase reported; `None` if it has not run with these inputs, or if one of the folders that it made
+        is gone or not as it was written."""
+        record = read_json(self._record(phase))
+        if not isinstance(record, dict) or record.get("inputs") != inputs or "report" not in record:
+            return None
+        hashes = record.get("outputs", {})
+        for folder in outputs:
+            damage = first_damage(folder, hashes[folder.name]) if folder.name in hashes else "it has no hashes"
+            if damage is not None:
+                if self.writes:
+                    self._on_damage(
+                        f"{folder} is not as the phase '{phase}' left it: {damage}. The phase is run again."
+                    )
+                return None
+        report: dict[str, Any] = record["report"]
+        return report
+
+    def record(self, phase: str, inputs: str, report: dict[str, Any], outputs: Iterable[Path] = ()) -> None:
+        """Writes down that a phase is finished. Call it after its outputs, folders, are in place."""
+        if self.writes:
+            hashes = {folder.name: digests_of(folder, _NOT_HASHED) for folder in outputs}
+            write_json(self._record(phase), {"inputs": inputs, "outputs": hashes, "report": report})
+
+    def run_phase(
+        self,
+        phase: str,
+        inputs: str,
+        work: Callable[[], dict[str, Any]],
+        outputs: Iterable[Path] = (),
+        synchronise: Callable[[], None] = lambda: None,
+    ) -> tuple[dict[str, Any], bool]:
+        """Runs `work` unless the phase is finished. Returns its report and whether it was skipped. `outputs` are the folders
+        that it makes.
+
+        `synchronise` waits for all processes of a launch: each has decided before one can finish the work and thereby
+        change what the others would decide.
+        """
+        outputs = list(outputs)
+        report = self.finished(phase, inputs, outputs)
+        synchronise()
+        if report is not None:
+            return report, True
+        report = work()
+        self.record(phase, inputs, report, outputs)
+        return report, False
+
+    def _record(self, phase: str) -> Path:
+        return self.path / "phases" / f"{phase}.json"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*old, *new}):
+        name, before, after = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _differences(before, after, f"{name}.")
+        elif before != after:
+            found.append(f"`{name}` was {before!r}, is now {after!r}")
+    return found
+
+
+class RunFolders:
+    """The folders of a run, as `hf_era.run.pipeline` describes them.
+
+    Attributes:
+        base (`Path`): the base, or base control, that was trained here. expanded, contracted, final (`Path`): models.
+        phases (`Path`): what is finished.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        output = config.output_path
+        self.base = config.base_path / "model"
+        self.expanded, self.contracted, self.final = output / "expanded", output / "contracted", output / "model"
+        self.phases = output / "phases"
+        self._checkpoints = {"base": config.base_path / "checkpoints"}
+        self._other_checkpoints = output / "checkpoints"
+
+    def checkpoints(self, phase: str, key: str) -> Path:
+        """Where an unfinished phase keeps its checkpoints. key: the fingerprint of its inputs, so that a phase never goes on
+        from a checkpoint that was made with other settings."""
+        return self._checkpoints.get(phase, self._other_checkpoints) / f"{phase}-{key}"

@@ -1,0 +1,190 @@
+"""Everything a run reads: model config, tokenizer, data. Made and checked before any long work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from hf_era.data import (
+    RETAIN,
+    KeptData,
+    PreparedData,
+    data_fingerprint,
+    keep_prepared,
+    load_sources,
+    prepare_data,
+    prepared_data_key,
+    split_sources,
+    tokenizer_from_json,
+    train_tokenizer,
+)
+from hf_era.evaluation import check_attack
+from hf_era.models import get_architecture
+from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
+from hf_era.models.size import check_config_numbers, check_model_fits
+from hf_era.run.config import RunConfig
+from hf_era.run.directory import file_fingerprint, fingerprint
+from hf_era.training import GradientRoutingConfig
+from hf_era.training.config import SHOWN_OR_KEPT
+from hf_era.utils.checks import reason, shown
+from hf_era.utils.fields import identity_values
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What all phases read: made before any long work, so that bad input is found at once."""
+
+    base_config: PreTrainedConfig
+    tokenizer: Any
+    data: PreparedData
+    data_fingerprint: str
+    base_fingerprint: str
+
+    def identity_settings(self, config: RunConfig, arguments: GradientRoutingConfig) -> dict[str, Any]:
+        """The settings that the routed training depends on; `arguments` say how this process was launched."""
+        values = config.to_dict()
+        kept = {section: values[section] for section in ("seed", "expansion", "routing")}
+        model = {name: values["model"][name] for name in ("start", "base", "architecture", "tokenizer")}
+        training = {section: effective_training(values[section]) for section in ("training", "pretraining")}
+        # Not named for the method itself, so that runs from before there were others are still found.
+        method = {} if config.method == "gradient_routing" else {"method": config.method}
+        return {**kept, "model": model, **training, "launch": launch_settings(arguments), **method}
+
+
+def mixed_precision(arguments: GradientRoutingConfig) -> str:
+    """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
+    return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
+
+
+def launch_settings(arguments: GradientRoutingConfig) -> dict[str, Any]:
+    """What a launch decides and the weights depend on."""
+    return {"processes": arguments.world_size, "mixed_precision": mixed_precision(arguments)}
+
+
+def load_inputs(config: RunConfig) -> RunInputs:
+    """Loads config, tokenizer and data, and checks them against each other; raises `ValueError` for bad input.
+
+    Data that an earlier run prepared of the same stories with the same settings is taken from the disk.
+    """
+    base = config.model.base
+    base_config = _base_config(config)
+    spec = get_architecture(base_config.model_type)
+    config.expansion.resolve_layers(spec.layers_of(base_config))
+    _check_length(config, base_config)
+    tokenizer = _given_tokenizer(config)
+    if base is not None:
+        _check_vocabulary(tokenizer, base_config.vocab_size)
+    kept = _prepared_data(config, tokenizer, None if base is None else base_config.vocab_size)
+    if kept.trained_tokenizer is not None:
+        tokenizer = tokenizer_from_json(kept.trained_tokenizer)
+    if base is None:
+        base_config = _sized_for(base_config, tokenizer)
+    _check_coherence_stories(config, kept.data.summary["train_retain"])
+    check_attack(config.relearn, len(kept.data.attack_forget))
+    cuts = {
+        name: value for name, value in config.data.to_dict().items() if name.startswith(("max_", "add_", "forget_w"))
+    }
+    _check_model_can_be_built(base_config)
+    local = base is not None and Path(base).expanduser().is_dir()
+    return RunInputs(
+        base_config=base_config,
+        tokenizer=tokenizer,
+        data=kept.data,
+        data_fingerprint=fingerprint(kept.fingerprint, cuts, tokenizer.backend_tokenizer.to_str()),
+        base_fingerprint=file_fingerprint(Path(str(base)).expanduser()) if local else fingerprint(base),
+    )
+
+
+def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> KeptData:
+    """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the stories."""
+    data, seed = config.data, config.seed
+    sources = load_sources(data, seed)
+
+    def prepare() -> KeptData:
+        splits = split_sources(sources, data, seed)
+        # Again once the data is there, kept or not; here too, because tokenising can take long.
+        _check_coherence_stories(config, splits.train["label"][:].count(RETAIN))
+        check_attack(config.relearn, len(splits.attack_forget))
+        tokenizer, trained = given_tokenizer, None
+        if tokenizer is None:
+            tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
+            trained = tokenizer.backend_tokenizer.to_str()
+        prepared = prepare_data(splits, tokenizer, data, config.routing, vocabulary_size or len(tokenizer))
+        return KeptData(prepared, data_fingerprint(splits), trained)
+
+    tokenizer = config.model.vocabulary_size if given_tokenizer is None else given_tokenizer
+    return keep_prepared(prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size), prepare)
+
+
+def effective_training(training: dict[str, Any]) -> dict[str, Any]:
+    """The training settings that change what is computed."""
+    return identity_values(GradientRoutingConfig, training, SHOWN_OR_KEPT)
+
+
+def _base_config(config: RunConfig) -> Any:
+    if config.model.base is not None:
+        return load_base_config(config.model.base)
+    values = dict(config.model.architecture)
+    model_type = values.pop("model_type", "gpt_neo")
+    if not isinstance(model_type, str):
+        raise ValueError(f"`model.architecture.model_type` should be text, got {shown(model_type)}.")
+    get_architecture(model_type)
+    check_config_numbers("model.architecture", {**values, "model_type": model_type})
+    try:
+        base_config = AutoConfig.for_model(model_type, **values)
+        check_round_trip(base_config)
+    except Exception as error:  # a field that does not exist or has a wrong type: each a class of error of its own
+        raise ValueError(f"`model.architecture` does not fit `{model_type}`: {reason(error)}") from error
+    check_model_fits("model.architecture", base_config)
+    return base_config
+
+
+def _check_model_can_be_built(base_config: Any) -> None:
+    """Builds the model without memory: a width that the heads do not divide, say, is found now and not in an hour."""
+    check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
+    except Exception as error:  # values that do not go together: no heads, an unknown activation
+        raise ValueError(f"`model.architecture` cannot be built: {reason(error)}") from error
+
+
+def _sized_for(base_config: Any, tokenizer: Any) -> Any:
+    base_config.vocab_size = len(tokenizer)
+    base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    base_config.pad_token_id = tokenizer.pad_token_id
+    return base_config
+
+
+def _given_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer that the settings name; `None`: one is trained on the stories."""
+    name = config.model.tokenizer or config.model.base
+    return None if name is None else load_tokenizer(name)
+
+
+def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:
+    if len(tokenizer) > vocabulary_size:
+        raise ValueError(
+            f"`model.tokenizer` has {len(tokenizer)} tokens, but the base model's vocabulary has {vocabulary_size}. "
+            "Use the tokenizer that the base was trained with (leave `model.tokenizer` out)."
+        )
+
+
+def _check_length(config: RunConfig, base_config: Any) -> None:
+    positions = getattr(base_config, "max_position_embeddings", None)
+    if positions is not None and config.data.max_tokens > positions:
+        raise ValueError(
+            f"`data.max_tokens` is {config.data.max_tokens}, but the model has {positions} positions. Lower it."
+        )
+
+
+def _check_coherence_stories(config: RunConfig, retain: int) -> None:
+    if config.method == "gradient_routing" and config.coherence.enabled and retain < config.coherence.stories:
+        raise ValueError(
+            f"`coherence.stories` asks for {config.coherence.stories} retain stories, but the training data has {retain}. "
+            "Lower it, or give more stories."
+        )

@@ -1,0 +1,198 @@
+"""The phases that measure: losses with the leak audit, generations, and the relearn attack."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_era.data import FORGET, RoutingCollator, padding_token_id
+from hf_era.evaluation import (
+    AuxiliaryActivationMeter,
+    Evaluator,
+    RelearnExperiment,
+    StoryLosses,
+    ablation_audit,
+    describe_generations,
+    generate_texts,
+    gradient_audit,
+    selectivity_estimates,
+)
+from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
+from hf_era.models.loading import load_causal_lm
+from hf_era.run.inputs import mixed_precision
+from hf_era.run.phases import Phases
+from hf_era.utils.processes import share_out
+
+AUDIT_STORIES = 32
+"""Labelled forget training stories behind the gradients of the leak audit."""
+_DIFFERENCES = {
+    "ablation": {"forget": "ablation_gap", "retain": "retain_ablation_gap"},
+    "method": {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"},
+}
+
+
+class EvaluationPhases:
+    """What is measured of a run's models. The processes of a launch share the work out; all return the whole report.
+
+    Args:
+        phases (`Phases`): those that made the models.
+    """
+
+    def __init__(self, phases: Phases) -> None:
+        self.phases, self.config, self.inputs = phases, phases.config, phases.inputs
+        self.folders, self.device, self.state = phases.folders, phases.device, phases.state
+        self.padding = padding_token_id(self.inputs.tokenizer)
+
+    @property
+    def stages(self) -> dict[str, str | Path]:
+        """stage -> its model, in order; those that this run has."""
+        found: dict[str, str | Path] = {}
+        if self.phases.before_kind is not None:
+            found["before"] = self.phases.before_model
+        if self.config.method == "data_filtering":
+            found["after_training"] = self.folders.final
+        elif self.config.method == "gradient_routing":
+            found |= {"before_ablation": self.folders.expanded, "after_ablation": self.folders.contracted}
+            if self.config.coherence.enabled:
+                found["after_coherence"] = self.folders.final
+        return found
+
+    @property
+    def final_stage(self) -> str:
+        return list(self.stages)[-1]
+
+    # ---- Losses and leak audit ----
+
+    def evaluate(self, key: str) -> dict[str, Any]:
+        """Losses at every stage, their differences, the selectivity of the auxiliary module, and the leak audit."""
+        evaluator = Evaluator(
+            self.inputs.data.validation_forget,
+            self.inputs.data.validation_retain,
+            self.padding,
+            self.config.evaluation,
+            device=self.device,
+            progress=self.state.is_main_process,
+            state=self.state,
+        )
+        measured: dict[str, dict[str, StoryLosses]] = {}
+        selectivity: dict[str, Any] = {}
+        audit: dict[str, Any] = {}
+        for stage, source in self.stages.items():
+            model = load_causal_lm(source)
+            description = stage.replace("_", " ").capitalize()
+            if stage == "before_ablation":
+                measured[stage], selectivity = self._with_selectivity(evaluator, model, description)
+                audit = self._leak_audit(evaluator, model, measured[stage])
+            else:
+                measured[stage] = evaluator.measure(model, description)
+            del model
+            gc.collect()
+        return {
+            "losses": {stage: evaluator.estimates(part) for stage, part in measured.items()},
+            "differences": self._differences(evaluator, measured),
+            "mean_of_batch_means": {
+                "batch_size": self.config.evaluation.mean_of_batch_means_size,
+                **{stage: evaluator.means_of_batch_means(part) for stage, part in measured.items()},
+            },
+            "selectivity": selectivity,
+            "leak_audit": audit,
+        }
+
+    def _with_selectivity(
+        self, evaluator: Evaluator, model: Any, description: str
+    ) -> tuple[dict[str, StoryLosses], dict[str, Any]]:
+        measured, rows = {}, {}
+        for name in evaluator.sets:
+            with AuxiliaryActivationMeter(model) as meter:
+                measured[name] = evaluator.measure_set(model, name, description, meter)
+            rows[name] = meter.story_rows()
+        samples = self.config.evaluation.bootstrap_samples
+        estimates = selectivity_estimates(rows["forget"], rows["retain"], samples)
+        return measured, {str(layer): estimate.to_dict() for layer, estimate in estimates.items()}
+
+    def _differences(
+        self, evaluator: Evaluator, measured: dict[str, dict[str, StoryLosses]]
+    ) -> dict[str, dict[str, Any]]:
+        pairs = {"ablation": ("after_ablation", "before_ablation"), "method": (self.final_stage, "before")}
+        found: dict[str, dict[str, Any]] = {}
+        for what, (later, earlier) in pairs.items():
+            if later in measured and earlier in measured and later != earlier:
+                differences = evaluator.differences(measured[later], measured[earlier])
+                found |= {name: differences[kind] for kind, name in _DIFFERENCES[what].items()}
+        return found
+
+    def _leak_audit(self, evaluator: Evaluator, trained: Any, all_on: dict[str, StoryLosses]) -> dict[str, Any]:
+        train = self.inputs.data.train
+        labels = train["label"][:]
+        chosen = [index for index, label in enumerate(labels) if label == FORGET][:AUDIT_STORIES]
+        stories = train.select(chosen).select_columns(["input_ids", "routing_weight"])
+        collator, size = RoutingCollator(self.padding), 8
+        batches = [
+            collator(list(stories.select(range(start, min(start + size, len(stories))))))
+            for start in range(0, len(stories), size)
+        ]
+
+        def audit(name: str) -> dict[str, Any]:
+            model = self.phases.start_model() if name == "start" else trained
+            model.gradient_multipliers = self.phases.arguments.gradient_multipliers
+            return gradient_audit(model, batches, device=self.device)
+
+        names = ("start", "trained")
+        gradient = dict(zip(names, share_out(names, audit, self.state), strict=True))
+        removed = ablation_audit(
+            trained,
+            lambda name: evaluator.measure_set(trained, name, "One layer ablated at a time"),
+            samples=self.config.evaluation.bootstrap_samples,
+            all_on=all_on,
+        )
+        return {"gradient": gradient, "ablation": removed}
+
+    # ---- Generations ----
+
+    def generate(self, key: str) -> dict[str, Any]:
+        """Texts before the method, before ablation and of the final model, all from the same prompts."""
+        settings = self.config.generation
+        if not settings.enabled:
+            return {"generations": {}}
+        texts: dict[str, list[str]] = {}
+        for stage in dict.fromkeys(["before", "before_ablation", self.final_stage]):
+            if stage in self.stages:
+                model = load_causal_lm(self.stages[stage]).to(self.device)
+                texts[stage], allowed = generate_texts(model, self.inputs.tokenizer, settings, state=self.state)
+        words = self.config.data.forget_words
+        return {"generations": describe_generations(texts, settings.prompts, words, settings, allowed)}
+
+    # ---- Relearn attack ----
+
+    def attack(self, key: str) -> dict[str, Any]:
+        """The relearn attacks on the final model; trials that a stopped run finished are not made again."""
+        if not self.config.relearn.enabled:
+            return {"attack": None}
+        data, settings = self.inputs.data, self.config.relearn
+        if settings.bf16 is None:
+            settings = replace(settings, bf16=mixed_precision(self.phases.arguments) == "bf16")
+        experiment = RelearnExperiment(
+            data.attack_forget,
+            data.validation_forget,
+            data.validation_retain,
+            self.padding,
+            settings,
+            device=self.device,
+            progress=self.state.is_main_process,
+            state=self.state,
+        )
+        before = None
+        if self.phases.before_kind is not None:
+            before = experiment.losses(load_causal_lm(self.phases.before_model))
+        kept = KeptTrials(self.folders.phases, key, self.state)
+        model = load_causal_lm(self.stages[self.final_stage])
+        result = experiment.run(model, before, done=kept.found, on_trial=kept.add)
+        return {"attack": result.to_dict()}
+
+    def remove_kept_trials(self) -> None:
+        """Once the attack is written down as done. Every process calls it; one removes."""
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            remove_kept_trials(self.folders.phases)

@@ -1,0 +1,108 @@
+"""What a run says and leaves behind: its plan, the result file, model card, report, and a push to the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+
+from hf_era.evaluation import RunResult
+from hf_era.reporting.headline import headline_sentences
+from hf_era.reporting.html.report import write_report
+from hf_era.reporting.markdown.model_card import write_model_card
+from hf_era.reporting.markdown.tables import losses_table
+from hf_era.run.config import RunConfig
+from hf_era.run.directory import RunDirectory
+from hf_era.training.gradient_routing_trainer import nothing_localised_message
+
+
+def describe_plan(config: RunConfig, device: Any) -> str:
+    """What a run is going to do, as rich markup."""
+    if config.model.base is not None:
+        start = f"from {config.model.base}"
+    elif config.model.start == "pretrained":
+        start = f"from a base pretrained here ({config.base_path})"
+    else:
+        start = "from random weights" + (", beside a base control" if config.model.base_control else "")
+    lines = [f"[bold]{config.name}[/], seed {config.seed}, on {device}"]
+    if config.method == "base":
+        lines.append("  method     none: the model before the method is measured as it is")
+    elif config.method == "data_filtering":
+        lines.append("  method     data filtering: a stock model is trained on the retain stories alone")
+    lines.append(f"  model      {start}")
+    forgetting = f"  data       {config.data.train}; forgetting: {', '.join(config.data.forget_words)}"
+    if config.method == "gradient_routing":
+        lines += [_expansion_line(config), forgetting, *_routing_lines(config)]
+    else:
+        lines.append(forgetting)
+    lines += [f"  attack     {describe_attack(config)}", f"  output     {config.output_path}"]
+    return "\n".join(lines)
+
+
+def _expansion_line(config: RunConfig) -> str:
+    layers = "all layers" if config.expansion.target_layers is None else f"layers {config.expansion.target_layers}"
+    return f"  expansion  auxiliary module '{config.expansion.module_name}' of width {config.expansion.width}, {layers}"
+
+
+def _routing_lines(config: RunConfig) -> list[str]:
+    rule = config.routing.rule + (f" ({config.routing.weighting})" if config.routing.rule == "full_seq" else "")
+    coherence = f"{config.coherence.steps} steps at most" if config.coherence.enabled else "left out"
+    return [f"  routing    {rule}", f"  coherence  {coherence}"]
+
+
+def describe_attack(config: RunConfig) -> str:
+    """The relearn attacks of a run, in a few words."""
+    relearn = config.relearn
+    if not relearn.enabled:
+        return "left out"
+    stories = ", ".join(map(str, relearn.stories))
+    return f"fine-tuning on {stories} forget stories, {relearn.steps} steps at most, {relearn.trials} trials each"
+
+
+def finish(
+    result: RunResult, config: RunConfig, directory: RunDirectory, console: Console, state: PartialState
+) -> None:
+    """Writes result, card and report, says what came out, and pushes if that was asked for."""
+    has_model = config.method != "base"
+    if state.is_main_process:
+        write_outputs(result, directory.path)
+    console.print(losses_table(result), markup=False)
+    for sentence in headline_sentences(result):
+        console.print(f"  {sentence}", markup=False)
+    gap = result.ablation_gap
+    if gap is not None and not result.localised:
+        message = nothing_localised_message(gap, float(result.training["minimum_ablation_gap"]))
+        console.print(f"[bold red]{message}[/]")
+    checkpoint = f"Checkpoint: {directory.path / 'model'}   " if has_model else ""
+    console.print(f"{checkpoint}Report: {directory.path / 'report.html'}   Figures: {directory.path / 'result.json'}")
+    if state.is_main_process and has_model and config.training.get("push_to_hub"):
+        _push(result, config, directory.path / "model", console)
+
+
+def write_outputs(result: RunResult, folder: Path) -> None:
+    """Writes `result.json`, `report.html` and, where there is a final model, its card."""
+    result.save(folder / "result.json")
+    if (folder / "model").is_dir():
+        write_model_card(result, folder / "model")
+    write_report(result, folder / "report.html")
+
+
+def _push(result: RunResult, config: RunConfig, folder: Path, console: Console) -> None:
+    import huggingface_hub
+
+    repository = config.training.get("hub_model_id") or config.output_path.name
+    token = config.training.get("hub_token")
+    private = config.training.get("hub_private_repo")
+    repository = huggingface_hub.create_repo(repository, token=token, private=private, exist_ok=True).repo_id
+    revision = config.training.get("hub_revision")
+    write_model_card(result, folder, repository=repository)
+    huggingface_hub.upload_folder(
+        repo_id=repository,
+        folder_path=str(folder),
+        commit_message="Contracted model of hf_era",
+        token=token,
+        revision=revision,
+    )
+    console.print(f"Pushed to {repository}")

@@ -1,0 +1,211 @@
+"""A `Trainer` with token-weighted evaluation and a stop at the first non-finite loss. Trains any causal LM.
+
+The base, the base control and coherence fine-tuning use it as it is; `GradientRoutingTrainer` adds the routing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.utils import logging
+
+from hf_era.data import RoutingCollator, longest_first, padding_token_id
+from hf_era.evaluation.losses import story_losses
+from hf_era.models import FastPaths
+from hf_era.models.fast.causal_lm import FastCausalLMMixin
+from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
+from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.distributed import DistributedTrainer
+from hf_era.training.errors import NonFiniteLossError
+
+logger = logging.get_logger(__name__)
+
+
+class TokenWeightedTrainer(DistributedTrainer):
+    """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
+
+    One process, DDP and FSDP2 train alike: see `DistributedTrainer`, which also has `full_state_dict` and
+    `save_whole_model`.
+
+    Args:
+        args (`GradientRoutingConfig`): `TrainingArguments` and ours.
+        data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`, which refuses
+            ids that the model's vocabulary does not have.
+        kwargs: everything that `Trainer` takes.
+
+    Raises:
+        ValueError: for `args` of another class, or if FSDP was asked for where nothing would be sharded.
+    """
+
+    args: GradientRoutingConfig
+    # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
+        args = args if args is not None else GradientRoutingConfig()
+        if not isinstance(args, GradientRoutingConfig):
+            raise ValueError(f"`args` should be a GradientRoutingConfig, got {type(args).__name__}.")
+        if kwargs.get("data_collator") is None:
+            tokenizer = kwargs.get("processing_class")
+            pad = padding_token_id(tokenizer) if tokenizer is not None else 0
+            kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
+        super().__init__(model=model, args=args, **kwargs)
+        self.set_up_processes()
+        self._set_fast_paths(self.model)
+        if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
+            logger.warning_once(EMULATED_BF16_MESSAGE)
+        self._last_loss: Tensor | None = None
+
+    def _set_fast_paths(self, model: Any) -> None:
+        """The switches of `GradientRoutingConfig`, for a model that has fast paths."""
+        if isinstance(model, FastCausalLMMixin):
+            model.set_fast_paths(
+                FastPaths(fused_activation=self.args.fused_activation, chunked_loss=self.args.chunked_loss)
+            )
+            if self.args.attn_implementation is not None:
+                model.set_attn_implementation(self.args.attn_implementation)  # type: ignore[attr-defined]
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """`model_init` is called again by `train`: that model needs the settings too."""
+        model = super().call_model_init(trial)
+        self._set_fast_paths(model)
+        return model
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.args.weight_decay_on_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    # ---- Order and resuming ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            return EpochSeededSampler(
+                sampler, self.args.data_seed if self.args.data_seed is not None else self.args.seed
+            )
+        return sampler
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._last_loss = None
+        output = super().train(*args, **kwargs)
+        self._check_last_loss()
+        return output
+
+    # ---- Non-finite losses ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if self.args.device.type != "cpu":
+            self._check_last_loss()  # by now it is there: looking at the newest would make the host wait for the device
+        self._last_loss = loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.args.device.type == "cpu":
+            self._check_last_loss()
+        return loss
+
+    def _check_last_loss(self) -> None:
+        loss, self._last_loss = self._last_loss, None
+        if loss is not None and not torch.isfinite(loss):
+            raise NonFiniteLossError(self._non_finite_message(f"The loss became {float(loss)}"))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A finite loss can have non-finite gradients: the broken weights show only at the next step.
+        broken = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
+        if broken is not None:
+            raise NonFiniteLossError(self._non_finite_message(f"The weight {broken} became non-finite"))
+        super()._save_checkpoint(model, trial)
+
+    def _non_finite_message(self, what: str) -> str:
+        return (
+            f"{what} at step {self.state.global_step + 1} of {self.state.max_steps}. Training stopped; checkpoints under "
+            f"{self.args.output_dir} are from before and were kept. Try a lower `training.learning_rate` (now "
+            f"{self.args.learning_rate}), a milder `original_forget` multiplier, or `training.max_grad_norm: 1.0`."
+        )
+
+    # ---- Token-weighted evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the Trainer's, the longest stories first: sums do not depend on the order, and there is less padding."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen  # type: ignore[index]
+        order_is_free = self.compute_metrics is None and not self.args.dataloader_persistent_workers
+        if order_is_free and isinstance(chosen, Dataset) and "length" in chosen.column_names:
+            eval_dataset = longest_first(chosen)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        if not is_training:
+            # The accelerator keeps every loader that it prepares, with its view of the data set, and each evaluation would
+            # leave one behind. Only its `save_state`, which the Trainer does not use, asks for them again.
+            prepared = self.accelerator._dataloaders
+            prepared[:] = [one for one in prepared if one is not loader]
+        return loader
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        if self.compute_metrics is not None or description == "Prediction":
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        metrics = self.story_metrics(dataloader, metric_key_prefix)
+        sized = has_length(dataloader)
+        count = self.num_examples(dataloader) if sized else 0
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)  # type: ignore[arg-type]
+
+    def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float]:
+        """The metrics of one evaluation set; keys start with `prefix`."""
+        return {f"{prefix}_loss": self.dataset_loss(dataloader)}
+
+    def dataset_loss(self, dataloader: Any, **options: Any) -> float:
+        """Token-weighted loss over a data loader, over all processes."""
+        losses = story_losses(
+            self.model,
+            dataloader,
+            device=self.args.device,
+            autocast=self.evaluation_context,
+            gather=self.accelerator.gather_for_metrics if self.args.world_size > 1 else None,
+            **options,
+        )
+        return float(losses.nll.sum() / losses.tokens.sum().clamp(min=1))
+
+
+def _vocabulary_size(model: Any) -> int | None:
+    """How many ids a model has embeddings of; None where there is no model yet, or it does not say."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return getattr(embeddings, "num_embeddings", None)
+
+
+class EpochSeededSampler(Sampler[int]):
+    """Seeds transformers' `LengthGroupedSampler`, which otherwise draws from the global random state.
+
+    Args:
+        sampler (`LengthGroupedSampler`): the sampler to seed.
+        seed (`int`): of the run; the epoch is added to it.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)

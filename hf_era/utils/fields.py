@@ -1,0 +1,75 @@
+"""What a field of a config says of itself: its help, and whether it belongs to a run's identity.
+
+A run may go on from what it kept only if it is still the same run. Which settings make it another one stands on each field,
+and nowhere else:
+
+* `identity=True`: what is computed depends on it;
+* `identity=False`: it changes what is shown or kept, where, or how fast; or something else identifies what it leads to (the
+  stories themselves, not the path that they were read from);
+* `identity=UNLESS_DEFAULT`: as `True`, but the default goes without saying. For a field that is newer than runs that should
+  still be found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+UNLESS_DEFAULT = "unless default"
+
+
+class _Metadata(Mapping[str, Any]):
+    """Looks like `{"help": ...}` to whoever goes through it: `HfArgumentParser` hands all that it finds to argparse, which
+    knows no `identity`. Asked for by name, that is there too."""
+
+    def __init__(self, help: str, identity: bool | str) -> None:
+        self._values = {"help": help, "identity": identity}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["help"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def about(help: str, *, identity: bool | str) -> Mapping[str, Any]:
+    """The `metadata` of a config's field.
+
+    Args:
+        help (`str`): a sentence, with unit and special values.
+        identity (`bool` or `UNLESS_DEFAULT`): see above.
+    """
+    return _Metadata(help, identity)
+
+
+def identity_values(
+    config_class: type, values: Mapping[str, Any], inherited_without_effect: Collection[str] = ()
+) -> dict[str, Any]:
+    """Those of a config's values that identify a run. A name that the class does not have is left out.
+
+    Args:
+        config_class (`type`): a dataclass.
+        values (`dict`): its fields' values, or some of them.
+        inherited_without_effect (*optional*): names of fields that a class of another library declares, and that say nothing
+            of themselves, but have no effect. Any other such field identifies, so that a new one is never overlooked.
+    """
+    found = {}
+    for item in dataclasses.fields(config_class):
+        identity = item.metadata.get("identity", item.name not in inherited_without_effect)
+        if item.name not in values or identity is False:
+            continue
+        if identity == UNLESS_DEFAULT and values[item.name] == default_of(item):
+            continue
+        found[item.name] = values[item.name]
+    return found
+
+
+def default_of(item: dataclasses.Field[Any]) -> Any:
+    """A field's default; `MISSING` if it has none."""
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default

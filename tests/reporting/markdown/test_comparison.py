@@ -1,0 +1,103 @@
+"""Results side by side: one row each, and means with intervals over seeds."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from hf_era.evaluation.results import ModelResult
+from hf_era.reporting.markdown.comparison import (
+    aggregate,
+    comparison_csv,
+    comparison_json,
+    comparison_markdown,
+    comparison_rows,
+    differences_table,
+)
+
+
+def with_gap(make_result, seed, gap, **overrides):
+    """A run whose ablation gap is `gap`."""
+    differences = {"ablation_gap": {"value": gap, "low": gap - 0.1, "high": gap + 0.1}}
+    return make_result(seed=seed, differences=differences, **overrides)
+
+
+def a_model(**overrides):
+    estimate = {"loss": 2.5, "low": 2.4, "high": 2.6, "tokens": 10, "stories": 2}
+    values = {
+        "name": "rmu", "model": "some/rmu", "created": "2026-11-23T00:00:00+00:00", "versions": {}, "machine": {},
+        "data": {"fingerprint": "abc"}, "losses": {"forget": estimate, "retain": estimate},
+    }  # fmt: skip
+    return ModelResult(**{**values, **overrides})
+
+
+def test_mean_and_interval_over_seeds(make_result):
+    (row,) = aggregate([with_gap(make_result, seed, gap) for seed, gap in ((0, 0.1), (1, 0.2), (2, 0.6))])
+    assert row["seeds"] == [0, 1, 2]
+    # Mean 0.3; squared deviations 0.04 + 0.01 + 0.09, over 2: standard deviation 0.264575; t of 2 degrees 4.303.
+    half = 4.303 * 0.264575 / 3**0.5
+    assert row["figures"]["ablation_gap"] == pytest.approx(
+        {"value": 0.3, "low": 0.3 - half, "high": 0.3 + half}, abs=1e-5
+    )
+
+
+def test_one_seed_has_no_interval_over_seeds(make_result):
+    (row,) = aggregate([with_gap(make_result, 0, 0.1)])
+    assert row["figures"]["ablation_gap"] == {"value": 0.1, "low": None, "high": None}
+    assert "Over seeds" not in comparison_markdown([with_gap(make_result, 0, 0.1)])
+
+
+def test_a_figure_that_one_seed_lacks_has_no_mean(make_result):
+    lacking = make_result(seed=1, attack=None)
+    (row,) = aggregate([make_result(), lacking])
+    assert row["figures"]["robust_unlearning"]["value"] is None
+    assert row["figures"]["unlearning"]["value"] == pytest.approx(0.601)
+
+
+def test_attacks_are_averaged_over_seeds_each_by_itself(make_result):
+    (row,) = aggregate([make_result(), make_result(seed=1)])
+    assert row["attacks"]["full 4 5e-05"]["value"] == pytest.approx(1.32)  # of 1.24 and 1.4, in both seeds
+    assert row["attacks"]["lora 4 0.001"]["value"] == pytest.approx(1.6)
+    assert (row["recovered"], row["attacked"]) == (2, 2)
+
+
+def test_data_filtering_stands_beside_each_difference(make_result):
+    filtered = with_gap(make_result, 0, 0.5, name="filtered", method="data_filtering")
+    lines = differences_table(aggregate([with_gap(make_result, 0, 0.3), filtered])).splitlines()
+    assert "+0.300 (filtering +0.500)" in lines[2]
+    assert "filtering +0.5" not in lines[3]
+
+
+def test_a_row_per_result_and_a_model_of_somebody_else(make_result):
+    rows = comparison_rows([make_result(), a_model()])
+    assert [row["name"] for row in rows] == ["posttrain_fullseq", "rmu"]
+    assert rows[0]["attack_kind"] == "full"
+    assert rows[0]["robust_unlearning"] == pytest.approx(0.12)
+    assert rows[1]["method"] == "model"
+    assert rows[1]["forget_loss_final"] == 2.5
+    assert rows[1]["unlearning"] is None
+    with pytest.raises(ValueError, match="`results` is empty"):
+        comparison_rows([])
+
+
+def test_csv_reads_back_and_holds_no_formula(make_result):
+    text = comparison_csv([make_result(name="=1+1"), a_model()])
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert rows[0]["name"] == "'=1+1"
+    assert float(rows[0]["unlearning"]) == pytest.approx(0.601)
+    assert rows[1]["unlearning"] == ""
+
+
+def test_json_is_json(make_result):
+    values = json.loads(json.dumps(comparison_json([make_result(), make_result(seed=1)]), allow_nan=False))
+    assert len(values["results"]) == 2
+    assert values["over_seeds"][0]["seeds"] == [0, 1]
+
+
+def test_markdown_names_what_is_there(make_result):
+    text = comparison_markdown([make_result(), make_result(seed=1), a_model(name="a|b<script>")])
+    assert "## Over seeds" in text
+    assert "| full, N = 4, 5e-05 | LoRA, N = 4, 0.001 |" in text
+    assert "<script>" not in text
+    assert "a&#124;b&lt;script&gt;" in text

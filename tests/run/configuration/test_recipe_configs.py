@@ -1,0 +1,67 @@
+"""The recipes' own configs: each loads, survives a round trip, and keeps its rule and start under an overlay."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_era.models.config import ExpansionConfig
+from hf_era.run.config import RunConfig, load_run_config
+
+RECIPES = {
+    "scratch_fullseq": ("scratch", "full_seq"),
+    "posttrain_fullseq": ("pretrained", "full_seq"),
+    "scratch_concept": ("scratch", "concept"),
+    "posttrain_concept": ("pretrained", "concept"),
+}
+CONFIGS = Path(__file__).resolve().parents[3] / "recipes" / "configs"
+# A matrix is no run; its own test reads it.
+RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("matrix"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_every_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_run_config([path])
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert config.name == path.stem
+    assert "{seed}" in config.output_dir
+    config.training_arguments(tmp_path, bf16=False)  # its values are accepted where they end
+
+
+def test_there_are_configs() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {*RECIPES, "demo", "stories_small"}
+
+
+@pytest.mark.parametrize("overlay", [None, "demo", "stories_small"])
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_an_overlay_keeps_the_recipes_rule_and_start(recipe: str, overlay: str | None) -> None:
+    paths = [CONFIGS / f"{name}.yaml" for name in (recipe, overlay) if name is not None]
+    config = load_run_config(paths)
+    start, rule = RECIPES[recipe]
+    assert (config.name, config.model.start, config.routing.rule) == (recipe, start, rule)
+    if rule == "full_seq":
+        assert config.routing.weighting == "frequency"
+    assert config.expansion.module_name == "forget"
+    assert recipe in str(config.output_path)
+    assert config.training["multipliers"]["original_forget"] == -0.75
+    if overlay is None:
+        assert config.expansion == ExpansionConfig(width=64, target_layers=[0, 1, 2, 3, 4])
+        assert config.training["learning_rate"] == (5e-4 if start == "scratch" else 1e-4)
+        assert config.coherence.enabled == (start == "pretrained")
+        assert config.model.base == (None if start == "scratch" else "roneneldan/TinyStories-28M")
+    else:
+        alone = load_run_config(paths[1:])
+        assert config.data == alone.data  # the overlay's data, not a mixture
+        assert config.model.base is None
+        assert config.model.architecture == alone.model.architecture
+        assert config.training["max_steps"] == alone.training["max_steps"]
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+def test_all_recipes_differ_in_what_they_are_called_after_only() -> None:
+    def without(recipe: str) -> dict[str, Any]:
+        values = load_run_config([CONFIGS / f"{recipe}.yaml"]).to_dict()
+        return {key: values[key] for key in ("expansion", "data", "seed", "evaluation")}
+
+    assert without("scratch_fullseq") == without("scratch_concept") == without("posttrain_fullseq")
+    assert without("scratch_fullseq") == without("posttrain_concept")

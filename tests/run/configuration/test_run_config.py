@@ -1,0 +1,82 @@
+"""What a loaded config gives the run: its paths, its training arguments, and the list of its fields."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_era.data import DataConfig
+from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
+from hf_era.models.config import ExpansionConfig
+from hf_era.routing import RoutingRuleConfig
+from hf_era.run.config import ModelConfig, RunConfig, describe_fields
+from hf_era.training.coherence import CoherenceConfig
+from hf_era.training.config import GradientRoutingConfig
+
+SECTIONS = {
+    "model": ModelConfig, "expansion": ExpansionConfig, "routing": RoutingRuleConfig, "data": DataConfig,
+    "training": GradientRoutingConfig, "pretraining": GradientRoutingConfig, "coherence": CoherenceConfig,
+    "evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "trains"),
+    [
+        ({}, True),
+        ({"base": "x"}, False),
+        ({"start": "scratch"}, True),
+        ({"start": "scratch", "base_control": False}, False),
+        ({"base_control": False}, True),
+    ],
+)
+def test_whether_a_base_is_trained_here(options: dict[str, Any], trains: bool) -> None:
+    assert ModelConfig(**options).trains_base is trains
+
+
+def test_name_and_seed_are_filled_into_paths() -> None:
+    config = RunConfig(
+        name="mine", seed=4, output_dir="a/{name}/{seed}-{name}", model=ModelConfig(base_dir="b/{seed}/{name}")
+    )
+    assert config.output_path == Path("a/mine/4-mine")
+    assert config.base_path == Path("b/4/mine")
+    assert RunConfig(name="mine", seed=4).output_path == Path("runs/mine-seed4")
+    assert RunConfig(name="mine", seed=4).base_path == Path("runs/mine-seed4/base")
+    assert RunConfig(output_dir="{other} {}").output_path == Path("{other} {}")
+
+
+def test_training_arguments_come_from_the_config_and_the_phase(tmp_path: Path) -> None:
+    config = RunConfig(
+        seed=5, training={"learning_rate": 1e-2, "max_steps": 3, "multipliers": {"original_forget": 0.0}}
+    )
+    arguments = config.training_arguments(tmp_path, max_steps=9)
+    assert (arguments.seed, arguments.learning_rate, arguments.max_steps) == (5, 1e-2, 9)
+    assert arguments.output_dir == str(tmp_path)
+    assert arguments.gradient_multipliers.original_forget == 0.0
+    assert arguments.gradient_multipliers.original_retain == 1.0
+
+
+def test_every_field_is_described() -> None:
+    lines = describe_fields().splitlines()
+    described = {line.split(" ")[0].removeprefix("--"): lines[number + 1].strip()
+                 for number, line in enumerate(lines) if line.startswith("--")}  # fmt: skip
+    expected = {field.name for field in dataclasses.fields(RunConfig) if field.name not in SECTIONS}
+    for section, kind in SECTIONS.items():
+        expected |= {f"{section}.{field.name}" for field in dataclasses.fields(kind) if field.init}
+    assert set(described) == expected
+    ours = {name for name in described if not name.startswith(("training.", "pretraining."))}
+    ours |= {f"training.{name}" for name in GradientRoutingConfig.__annotations__}
+    assert [name for name in ours if len(described[name]) < 8] == []
+    assert "%%" not in describe_fields()
+    assert "--data.max_tokens (default: 256)" in lines
+    assert "--routing.rule (default: 'full_seq')" in lines
+
+
+def test_every_described_default_is_the_default() -> None:
+    config = RunConfig()
+    for line in describe_fields().splitlines():
+        if line.startswith("--") and not line.startswith(("--training", "--pretraining")):
+            name, _, default = line.removeprefix("--").partition(" (default: ")
+            section, _, field = name.rpartition(".")
+            assert default == f"{getattr(getattr(config, section) if section else config, field)!r})", name

@@ -1,0 +1,124 @@
+"""The life cycle from the stories to the stock checkpoint: what it leaves behind, and what it says of itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_era.run.phases as phases_module
+from hf_era import RunConfig, run_pipeline
+from hf_era.cli import main
+from hf_era.evaluation import RunResult
+from hf_era.models.fast.causal_lm import ALL_SLOW
+from hf_era.training import NonFiniteLossError
+from hf_era.utils.files import read_json
+
+
+def test_result_has_every_stage_with_intervals(finished: tuple[RunConfig, RunResult]) -> None:
+    config, result = finished
+    assert list(result.losses) == ["before", "before_ablation", "after_ablation", "after_coherence"]
+    for stage in result.losses.values():
+        for kind, stories in (("forget", 5), ("retain", 6)):
+            estimate = stage[kind]
+            assert estimate["low"] <= estimate["loss"] <= estimate["high"]
+            assert estimate["stories"] == stories
+    assert result.before_kind == "pretrained"
+    assert result.data["train_stories"] == 120 - 5 - 6 - 3
+    assert result.routing_table
+    stored = json.loads((config.output_path / "result.json").read_text())
+    assert stored["schema_version"] == 2
+    assert stored["config"]["expansion"]["width"] == 4
+    assert {"torch", "transformers", "python"} <= set(stored["versions"])
+    assert RunResult.load(config.output_path / "result.json") == result
+
+
+def test_the_final_folder_is_a_stock_checkpoint_with_a_card(
+    finished: tuple[RunConfig, RunResult], run_python: Callable[..., str]
+) -> None:
+    config, _ = finished
+    folder = config.output_path / "model"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert all(b"auxiliary" not in path.read_bytes() for path in folder.iterdir() if path.suffix != ".md")
+    card = ModelCard.load(folder / "README.md")
+    assert "gradient-routing" in card.data.tags
+    code = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+inputs = tokenizer("One day", return_tensors="pt")
+out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+assert not any(name.startswith("hf_era") for name in sys.modules)
+print(type(model).__name__, out.shape[1] - inputs["input_ids"].shape[1])
+"""
+    assert run_python(code, str(folder)).split()[0] == "GPTNeoForCausalLM"
+
+
+def test_figures_of_the_stages_belong_to_the_saved_models(finished: tuple[RunConfig, RunResult]) -> None:
+    config, result = finished
+    # The stock class has no fast paths: without them the logits are equal bit for bit.
+    expanded = AutoModelForCausalLM.from_pretrained(config.output_path / "expanded", attn_implementation="eager").eval()
+    expanded.set_fast_paths(ALL_SLOW)
+    contracted = AutoModelForCausalLM.from_pretrained(config.output_path / "contracted").eval()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad(), expanded.ablated():
+        assert torch.equal(expanded(ids).logits, contracted(ids).logits)
+    assert result.losses["before_ablation"]["forget"] != result.losses["after_ablation"]["forget"]
+    assert result.coherence["best_loss"] <= result.coherence["first_loss"]
+
+
+def test_run_file_names_the_settings(finished: tuple[RunConfig, RunResult]) -> None:
+    stored = read_json(finished[0].output_path / "run.json")
+    assert stored["settings"]["routing"]["rule"] == "full_seq"
+
+
+@pytest.mark.usefixtures("_no_localisation_warning")
+def test_from_a_local_base(
+    tmp_path: Path,
+    finished: tuple[RunConfig, RunResult],
+    make_run_config: Callable[..., RunConfig],
+) -> None:
+    base = finished[0].output_path / "base" / "model"
+    config = make_run_config(tmp_path, model={"architecture": {}, "base": str(base)}, coherence={"enabled": False})
+    result = run_pipeline(config)
+    assert list(result.losses) == ["before", "before_ablation", "after_ablation"]
+    assert not (config.output_path / "base").exists()
+    assert AutoTokenizer.from_pretrained(config.output_path / "model").vocab_size == 300
+
+
+def test_nothing_localised_is_said_loudly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_run_config: Callable[..., RunConfig]
+) -> None:
+    config = make_run_config(
+        tmp_path,
+        model={"start": "scratch", "base_control": False},
+        training={"minimum_ablation_gap": 50.0},
+        coherence={"enabled": False},
+    )
+    with pytest.warns(UserWarning, match="NOTHING WAS LOCALISED"):
+        result = run_pipeline(config)
+    assert result.localised is False
+    assert "NOTHING WAS LOCALISED" in capsys.readouterr().err
+    assert "localised" in (config.output_path / "model" / "README.md").read_text().lower()
+
+
+def test_a_diverging_run_stops_with_its_own_exit_status(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    make_run_config: Callable[..., RunConfig],
+) -> None:
+    def diverge(self: Any, key: str) -> None:
+        raise NonFiniteLossError("The loss became nan at step 3 of 4.")
+
+    monkeypatch.setattr(phases_module.Phases, "route", diverge)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(json.dumps(make_run_config(tmp_path, model={"start": "scratch", "base_control": False}).to_dict()))
+    assert main(["run", str(file)]) == 1
+    assert "step 3 of 4" in capsys.readouterr().err

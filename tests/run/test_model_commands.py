@@ -1,0 +1,196 @@
+"""`hf-era eval` and `hf-era relearn` on models that are not ours, and what they say to bad input."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from hf_era.cli import main
+from hf_era.data import WordFinder, generate_stories, train_tokenizer
+from hf_era.data.config import TREE_WORDS
+from hf_era.evaluation.results import ModelResult
+
+QUICK = [
+    *("--relearn.steps", "2", "--relearn.stories", "2", "--relearn.trials", "2"),
+    *("--relearn.sweep_learning_rates", "0.001"),
+    *("--generation.new_tokens", "4", "--evaluation.bootstrap_samples", "50"),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forget and retain stories in files, and two tiny Llamas, `model` and `before`, with their tokenizer."""
+    folder = tmp_path_factory.mktemp("model_commands")
+    stories = list(dict.fromkeys(generate_stories(120, seed=3)))
+    finder = WordFinder(TREE_WORDS)
+    parts = {"forget": [text for text in stories if finder.found_in(text)][:12]}
+    parts["retain"] = [text for text in stories if not finder.found_in(text)][:8]
+    for name, texts in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tokenizer = train_tokenizer(stories, 300)
+    for seed, name in enumerate(("model", "before")):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs `hf-era COMMAND MODEL --forget ... --retain ... OPTIONS`; returns the exit status and what stderr said."""
+
+    def call(command: str, *options: str, model: str = "model", forget: str = "forget.jsonl") -> tuple[int, str]:
+        arguments = [
+            command,
+            str(files / model),
+            "--forget",
+            str(files / forget),
+            "--retain",
+            str(files / "retain.jsonl"),
+        ]
+        status = main([*arguments, "--output", str(tmp_path / "out"), *options])
+        return status, capsys.readouterr().err
+
+    return call
+
+
+def losses_one_by_one(folder: Path, name: str, stories: Path, max_tokens: int = 64) -> float:
+    """Token-weighted loss with transformers alone, story by story."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder / name), AutoTokenizer.from_pretrained(folder / name)
+    total, tokens = 0.0, 0
+    for line in stories.read_text().splitlines():
+        text = json.loads(line)["text"].strip()[:1029].strip()
+        ids = torch.tensor([[0, *tokenizer(text, add_special_tokens=False)["input_ids"]][:max_tokens]])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    return total / tokens
+
+
+def test_eval_gives_the_losses_that_transformers_gives(run, files, tmp_path):
+    status, _ = run("eval", *QUICK[-4:], "--before", str(files / "before"))
+    assert status == 0
+    result = ModelResult.load(tmp_path / "out" / "result.json")
+    for kind in ("forget", "retain"):
+        expected = {name: losses_one_by_one(files, name, files / f"{kind}.jsonl") for name in ("model", "before")}
+        assert result.losses[kind]["loss"] == pytest.approx(expected["model"], rel=1e-5)
+        assert result.before["losses"][kind]["loss"] == pytest.approx(expected["before"], rel=1e-5)
+        name = {"forget": "unlearning", "retain": "retain_tax"}[kind]
+        assert result.estimate(name).value == pytest.approx(expected["model"] - expected["before"], abs=1e-5)
+        assert result.estimate(name).low < result.estimate(name).value < result.estimate(name).high
+    assert result.attack is None
+    assert len(result.generations["texts"]["final"]) == 8
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_relearn_takes_its_stories_out_of_the_forget_file(run, files, tmp_path):
+    status, _ = run("relearn", *QUICK, "--before", str(files / "before"), "--no-generations")
+    assert status == 0
+    result = ModelResult.load(tmp_path / "out" / "result.json")
+    # 2 trials of 2 stories: 4 of the 12 are the attacker's, the other 8 are measured on.
+    assert (result.data["forget_stories"], result.data["attack_stories"]) == (8, 4)
+    relearning = result.relearning
+    assert {trial.kind for trial in relearning.trials} == {"full", "lora"}
+    assert relearning.measured["forget_stories"] == 8
+    start = relearning.trials[0].curve.points[0]
+    assert start.forget_loss == pytest.approx(result.losses["forget"]["loss"], rel=1e-5)
+    assert relearning.before["forget"] == pytest.approx(result.before["losses"]["forget"]["loss"], rel=1e-5)
+    assert relearning.strongest() is not None
+    assert result.generations == {}
+
+
+def test_relearn_with_too_few_stories(run):
+    status, error = run("relearn", "--relearn.stories", "4", "--relearn.trials", "3")
+    assert status == 2
+    assert "`forget` holds 12 distinct stories; the attack needs 12 of them" in error
+
+
+def test_relearn_allowed_to_use_fewer_says_so(run, tmp_path):
+    many = ["--relearn.stories", "4", "--relearn.trials", "5", *QUICK[:2], *QUICK[6:], "--no-generations"]
+    status, _ = run("relearn", *many, "--relearn.lora", "false", "--allow-fewer")
+    assert status == 0
+    result = ModelResult.load(tmp_path / "out" / "result.json")
+    assert result.data["attack_stories"] + result.data["forget_stories"] == 12
+    assert any("were asked for" in note for note in result.relearning.notes)
+
+
+def test_stories_of_one_file_in_another_are_refused(run, files):
+    status, error = run("relearn", "--attack", str(files / "forget.jsonl"))
+    assert status == 2
+    assert "`forget` and `attack` share 12 stories" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "int8"], "Unknown value for `dtype`: 'int8'"),
+        (["--device", "warp"], "`device` should be auto, cpu, cuda, cuda:N or mps, got 'warp'"),
+        (["--device", "cuda:99"], "`device` is 'cuda:99', but"),
+        (["--max-tokens", "65"], "`max_tokens` is 65, but"),
+        (["--batch-size", "many"], "`evaluation.batch_size` should be an integer or null, got 'many'"),
+        (["--relearn.stpes", "3"], "Unknown key `stpes` in section `relearn`. Did you mean `steps`?"),
+        (["--before", "./nowhere"], "`before`: the directory nowhere does not exist"),
+        (["--tokenizer", "./nowhere"], "`tokenizer`: the directory nowhere does not exist"),
+        (["--data-filtering", "nowhere.json"], "nowhere.json does not exist"),
+        (["--forget-words", " "], "`data.forget_words` should hold words, got ' '"),
+    ],
+)
+def test_wrong_options_name_the_field_and_the_way_out(run, options, message):
+    status, error = run("eval", *options)
+    assert status == 2
+    assert message in error
+
+
+def test_an_empty_forget_file(run, files):
+    (files / "empty.jsonl").write_text("")
+    status, error = run("eval", forget="empty.jsonl")
+    assert status == 2
+    assert "empty.jsonl holds no story" in error
+
+
+def test_broken_weights_are_named(run, files):
+    model = AutoModelForCausalLM.from_pretrained(files / "model")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    model.save_pretrained(files / "broken")
+    AutoTokenizer.from_pretrained(files / "model").save_pretrained(files / "broken")
+    status, error = run("eval", model="broken")
+    assert status == 2
+    assert "The forget loss of" in error
+    assert "is not finite" in error
+
+
+def test_a_tokenizer_without_bos_and_padding(run, files, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    tokenizer.bos_token = tokenizer.pad_token = None
+    AutoModelForCausalLM.from_pretrained(files / "model").save_pretrained(files / "bare")
+    tokenizer.save_pretrained(files / "bare")
+    assert AutoTokenizer.from_pretrained(files / "bare").bos_token_id is None
+    status, error = run("eval", *QUICK[-4:], model="bare")
+    assert status == 0, error
+    result = ModelResult.load(tmp_path / "out" / "result.json")
+    # Without a BOS the first token of a story is not predicted: one fewer, where none was cut.
+    assert result.losses["forget"]["tokens"] <= 12 * 63
+
+
+def test_a_tokenizer_of_another_model(run, files):
+    other = train_tokenizer(generate_stories(200, seed=5), 600)
+    other.save_pretrained(files / "other_tokenizer")
+    status, error = run("eval", "--tokenizer", str(files / "other_tokenizer"))
+    assert status == 2
+    assert "embeddings. Pass the tokenizer that the model was trained with" in error
+
+
+def test_half_precision_is_measured_and_attacked(run, tmp_path):
+    status, error = run("relearn", *QUICK, "--dtype", "bfloat16", "--no-generations")
+    assert status == 0, error
+    result = ModelResult.load(tmp_path / "out" / "result.json")
+    assert result.relearning.trials
