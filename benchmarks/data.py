@@ -6,7 +6,7 @@
 The loops are what one writes first: lower-case each story and look for each forget word in it; tokenise the stories one
 by one with the same fast tokenizer and add each token to a dict. Ours does more (whole words, labels and cuts as columns,
 the marks of forget words) and is timed with all of it, through to an Arrow table. Both sides take turns in one process.
-What is kept for a second run is timed too: `keep_prepared` finds the whole of `prepare_data` on the disk.
+What is kept for a second run is timed too: `cached_data` finds the whole of `prepare_data` on the disk.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from benchmarks.common import (
 )
 from benchmarks.stories import SHARED, load_texts
 from hf_era.data import (
+    CachedData,
     DataConfig,
-    KeptData,
     Sources,
+    cached_data,
     data_fingerprint,
-    keep_prepared,
     prepare_data,
     prepared_data_key,
     split_sources,
@@ -84,11 +84,11 @@ def make_variants(texts: list[str], tokenizer: Any) -> dict[str, Callable[[], An
     def count() -> Any:
         return frequency_table(tokenise_stories(labelled, tokenizer, config, "stories"), rule, size, skip_bos=True)
 
-    def prepare() -> KeptData:
-        return KeptData(prepare_data(splits, tokenizer, config, rule, size), data_fingerprint(splits))
+    def prepare() -> CachedData:
+        return CachedData(prepare_data(splits, tokenizer, config, rule, size), data_fingerprint(splits))
 
-    def second_run() -> KeptData:
-        return keep_prepared(prepared_data_key(sources, config, 0, rule, tokenizer, size), prepare)
+    def second_run() -> CachedData:
+        return cached_data(prepared_data_key(sources, config, 0, rule, tokenizer, size), prepare)
 
     second_run()  # the first one, which keeps what it prepares
     return {

@@ -5,7 +5,7 @@ from hf_era.data.columns import longest_first
 from hf_era.data.config import GENERATOR, DataConfig
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, WordFinder
-from hf_era.data.padding_rows import FilledSampler, FillingCollator, StoriesWithFiller
+from hf_era.data.padding_rows import PaddedSampler, PaddingRowCollator, StoriesWithPaddingRows
 from hf_era.data.preparation import (
     PreparedData,
     Sources,
@@ -15,7 +15,7 @@ from hf_era.data.preparation import (
     prepare_data,
     split_sources,
 )
-from hf_era.data.prepared_cache import KeptData, keep_prepared, prepared_data_key
+from hf_era.data.prepared_cache import CachedData, cached_data, prepared_data_key
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import StorySplits
 from hf_era.data.tokenizer import tokenizer_from_json, train_tokenizer
@@ -25,19 +25,19 @@ __all__ = [
     "GENERATOR",
     "RETAIN",
     "UNLABELLED",
+    "CachedData",
     "DataConfig",
-    "FilledSampler",
-    "FillingCollator",
-    "KeptData",
+    "PaddedSampler",
+    "PaddingRowCollator",
     "PreparedData",
     "RoutingCollator",
     "Sources",
-    "StoriesWithFiller",
+    "StoriesWithPaddingRows",
     "StorySplits",
     "WordFinder",
+    "cached_data",
     "data_fingerprint",
     "generate_stories",
-    "keep_prepared",
     "load_sources",
     "load_splits",
     "load_stories",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_era.utils.checks import check_count, shown
+from hf_era.utils.checks import check_count, short_repr
 
 IGNORE_INDEX = -100
 OPTIONAL_COLUMNS = ("attention_mask", "labels", "routing_weight", "is_forget_word")
@@ -36,7 +36,9 @@ def check_examples(examples: Sequence[dict[str, Any]]) -> list[str]:
     present = [name for name in OPTIONAL_COLUMNS if any(name in example for example in examples)]
     for row, example in enumerate(examples):
         if "input_ids" not in example:
-            raise ValueError(f"Row {row} of the batch has no `input_ids`, only {shown(sorted(map(str, example)))}.")
+            raise ValueError(
+                f"Row {row} of the batch has no `input_ids`, only {short_repr(sorted(map(str, example)))}."
+            )
         tokens = _length("input_ids", row, example)
         if not tokens:
             raise ValueError(f"Row {row} of the batch has no token in `input_ids`. Take the empty story out.")
@@ -57,7 +59,7 @@ def _length(name: str, row: int, example: dict[str, Any]) -> int:
     try:
         return len(example[name])
     except TypeError as error:
-        raise ValueError(f"`{name}` of row {row} should be a list, got {shown(example[name])}.") from error
+        raise ValueError(f"`{name}` of row {row} should be a list, got {short_repr(example[name])}.") from error
 
 
 def checked_values(name: str, examples: Sequence[dict[str, Any]], vocabulary_size: int | None) -> np.ndarray[Any, Any]:
@@ -81,7 +83,9 @@ def checked_values(name: str, examples: Sequence[dict[str, Any]], vocabulary_siz
     if not is_fine.all():
         index = int(np.argmin(is_fine))
         row = int(np.searchsorted(np.cumsum([len(column) for column in columns]), index, side="right"))
-        raise ValueError(f"`{name}` should be {wanted}, got {shown(values[index].item())} in row {row} of the batch.")
+        raise ValueError(
+            f"`{name}` should be {wanted}, got {short_repr(values[index].item())} in row {row} of the batch."
+        )
     return values
 
 
@@ -91,7 +95,7 @@ def _numbers(name: str, row: int, values: Any) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(values)
     except Exception as error:  # rows of unlike length, tensors on another device: numpy and torch say it in their ways
-        raise ValueError(f"`{name}` of row {row} should hold {spelled}, got {shown(values)}.") from error
+        raise ValueError(f"`{name}` of row {row} should hold {spelled}, got {short_repr(values)}.") from error
     if array.dtype.kind not in kinds or array.ndim != 1:
         raise ValueError(
             f"`{name}` of row {row} should be a list of {spelled}, got an array of {array.dtype} with the shape "

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_era.data.generator import MAXIMUM_STORIES
-from hf_era.utils.checks import LARGEST_COUNT, check_count, shown
+from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr
 
 GENERATOR = "generator"
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
@@ -84,7 +84,9 @@ class DataConfig:
             )
         for word in self.forget_words:
             if not isinstance(word, str) or not word.strip():
-                raise ValueError(f"`data.forget_words` should hold words, got {shown(word)}. Take the empty word out.")
+                raise ValueError(
+                    f"`data.forget_words` should hold words, got {short_repr(word)}. Take the empty word out."
+                )
         if sum(map(len, self.forget_words)) > MAXIMUM_WORD_CHARACTERS:
             raise ValueError(
                 f"`data.forget_words` should hold at most {MAXIMUM_WORD_CHARACTERS:,} characters in all, got "
@@ -95,7 +97,7 @@ class DataConfig:
         for name in ("train", "validation"):
             value = getattr(self, name)
             if value is not None and "\0" in value:
-                raise ValueError(f"`data.{name}` should be a path or an id, got {shown(value)}.")
+                raise ValueError(f"`data.{name}` should be a path or an id, got {short_repr(value)}.")
         for name, (least, most) in _LIMITS.items():
             check_count(f"data.{name}", getattr(self, name), least, most)
 

@@ -1,9 +1,9 @@
-"""Filler rows: they fill the last batch of several processes up and count for nothing.
+"""Padding rows: they fill the last batch of several processes up and count for nothing.
 
 Every process must make the same number of forward passes over batches of the same size. Taking stories from the start of
-the epoch again, as accelerate does, counts those stories twice. A filler row is a masked copy of two tokens of a story:
+the epoch again, as accelerate does, counts those stories twice. A padding row is a masked copy of two tokens of a story:
 attention mask 0, labels -100, routing weight 1, so it adds nothing to a loss, a token count, an L1 norm or a mean
-activation; and a batch of nothing but filler rows has a loss of zero and gradients of zero.
+activation; and a batch of nothing but padding rows has a loss of zero and gradients of zero.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.utils.data import Dataset, Sampler
 
 from hf_era.data.collator import IGNORE_INDEX, PADDING_ROUTING_WEIGHT
 
-FILLER_MARK = "_is_filler"
-FILLER_TOKENS = 2  # the shortest row that has a predicted position
-# What a filler row holds in each column of a batch; other columns keep what the story had.
-FILLER_VALUES = {
+PADDING_ROW_MARK = "_is_padding_row"
+PADDING_ROW_TOKENS = 2  # the shortest row that has a predicted position
+# What a padding row holds in each column of a batch; other columns keep what the story had.
+PADDING_ROW_VALUES = {
     "attention_mask": 0,
     "labels": IGNORE_INDEX,
     "routing_weight": PADDING_ROUTING_WEIGHT,
@@ -29,14 +29,14 @@ FILLER_VALUES = {
 }
 
 
-class StoriesWithFiller(Dataset):
-    """Stories, and a filler row at every index behind the last story. Its length is the number of stories.
+class StoriesWithPaddingRows(Dataset):
+    """Stories, and a padding row at every index behind the last story. Its length is the number of stories.
 
     Args:
         stories: a map-style data set of examples (dicts) with at least one story.
 
     Raises:
-        ValueError: if there is no story to make a filler row of.
+        ValueError: if there is no story to make a padding row of.
     """
 
     def __init__(self, stories: Any) -> None:
@@ -44,38 +44,38 @@ class StoriesWithFiller(Dataset):
             raise ValueError("The data set is empty: there is no story to share out to the processes. Give it one.")
         self.stories = stories
         first = stories[0]
-        self.filler = {
-            name: value[:FILLER_TOKENS]
+        self.padding_row = {
+            name: value[:PADDING_ROW_TOKENS]
             if isinstance(value, (list, tuple, Tensor)) or hasattr(value, "shape")
             else value
             for name, value in first.items()
-        } | {FILLER_MARK: True}
+        } | {PADDING_ROW_MARK: True}
 
     def __len__(self) -> int:
         return len(self.stories)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self.filler) if index >= len(self.stories) else self.stories[index]
+        return dict(self.padding_row) if index >= len(self.stories) else self.stories[index]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """All examples of a batch at once, as torch's loader asks for them: a `datasets.Dataset` is far faster so."""
         real = [index for index in indices if index < len(self.stories)]
         fetch = getattr(self.stories, "__getitems__", None)
         found = iter((fetch(real) if real else []) if fetch is not None else [self.stories[index] for index in real])
-        return [dict(self.filler) if index >= len(self.stories) else next(found) for index in indices]
+        return [dict(self.padding_row) if index >= len(self.stories) else next(found) for index in indices]
 
 
-class FilledSampler(Sampler[int]):
-    """The order of another sampler, filled up with filler indices to a multiple of the global batch.
+class PaddedSampler(Sampler[int]):
+    """The order of another sampler, filled up with indices of padding rows to a multiple of the global batch.
 
     Args:
         sampler (`Sampler`): yields indices of stories.
         multiple (`int`): rows of one batch over all processes.
-        filler_index (`int`): an index behind the last story.
+        padding_index (`int`): an index behind the last story.
     """
 
-    def __init__(self, sampler: Any, multiple: int, filler_index: int) -> None:
-        self.sampler, self.multiple, self.filler_index = sampler, multiple, filler_index
+    def __init__(self, sampler: Any, multiple: int, padding_index: int) -> None:
+        self.sampler, self.multiple, self.padding_row_index = sampler, multiple, padding_index
 
     def set_epoch(self, epoch: int) -> None:
         """Hands the epoch on to the sampler inside."""
@@ -87,28 +87,28 @@ class FilledSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         yield from self.sampler
-        yield from [self.filler_index] * (len(self) - len(self.sampler))
+        yield from [self.padding_row_index] * (len(self) - len(self.sampler))
 
 
 @dataclass
-class FillingCollator:
-    """Collates with another collator, which sees ordinary examples only, and then masks the filler rows.
+class PaddingRowCollator:
+    """Collates with another collator, which sees ordinary examples only, and then masks the padding rows.
 
     Args:
         collator (`Callable`): makes a batch of `input_ids`, `labels` and more, each (batch, seq), from examples.
 
     Raises:
-        ValueError: (from a call) if a batch with filler rows has no `labels` or `input_ids`: nothing tells the loss to
+        ValueError: (from a call) if a batch with padding rows has no `labels` or `input_ids`: nothing tells the loss to
             leave them out.
     """
 
     collator: Callable[[Sequence[dict[str, Any]]], Any]
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
-        is_filler = torch.tensor([FILLER_MARK in example for example in examples])
-        if not is_filler.any():
+        is_padding = torch.tensor([PADDING_ROW_MARK in example for example in examples])
+        if not is_padding.any():
             return self.collator(examples)
-        batch = self.collator([{name: row[name] for name in row if name != FILLER_MARK} for row in examples])
+        batch = self.collator([{name: row[name] for name in row if name != PADDING_ROW_MARK} for row in examples])
         missing = [name for name in ("input_ids", "labels") if name not in batch]
         if missing or len(batch["labels"]) != len(examples):
             raise ValueError(
@@ -118,7 +118,7 @@ class FillingCollator:
             )
         if "attention_mask" not in batch:
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        for name, value in FILLER_VALUES.items():
+        for name, value in PADDING_ROW_VALUES.items():
             if name in batch:
-                batch[name][is_filler] = value
+                batch[name][is_padding] = value
         return batch

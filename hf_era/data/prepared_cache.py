@@ -37,7 +37,7 @@ _RECORD = "prepared.json"
 
 
 @dataclass(frozen=True)
-class KeptData:
+class CachedData:
     """What is kept under a key.
 
     Attributes:
@@ -79,7 +79,7 @@ def prepared_data_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def keep_prepared(key: str, prepare: Callable[[], KeptData]) -> KeptData:
+def cached_data(key: str, prepare: Callable[[], CachedData]) -> CachedData:
     """What is kept under `key`; if that is nothing, or damaged, what `prepare` makes, which is then kept.
 
     One process prepares and others that want the same wait for it. Where the cache cannot be written to, the data is
@@ -132,7 +132,7 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write(folder: Path, kept: KeptData) -> KeptData | None:
+def _write(folder: Path, kept: CachedData) -> CachedData | None:
     """Keeps the data and returns it as it is read back, from the disk instead of memory; `None` if that is impossible."""
     try:
         recover_leftovers(folder)
@@ -155,7 +155,7 @@ def _write(folder: Path, kept: KeptData) -> KeptData | None:
     return _read(folder / "data")
 
 
-def _read(folder: Path) -> KeptData | None:
+def _read(folder: Path) -> CachedData | None:
     """What is kept in a folder; `None` if it is not there, or not as it was written."""
     record = read_json(folder / _RECORD)
     try:
@@ -164,6 +164,6 @@ def _read(folder: Path) -> KeptData | None:
         parts: dict[str, Any] = {name: load_from_disk(str(folder / name)) for name in _PARTS}
         rows = [FrequencyRow(**row) for row in record["frequency_rows"]]
         data = PreparedData(frequency_rows=rows, summary=record["summary"], **parts)
-        return KeptData(data, record["fingerprint"], record["trained_tokenizer"])
+        return CachedData(data, record["fingerprint"], record["trained_tokenizer"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -15,8 +15,8 @@ from datasets.utils import logging
 
 from hf_era.data.config import GENERATOR
 from hf_era.data.generator import generate_stories
-from hf_era.data.table_cache import kept_table
-from hf_era.utils.checks import reason
+from hf_era.data.table_cache import cached_table
+from hf_era.utils.checks import error_text
 from hf_era.utils.storage_errors import StorageError
 
 SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
@@ -102,7 +102,7 @@ def _load_files(files: list[Path], field: str) -> Dataset:
             return _load_text_files(names)
         kind = SUFFIXES[suffix]
         with _without_log():
-            stories = kept_table(
+            stories = cached_table(
                 names, lambda folder: load_dataset(kind, data_files=names, split="train", cache_dir=folder)
             )
         stories.data.validate(full=True)  # JSON is read without a look at its encoding
@@ -114,7 +114,7 @@ def _load_files(files: list[Path], field: str) -> Dataset:
             for file in files:
                 _raise_for_broken_line(file, field)
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        kind, told = SUFFIXES[suffix], reason(cause or error)
+        kind, told = SUFFIXES[suffix], error_text(cause or error)
         raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {told}") from error
 
 
@@ -134,7 +134,7 @@ def _load_text_files(names: list[str]) -> Dataset:
     versions = [f"{file.st_mtime_ns}-{file.st_size}" for file in map(os.stat, names)]
     arguments = {"files": names, "versions": versions}
     try:
-        return kept_table(
+        return cached_table(
             names,
             lambda folder: Dataset.from_generator(
                 _stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments, cache_dir=folder
@@ -180,7 +180,7 @@ def _load_hub(source: str, field: str, split: str, subset: str | None) -> Datase
             f"not in the local cache. Pass a local file instead, e.g. `--{field} ./stories.jsonl`."
         ) from error
     except ValueError as error:  # an unknown split or subset
-        raise ValueError(f"`{field}`: the data set `{source}` cannot be loaded: {reason(error)}") from error
+        raise ValueError(f"`{field}`: the data set `{source}` cannot be loaded: {error_text(error)}") from error
 
 
 def _only_text(stories: Dataset, field: str, source: str, text_column: str | None) -> Dataset:

@@ -21,10 +21,10 @@ from datasets import Dataset
 from filelock import FileLock
 
 from hf_era.utils.files import MANIFEST, damage_of, write_manifest
-from hf_era.utils.storage_errors import explained
+from hf_era.utils.storage_errors import as_storage_error
 
 
-def kept_table(files: Iterable[str], make: Callable[[str], Dataset]) -> Dataset:
+def cached_table(files: Iterable[str], make: Callable[[str], Dataset]) -> Dataset:
     """The table of local files, from the cache if it is there and whole.
 
     Args:
@@ -37,7 +37,7 @@ def kept_table(files: Iterable[str], make: Callable[[str], Dataset]) -> Dataset:
     files = list(files)
     folder = _folder_of(files)
     # A file that may not be read is no fault of the cache.
-    with explained(folder) if all(os.access(name, os.R_OK) for name in files) else nullcontext():
+    with as_storage_error(folder) if all(os.access(name, os.R_OK) for name in files) else nullcontext():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if folder.exists():

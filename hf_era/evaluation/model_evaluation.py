@@ -33,7 +33,7 @@ from hf_era.evaluation import (
     load_result,
     stories_needed,
 )
-from hf_era.evaluation.summary import yardstick
+from hf_era.evaluation.summary import comparison_values
 from hf_era.models.loading import load_causal_lm, load_tokenizer
 from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.environment import machine_description, package_versions
@@ -78,7 +78,7 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
         result.attack = experiment.run(inputs.model, before).to_dict()
         seconds["attack"] = round(time.monotonic() - start, 1)
     result.seconds = seconds
-    result.data_filtering = None if filtering is None else yardstick(filtering)
+    result.data_filtering = None if filtering is None else comparison_values(filtering)
     return result
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
-from hf_era.utils.checks import check_count, shown
+from hf_era.utils.checks import check_count, short_repr
 
 PROMPTS = (
     "Once upon a time, Timmy went to the forest",
@@ -53,7 +53,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
             raise ValueError(
-                f"`generation.prompts` should be a list, got the string {shown(self.prompts)}. Pass a list."
+                f"`generation.prompts` should be a list, got the string {short_repr(self.prompts)}. Pass a list."
             )
         if not self.prompts:
             raise ValueError(
@@ -62,7 +62,7 @@ class SamplingConfig:
         for prompt in self.prompts:
             if not isinstance(prompt, str):
                 raise ValueError(
-                    f"`generation.prompts` should hold strings, got {shown(prompt)}. Put it in quotation marks."
+                    f"`generation.prompts` should hold strings, got {short_repr(prompt)}. Put it in quotation marks."
                 )
         check_count("generation.new_tokens", self.new_tokens, 1, 1_000_000)
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):

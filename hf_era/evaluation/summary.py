@@ -15,7 +15,7 @@ LOSS_KINDS = ("forget", "retain", "forget_words")
 
 
 @dataclass(frozen=True)
-class Figures:
+class ResultSummary:
     """What is shown of a result. Losses are in nats a token.
 
     Attributes:
@@ -26,7 +26,7 @@ class Figures:
         before, final (`dict`): `forget`, `retain`, `forget_words` -> loss; `before` is empty if there is none.
         differences (`dict`): each of `DIFFERENCES` -> an estimate, without a value where it was not measured.
         relearning (`RelearnResult`, *optional*), strongest (`AttackSummary`, *optional*): of the final model.
-        data_filtering (`dict`, *optional*): the yardstick, see `yardstick`.
+        data_filtering (`dict`, *optional*): the yardstick, see `comparison_values`.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Figures:
     data_filtering: dict[str, Any] | None
 
 
-def figures_of(result: RunResult | ModelResult) -> Figures:
+def summary_of(result: RunResult | ModelResult) -> ResultSummary:
     """The figures of a result of either kind."""
     relearning = result.relearning
     shared: dict[str, Any] = {
@@ -68,12 +68,12 @@ def figures_of(result: RunResult | ModelResult) -> Figures:
             "rule": rule_label(result) if result.method == "gradient_routing" else "",
             "start": str((result.config.get("model") or {}).get("start") or ""),
         }
-    return Figures(**shared, **own, before=_estimates(before), final=_estimates(final))
+    return ResultSummary(**shared, **own, before=_estimates(before), final=_estimates(final))
 
 
-def yardstick(result: RunResult | ModelResult) -> dict[str, Any]:
+def comparison_values(result: RunResult | ModelResult) -> dict[str, Any]:
     """What other results keep of a data-filtering result, to show it beside their own figures (JSON-like)."""
-    figures = figures_of(result)
+    figures = summary_of(result)
     attacks = [] if figures.relearning is None else [part.to_dict() for part in figures.relearning.summaries()]
     return {
         "name": figures.name,

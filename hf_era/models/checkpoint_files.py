@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hf_era.utils.checks import reason, shown
+from hf_era.utils.checks import error_text, short_repr
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAXIMUM_JSON_BYTES = 64_000_000
@@ -29,10 +29,10 @@ def read_json_object(field: str, path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"`{field}`: {path} cannot be read as JSON ({reason(error)}). Save the model again."
+            f"`{field}`: {path} cannot be read as JSON ({error_text(error)}). Save the model again."
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"`{field}`: {path} should hold an object, got {shown(content)}. Save the model again.")
+        raise ValueError(f"`{field}`: {path} should hold an object, got {short_repr(content)}. Save the model again.")
     return content
 
 
@@ -95,10 +95,12 @@ def _shards(field: str, folder: Path, index: Path) -> list[Path]:
     for name in dict.fromkeys(map(str, names)):
         if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
             raise ValueError(
-                f"`{field}`: {index} names {shown(name)}, which is no safetensors file beside it. Save the model again."
+                f"`{field}`: {index} names {short_repr(name)}, which is no safetensors file beside it. Save the model again."
             )
         if not (folder / name).is_file():
-            raise ValueError(f"`{field}`: {index} names {shown(name)}, but {folder} holds no such file. Copy it there.")
+            raise ValueError(
+                f"`{field}`: {index} names {short_repr(name)}, but {folder} holds no such file. Copy it there."
+            )
         files.append(folder / name)
     return files
 
@@ -112,18 +114,19 @@ def _header(field: str, file: Path, is_constant: Callable[[str], bool] | None) -
             shapes = {name: list(part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"`{field}`: {file} is damaged or cut off ({reason(error)}). Copy or download it again, or save the model again."
+            f"`{field}`: {file} is damaged or cut off ({error_text(error)}). Copy or download it again, or save the "
+            "model again."
         ) from error
     if metadata.get("format") not in (None, "pt"):
         raise ValueError(
-            f"`{field}`: {file} was written for {shown(metadata['format'])}, not for PyTorch. Save it with PyTorch."
+            f"`{field}`: {file} was written for {short_repr(metadata['format'])}, not for PyTorch. Save it with PyTorch."
         )
     if is_constant is None:
         return shapes
     wrong = next((name for name, kind in kinds.items() if kind not in _FLOATING and not is_constant(name)), None)
     if wrong is not None:
         raise ValueError(
-            f"`{field}`: the weight {shown(wrong)} in {file} holds {kinds[wrong]}, not floating numbers. Its header may be "
-            "damaged: copy or download it again."
+            f"`{field}`: the weight {short_repr(wrong)} in {file} holds {kinds[wrong]}, not floating numbers. Its header "
+            "may be damaged: copy or download it again."
         )
     return shapes

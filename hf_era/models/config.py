@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from hf_era.models.families.family import ARCHITECTURES
 from hf_era.models.size import check_auxiliary_fits
-from hf_era.utils.checks import check_memory, shown, unknown_key_message
+from hf_era.utils.checks import check_memory, short_repr, unknown_key_message
 
 
 @dataclass
@@ -42,19 +42,19 @@ class ExpansionConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.module_name, str) or not self.module_name.isidentifier():
             raise ValueError(
-                f"`expansion.module_name` should be an identifier such as 'forget', got {shown(self.module_name)}."
+                f"`expansion.module_name` should be an identifier such as 'forget', got {short_repr(self.module_name)}."
             )
         if len(self.module_name) > 100:
             raise ValueError(
-                f"`expansion.module_name` should have at most 100 characters, got {shown(self.module_name)}."
+                f"`expansion.module_name` should have at most 100 characters, got {short_repr(self.module_name)}."
             )
         if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-            raise ValueError(f"`expansion.width` should be an integer of at least 1, got {shown(self.width)}.")
+            raise ValueError(f"`expansion.width` should be an integer of at least 1, got {short_repr(self.width)}.")
         # Two weights of at least one number each and a bias for every hidden unit, in fp32, whatever the model.
-        check_memory("expansion.width", shown(self.width), 12 * self.width, "Lower it; 64 is the default.")
+        check_memory("expansion.width", short_repr(self.width), 12 * self.width, "Lower it; 64 is the default.")
         scale = self.initialization_scale
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-            raise ValueError(f"`expansion.initialization_scale` should be positive, got {shown(scale)}.")
+            raise ValueError(f"`expansion.initialization_scale` should be positive, got {short_repr(scale)}.")
         if self.target_layers is not None:
             self.target_layers = _validated_layers(self.target_layers)
 
@@ -69,8 +69,8 @@ class ExpansionConfig:
         too_large = [layer for layer in self.target_layers if layer >= number_of_layers]
         if too_large:
             raise ValueError(
-                f"`expansion.target_layers` names layer {shown(too_large[0])}, but the model has {number_of_layers} layers. "
-                f"Choose from 0 to {number_of_layers - 1}."
+                f"`expansion.target_layers` names layer {short_repr(too_large[0])}, but the model has "
+                f"{number_of_layers} layers. Choose from 0 to {number_of_layers - 1}."
             )
         return list(self.target_layers)
 
@@ -90,21 +90,21 @@ class ExpansionConfig:
 def _validated_layers(layers: Any) -> list[int]:
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ValueError(
-            f"`expansion.target_layers` should be a list of layer indices such as [0, 1], got {shown(layers)}. "
+            f"`expansion.target_layers` should be a list of layer indices such as [0, 1], got {short_repr(layers)}. "
             "Leave it out to expand all layers."
         )
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int):
-            raise ValueError(f"`expansion.target_layers` should hold integers, got {shown(layer)}.")
+            raise ValueError(f"`expansion.target_layers` should hold integers, got {short_repr(layer)}.")
         if layer < 0:
             raise ValueError(
-                f"`expansion.target_layers` counts from 0 and takes no negative index, got {shown(layer)}."
+                f"`expansion.target_layers` counts from 0 and takes no negative index, got {short_repr(layer)}."
             )
     ordered = sorted(layers)
     repeated = next((layer for layer, following in pairwise(ordered) if layer == following), None)
     if repeated is not None:
         raise ValueError(
-            f"`expansion.target_layers` names layer {shown(repeated)} more than once, got {shown(list(layers))}."
+            f"`expansion.target_layers` names layer {short_repr(repeated)} more than once, got {short_repr(list(layers))}."
         )
     return ordered
 

@@ -24,7 +24,7 @@ from hf_era.models.families.family import (
     spec_of,
 )
 from hf_era.models.size import check_config_numbers, check_model_fits
-from hf_era.utils.checks import check_path_text, reason, shown
+from hf_era.utils.checks import check_path_text, error_text, short_repr
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 SAFE_OPTIONS = {"use_safetensors": True, "trust_remote_code": False}
@@ -124,10 +124,10 @@ def _unusable(field: str, source: str, values: dict[str, Any], error: Exception)
     if "auto_map" in values:
         return (
             f"`{field}`: the config.json of {source} names code of its own (`auto_map`), and its model type "
-            f"{shown(values.get('model_type'))} is not one that transformers knows. hf_era runs no code of a checkpoint: "
-            "pass a model whose architecture is part of transformers."
+            f"{short_repr(values.get('model_type'))} is not one that transformers knows. hf_era runs no code of a "
+            "checkpoint: pass a model whose architecture is part of transformers."
         )
-    return f"`{field}`: the config.json of {source} describes no model that transformers knows: {reason(error)}"
+    return f"`{field}`: the config.json of {source} describes no model that transformers knows: {error_text(error)}"
 
 
 def load_weights(
@@ -179,10 +179,10 @@ def load_weights(
         )
     except OSError as error:
         if folder.is_dir():
-            raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {reason(error)}") from error
+            raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {error_text(error)}") from error
         raise ValueError(unreachable_message(field, source, "model")) from error
     except Exception as error:  # a config whose values do not go together, weights that cannot be converted
-        raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {reason(error)}") from error
+        raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {error_text(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     _check_report(field, source, report, spec, may_be_missing)
@@ -199,7 +199,7 @@ def _check_shapes(field: str, source: str, model_class: Any, config: Any, stored
                 name: list(value.shape) for name, value in model_class(copy.deepcopy(config)).state_dict().items()
             }
     except Exception as error:
-        raise ValueError(f"`{field}`: the config.json of {source} describes no model: {reason(error)}") from error
+        raise ValueError(f"`{field}`: the config.json of {source} describes no model: {error_text(error)}") from error
     for name, shape in wanted.items():
         # The body alone can be saved too, without the causal LM's prefix.
         found = stored.get(name, stored.get(name.removeprefix(f"{model_class.base_model_prefix}."), shape))
@@ -292,12 +292,12 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
     except OSError as error:
         if path.is_dir():
             raise ValueError(
-                f"`{field}`: the directory {path} holds no tokenizer that can be read: {reason(error)}"
+                f"`{field}`: the directory {path} holds no tokenizer that can be read: {error_text(error)}"
             ) from error
         raise ValueError(unreachable_message(field, os.fspath(name), "tokenizer")) from error
     except Exception as error:  # a file of it is broken; there is a class of error for each way
         raise ValueError(
-            f"`{field}`: the tokenizer of {source} cannot be loaded ({reason(error)}). hf_era runs no code of a "
+            f"`{field}`: the tokenizer of {source} cannot be loaded ({error_text(error)}). hf_era runs no code of a "
             "checkpoint; save the tokenizer again, or pass another with `model.tokenizer`."
         ) from error
     if not tokenizer.is_fast:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_era.utils.checks import check_count, check_memory, shown
+from hf_era.utils.checks import check_count, check_memory, short_repr
 
 BYTES_PER_PARAMETER = 4
 MAXIMUM_LAYERS = 10_000
@@ -40,7 +40,7 @@ def _check_attention_types(name: str, value: Any) -> None:
     for row in rows:
         is_pair = isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[0], (list, tuple))
         if not is_pair or isinstance(row[1], bool) or not isinstance(row[1], int) or row[1] < 0:
-            raise ValueError(f'`{name}` should be a list such as [[["global", "local"], 6]], got {shown(value)}.')
+            raise ValueError(f'`{name}` should be a list such as [[["global", "local"], 6]], got {short_repr(value)}.')
         layers += len(row[0]) * row[1]
     check_count(f"{name} (layers in all)", layers, 1, MAXIMUM_LAYERS)
 

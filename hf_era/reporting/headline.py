@@ -13,7 +13,7 @@ from typing import Any
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult
 from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.evaluation.summary import Figures, figures_of
+from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.markdown.formatting import format_difference, format_estimate, is_number
 
 DEFAULT_MINIMUM_GAP = 0.05
@@ -23,7 +23,7 @@ ATTACK_KINDS = {"full": "full fine-tuning", "lora": "LoRA fine-tuning"}
 
 def headline_sentences(result: RunResult | ModelResult) -> list[str]:
     """The figures that a result is judged by, a sentence or two each; what was not measured is left out or said so."""
-    figures = figures_of(result)
+    figures = summary_of(result)
     found = [_what_it_is(figures)]
     if figures.method == "gradient_routing":
         found += _ablation(figures)
@@ -35,7 +35,7 @@ def headline_sentences(result: RunResult | ModelResult) -> list[str]:
 
 def warning_sentences(result: RunResult | ModelResult) -> list[str]:
     """What a reader has to know before anything else; empty if nothing is wrong."""
-    figures, minimum = figures_of(result), minimum_gap(result)
+    figures, minimum = summary_of(result), minimum_gap(result)
     found = []
     if any(not is_number(loss.value) for loss in _known([*figures.before.values(), *figures.final.values()])):
         found.append("A loss is not finite: the model broke while it was trained or evaluated.")
@@ -75,7 +75,7 @@ def minimum_gap(result: RunResult | ModelResult) -> float:
     return DEFAULT_MINIMUM_GAP if value is None or not is_number(value) else float(value)
 
 
-def share_brought_back(figures: Figures, minimum: float) -> float | None:
+def share_brought_back(figures: ResultSummary, minimum: float) -> float | None:
     """What the strongest attack brings back, over the ablation gap; `None` where the gap is too small to divide by."""
     gap, attack = figures.differences["ablation_gap"].value, figures.strongest
     if attack is None or gap is None or attack.lowest_forget.value is None or not gap >= minimum:
@@ -103,7 +103,7 @@ def change(what: str, estimate: Estimate) -> str:
 # ---- Sentences ----
 
 
-def _what_it_is(figures: Figures) -> str:
+def _what_it_is(figures: ResultSummary) -> str:
     losses = _losses(figures.final)
     if figures.method == "base":
         return f"This is the model before the method, untouched{f': {losses}' if losses else ''}."
@@ -121,7 +121,7 @@ def _losses(losses: Mapping[str, Estimate]) -> str:
     return f"{' and '.join(parts)} nats a token" if parts else ""
 
 
-def _ablation(figures: Figures) -> list[str]:
+def _ablation(figures: ResultSummary) -> list[str]:
     gap, retain_gap = (figures.differences[name] for name in ("ablation_gap", "retain_ablation_gap"))
     if gap.value is None:
         return ["What ablation removes was not measured."]
@@ -132,7 +132,7 @@ def _ablation(figures: Figures) -> list[str]:
     return [f"{sentence} and {rest if change('', gap).startswith(verb) else f'{verb} {rest}'}."]
 
 
-def _differences(figures: Figures) -> list[str]:
+def _differences(figures: ResultSummary) -> list[str]:
     parts = []
     for name, what in (
         ("unlearning", "forget loss"),
@@ -164,7 +164,7 @@ def _compared(estimate: Estimate) -> str:
     return f"{format_estimate(_absolute(estimate))} {'higher' if value > 0 else 'lower'}"
 
 
-def _attack_sentences(figures: Figures, minimum: float) -> list[str]:
+def _attack_sentences(figures: ResultSummary, minimum: float) -> list[str]:
     relearning, attack = figures.relearning, figures.strongest
     if relearning is None or not relearning.trials:
         if figures.method == "base":
@@ -188,7 +188,7 @@ def _attack_sentences(figures: Figures, minimum: float) -> list[str]:
     return [*found, *_recovery(relearning, attack)]
 
 
-def _strongest(figures: Figures, relearning: RelearnResult, attack: AttackSummary, minimum: float) -> str:
+def _strongest(figures: ResultSummary, relearning: RelearnResult, attack: AttackSummary, minimum: float) -> str:
     number = len(relearning.summaries())
     subject = (
         f"The strongest of {number} attacks, {attack_name(attack)},"
@@ -254,11 +254,11 @@ def _mean_of(attack: AttackSummary) -> str:
     return "1 trial" if attack.trials == 1 else f"mean of {attack.trials} trials"
 
 
-def _filtered(figures: Figures, name: str) -> float | None:
+def _filtered(figures: ResultSummary, name: str) -> float | None:
     return _value(((figures.data_filtering or {}).get("differences") or {}).get(name))
 
 
-def _filtered_robust(figures: Figures) -> float | None:
+def _filtered_robust(figures: ResultSummary) -> float | None:
     return _value(((figures.data_filtering or {}).get("strongest") or {}).get("robust_unlearning"))
 
 

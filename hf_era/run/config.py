@@ -26,8 +26,8 @@ from hf_era.utils.checks import (
     check_count,
     check_name,
     check_path_text,
-    reason,
-    shown,
+    error_text,
+    short_repr,
     unknown_key_message,
     unknown_value_message,
 )
@@ -81,7 +81,7 @@ class ModelConfig:
         check_count("model.vocabulary_size", self.vocabulary_size, 1, LARGEST_VOCABULARY)
         if self.start == "scratch" and self.base is not None:
             raise ValueError(
-                f"`model.base` is {shown(self.base)}, but `model.start: scratch` starts from random weights. Leave the "
+                f"`model.base` is {short_repr(self.base)}, but `model.start: scratch` starts from random weights. Leave the "
                 "base out and give `model.architecture`, or set `model.start: pretrained`."
             )
         if self.base is not None and self.architecture:
@@ -174,7 +174,7 @@ class RunConfig:
         except (
             Exception
         ) as error:  # also transformers' own: unknown schedules and optimizers, packages that are missing
-            text = reason(error)
+            text = error_text(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,12 +288,12 @@ def _check_range(name: str, key: str, value: Any) -> None:
     if key in _LIMITS:
         check_count(name, value, *_LIMITS[key])
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"`{name}` should be a finite number, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be a finite number, got {short_repr(value)}.")
     elif key == "hub_model_id" and value is not None:
         # Here, not when the model is pushed: that is after all the training.
         try:
             validate_repo_id(value)
         except HFValidationError as error:
-            raise ValueError(f"`{name}` should be a hub id such as `owner/name`, got {shown(value)}.") from error
+            raise ValueError(f"`{name}` should be a hub id such as `owner/name`, got {short_repr(value)}.") from error
     elif isinstance(value, str):
         check_path_text(name, value)

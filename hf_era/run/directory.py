@@ -21,7 +21,7 @@ from hf_era.utils.files import (
     recover_leftovers,
     write_json,
 )
-from hf_era.utils.storage_errors import check_writable, explained
+from hf_era.utils.storage_errors import as_storage_error, check_writable
 
 RUN_FILE = "run.json"
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
@@ -130,7 +130,7 @@ class RunDirectory:
         # Beside the directory, not in it: the directory may be thrown away and made anew.
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=-1 if wait else 0)
         try:
-            with explained(self.path):
+            with as_storage_error(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
         except Timeout as error:

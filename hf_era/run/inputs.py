@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_era.data import (
     RETAIN,
-    KeptData,
+    CachedData,
     PreparedData,
+    cached_data,
     data_fingerprint,
-    keep_prepared,
     load_sources,
     prepare_data,
     prepared_data_key,
@@ -30,7 +30,7 @@ from hf_era.run.config import RunConfig
 from hf_era.run.directory import file_fingerprint, fingerprint
 from hf_era.training import GradientRoutingConfig
 from hf_era.training.config import SHOWN_OR_KEPT
-from hf_era.utils.checks import reason, shown
+from hf_era.utils.checks import error_text, short_repr
 from hf_era.utils.fields import identity_values
 
 
@@ -99,12 +99,12 @@ def load_inputs(config: RunConfig) -> RunInputs:
     )
 
 
-def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> KeptData:
+def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
     """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the stories."""
     data, seed = config.data, config.seed
     sources = load_sources(data, seed)
 
-    def prepare() -> KeptData:
+    def prepare() -> CachedData:
         splits = split_sources(sources, data, seed)
         # Again once the data is there, kept or not; here too, because tokenising can take long.
         _check_coherence_stories(config, splits.train["label"][:].count(RETAIN))
@@ -114,10 +114,10 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
             tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
             trained = tokenizer.backend_tokenizer.to_str()
         prepared = prepare_data(splits, tokenizer, data, config.routing, vocabulary_size or len(tokenizer))
-        return KeptData(prepared, data_fingerprint(splits), trained)
+        return CachedData(prepared, data_fingerprint(splits), trained)
 
     tokenizer = config.model.vocabulary_size if given_tokenizer is None else given_tokenizer
-    return keep_prepared(prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size), prepare)
+    return cached_data(prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size), prepare)
 
 
 def effective_training(training: dict[str, Any]) -> dict[str, Any]:
@@ -131,14 +131,14 @@ def _base_config(config: RunConfig) -> Any:
     values = dict(config.model.architecture)
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
-        raise ValueError(f"`model.architecture.model_type` should be text, got {shown(model_type)}.")
+        raise ValueError(f"`model.architecture.model_type` should be text, got {short_repr(model_type)}.")
     get_architecture(model_type)
     check_config_numbers("model.architecture", {**values, "model_type": model_type})
     try:
         base_config = AutoConfig.for_model(model_type, **values)
         check_round_trip(base_config)
     except Exception as error:  # a field that does not exist or has a wrong type: each a class of error of its own
-        raise ValueError(f"`model.architecture` does not fit `{model_type}`: {reason(error)}") from error
+        raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error_text(error)}") from error
     check_model_fits("model.architecture", base_config)
     return base_config
 
@@ -150,7 +150,7 @@ def _check_model_can_be_built(base_config: Any) -> None:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
     except Exception as error:  # values that do not go together: no heads, an unknown activation
-        raise ValueError(f"`model.architecture` cannot be built: {reason(error)}") from error
+        raise ValueError(f"`model.architecture` cannot be built: {error_text(error)}") from error
 
 
 def _sized_for(base_config: Any, tokenizer: Any) -> Any:

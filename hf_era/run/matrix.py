@@ -20,13 +20,13 @@ import yaml
 from rich.console import Console
 
 from hf_era.evaluation import RunResult
-from hf_era.evaluation.summary import yardstick
+from hf_era.evaluation.summary import comparison_values
 from hf_era.reporting.comparison_files import write_comparison_files
 from hf_era.run.config import RunConfig
 from hf_era.run.outputs import write_outputs
 from hf_era.run.parsing import build, merge, read_yaml
 from hf_era.utils import exit_codes
-from hf_era.utils.checks import check_count, check_path_text, shown, unknown_value_message
+from hf_era.utils.checks import check_count, check_path_text, short_repr, unknown_value_message
 from hf_era.utils.files import write_text
 from hf_era.utils.signals import StoppedError
 
@@ -82,7 +82,7 @@ class MatrixConfig:
         for what, values in (("runs", names), ("seeds", self.seeds)):
             twice = _first_repeated(values)
             if twice is not None:
-                raise ValueError(f"`{what}`: {shown(twice)} stands twice. Give each a name of its own.")
+                raise ValueError(f"`{what}`: {short_repr(twice)} stands twice. Give each a name of its own.")
         check_count("runs x seeds", len(names) * len(self.seeds), 1, MAXIMUM_CELLS)
         check_path_text("output_dir", self.output_dir)
         if self.data_filtering is not None and self.data_filtering not in names:
@@ -98,7 +98,7 @@ def _row(index: int, values: Any) -> MatrixRun:
     where = f"runs[{index}]"
     missing = [name for name in ("name", "recipe") if not isinstance(values, dict) or name not in values]
     if missing:
-        raise ValueError(f"`{where}` should have `name` and `recipe`, got {shown(values)}.")
+        raise ValueError(f"`{where}` should have `name` and `recipe`, got {short_repr(values)}.")
     row: MatrixRun = build(MatrixRun, values, where)
     return row
 
@@ -206,7 +206,7 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
         filtered = results.get((str(matrix.data_filtering), cell.seed))
         if filtered is not None and cell.row != matrix.data_filtering:
             result = results[cell.row, cell.seed]
-            result.data_filtering = _yardstick_for(result, filtered)
+            result.data_filtering = _control_values_for(result, filtered)
             write_outputs(result, cell.config.output_path)
     folder = Path(matrix.output_dir)
     ordered = sorted(done, key=lambda cell: ([run.name for run in matrix.runs].index(cell.row), cell.seed))
@@ -216,7 +216,7 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
     return folder
 
 
-def _yardstick_for(result: RunResult, filtered: RunResult) -> dict[str, Any] | None:
+def _control_values_for(result: RunResult, filtered: RunResult) -> dict[str, Any] | None:
     """The figures of data filtering, if they were measured on the same stories."""
     same = result.data.get("fingerprint") == filtered.data.get("fingerprint")
-    return yardstick(filtered) if same else None
+    return comparison_values(filtered) if same else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_era.utils.checks import check_path_text, check_plain, check_text, reason, shown, unknown_key_message
+from hf_era.utils.checks import check_path_text, check_plain, check_text, error_text, short_repr, unknown_key_message
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _options(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
             name, separator, value = word[2:].partition("=")
             options.append((name, [value] if separator else []))
         elif not options:
-            raise ValueError(f"Unexpected argument {shown(word)}. Overrides look like `--learning_rate 3e-4`.")
+            raise ValueError(f"Unexpected argument {short_repr(word)}. Overrides look like `--learning_rate 3e-4`.")
         else:
             options[-1][1].append(word)
     return options
@@ -92,7 +92,7 @@ def build(cls: type, values: Any, section: str) -> Any:
     fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
     where = f"section `{section}`" if section else "the config"
     if not isinstance(values, Mapping):
-        raise ValueError(f"`{section}` should be a mapping, got {shown(values)}.")
+        raise ValueError(f"`{section}` should be a mapping, got {short_repr(values)}.")
     hints = typing.get_type_hints(cls)
     arguments = {}
     for key, value in values.items():
@@ -124,7 +124,7 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
                     return coerce(value, option, name)
                 except ValueError:
                     continue
-        raise ValueError(f"`{name}` should be {_spelled(kind)}, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be {_spelled(kind)}, got {short_repr(value)}.")
     if kind is Any:
         check_plain(name, value)
         return value
@@ -135,7 +135,7 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
         if isinstance(value, Mapping):
             check_plain(name, value)
             return dict(value)
-        raise ValueError(f"`{name}` should be a mapping, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be a mapping, got {short_repr(value)}.")
     return _scalar(value, kind, name)
 
 
@@ -163,7 +163,7 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
         ):  # an enum or the like, made of its value; its own class checks that
             check_plain(name, value)
         return value
-    raise ValueError(f"`{name}` should be {_spelled(kind)}, got {shown(value)}.")
+    raise ValueError(f"`{name}` should be {_spelled(kind)}, got {short_repr(value)}.")
 
 
 def _spelled(kind: Any) -> str:
@@ -189,7 +189,7 @@ def read_yaml_file(path: Path) -> Any:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: also a date or number that is none
-        raise ValueError(f"{path} is no valid YAML: {reason(error)}") from error
+        raise ValueError(f"{path} is no valid YAML: {error_text(error)}") from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -204,7 +204,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (RecursionError, TypeError, KeyError, IndexError, AttributeError) as error:  # tags on values of another kind
-        raise ValueError(f"a value that cannot be read ({reason(error)})") from error
+        raise ValueError(f"a value that cannot be read ({error_text(error)})") from error
 
 
 def _check_size(text: str) -> None:

@@ -21,7 +21,7 @@ from hf_era.models.loading import causal_lm_from_config, expanded_from_config, l
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunFolders, fingerprint
 from hf_era.run.inputs import RunInputs, effective_training, launch_settings, mixed_precision
-from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer, TokenWeightedTrainer
+from hf_era.training import CausalLMTrainer, GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import BEST, coherence_settings, damage_of_best, fine_tune_for_coherence
 from hf_era.utils.environment import git_revision, machine_description, package_versions
@@ -77,7 +77,7 @@ class Phases:
         )
         set_seed(self.config.seed)
         model = causal_lm_from_config(self.inputs.base_config, self.config.seed)
-        trainer, output = self._train(TokenWeightedTrainer, model, arguments, self.folders.base)
+        trainer, output = self._train(CausalLMTrainer, model, arguments, self.folders.base)
         return {"steps": trainer.state.global_step, "train_loss": output.training_loss}
 
     def _base_training(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Phases:
         train = self.inputs.data.train
         # Forget stories that lost their label are left out too: this is the yardstick of perfect labels.
         retain = train.select([index for index, label in enumerate(train["label"]) if label == RETAIN])
-        trainer, _ = self._train(TokenWeightedTrainer, model, arguments, self.folders.final, retain)
+        trainer, _ = self._train(CausalLMTrainer, model, arguments, self.folders.final, retain)
         return self._training_report(trainer, arguments)
 
     def untouched(self, key: str) -> dict[str, Any]:
@@ -196,12 +196,12 @@ class Phases:
 
     def _train(
         self,
-        trainer_class: type[TokenWeightedTrainer],
+        trainer_class: type[CausalLMTrainer],
         model: Any,
         arguments: GradientRoutingConfig,
         folder: Path,
         stories: Dataset | None = None,
-    ) -> tuple[TokenWeightedTrainer, Any]:
+    ) -> tuple[CausalLMTrainer, Any]:
         """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in `folder`."""
         data = self.inputs.data
         trainer = trainer_class(

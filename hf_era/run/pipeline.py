@@ -27,7 +27,7 @@ from rich.console import Console
 
 from hf_era.evaluation import RunResult
 from hf_era.evaluation.results import load_result
-from hf_era.evaluation.summary import yardstick
+from hf_era.evaluation.summary import comparison_values
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunDirectory, fingerprint
 from hf_era.run.inputs import RunInputs, load_inputs
@@ -195,7 +195,7 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
             f"`data_filtering`: {config.data_filtering} was measured on other stories than this run's. Run the control with "
             "the same data, split and seed (`--method data_filtering --model.start scratch`)."
         )
-    return yardstick(result)
+    return comparison_values(result)
 
 
 def _check_shared_base(shared: RunDirectory, phases: Phases) -> None:

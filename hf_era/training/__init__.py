@@ -1,14 +1,14 @@
 """The trainer and its config, and coherence fine-tuning."""
 
-from hf_era.training.causal_lm_trainer import TokenWeightedTrainer
+from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.errors import LocalizationWarning, NonFiniteLossError
 from hf_era.training.gradient_routing_trainer import GradientRoutingTrainer
 
 __all__ = [
+    "CausalLMTrainer",
     "GradientRoutingConfig",
     "GradientRoutingTrainer",
     "LocalizationWarning",
     "NonFiniteLossError",
-    "TokenWeightedTrainer",
 ]

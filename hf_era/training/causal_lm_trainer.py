@@ -28,7 +28,7 @@ from hf_era.training.errors import NonFiniteLossError
 logger = logging.get_logger(__name__)
 
 
-class TokenWeightedTrainer(DistributedTrainer):
+class CausalLMTrainer(DistributedTrainer):
     """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
 
     One process, DDP and FSDP2 train alike: see `DistributedTrainer`, which also has `full_state_dict` and

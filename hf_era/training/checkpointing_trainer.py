@@ -35,8 +35,8 @@ from hf_era.utils.files import (
     write_manifest,
     write_text,
 )
-from hf_era.utils.signals import StoppedError, deferred, stop_requested
-from hf_era.utils.storage_errors import StorageError, explained
+from hf_era.utils.signals import StoppedError, signals_deferred, stop_requested
+from hf_era.utils.storage_errors import StorageError, as_storage_error
 
 SCALER_FILE = "scaler.json"
 
@@ -170,7 +170,7 @@ class ContinuableTrainer(PickleFreeTrainer):
             if output is not None:
                 return output
             self._check_can_go_on(self._continued_from)
-        with deferred():
+        with signals_deferred():
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._stopping:
             step, last = self.state.global_step, self.state.max_steps
@@ -254,7 +254,7 @@ class ContinuableTrainer(PickleFreeTrainer):
         self._clear(folder / STAGING)
         self._staging = folder / STAGING
         try:
-            with explained(folder / name):
+            with as_storage_error(folder / name):
                 if self.args.should_save:
                     make_folder(folder)
                 super()._save_checkpoint(model, trial)

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from hf_era.training.causal_lm_trainer import TokenWeightedTrainer
+from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.utils.checks import check_count, check_positive
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
@@ -61,7 +61,7 @@ class KeepBestWeights(TrainerCallback):
 
     def __init__(self, folder: Path, patience: int | None = None) -> None:
         self.folder, self.patience = folder, patience
-        self.trainer: TokenWeightedTrainer | None = None  # whose model is saved; it exists after the callback
+        self.trainer: CausalLMTrainer | None = None  # whose model is saved; it exists after the callback
         self._history_file = folder.with_name(f"{folder.name}-history.json")
         recover_leftovers(folder.parent)
         self.history: list[dict[str, float]] = (read_json(self._history_file) or {}).get("evaluations", [])
@@ -167,7 +167,7 @@ def fine_tune_for_coherence(
     Returns: the folder, and a dict with `best_step` (0: no change), `best_loss`, `first_loss` and the `history`.
     """
     callback = KeepBestWeights(Path(str(args.output_dir)) / BEST, config.patience)
-    trainer = TokenWeightedTrainer(
+    trainer = CausalLMTrainer(
         model,
         args,
         train_dataset=train_dataset,

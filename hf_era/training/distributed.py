@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
-from hf_era.data.padding_rows import FILLER_MARK, FilledSampler, FillingCollator, StoriesWithFiller
+from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddedSampler, PaddingRowCollator, StoriesWithPaddingRows
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.training.checkpointing_trainer import ContinuableTrainer
 
@@ -49,7 +49,7 @@ class DistributedTrainer(ContinuableTrainer):
         self._keep_dtypes_under_fsdp()
         if self.args.world_size > 1:
             collator: Any = self.data_collator
-            self.data_collator = FillingCollator(collator)
+            self.data_collator = PaddingRowCollator(collator)
 
     def _keep_dtypes_under_fsdp(self) -> None:
         """accelerate's mixed precision for FSDP2 casts what goes into and comes out of the model and each block to bf16.
@@ -66,8 +66,8 @@ class DistributedTrainer(ContinuableTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        if FILLER_MARK not in columns:
-            columns.append(FILLER_MARK)
+        if PADDING_ROW_MARK not in columns:
+            columns.append(PADDING_ROW_MARK)
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
@@ -87,9 +87,9 @@ class DistributedTrainer(ContinuableTrainer):
                 sampler = SeedableRandomSampler(
                     data_source=sampler.data_source, generator=sampler.generator, data_seed=config.data_seed
                 )
-            return FilledSampler(sampler, multiple, len(stories))
+            return PaddedSampler(sampler, multiple, len(stories))
 
-        stories: Any = StoriesWithFiller(dataset)
+        stories: Any = StoriesWithPaddingRows(dataset)
         return super()._get_dataloader(stories, description, batch_size, filled, *args, **kwargs)
 
     def _fills_batches(self, dataset: Any) -> bool:

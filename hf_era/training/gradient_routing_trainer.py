@@ -26,7 +26,7 @@ from transformers.modelcard import TrainingSummary
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.models.expanded import ExpandedCausalLMMixin
-from hf_era.training.causal_lm_trainer import TokenWeightedTrainer
+from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.errors import LocalizationWarning
 from hf_era.utils.checks import unknown_key_message
@@ -35,7 +35,7 @@ from hf_era.utils.files import write_text
 MODEL_TAGS = ["hf_era", "gradient-routing", "unlearning"]
 
 
-class GradientRoutingTrainer(TokenWeightedTrainer):
+class GradientRoutingTrainer(CausalLMTrainer):
     """Trains an expanded causal LM with gradient routing.
 
     Differs from `Trainer` in three places: the loss has an L1 term with a denominator of its own, the auxiliary modules

@@ -16,7 +16,7 @@ REASON_CHARACTERS = 1_000
 MAXIMUM_DEPTH = 50
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """`repr` of a value, cut: a message should not repeat a megabyte, and some values have no `repr` at all."""
     try:
         # Of a long text or list the beginning will do; `repr` of the whole could take long.
@@ -27,7 +27,7 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
-def reason(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What an error of another library says, cut: some repeat a whole file."""
     text = str(error).strip() or type(error).__name__
     return text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}..."
@@ -38,17 +38,17 @@ def check_count(name: str, value: int | None, least: int = 1, most: int = LARGES
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"`{name}` should be an integer, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be an integer, got {short_repr(value)}.")
     if value < least:
-        raise ValueError(f"`{name}` should be at least {least}, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be at least {least}, got {short_repr(value)}.")
     if value > most:
-        raise ValueError(f"`{name}` should be at most {most:,}, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be at most {most:,}, got {short_repr(value)}.")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raises `ValueError` for what is no positive, finite number."""
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` should be positive and finite, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be positive and finite, got {short_repr(value)}.")
 
 
 def check_text(name: str, value: str) -> None:
@@ -56,7 +56,7 @@ def check_text(name: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"`{name}` should be valid Unicode, got {shown(value)}.") from error
+        raise ValueError(f"`{name}` should be valid Unicode, got {short_repr(value)}.") from error
 
 
 def check_plain(name: str, value: object, depth: int = 0) -> None:
@@ -69,7 +69,9 @@ def check_plain(name: str, value: object, depth: int = 0) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"`{name}` should have text as keys, got {shown(key)}. Put it in quotation marks.")
+                raise ValueError(
+                    f"`{name}` should have text as keys, got {short_repr(key)}. Put it in quotation marks."
+                )
             check_text(name, key)
             is_plain_key = key.isidentifier() and len(key) <= 60
             check_plain(f"{name}.{key}" if is_plain_key else name, item, depth + 1)
@@ -79,11 +81,11 @@ def check_plain(name: str, value: object, depth: int = 0) -> None:
     elif isinstance(value, str):
         check_text(name, value)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"`{name}` should hold finite numbers, got {shown(value)}.")
+        raise ValueError(f"`{name}` should hold finite numbers, got {short_repr(value)}.")
     elif isinstance(value, int) and abs(value) >= 2**64:
-        raise ValueError(f"`{name}` should hold numbers below 2**64, got {shown(value)}.")
+        raise ValueError(f"`{name}` should hold numbers below 2**64, got {short_repr(value)}.")
     elif value is not None and not isinstance(value, (bool, int, float)):
-        raise ValueError(f"`{name}` should hold text, numbers, lists and mappings, got {shown(value)}.")
+        raise ValueError(f"`{name}` should hold text, numbers, lists and mappings, got {short_repr(value)}.")
 
 
 def check_path_text(name: str, value: str | None) -> None:
@@ -92,9 +94,11 @@ def check_path_text(name: str, value: str | None) -> None:
         return
     check_text(name, value)
     if not value.strip() or "\0" in value:
-        raise ValueError(f"`{name}` should be a path or an id, got {shown(value)}.")
+        raise ValueError(f"`{name}` should be a path or an id, got {short_repr(value)}.")
     if any(len(part.encode()) > 255 for part in value.split("/")):
-        raise ValueError(f"`{name}` has a part of more than 255 bytes, which no file system takes: {shown(value)}.")
+        raise ValueError(
+            f"`{name}` has a part of more than 255 bytes, which no file system takes: {short_repr(value)}."
+        )
 
 
 MAXIMUM_NAME_BYTES = 100
@@ -107,11 +111,13 @@ def check_name(name: str, value: str) -> None:
         or value.startswith(".")
         or any(character in "/\\" or not character.isprintable() for character in value)
     ):
-        raise ValueError(f"`{name}` becomes part of a path: letters, digits, '-' and '_' are fine, got {shown(value)}.")
+        raise ValueError(
+            f"`{name}` becomes part of a path: letters, digits, '-' and '_' are fine, got {short_repr(value)}."
+        )
     check_text(name, value)
     if len(value.encode()) > MAXIMUM_NAME_BYTES:
         raise ValueError(
-            f"`{name}` becomes part of a path and should have at most {MAXIMUM_NAME_BYTES} bytes, got {shown(value)}."
+            f"`{name}` becomes part of a path and should have at most {MAXIMUM_NAME_BYTES} bytes, got {short_repr(value)}."
         )
 
 
@@ -122,14 +128,14 @@ MAXIMUM_LISTED = 60
 def unknown_value_message(field: str, value: object, known: Iterable[str]) -> str:
     """The message for a value that is none of `known`; it names the field, the value, the nearest name and all names."""
     names = list(known)
-    return f"Unknown value for `{field}`: {shown(value)}.{_hint(value, names)} Known: {', '.join(names)}."
+    return f"Unknown value for `{field}`: {short_repr(value)}.{_hint(value, names)} Known: {', '.join(names)}."
 
 
 def unknown_key_message(where: str, key: object, known: Iterable[str]) -> str:
     """The message for a key that is none of `known`; `where` names the section or file."""
     names = list(known)
     is_plain = isinstance(key, str) and len(key) <= SHOWN_CHARACTERS and key.isprintable()
-    return f"Unknown key `{key if is_plain else shown(key)}` in {where}.{_hint(key, names)} {_listed(names)}"
+    return f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, names)} {_listed(names)}"
 
 
 def _listed(names: list[str]) -> str:
@@ -140,7 +146,7 @@ def _listed(names: list[str]) -> str:
 
 def _hint(value: object, names: list[str]) -> str:
     # A long text is near to no name, and comparing it takes long.
-    text = value if isinstance(value, str) else shown(value)
+    text = value if isinstance(value, str) else short_repr(value)
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.5) if len(text) <= SHOWN_CHARACTERS else []
     return f" Did you mean `{close[0]}`?" if close else ""
 

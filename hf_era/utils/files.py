@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_era.utils.storage_errors import explained
+from hf_era.utils.storage_errors import as_storage_error
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -22,7 +22,7 @@ def write_text(path: str | Path, text: str) -> Path:
         StorageError: if it cannot be written (disk full, read-only, ...).
     """
     path = Path(path)
-    with explained(path):
+    with as_storage_error(path):
         make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -58,7 +58,7 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         StorageError: if it cannot be written; what was at `path` is still there.
     """
     path = Path(path)
-    with explained(path):
+    with as_storage_error(path):
         make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:

@@ -1,7 +1,7 @@
 """Asked to stop by a signal: SIGTERM (preemption) or SIGUSR1 (SLURM's warning before the time is up).
 
-`with stoppable():` takes the signals. Training (`with deferred():`) finishes its step, saves a checkpoint and then raises
-`StoppedError`; everything else has nothing of its own to save and raises it at once. Either way the same command goes on
+`with stoppable():` takes the signals. Training (`with signals_deferred():`) finishes its step, saves a checkpoint and then
+raises `StoppedError`; everything else has nothing of its own to save and raises it at once. Either way the same command goes on
 from there. Outside of `stoppable` nothing is changed and signals do what they always did.
 """
 
@@ -61,7 +61,7 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Within this context a signal only makes `stop_requested` say its name: the block itself stops where it can save."""
     _request.deferring += 1
     try:

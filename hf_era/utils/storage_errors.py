@@ -44,7 +44,7 @@ class StorageError(OSError):
 
 
 @contextmanager
-def explained(path: str | Path) -> Iterator[None]:
+def as_storage_error(path: str | Path) -> Iterator[None]:
     """Raises `StorageError` in place of any error of the block that says that `path` cannot be written."""
     try:
         yield
@@ -68,7 +68,7 @@ def check_writable(folder: str | Path, field: str) -> None:
         existing = existing.parent
     # `os.access` knows a read-only file system too, even for root.
     if not os.access(existing, os.W_OK | os.X_OK):
-        with explained(folder):
+        with as_storage_error(folder):
             probe = existing / f".hf_era-{os.getpid()}.tmp"
             probe.touch()  # says why not
             probe.unlink()

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, SequentialSampler
 
-from hf_era.data import FilledSampler, FillingCollator, RoutingCollator, StoriesWithFiller
+from hf_era.data import PaddedSampler, PaddingRowCollator, RoutingCollator, StoriesWithPaddingRows
 
 ROWS = {
     "input_ids": [[5, 6, 7], [8], [9, 10, 11, 12]],
@@ -20,14 +20,14 @@ OWN_MASKS = {"attention_mask": [[1, 1, 0], [1], [0, 1, 1, 1]], "labels": [[-100,
 
 def filled_loader(rows: dict[str, Any], batch_size: int, plain: bool = False) -> DataLoader:
     stories: Any = Dataset.from_dict(rows)
-    stories = StoriesWithFiller([dict(row) for row in stories] if plain else stories)
-    sampler = FilledSampler(SequentialSampler(stories), batch_size, len(stories))
-    return DataLoader(stories, batch_size, sampler=sampler, collate_fn=FillingCollator(RoutingCollator(0)))
+    stories = StoriesWithPaddingRows([dict(row) for row in stories] if plain else stories)
+    sampler = PaddedSampler(SequentialSampler(stories), batch_size, len(stories))
+    return DataLoader(stories, batch_size, sampler=sampler, collate_fn=PaddingRowCollator(RoutingCollator(0)))
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["datasets", "list"])
 @pytest.mark.parametrize("rows", [ROWS, {**ROWS, **OWN_MASKS}], ids=["plain", "own masks"])
-def test_filler_rows_are_masked_in_every_column(rows: dict[str, Any], plain: bool) -> None:
+def test_padding_rows_are_masked_in_every_column(rows: dict[str, Any], plain: bool) -> None:
     first, second = filled_loader(rows, 2, plain)
     assert torch.equal(
         first["input_ids"], RoutingCollator(0)([dict(row) for row in Dataset.from_dict(rows)][:2])["input_ids"]
@@ -43,27 +43,27 @@ def test_filler_rows_are_masked_in_every_column(rows: dict[str, Any], plain: boo
 
 def test_the_sampler_fills_up_to_a_multiple_and_no_further() -> None:
     stories = range(6)
-    assert list(FilledSampler(SequentialSampler(stories), 4, 6)) == [0, 1, 2, 3, 4, 5, 6, 6]
-    assert list(FilledSampler(SequentialSampler(stories), 3, 6)) == list(range(6))
-    assert len(FilledSampler(SequentialSampler(stories), 4, 6)) == 8
+    assert list(PaddedSampler(SequentialSampler(stories), 4, 6)) == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert list(PaddedSampler(SequentialSampler(stories), 3, 6)) == list(range(6))
+    assert len(PaddedSampler(SequentialSampler(stories), 4, 6)) == 8
 
 
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"The data set is empty: there is no story to share out"):
-        StoriesWithFiller(Dataset.from_dict({"input_ids": []}))
+        StoriesWithPaddingRows(Dataset.from_dict({"input_ids": []}))
 
 
 def test_a_collator_without_labels_is_refused() -> None:
-    collator = FillingCollator(lambda rows: {"input_ids": torch.zeros(len(rows), 2)})
-    stories = StoriesWithFiller([{"input_ids": [1, 2]}])
-    assert collator([stories[0]])["input_ids"].shape == (1, 2)  # no filler row: the collator's own business
+    collator = PaddingRowCollator(lambda rows: {"input_ids": torch.zeros(len(rows), 2)})
+    stories = StoriesWithPaddingRows([{"input_ids": [1, 2]}])
+    assert collator([stories[0]])["input_ids"].shape == (1, 2)  # no padding_row row: the collator's own business
     with pytest.raises(ValueError, match=r"`data_collator` \(function\) gave a batch with \['input_ids'\]"):
         collator([stories[0], stories[1]])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("left_padded", [False, True])
-def test_filler_rows_add_nothing_and_a_whole_batch_of_them_has_zero_gradients(
+def test_padding_rows_add_nothing_and_a_whole_batch_of_them_has_zero_gradients(
     left_padded: bool,
     attention: str,
     make_expanded: Callable[..., Any],
@@ -76,7 +76,7 @@ def test_filler_rows_add_nothing_and_a_whole_batch_of_them_has_zero_gradients(
     if left_padded:
         batch = {name: value.flip(1) for name, value in batch.items()}
     masked = {"attention_mask": 0, "labels": -100, "routing_weight": 1.0}
-    filler = {name: torch.full_like(value, masked.get(name, 3)) for name, value in batch.items()}
+    padding_row = {name: torch.full_like(value, masked.get(name, 3)) for name, value in batch.items()}
     count = (batch["labels"][:, 1:] != -100).sum()
 
     def gradients(values: dict[str, Any]) -> tuple[float, Any]:
@@ -87,10 +87,10 @@ def test_filler_rows_add_nothing_and_a_whole_batch_of_them_has_zero_gradients(
         return float(total.detach()), gradients_of(model)
 
     loss, alone = gradients(batch)
-    mixed_loss, mixed = gradients({name: torch.cat([batch[name], filler[name]]) for name in batch})
+    mixed_loss, mixed = gradients({name: torch.cat([batch[name], padding_row[name]]) for name in batch})
     assert mixed_loss == pytest.approx(loss, rel=1e-6)
     for name, value in alone.items():
         torch.testing.assert_close(mixed[name], value, rtol=1e-5, atol=1e-7)
-    empty_loss, empty = gradients(filler)
+    empty_loss, empty = gradients(padding_row)
     assert empty_loss == 0
     assert all(value is not None and torch.count_nonzero(value) == 0 for value in empty.values())

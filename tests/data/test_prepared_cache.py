@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 import hf_era.data.prepared_cache as cache_module
 from hf_era.data import (
+    CachedData,
     DataConfig,
-    KeptData,
     Sources,
+    cached_data,
     data_fingerprint,
     generate_stories,
-    keep_prepared,
     prepare_data,
     prepared_data_key,
     split_sources,
@@ -44,28 +44,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(sources: Sources, small_tokenizer: PreTrainedTokenizerFast) -> KeptData:
+def prepared(sources: Sources, small_tokenizer: PreTrainedTokenizerFast) -> CachedData:
     splits = split_sources(sources, CONFIG, 0)
-    return KeptData(prepare_data(splits, small_tokenizer, CONFIG, RULE, 600), data_fingerprint(splits), "{}")
+    return CachedData(prepare_data(splits, small_tokenizer, CONFIG, RULE, 600), data_fingerprint(splits), "{}")
 
 
 @pytest.fixture
-def keep(prepared: KeptData) -> Callable[..., tuple[KeptData, bool]]:
+def keep(prepared: CachedData) -> Callable[..., tuple[CachedData, bool]]:
     """Asks for what is kept; returns it, and whether it had to be prepared."""
 
-    def keep(key: str = "key") -> tuple[KeptData, bool]:
+    def keep(key: str = "key") -> tuple[CachedData, bool]:
         calls: list[int] = []
 
-        def prepare() -> KeptData:
+        def prepare() -> CachedData:
             calls.append(1)
             return prepared
 
-        return keep_prepared(key, prepare), bool(calls)
+        return cached_data(key, prepare), bool(calls)
 
     return keep
 
 
-def contents(kept: KeptData) -> list[Any]:
+def contents(kept: CachedData) -> list[Any]:
     parts = ("train", "validation_forget", "validation_retain", "attack_forget")
     data = [getattr(kept.data, name).to_dict() for name in parts]
     features = [getattr(kept.data, name).features for name in parts]
@@ -73,7 +73,7 @@ def contents(kept: KeptData) -> list[Any]:
 
 
 def test_the_second_time_nothing_is_prepared(
-    keep: Callable[..., tuple[KeptData, bool]], prepared: KeptData, folder: Path
+    keep: Callable[..., tuple[CachedData, bool]], prepared: CachedData, folder: Path
 ) -> None:
     first, second = keep(), keep()
     assert (first[1], second[1]) == (True, False)
@@ -158,8 +158,8 @@ def flip_a_byte(path: Path) -> None:
 @pytest.mark.parametrize("damage", [cut_in_half, flip_a_byte, Path.unlink], ids=["half", "a byte", "gone"])
 @pytest.mark.parametrize("file", ["train/*.arrow", "validation_retain/*.arrow", "train/dataset_info.json"])
 def test_what_is_damaged_is_made_again(
-    keep: Callable[..., tuple[KeptData, bool]],
-    prepared: KeptData,
+    keep: Callable[..., tuple[CachedData, bool]],
+    prepared: CachedData,
     folder: Path,
     file: str,
     damage: Callable[[Path], None],
@@ -175,7 +175,7 @@ def test_what_is_damaged_is_made_again(
 
 @pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"files": {}}', '{"files": [1]}', "null"])
 def test_without_a_whole_record_nothing_is_trusted(
-    keep: Callable[..., tuple[KeptData, bool]], folder: Path, record: str
+    keep: Callable[..., tuple[CachedData, bool]], folder: Path, record: str
 ) -> None:
     keep()
     (folder / "key" / "data" / "prepared.json").write_text(record)
@@ -184,7 +184,7 @@ def test_without_a_whole_record_nothing_is_trusted(
 
 
 def test_a_write_that_was_killed_leaves_nothing_behind(
-    keep: Callable[..., tuple[KeptData, bool]], folder: Path
+    keep: Callable[..., tuple[CachedData, bool]], folder: Path
 ) -> None:
     leftover = folder / "key" / ".data.12345678.tmp"
     leftover.mkdir(parents=True)
@@ -193,7 +193,7 @@ def test_a_write_that_was_killed_leaves_nothing_behind(
 
 
 def test_a_cache_that_cannot_be_written_to_is_no_obstacle(
-    keep: Callable[..., tuple[KeptData, bool]], prepared: KeptData, folder: Path
+    keep: Callable[..., tuple[CachedData, bool]], prepared: CachedData, folder: Path
 ) -> None:
     folder.parent.mkdir()
     folder.write_text("a file where the folder should be")
@@ -205,11 +205,11 @@ def test_a_cache_that_cannot_be_written_to_is_no_obstacle(
 
 
 def test_an_error_while_preparing_is_not_hidden(folder: Path) -> None:
-    def fail() -> KeptData:
+    def fail() -> CachedData:
         raise OSError("the hub is away")
 
     with pytest.raises(OSError, match="the hub is away"):
-        keep_prepared("key", fail)
+        cached_data("key", fail)
     assert not (folder / "key" / "data").exists()
 
 
@@ -228,9 +228,9 @@ def test_no_story_may_be_held_back(small_tokenizer: PreTrainedTokenizerFast, sou
     config = replace(CONFIG, attack_stories=0)
     splits = split_sources(sources, config, 0)
 
-    def prepare() -> KeptData:
-        return KeptData(prepare_data(splits, small_tokenizer, config, RULE, 600), data_fingerprint(splits))
+    def prepare() -> CachedData:
+        return CachedData(prepare_data(splits, small_tokenizer, config, RULE, 600), data_fingerprint(splits))
 
     for _ in range(2):
-        kept = keep_prepared("none", prepare)
+        kept = cached_data("none", prepare)
         assert len(kept.data.attack_forget) == kept.data.summary["attack_forget_tokens"] == 0

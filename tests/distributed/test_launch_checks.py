@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hf_era.data import FilledSampler, RoutingCollator
+from hf_era.data import PaddedSampler, RoutingCollator
 
 
 def make_trainer(launched: Any, folder: Path, **options: Any) -> Any:
@@ -29,5 +29,5 @@ def test_one_process_gets_no_filler_rows(launched: Any, tmp_path: Path) -> None:
     trainer = make_trainer(launched, tmp_path, data_collator=collator)
     loader = trainer.get_train_dataloader()
     assert trainer.data_collator is collator
-    assert not isinstance(loader.sampler, FilledSampler)
+    assert not isinstance(loader.sampler, PaddedSampler)
     assert [len(batch["input_ids"]) for batch in loader] == [4, 4, 1]

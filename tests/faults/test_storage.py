@@ -11,7 +11,7 @@ import pytest
 
 from hf_era.utils import exit_codes
 from hf_era.utils.files import damage_of
-from hf_era.utils.storage_errors import StorageError, check_writable, explained
+from hf_era.utils.storage_errors import StorageError, as_storage_error, check_writable
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ def test_the_reason_is_said_in_words_and_other_errors_are_left_alone(tmp_path: P
         (RuntimeError("IoError(Os { code: 28, kind: StorageFull, message: ... })"), "no space is left on the device"),
         (PermissionError(13, "Permission denied"), "there is no permission to write there"),
     ):
-        with pytest.raises(StorageError, match=words) as caught, explained(tmp_path / "x"):
+        with pytest.raises(StorageError, match=words) as caught, as_storage_error(tmp_path / "x"):
             raise raised
         assert caught.value.__cause__ is raised
     for other in (ValueError("no such field"), FileNotFoundError(2, "No such file")):
-        with pytest.raises(type(other)) as kept, explained(tmp_path):
+        with pytest.raises(type(other)) as kept, as_storage_error(tmp_path):
             raise other
         assert kept.value is other
 

@@ -16,7 +16,7 @@ from hf_era.evaluation.relearn.attack import RelearnAttack
 from hf_era.run.directory import RunDirectory
 from hf_era.run.inputs import load_inputs
 from hf_era.run.measuring import EvaluationPhases
-from hf_era.training import GradientRoutingTrainer, TokenWeightedTrainer
+from hf_era.training import CausalLMTrainer, GradientRoutingTrainer
 from hf_era.utils.files import read_json
 
 PHASES = [
@@ -251,7 +251,7 @@ def test_a_run_killed_at_the_end_of_a_phase_does_none_of_it_again(
     """Before a phase is written down as done, or right after, with all that it kept still there."""
     scratch = {"model": {"start": "scratch", "base_control": False}}
     work: list[str] = []
-    _count(monkeypatch, TokenWeightedTrainer, "training_step", work)
+    _count(monkeypatch, CausalLMTrainer, "training_step", work)
     _count(monkeypatch, RelearnAttack, "run", work)
     run_pipeline(make_run_config(tmp_path / "whole", **scratch))
     expected = Counter(work)

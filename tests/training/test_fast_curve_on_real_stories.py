@@ -24,7 +24,7 @@ from hf_era import (
 from hf_era.data import DataConfig, train_tokenizer
 from hf_era.data.preparation import add_routing_weights
 from hf_era.data.tokenising import label_stories, tokenise_stories
-from hf_era.training import TokenWeightedTrainer
+from hf_era.training import CausalLMTrainer
 
 pytestmark = pytest.mark.stories
 
@@ -95,8 +95,8 @@ def assert_same_curve(one: list[float], other: list[float]) -> None:
 
 @pytest.mark.filterwarnings("ignore::hf_era.training.LocalizationWarning")
 def test_fast_class_against_stock_class(prepared: tuple[Dataset, Any], tmp_path: Path) -> None:
-    stock = curve(TokenWeightedTrainer, build(GPTNeoForCausalLM, small_config()), prepared, tmp_path)
-    fast = curve(TokenWeightedTrainer, build(FastGPTNeoForCausalLM, small_config()), prepared, tmp_path)
+    stock = curve(CausalLMTrainer, build(GPTNeoForCausalLM, small_config()), prepared, tmp_path)
+    fast = curve(CausalLMTrainer, build(FastGPTNeoForCausalLM, small_config()), prepared, tmp_path)
     assert_same_curve(stock, fast)
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 import hf_era.training.causal_lm_trainer as trainer_module
 from hf_era import FastGPTNeoForCausalLM, GradientRoutingConfig
 from hf_era.models.fast.causal_lm import ALL_FAST, ALL_SLOW, FastPaths
-from hf_era.training import NonFiniteLossError, TokenWeightedTrainer
+from hf_era.training import CausalLMTrainer, NonFiniteLossError
 from hf_era.training.causal_lm_trainer import EMULATED_BF16_MESSAGE
 
 SLOW = {"fused_activation": False, "chunked_loss": False, "attn_implementation": "eager"}
@@ -133,7 +133,7 @@ def test_a_loss_that_is_looked_at_late_still_stops_the_training(make_trainer: Ca
 def test_a_base_is_saved_as_a_stock_checkpoint(make_base: Callable[..., Any], tmp_path: Any) -> None:
     model = FastGPTNeoForCausalLM.from_stock(make_base())
     arguments = GradientRoutingConfig(str(tmp_path), fused_activation=False, use_cpu=True, report_to="none")
-    trainer = TokenWeightedTrainer(model, arguments)
+    trainer = CausalLMTrainer(model, arguments)
     assert model.fast_paths == FastPaths(fused_activation=False)
     trainer.save_model(str(tmp_path / "saved"))
     assert '"GPTNeoForCausalLM"' in (tmp_path / "saved" / "config.json").read_text()

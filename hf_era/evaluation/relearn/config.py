@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_era.utils.checks import check_count, shown
+from hf_era.utils.checks import check_count, short_repr
 
 FULL, LORA = "full", "lora"
 """Kinds of attack: all weights are trained, or low-rank adapters only."""
@@ -117,7 +117,7 @@ class RelearnConfig(RelearnAttackConfig):
             raise ValueError("`relearn.stories` is empty. Give at least one number, or set `relearn.enabled` to false.")
         for stories in self.stories:
             if stories < 1:
-                raise ValueError(f"`relearn.stories` should hold numbers of at least 1, got {shown(stories)}.")
+                raise ValueError(f"`relearn.stories` should hold numbers of at least 1, got {short_repr(stories)}.")
             check_count("relearn.stories", stories)
         for name in ("sweep_learning_rates", "lora_learning_rates"):
             for value in getattr(self, name):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.evaluation.summary import Figures, figures_of
+from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.headline import attack_name, warning_sentences
 from hf_era.reporting.html.generations import generation_parts
 from hf_era.reporting.html.parts import Folded, Paragraphs, Section, Table, plots_of, render_page
@@ -86,7 +86,7 @@ def comparability_warnings(results: Results) -> list[str]:
 
 
 def _sections(results: Results) -> list[Section]:
-    shown = [figures_of(result) for result in results]
+    shown = [summary_of(result) for result in results]
     return [
         Section("results", "All results", [_results_table(shown), *_flagged(results)]),
         Section("seeds", "Over seeds", _over_seeds(results)),
@@ -97,7 +97,7 @@ def _sections(results: Results) -> list[Section]:
     ]
 
 
-def _results_table(shown: Sequence[Figures]) -> Table:
+def _results_table(shown: Sequence[ResultSummary]) -> Table:
     header = ["Result", "Seed", "Rule", "Start", "Before the method, forget", "retain", "Final, forget", "retain"]
     header += [*_DIFFERENCES.values(), "Robust unlearning"]
     rows = []
@@ -144,7 +144,7 @@ def _over_seeds(results: Results) -> list[Any]:
     return [Table(caption, ["Name", "Seeds", *_OVER_SEEDS.values()], rows, 2)]
 
 
-def _attacks(shown: Sequence[Figures]) -> list[Table]:
+def _attacks(shown: Sequence[ResultSummary]) -> list[Table]:
     header = [
         "Result",
         "Seed",

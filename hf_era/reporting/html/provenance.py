@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.evaluation.summary import figures_of
+from hf_era.evaluation.summary import summary_of
 from hf_era.reporting.html.parts import Folded, Listing, Table
 from hf_era.reporting.html.text import cut, name_of, visible
 from hf_era.reporting.markdown.card_text import source_kind
@@ -87,7 +87,7 @@ def config_text(config: dict[str, Any]) -> str:
 
 def not_tested(result: RunResult | ModelResult) -> list[str]:
     """What this result says nothing about: what was left out, and what hf_era does not measure at all."""
-    figures = figures_of(result)
+    figures = summary_of(result)
     found = []
     relearning = figures.relearning
     if relearning is None or not relearning.trials:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.evaluation.summary import figures_of
+from hf_era.evaluation.summary import summary_of
 from hf_era.reporting.headline import headline_sentences, warning_sentences
 from hf_era.reporting.html.comparison import render_comparison, write_comparison
 from hf_era.reporting.html.generations import generation_parts
@@ -41,7 +41,7 @@ def render_report(result: RunResult | ModelResult) -> str:
     Args:
         result (`RunResult` or `ModelResult`): what it does not hold is left out, or shows as not measured.
     """
-    figures = figures_of(result)
+    figures = summary_of(result)
     method = METHOD_TITLES.get(figures.method, figures.method)
     about = [
         method,

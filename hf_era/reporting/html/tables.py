@@ -8,7 +8,7 @@ from typing import Any
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import AttackSummary
 from hf_era.evaluation.results import STAGES, ModelResult, RunResult
-from hf_era.evaluation.summary import DIFFERENCES, LOSS_KINDS, figures_of
+from hf_era.evaluation.summary import DIFFERENCES, LOSS_KINDS, summary_of
 from hf_era.reporting.headline import ATTACK_KINDS
 from hf_era.reporting.html.parts import Table
 from hf_era.reporting.html.text import name_of, token_text
@@ -57,7 +57,7 @@ def stages_of(result: RunResult | ModelResult) -> dict[str, dict[str, Any]]:
 
 def stage_titles(result: RunResult | ModelResult, stages: Iterable[str]) -> dict[str, str]:
     """Stage -> its title; with the name of the model before the method."""
-    before = figures_of(result).before_name
+    before = summary_of(result).before_name
     titles = {stage: STAGE_TITLES.get(stage, name_of(stage)) for stage in stages}
     if before and "before" in titles:
         titles["before"] += f" ({name_of(before)})"
@@ -97,7 +97,7 @@ def batch_means_table(result: RunResult | ModelResult) -> Table | None:
 
 def differences_table(result: RunResult | ModelResult) -> Table:
     """One row per difference that was measured; beside it the same of data filtering, where there is one."""
-    figures = figures_of(result)
+    figures = summary_of(result)
     quoted = figures.data_filtering
     estimates = {DIFFERENCE_TITLES[name]: (figures.differences[name], _quoted(quoted, name)) for name in DIFFERENCES}
     if figures.strongest is not None:
@@ -114,7 +114,7 @@ def differences_table(result: RunResult | ModelResult) -> Table:
 
 def attacks_table(result: RunResult | ModelResult) -> Table | None:
     """One row per attack, the strongest one set off; `None` if there was no attack."""
-    figures = figures_of(result)
+    figures = summary_of(result)
     if figures.relearning is None or not figures.relearning.trials:
         return None
     quoted = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.evaluation.summary import DIFFERENCES, LOSS_KINDS, Figures, figures_of
+from hf_era.evaluation.summary import DIFFERENCES, LOSS_KINDS, ResultSummary, summary_of
 from hf_era.reporting.markdown.formatting import (
     escape_markdown,
     format_difference,
@@ -36,7 +36,7 @@ LABELS = {
 _METHOD_LABELS = {"gradient_routing": "", "data_filtering": "data filtering", "base": "before the method", "model": ""}
 
 
-def figure_values(figures: Figures) -> dict[str, float | None]:
+def figure_values(figures: ResultSummary) -> dict[str, float | None]:
     """All figures of one result as plain numbers, by name; `None` where one was not measured."""
     values: dict[str, float | None] = {}
     for stage, losses in (("before", figures.before), ("final", figures.final)):
@@ -60,7 +60,7 @@ def comparison_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
         raise ValueError("`results` is empty. Pass at least one result.")
     rows = []
     for result in results:
-        figures = figures_of(result)
+        figures = summary_of(result)
         row: dict[str, Any] = {name: getattr(figures, name) for name in ("name", "seed", "method", "rule", "start")}
         row |= {"before": figures.before_name, "stories": str(result.data.get("fingerprint") or "")[:8]}
         row |= figure_values(figures)
@@ -71,7 +71,7 @@ def comparison_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _attack_columns(figures: Figures) -> dict[str, Any]:
+def _attack_columns(figures: ResultSummary) -> dict[str, Any]:
     names = ("kind", "stories", "learning_rate", "trials", "lowest_step", "recovered", "steps_to_recover")
     strongest = figures.strongest
     return {f"attack_{name}": None if strongest is None else getattr(strongest, name) for name in names}
@@ -84,13 +84,13 @@ def aggregate(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One dict per name over its seeds: `name`, `method`, `rule`, `start`, `seeds`, `figures` (name -> an `Estimate` as a
     dict: mean over seeds, 95 % interval), `attacks` (kind, N and learning rate -> the same), `recovered`, `attacked`
     (seeds whose strongest attack recovered the capability in any trial, of those that were attacked)."""
-    groups: dict[str, list[Figures]] = {}
+    groups: dict[str, list[ResultSummary]] = {}
     for result in results:
-        groups.setdefault(result.name, []).append(figures_of(result))
+        groups.setdefault(result.name, []).append(summary_of(result))
     return [_aggregated(name, parts) for name, parts in groups.items()]
 
 
-def _aggregated(name: str, parts: list[Figures]) -> dict[str, Any]:
+def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
     tables = [figure_values(part) for part in parts]
     attacks: dict[str, list[float]] = {}
     for part in parts:
@@ -147,7 +147,7 @@ def _results_table(results: Sequence[Result]) -> str:
     header = ["Result", "Seed", "Rule", *(f"{label}" for label in LABELS.values()), "Forget loss", "Retain loss"]
     rows = []
     for result in results:
-        figures = figures_of(result)
+        figures = summary_of(result)
         estimates = {**figures.differences}
         if figures.strongest is not None:
             estimates["robust_unlearning"] = figures.strongest.robust_unlearning

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.evaluation.summary import Figures, figures_of
+from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.markdown.formatting import is_number
 from hf_era.reporting.plots.style import (
     INK,
@@ -33,7 +33,7 @@ Losses = dict[str, Estimate]
 
 
 def has_data(results: Results) -> bool:
-    return any(_is_whole(figures_of(result).final) for result in results)
+    return any(_is_whole(summary_of(result).final) for result in results)
 
 
 def caption(results: Results) -> str:
@@ -46,7 +46,7 @@ def caption(results: Results) -> str:
 
 def draw(results: Results) -> Figure:
     """One point per result, one look per name; both axes in nats a token."""
-    shown = [figures_of(result) for result in results]
+    shown = [summary_of(result) for result in results]
     with own_style():
         if not has_data(results):
             return nothing_to_show("No losses were measured.")
@@ -78,7 +78,7 @@ def draw(results: Results) -> Figure:
         return figure
 
 
-def _yardsticks(shown: Sequence[Figures]) -> list[tuple[str, Losses]]:
+def _yardsticks(shown: Sequence[ResultSummary]) -> list[tuple[str, Losses]]:
     """Data-filtering runs that results only quote, each once, without those that are shown themselves."""
     found: dict[tuple[str, int], Losses] = {}
     for figures in shown:
@@ -92,7 +92,7 @@ def _yardsticks(shown: Sequence[Figures]) -> list[tuple[str, Losses]]:
     return [(f"{label(name)} (data filtering)", losses) for (name, _), losses in found.items()]
 
 
-def _arrow(panel: Axes, figures: Figures, style: Look) -> None:
+def _arrow(panel: Axes, figures: ResultSummary, style: Look) -> None:
     start, end = (_place(losses) for losses in (figures.before, figures.final))
     panel.annotate(
         "", end, start, arrowprops={"arrowstyle": "->", "color": style.color, "alpha": 0.6, "linewidth": 1.1},

@@ -7,7 +7,7 @@ import pytest
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.summary import figures_of
+from hf_era.evaluation.summary import summary_of
 from hf_era.reporting.headline import change, headline_sentences, share_brought_back, warning_sentences
 
 from ..samples import bare_run, estimate, model_result, run_result, stage, stock_result
@@ -67,8 +67,8 @@ def test_an_attack_that_brings_back_nothing():
 
 def test_no_share_of_a_gap_below_the_runs_minimum():
     result = run_result(attack=attacked(3.4, 3.2), training={"minimum_ablation_gap": 0.5})
-    assert share_brought_back(figures_of(result), 0.5) is None
-    assert share_brought_back(figures_of(result), 0.4) == pytest.approx(0.2 / 0.412)
+    assert share_brought_back(summary_of(result), 0.5) is None
+    assert share_brought_back(summary_of(result), 0.4) == pytest.approx(0.2 / 0.412)
     assert "lowers the forget loss from 3.400 to 3.200" in sentence(result, "The attack")
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_era.evaluation.summary import yardstick
+from hf_era.evaluation.summary import comparison_values
 from hf_era.reporting import render_model_card
 
 
@@ -118,7 +118,7 @@ def test_data_filtering_is_not_called_gradient_routing(make_result):
 def test_data_filtering_stands_beside_the_run(make_result):
     assert "No comparison with data filtering" in render_model_card(make_result())
     filtered = make_result(method="data_filtering", name="filtered")
-    text = render_model_card(make_result(data_filtering=yardstick(filtered)))
+    text = render_model_card(make_result(data_filtering=comparison_values(filtered)))
     assert "No comparison with data filtering" not in text
     assert "| Difference, nats a token | This run | Data filtering |" in text
     assert "Data filtering: robust unlearning" in text

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from hf_era.evaluation.results import RunResult
-from hf_era.evaluation.summary import yardstick
+from hf_era.evaluation.summary import comparison_values
 from hf_era.reporting import render_model_card, write_model_card
 from hf_era.reporting.markdown.card_text import source_kind
 from hf_era.reporting.markdown.model_card import TAGS
@@ -136,7 +136,7 @@ def test_hostile_text_stays_text(make_result):
     result.selectivity = {text: {"value": 1.0}}
     result.leak_audit["ablation"][text] = {"forget": {"value": 1.0}, "retain": {"value": 1.0}}
     result.attack["notes"] = [text]
-    result.data_filtering = yardstick(make_result(name=text))
+    result.data_filtering = comparison_values(make_result(name=text))
     result.config["model"] |= {"architecture": {text: text}, "base": text}
     result.config["routing"]["rule"] = text
     result.config["training"] |= {"learning_rate": text, "multipliers": text}
