@@ -1,8 +1,8 @@
 """Asked to stop by a signal: SIGTERM (preemption) or SIGUSR1 (SLURM's warning before the time is up).
 
 `with stoppable():` takes the signals. Training (`with signals_deferred():`) finishes its step, saves a checkpoint and then
-raises `StoppedError`; everything else has nothing of its own to save and raises it at once. Either way the same command goes on
-from there. Outside of `stoppable` nothing is changed and signals do what they always did.
+raises `StoppedError`; everything else has nothing of its own to save and raises it at once. Either way the same command
+goes on from there. Outside of `stoppable` nothing is changed and signals do what they always did.
 """
 
 from __future__ import annotations
