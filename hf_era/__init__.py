@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hf_era.models import (
+    ExpandedGPTNeo,
     ExpandedGPTNeoConfig,
     ExpandedGPTNeoForCausalLM,
     ExpansionConfig,
@@ -40,6 +41,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "ExpandedGPTNeo",
     "ExpandedGPTNeoConfig",
     "ExpandedGPTNeoForCausalLM",
     "ExpansionConfig",

@@ -142,14 +142,14 @@ def _gradients(model: Any, batches: Sequence[Batch], labels: int, routed: bool) 
 
 def _parts(model: Any) -> dict[str, tuple[int, str]]:
     """Name of each parameter in the MLP of a target layer -> layer, and which part of the MLP it belongs to."""
-    spec: Any = model.architecture
-    blocks = spec.get_blocks(model)
+    family: Any = model.family
+    blocks = family.get_blocks(model)
     part_of: dict[int, tuple[int, str]] = {}  # by id: a parameter's path is the architecture's business
     for layer, modules in model.auxiliary_modules().items():
-        mlp = spec.get_mlp(blocks[layer])
+        mlp = family.get_mlp(blocks[layer])
         groups = {
             _UP: [mlp],
-            _DOWN: [getattr(mlp, spec.down_projection)],
+            _DOWN: [family.get_down_projection(mlp)],
             _AUXILIARY_UP: list(modules.values()),
             _AUXILIARY_DOWN: [module.down_projection for module in modules.values()],
         }

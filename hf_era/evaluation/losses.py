@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
-from hf_era.models.fast.causal_lm import FastCausalLMMixin
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _token_losses_of(model: Any, input_ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """As `token_losses`; a fast model makes them without ever holding the logits."""
-    if isinstance(model, FastCausalLMMixin):
+    if hasattr(model, "label_losses"):
         return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != -100
     return token_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels)
 

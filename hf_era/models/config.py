@@ -1,52 +1,58 @@
 """The auxiliary modules that are added, where, how wide and how they start; and the configs of expanded models."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from hf_era.models.families.family import ARCHITECTURES
+from transformers import PreTrainedConfig
+
+from hf_era.models.families.family import get_family
+from hf_era.models.layers import MODULE_KINDS
 from hf_era.models.size import check_auxiliary_fits
-from hf_era.utils.checks import check_memory, short_repr, unknown_key_message
+from hf_era.utils.checks import check_memory, short_repr, unknown_key_message, unknown_value_message
+from hf_era.utils.fields import UNLESS_DEFAULT, about
 
 
 @dataclass
-class ExpansionConfig:
-    """Describes the auxiliary module beside the MLP of each target layer.
+class ModuleConfig:
+    """One named auxiliary module beside the MLP of each of its target layers.
 
     Args:
-        module_name (`str`, *optional*, defaults to `"forget"`):
-            Name of the auxiliary module; part of its parameters' names. A Python identifier.
+        name (`str`, *optional*, defaults to `"forget"`):
+            Part of its parameters' names. A Python identifier.
         width (`int`, *optional*, defaults to `64`):
-            Hidden units of the auxiliary MLP, per target layer. At least 1.
+            Hidden units, per target layer. At least 1.
         target_layers (`list[int]`, *optional*):
             Indices of the layers that are expanded and routed, from 0, each once. `None` means all layers.
         initialization_scale (`float`, *optional*, defaults to `1.0`):
-            The auxiliary weights start normal with standard deviation `initializer_range * initialization_scale`, its
-            bias at zero. 0 starts the module as an exact no-op that cannot learn, so it should be positive.
+            The weights start normal with standard deviation `initializer_range * initialization_scale`, biases at zero. 0
+            starts the module as an exact no-op that cannot learn, so it should be positive.
+        kind (`str`, *optional*, defaults to `"mlp"`):
+            `mlp`: an MLP of the family's own form.
 
     Raises:
         ValueError: for a name that is no identifier, a width below 1, negative or repeated layers, a scale that is not
-            positive.
+            positive, or an unknown kind.
     """
 
-    module_name: str = field(default="forget", metadata={"help": "Name of the auxiliary module."})
-    width: int = field(default=64, metadata={"help": "Hidden units of the auxiliary MLP in each target layer."})
-    target_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers that are expanded and routed, from 0. Not given: all layers."}
-    )
-    initialization_scale: float = field(
-        default=1.0, metadata={"help": "Factor of the model's own initializer_range for the auxiliary weights."}
-    )
+    name: str = "forget"
+    width: int = 64
+    target_layers: list[int] | None = None
+    initialization_scale: float = 1.0
+    kind: str = "mlp"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.module_name, str) or not self.module_name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(
-                f"`expansion.module_name` should be an identifier such as 'forget', got {short_repr(self.module_name)}."
+                f"`expansion.module_name` should be an identifier such as 'forget', got {short_repr(self.name)}."
             )
-        if len(self.module_name) > 100:
+        if len(self.name) > 100:
             raise ValueError(
-                f"`expansion.module_name` should have at most 100 characters, got {short_repr(self.module_name)}."
+                f"`expansion.module_name` should have at most 100 characters, got {short_repr(self.name)}."
             )
         if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
             raise ValueError(f"`expansion.width` should be an integer of at least 1, got {short_repr(self.width)}.")
@@ -57,6 +63,8 @@ class ExpansionConfig:
             raise ValueError(f"`expansion.initialization_scale` should be positive, got {short_repr(scale)}.")
         if self.target_layers is not None:
             self.target_layers = _validated_layers(self.target_layers)
+        if self.kind not in MODULE_KINDS:
+            raise ValueError(unknown_value_message("expansion.modules.kind", self.kind, sorted(MODULE_KINDS)))
 
     def resolve_layers(self, number_of_layers: int) -> list[int]:
         """The target layers in a model of `number_of_layers` layers.
@@ -74,17 +82,96 @@ class ExpansionConfig:
             )
         return list(self.target_layers)
 
+
+@dataclass
+class ExpansionConfig:
+    """The auxiliary modules of a model: one, described by the first four fields, or a list of several.
+
+    Args:
+        module_name, width, target_layers, initialization_scale (*optional*): of the one module; see `ModuleConfig`.
+        modules (`list[dict]`, *optional*): several modules, each with the fields of `ModuleConfig`; names are distinct.
+            Given, the fields above are left out.
+
+    Raises:
+        ValueError: as `ModuleConfig`; for two modules of one name, or both ways of describing modules at once.
+    """
+
+    module_name: str = field(default="forget", metadata=about("Name of the auxiliary module.", identity=True))
+    width: int = field(
+        default=64, metadata=about("Hidden units of the auxiliary module in each target layer.", identity=True)
+    )
+    target_layers: list[int] | None = field(
+        default=None,
+        metadata=about("Layers that are expanded and routed, from 0. Not given: all layers.", identity=True),
+    )
+    initialization_scale: float = field(
+        default=1.0,
+        metadata=about("Factor of the model's own initializer_range for the auxiliary weights.", identity=True),
+    )
+    modules: list[Any] = field(
+        default_factory=list,
+        metadata=about("Several modules: name, width, target_layers, ... each.", identity=UNLESS_DEFAULT),
+    )
+
+    def __post_init__(self) -> None:
+        one = ModuleConfig(self.module_name, self.width, self.target_layers, self.initialization_scale)
+        self.target_layers = one.target_layers
+        if not self.modules:
+            self._modules = [one]
+            return
+        given = [item.name for item in fields(self) if item.name != "modules"]
+        if (self.module_name, self.width, self.target_layers, self.initialization_scale) != ("forget", 64, None, 1.0):
+            raise ValueError(
+                f"`expansion.modules` and `expansion.{given[0]}` (or {', '.join(given[1:])}) are both given. Put what the "
+                "latter say into the list, one entry per module."
+            )
+        self._modules = [_module(index, values) for index, values in enumerate(self.modules)]
+        names = [module.name for module in self._modules]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"`expansion.modules`: two modules are called {twice!r}. Give each a name of its own.")
+        self.modules = [asdict(module) for module in self._modules]
+
+    @property
+    def module_configs(self) -> list[ModuleConfig]:
+        """The modules, in order; at least one."""
+        return list(self._modules)
+
+    def resolve_layers(self, number_of_layers: int) -> list[int]:
+        """The layers of a model that have a module; raises `ValueError` if one does not exist in that model."""
+        return sorted({layer for module in self._modules for layer in module.resolve_layers(number_of_layers)})
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON; the one-module form for one module, so that a checkpoint reads as it always did."""
+        values = asdict(self)
+        return (
+            {"modules": values["modules"]} if self.modules else {key: values[key] for key in values if key != "modules"}
+        )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ExpansionConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> ExpansionConfig:
         """Builds the config from a dict; raises `ValueError` for a key it does not know."""
-        known = [item.name for item in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ValueError(unknown_key_message("`expansion`", key, known))
+        _check_keys("`expansion`", values, cls)
         return cls(**values)
+
+
+def _module(index: int, values: Any) -> ModuleConfig:
+    if isinstance(values, ModuleConfig):
+        return values
+    where = f"`expansion.modules[{index}]`"
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"{where} should be a mapping such as `{{name: forget, width: 64}}`, got {short_repr(values)}."
+        )
+    _check_keys(where, values, ModuleConfig)
+    return ModuleConfig(**values)
+
+
+def _check_keys(where: str, values: Mapping[str, Any], config_class: type) -> None:
+    known = [item.name for item in fields(config_class)]
+    for key in values:
+        if key not in known:
+            raise ValueError(unknown_key_message(where, key, known))
 
 
 def _validated_layers(layers: Any) -> list[int]:
@@ -109,23 +196,48 @@ def _validated_layers(layers: Any) -> list[int]:
     return ordered
 
 
+# ---- Configs of expanded models ----
+
 # Fields that belong to the expanded model only, or that the stock config writes for itself.
 _NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version")
 
 
 class ExpandedConfigMixin:
-    """Mixed into a family's config: reads the expansion, checks it, and gives the stock config back."""
+    """Mixed into a family's config: reads the expansion, checks it, and gives the stock config back.
+
+    A family's own class adds `model_type = "expanded_..."` and the field `expansion: dict | None = None`.
+
+    Args:
+        expansion (`dict`, *optional*): the fields of an `ExpansionConfig`. Not given: its defaults.
+
+    Raises:
+        ValueError: if the expansion does not fit the model, for instance a target layer that does not exist.
+    """
 
     base_config_class: ClassVar[type]
     expansion: dict | None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.base_config_class = next(
+            base
+            for base in cls.__mro__
+            if issubclass(base, PreTrainedConfig) and not issubclass(base, ExpandedConfigMixin)
+        )
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        self.check_expansion()
 
     def check_expansion(self) -> None:
         """Fills in the expansion's defaults and checks it against the model's size; raises `ValueError`."""
         if isinstance(self.expansion, ExpansionConfig):
             self.expansion = self.expansion.to_dict()
         expansion = self.expansion_config
-        layers = expansion.resolve_layers(ARCHITECTURES[self.base_config_class.model_type].layers_of(self))  # type: ignore
-        check_auxiliary_fits(self, len(layers), expansion.width)
+        family = get_family(self.base_config_class.model_type)  # type: ignore[attr-defined]
+        for module in expansion.module_configs:
+            layers = module.resolve_layers(family.layers_of(self))
+            check_auxiliary_fits(self, len(layers), module.width, family.gated)
         self.expansion = expansion.to_dict()
 
     @property

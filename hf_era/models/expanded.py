@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,27 +13,66 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.config import ExpansionConfig
-from hf_era.models.families.family import ArchitectureSpec
-from hf_era.models.layers import AuxiliaryMLP, RoutingChannel, expand_layer
+from hf_era.models.families.family import Family
+from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
+from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
+from hf_era.models.loading import expand_checkpoint, expand_model
+from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import model_around, whole_weights
-from hf_era.routing import GradientMultipliers, build_token_routing
+from hf_era.routing import ActivationRouter, GradientMultipliers, Router, build_token_routing
+from hf_era.utils.checks import unknown_key_message
+
+
+@dataclass
+class ExpandedCausalLMOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` and the activations' L1 norm.
+
+    Attributes:
+        activation_l1 (`torch.FloatTensor`, *optional*): scalar, fp32: sum of |activation| over real tokens, target
+            layers, original dims and active auxiliary modules. Given with `output_activation_l1=True`.
+    """
+
+    activation_l1: torch.Tensor | None = None
 
 
 class ExpandedCausalLMMixin:
-    """Mixed into a family's causal LM, before the stock class.
+    """Mixed into a family's stock causal LM. The family is registered with `register_family`.
 
     Attributes:
-        gradient_multipliers (`GradientMultipliers`): what the routing weights 0 and 1 mean. A training setting, so it is
-            not saved with the model; `GradientRoutingTrainer` sets it from its config.
+        family (`Family`): all that is known of it.
+        router (`Router`): what the routing weights 0 and 1 mean. A training setting, so it is not saved with the model;
+            `GradientRoutingTrainer` sets it from its config.
+        fast_paths (`FastPaths`): which parts of the family's fast path are on, where it has one.
+        module_names (`list[str]`): of the auxiliary modules, in the config's order.
     """
 
+    family: ClassVar[Family]
     stock_class: ClassVar[type]
-    architecture: ClassVar[ArchitectureSpec]
-    expanded_block_class: ClassVar[type]
-    expanded_mlp_class: ClassVar[type]
-    gradient_multipliers: GradientMultipliers = GradientMultipliers()
+    # The loss is divided by `num_items_in_batch` when it is given, and the Trainer should give it.
+    accepts_loss_kwargs = True
+
+    router: Router = ActivationRouter()
+    fast_paths: FastPaths = FastPaths()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if ExpandedCausalLMMixin in cls.__bases__:  # a family's class, and not one that something made of it
+            cls.stock_class = cls.__bases__[cls.__bases__.index(ExpandedCausalLMMixin) + 1]
+            give_forward(cls, cls.stock_class, _expanded_forward)
 
     # ---- Expand ----
+
+    def __init__(self, config: Any) -> None:
+        fast, stock_constructor = self.family.fast_path, super().__init__
+        if fast is None:
+            stock_constructor(config)  # type: ignore[call-arg]
+        else:
+            fast.construct(self, stock_constructor, config)  # type: ignore[arg-type]
+        self._expand_target_layers()
+        if fast is not None:
+            fast.expand(self)
+        self.post_init()  # type: ignore[attr-defined]
+        self._no_split_modules: Any = self.block_class_names()
 
     @classmethod
     def from_base(
@@ -47,114 +86,136 @@ class ExpandedCausalLMMixin:
             kwargs: passed to `from_pretrained` (`dtype`, `revision`, `cache_dir`, ...); with a model in memory: `dtype`.
 
         Raises:
-            ValueError: if the base is of another architecture, is expanded already, does not exist or cannot be
-                reached, or if the expansion does not fit it.
+            ValueError: if the base is of another family, is expanded already, does not exist or cannot be reached, or if
+                the expansion does not fit it.
         """
-        from hf_era.models.loading import expand_checkpoint, expand_model
-
         expansion = expansion or ExpansionConfig()
         if isinstance(base, nn.Module):
             return expand_model(cls, base, expansion, **kwargs)
         return expand_checkpoint(cls, base, expansion, **kwargs)
 
-    def expand_target_layers(self) -> None:
-        """Adds the auxiliary modules that the config describes. Called once, by the constructor."""
+    def _expand_target_layers(self) -> None:
+        """Adds the auxiliary modules that the config describes."""
         config: Any = self.config  # type: ignore[attr-defined]
-        spec, expansion = self.architecture, config.expansion_config
-        self.routing_channel = RoutingChannel()
-        blocks = spec.get_blocks(self)  # type: ignore[arg-type]
-        for layer in expansion.resolve_layers(spec.layers_of(config)):
-            auxiliary = AuxiliaryMLP(
-                getattr(config, spec.hidden_size),
-                expansion.width,
-                getattr(config, spec.activation),
-                config.initializer_range * expansion.initialization_scale,
-            )
-            expand_layer(
-                blocks[layer],
-                spec.mlp,
-                (self.expanded_block_class, self.expanded_mlp_class),
-                {expansion.module_name: auxiliary},
-                self.routing_channel,
-            )
+        family, modules = self.family, config.expansion_config.module_configs
+        self.routing_channel, self.module_names = RoutingChannel(), [module.name for module in modules]
+        number = family.layers_of(config)
+        layers = {module.name: set(module.resolve_layers(number)) for module in modules}
+        for layer, block in enumerate(family.get_blocks(self)):  # type: ignore[arg-type]
+            auxiliary = {
+                module.name: MODULE_KINDS[module.kind](
+                    getattr(config, family.hidden_size),
+                    module.width,
+                    getattr(config, family.activation),
+                    config.initializer_range * module.initialization_scale,
+                    gated=family.gated,
+                    name=module.name,
+                )
+                for module in modules
+                if layer in layers[module.name]
+            }
+            if auxiliary:
+                expand_layer(block, family.mlp, family.down_projection, auxiliary, self.routing_channel)
 
     def block_class_names(self) -> list[str]:
         """The classes of the blocks that are there: FSDP wraps each block, and refuses the name of one that is not there."""
-        return sorted({type(block).__name__ for block in self.architecture.get_blocks(self)})  # type: ignore[arg-type]
+        return sorted({type(block).__name__ for block in self.family.get_blocks(self)})  # type: ignore[arg-type]
 
     def initialize_weights(self) -> None:
         # Not in `_init_weights`: transformers hands the blocks to the `_init_weights` of the inner stock model, which
         # knows nothing of auxiliary modules and would start them at the model's own scale, whatever the expansion says.
-        pending = [
-            module
-            for layer in self.auxiliary_modules().values()
-            for module in layer.values()
-            if not getattr(module, "_is_hf_initialized", False)
-        ]
+        pending = [module for module in self._modules_named(None) if not getattr(module, "_is_hf_initialized", False)]
         super().initialize_weights()  # type: ignore[misc]
         for module in pending:
             module.initialize()
 
     # ---- Route ----
 
-    def forward_with_routing(
-        self,
-        stock_forward: Callable[..., Any],
-        *,
-        routing_weight: Tensor | None,
-        output_activation_l1: bool,
-        **inputs: Any,
-    ) -> Any:
-        """Runs the stock forward pass with the routing in reach of the target layers."""
-        given = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
-        routing = build_token_routing(
-            routing_weight,
-            self.gradient_multipliers,
-            inputs.get("attention_mask"),
-            output_activation_l1,
-            shape=None if given is None else tuple(given.shape[:2]),
-        )
-        self.routing_channel.open(routing)
-        try:
-            outputs = stock_forward(**inputs)
-        finally:
-            activation_l1 = self.routing_channel.close()
-        if isinstance(outputs, tuple):
-            return outputs if activation_l1 is None else (*outputs, activation_l1)
-        return ExpandedCausalLMOutput(**outputs, activation_l1=activation_l1)
+    @property
+    def gradient_multipliers(self) -> GradientMultipliers:
+        """Of the router `activation`, which setting them chooses."""
+        if not isinstance(self.router, ActivationRouter):
+            raise AttributeError(f"The router `{self.router.name}` has no gradient multipliers.")
+        return self.router.multipliers
 
-    # ---- Ablate and contract ----
+    @gradient_multipliers.setter
+    def gradient_multipliers(self, multipliers: GradientMultipliers) -> None:
+        self.router = ActivationRouter(multipliers)
 
-    def auxiliary_modules(self) -> dict[int, dict[str, AuxiliaryMLP]]:
+    def set_fast_paths(self, fast_paths: FastPaths) -> None:
+        """Switches the parts of the family's fast path on or off, in place. Without a fast path it changes nothing."""
+        set_fast_paths(self, fast_paths)
+
+    def label_losses(self, labels: Tensor, **inputs: Any) -> Tensor:
+        """Negative log-likelihood of each label: (batch, seq - 1), nats; see `hf_era.models.fast.causal_lm.label_losses`."""
+        return label_losses(self, labels, **inputs)
+
+    def _compute(self, stock_forward: Callable[..., Any], inputs: dict[str, Any], skip_logits: bool | None) -> Any:
+        if self.family.fast_path is not None:
+            return self.family.fast_path.forward(self, stock_forward, inputs, skip_logits)
+        return stock_losses(stock_forward, inputs, inputs.pop("loss_reduction", "mean"))
+
+    # ---- Modules: on, off, dialled ----
+
+    def auxiliary_modules(self) -> dict[int, dict[str, AuxiliaryModule]]:
         """The auxiliary modules: layer index -> module name -> module."""
-        found: dict[int, dict[str, AuxiliaryMLP]] = {}
-        for layer, block in enumerate(self.architecture.get_blocks(self)):  # type: ignore[arg-type]
-            auxiliary = getattr(self.architecture.get_mlp(block), "auxiliary", None)
+        found: dict[int, dict[str, AuxiliaryModule]] = {}
+        for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
+            auxiliary: Any = getattr(self.family.get_mlp(block), "auxiliary", None)
             if auxiliary is not None:
                 found[layer] = dict(auxiliary.items())
         return found
 
     def is_auxiliary_parameter(self, name: str) -> bool:
         """Whether a parameter or state-dict key belongs to an auxiliary module."""
-        return f".{self.architecture.mlp}.auxiliary." in name
+        return self.family.is_auxiliary_weight(name)
 
-    def set_ablated(self, ablated: bool) -> None:
-        """Switches all auxiliary modules off (`True`) or on (`False`), in place."""
-        for modules in self.auxiliary_modules().values():
-            for module in modules.values():
-                module.active = not ablated
+    def set_ablated(self, ablated: bool, module: str | None = None) -> None:
+        """Switches a module, or all of them, off (`True`) or on (`False`) in all layers, in place."""
+        for part in self._modules_named(module):
+            part.active = not ablated
+
+    def set_dial(self, dial: float, module: str | None = None) -> None:
+        """Sets how much of the output of a module, or of all, takes part, from 0 (as ablated) to 1, in place.
+
+        For a dial per example pass `module_dials={name: (batch,) tensor}` to the forward pass; the two are multiplied.
+        """
+        if not 0 <= dial <= 1:
+            raise ValueError(f"`dial` should be in [0, 1], got {dial}. 0 is off, 1 is on.")
+        for part in self._modules_named(module):
+            part.dial = float(dial)
 
     @contextmanager
-    def ablated(self) -> Iterator[Any]:
-        """Within this context the auxiliary modules are off; afterwards each is as it was before."""
-        modules = [module for layer in self.auxiliary_modules().values() for module in layer.values()]
-        before = [module.active for module in modules]
-        self.set_ablated(True)
-        try:
+    def ablated(self, module: str | None = None) -> Iterator[Any]:
+        """Within this context a module, or all, is off; afterwards each is as it was before."""
+        with self._as_before_afterwards():
+            self.set_ablated(True, module)
             yield self
+
+    @contextmanager
+    def dialled(self, dial: float, module: str | None = None) -> Iterator[Any]:
+        """Within this context the dial of a module, or of all, has this value; afterwards each is as it was before."""
+        with self._as_before_afterwards():
+            self.set_dial(dial, module)
+            yield self
+
+    @contextmanager
+    def _as_before_afterwards(self) -> Iterator[None]:
+        before = [(part, part.active, part.dial) for part in self._modules_named(None)]
+        try:
+            yield
         finally:
-            for module, active in zip(modules, before, strict=True):
-                module.active = active
+            for part, active, dial in before:
+                part.active, part.dial = active, dial
+
+    def _modules_named(self, name: str | None) -> list[AuxiliaryModule]:
+        """A module in each of its layers; all modules for `None`."""
+        if name is not None and name not in self.module_names:
+            raise ValueError(unknown_key_message("the model's modules", name, self.module_names))
+        named = [pair for layer in self.auxiliary_modules().values() for pair in layer.items()]
+        return [module for own, module in named if name in (None, own)]
+
+    # ---- Contract ----
 
     @torch.no_grad()
     def contract(self) -> Any:
@@ -177,13 +238,42 @@ class ExpandedCausalLMMixin:
         return model_around(self.stock_class, config.to_base_config(), kept, self)
 
 
-@dataclass
-class ExpandedCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` and the activations' L1 norm.
+def _expanded_forward(
+    self: Any,
+    inputs: dict[str, Any],
+    *,
+    routing_weight: Tensor | None = None,
+    output_activation_l1: bool = False,
+    module_dials: Mapping[str, Tensor] | None = None,
+    skip_logits: bool | None = None,
+) -> Any:
+    """The stock class's forward pass, and arguments of its own. The forward values do not depend on the first two, with the
+    router `activation`.
 
-    Attributes:
-        activation_l1 (`torch.FloatTensor`, *optional*): scalar, fp32: sum of |activation| over real tokens, target
-            layers, original dims and active auxiliary modules. Given with `output_activation_l1=True`.
+    Args:
+        routing_weight (`Tensor`, *optional*): (batch, seq), floating, range [0, 1]: 1 = treat as retain, 0 = treat as
+            forget. Position i holds the weight of token i + 1, which it predicts. `None`: no routing.
+        output_activation_l1 (`bool`, *optional*, defaults to `False`): also return `activation_l1`.
+        module_dials (`dict[str, Tensor]`, *optional*): module -> (batch,), range [0, 1]: how much of it takes part in each
+            example. A module that is not named takes part whole.
+        skip_logits (`bool`, *optional*): with `labels`, where the family has a fast path: compute the loss without ever
+            holding the logits, and return none. Not given: while training. `False`: always return logits.
     """
-
-    activation_l1: torch.Tensor | None = None
+    given = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
+    routing = build_token_routing(
+        routing_weight,
+        self.router,
+        self.module_names,
+        module_dials,
+        inputs.get("attention_mask"),
+        output_activation_l1,
+        shape=None if given is None else tuple(given.shape[:2]),
+    )
+    self.routing_channel.open(routing)
+    try:
+        outputs = self._compute(super(ExpandedCausalLMMixin, self).forward, inputs, skip_logits)
+    finally:
+        activation_l1 = self.routing_channel.close()
+    if isinstance(outputs, tuple):
+        return outputs if activation_l1 is None else (*outputs, activation_l1)
+    return ExpandedCausalLMOutput(**outputs, activation_l1=activation_l1)

@@ -1,58 +1,39 @@
-"""The auxiliary module: a small MLP beside the original one, `down(activation(up(x)))`."""
+"""The layers of an expanded model: auxiliary modules, and target layers that route.
+
+How a batch's routing reaches the MLP of a target layer: as an argument of the block, never as lasting state. The model
+writes the routing of the running forward pass into a `RoutingChannel`. When a target block is *called*, it reads the
+channel and hands the routing on as a keyword argument of its own call. Gradient checkpointing wraps what happens
+inside that call (`__call__` up to transformers 5.17, `forward` since) and keeps the arguments; the recomputation in
+the backward pass therefore sees the routing of its own forward pass, whatever the channel holds by then. Inside
+`forward`, the block lends it to its MLP for the length of that call.
+
+Reading the channel inside `forward` instead would look the same and be wrong: by the backward pass the channel is
+empty, the recomputed layer would not route, and forget gradient would leak into the original dims without any error.
+
+What the MLP itself computes is its own business. Its down projection routes what it is given, whatever made it, and
+adds what the auxiliary modules made of the MLP's input: the same function as a wider MLP, before any dropout or norm
+that follows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import initialization
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
-from hf_era.models.fast.activation import RoutedActivation
-from hf_era.routing import TokenRouting
+from hf_era.routing import (
+    PartRouting,
+    TokenRouting,
+    activation_l1,
+    linear_with_scaled_weight_gradient,
+    scale_gradient,
+)
 
-
-class AuxiliaryMLP(nn.Module):
-    """A side MLP that reads what the original MLP reads and adds to what it writes.
-
-    It has no output bias of its own, so original plus auxiliary MLP is the same function as one MLP that is wider by
-    `width` (the *expanded dims* of arXiv 2410.04332), while original weights keep their names and shapes.
-
-    Args:
-        hidden_size (`int`): width of the residual stream.
-        width (`int`): hidden units.
-        activation (`str`): name of the activation function in `transformers.activations.ACT2FN`.
-        initialization_std (`float`): standard deviation of both weights at the start; the bias starts at zero.
-
-    Attributes:
-        active (`bool`): `False` while the module is ablated.
-    """
-
-    def __init__(self, hidden_size: int, width: int, activation: str, initialization_std: float) -> None:
-        super().__init__()
-        self.up_projection = nn.Linear(hidden_size, width)
-        self.down_projection = nn.Linear(width, hidden_size, bias=False)
-        self.act = RoutedActivation(activation)
-        self.initialization_std = initialization_std
-        self.active = True
-
-    def forward(
-        self, hidden_states: Tensor, activate: Callable[[RoutedActivation, Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """(batch, seq, hidden) -> (batch, seq, hidden).
-
-        `activate` makes the (batch, seq, width) activation of the up projection's output, and routes it. Not given:
-        `self.act` does, without routing.
-        """
-        inputs = self.up_projection(hidden_states)
-        return self.down_projection(self.act(inputs) if activate is None else activate(self.act, inputs))
-
-    def initialize(self) -> None:
-        """Draws the starting weights; parameters that were loaded from a checkpoint are left alone."""
-        # transformers' own functions look at each parameter's "loaded already" flag, torch's do not.
-        initialization.normal_(self.up_projection.weight, std=self.initialization_std)
-        initialization.zeros_(self.up_projection.bias)
-        initialization.normal_(self.down_projection.weight, std=self.initialization_std)
+LINEAR_CLASSES = (nn.Linear, Conv1D)
 
 
 class RoutingChannel:
@@ -61,6 +42,7 @@ class RoutingChannel:
     def __init__(self) -> None:
         self.routing: TokenRouting | None = None
         self.layer_l1: list[Tensor] = []
+        self.blocks_return_tuples = False
 
     def open(self, routing: TokenRouting | None) -> None:
         self.routing, self.layer_l1 = routing, []
@@ -72,11 +54,204 @@ class RoutingChannel:
         return total
 
 
-class RoutedBlockMixin:
-    """Mixed into a family's transformer block. The block's MLP must be an `ExpandedMLPMixin`."""
+class MLPCall:
+    """The call of a target layer's MLP that is running: what it lends to its projections and modules. Empty in between.
+
+    A plain object that they share, so that it does not matter what wraps them in the meantime (an adapter, a shard).
+
+    Attributes:
+        routing (`TokenRouting`, *optional*): of the running forward pass. `None`: nothing is routed or measured.
+        auxiliary_outputs (`list[Tensor]`): (batch, seq, hidden) each: what the down projection adds to its own output.
+        l1 (`Tensor`, *optional*): the L1 norm of the activations so far.
+        is_routed (`bool`): whether a fused activation has routed the activation that comes next.
+    """
+
+    def __init__(self) -> None:
+        self.routing: TokenRouting | None = None
+        self.auxiliary_outputs: list[Tensor] = []
+        self.l1: Tensor | None = None
+        self.is_routed = False
+
+    def part(self, module: str | None) -> PartRouting | None:
+        """The routing of an auxiliary module, or of the original MLP for `None`."""
+        return None if self.routing is None else self.routing.of(module)
+
+    def route(self, activation: Tensor, module: str | None) -> Tensor:
+        """The input of a down projection, (batch, seq, width): measured and routed, unless a fused activation did both."""
+        if self.routing is None:
+            return activation
+        if self.is_routed:
+            self.is_routed = False
+            return activation
+        if self.routing.measure_activation_l1:
+            self.add_l1(activation_l1(activation, self.routing.activation_mask))
+        return scale_gradient(activation, self.routing.of(module).activation_multiplier)
+
+    def add_l1(self, norm: Tensor) -> None:
+        self.l1 = norm if self.l1 is None else self.l1 + norm
+
+
+# ---- Auxiliary modules ----
+
+
+class AuxiliaryModule(nn.Module):
+    """A module beside the MLP of a target layer: it reads what the MLP reads and adds to what its down projection writes.
+
+    To add a kind: a subclass with this constructor, decorated with `@register_module_kind`.
+
+    Args:
+        hidden_size (`int`): width of the residual stream.
+        width (`int`): hidden units.
+        activation (`str`): name of the family's activation function in `transformers.activations.ACT2FN`.
+        initialization_std (`float`): standard deviation of the weights at the start.
+        gated (`bool`, *optional*, defaults to `False`): whether the family's MLPs are `act(gate(x)) * up(x)`.
+        name (`str`, *optional*, defaults to `"forget"`): of the module.
+
+    Attributes:
+        active (`bool`): `False` while the module is ablated; it costs nothing then.
+        dial (`float`): how much of its output takes part, in [0, 1], for every example.
+        down_projection (`nn.Linear`): the last layer; its input is the module's activation.
+    """
+
+    kind: ClassVar[str]
+    down_projection: nn.Module
+
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        activation: str,
+        initialization_std: float,
+        gated: bool = False,
+        name: str = "forget",
+    ) -> None:
+        super().__init__()
+        self.name, self.initialization_std = name, initialization_std
+        self.active, self.dial = True, 1.0
+
+    def forward(self, hidden_states: Tensor, call: MLPCall | None = None) -> Tensor:
+        """(batch, seq, hidden) -> (batch, seq, hidden). Not given a `call`, nothing is routed."""
+        raise NotImplementedError(f"{type(self).__name__} has no `forward`.")
+
+    def initialize(self) -> None:
+        """Draws the starting weights; parameters that were loaded from a checkpoint are left alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no `initialize`.")
+
+    def contribution(self, hidden_states: Tensor, call: MLPCall) -> Tensor | None:
+        """What the module adds, dialled; `None` if it is off."""
+        if not self.active or self.dial == 0:
+            return None
+        output = self(hidden_states, call)
+        part = call.part(self.name)
+        if self.dial != 1:
+            output = output * self.dial
+        if part is not None and part.dial is not None:
+            output = output * part.dial.to(output.dtype)[:, None, None]
+        return output
+
+
+MODULE_KINDS: dict[str, type[AuxiliaryModule]] = {}
+
+
+def register_module_kind(module_class: type[AuxiliaryModule]) -> type[AuxiliaryModule]:
+    """Makes a kind of auxiliary module known; a decorator. Raises `ValueError` if there is another one of that kind."""
+    known = MODULE_KINDS.setdefault(module_class.kind, module_class)
+    if known is not module_class:
+        raise ValueError(f"There is a module kind `{module_class.kind}` already: {known.__name__}. Choose another.")
+    return module_class
+
+
+@register_module_kind
+class AuxiliaryMLP(AuxiliaryModule):
+    """A side MLP of the family's own form: `down(act(up(x)))`, or `down(act(gate(x)) * up(x))`.
+
+    It has no output bias of its own, so original plus auxiliary MLP is the same function as one MLP that is wider by
+    `width` (the *expanded dims* of arXiv 2410.04332), while original weights keep their names and shapes.
+    """
+
+    kind = "mlp"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        activation: str,
+        initialization_std: float,
+        gated: bool = False,
+        name: str = "forget",
+    ) -> None:
+        super().__init__(hidden_size, width, activation, initialization_std, gated, name)
+        self.up_projection = nn.Linear(hidden_size, width, bias=not gated)
+        self.gate_projection = nn.Linear(hidden_size, width, bias=False) if gated else None
+        self.down_projection: nn.Linear = nn.Linear(width, hidden_size, bias=False)
+        self.act = ACT2FN[activation]
+
+    def forward(self, hidden_states: Tensor, call: MLPCall | None = None) -> Tensor:
+        part = None if call is None else call.part(self.name)
+        factor = None if part is None else part.parameter_multiplier
+        activation = apply_linear(self.up_projection, hidden_states, factor)
+        if self.gate_projection is None:
+            activation = self.act(activation)
+        else:
+            activation = self.act(apply_linear(self.gate_projection, hidden_states, factor)) * activation
+        if call is not None:
+            activation = call.route(activation, self.name)
+        return apply_linear(self.down_projection, activation, factor)
+
+    def initialize(self) -> None:
+        # transformers' own functions look at each parameter's "loaded already" flag, torch's do not.
+        initialization.normal_(self.up_projection.weight, std=self.initialization_std)
+        if self.up_projection.bias is not None:
+            initialization.zeros_(self.up_projection.bias)
+        if self.gate_projection is not None:
+            initialization.normal_(self.gate_projection.weight, std=self.initialization_std)
+        initialization.normal_(self.down_projection.weight, std=self.initialization_std)
+
+
+def apply_linear(layer: Any, inputs: Tensor, factor: Tensor | None) -> Tensor:
+    """A linear layer's output; with a factor, (batch, seq), its weights learn so much of each token."""
+    if factor is None:
+        return layer(inputs)
+    return linear_with_scaled_weight_gradient(inputs, _weight_of(layer), layer.bias, factor)
+
+
+def _weight_of(layer: Any) -> Tensor:
+    """(out, in), whatever the layer's own layout."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+
+
+# ---- Target layers ----
+
+
+class MixedIn:
+    """Put in front of the class of a layer that is there, which keeps its parameters and their names."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class was made on the way: what it was made of is what can be found again.
+        mixin, stock = type(self).mixed_of  # type: ignore[attr-defined]
+        return _new_layer, (mixin, stock), self.__dict__
+
+
+def mixed_class(mixin: Any, stock: Any) -> Any:
+    """The class of a stock layer with a mixin in front: `ExpandedGPTNeoBlock` of `GPTNeoBlock`. One for each pair."""
+    return _mixed_class(mixin, stock)
+
+
+@cache
+def _mixed_class(mixin: Any, stock: Any) -> type:
+    return type(f"Expanded{stock.__name__}", (mixin, stock), {"mixed_of": (mixin, stock), "__doc__": mixin.__doc__})
+
+
+def _new_layer(mixin: type, stock: type) -> Any:
+    made: Any = mixed_class(mixin, stock)
+    return made.__new__(made)
+
+
+class RoutedBlockMixin(MixedIn):
+    """A transformer block that hands the routing of its call on to its MLP."""
 
     routing_channel: RoutingChannel
-    routed_mlp_name: str
+    mlp_call: MLPCall
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         channel = self.routing_channel
@@ -86,74 +261,98 @@ class RoutedBlockMixin:
         if channel.routing is not None and channel.routing.measure_activation_l1:
             *outputs, layer_l1 = outputs
             channel.layer_l1.append(layer_l1)
-            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+            return tuple(outputs) if channel.blocks_return_tuples else outputs[0]
         return outputs
 
     def forward(self, *args: Any, routing: TokenRouting | None = None, **kwargs: Any) -> Any:
-        mlp: ExpandedMLPMixin = getattr(self, self.routed_mlp_name)
-        mlp.routing = routing
+        call = self.mlp_call
+        call.routing = routing
         try:
             outputs = super().forward(*args, **kwargs)  # type: ignore[misc]
-            layer_l1 = mlp.measured_l1
+            layer_l1 = call.l1
         finally:
-            mlp.routing = mlp.measured_l1 = None
+            call.routing = call.l1 = None
+            call.is_routed = False
         if routing is None or not routing.measure_activation_l1:
             return outputs
-        # The norm leaves as an output of the block, so that checkpointing carries its gradient too.
+        # The norm leaves as an output of the block, so that checkpointing carries its gradient too; and side by side with
+        # the others, because the reentrant kind of it does not look into tuples.
+        self.routing_channel.blocks_return_tuples = isinstance(outputs, tuple)
         return (*outputs, layer_l1) if isinstance(outputs, tuple) else (outputs, layer_l1)
 
 
-class ExpandedMLPMixin:
-    """Mixed into a family's MLP: routes the original activation and adds the auxiliary modules' outputs."""
+class ExpandedMLPMixin(MixedIn):
+    """An MLP with auxiliary modules beside it."""
 
     auxiliary: nn.ModuleDict
-    routing: TokenRouting | None = None
-    measured_l1: Tensor | None = None
+    call: MLPCall
 
-    def activate_original(self, act: RoutedActivation, inputs: Tensor) -> Tensor:
-        """What the original MLP's down projection gets, (batch, seq, intermediate), of what its up projection gives."""
-        return self._activate(act, inputs, None if self.routing is None else self.routing.original_factor)
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        modules: Any = self.auxiliary.values()
+        added = [module.contribution(hidden_states, self.call) for module in modules]
+        # An ablated module leaves the output bit for bit.
+        self.call.auxiliary_outputs = [output for output in added if output is not None]
+        try:
+            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.call.auxiliary_outputs = []
 
-    def add_auxiliary(self, hidden_states: Tensor, output: Tensor) -> Tensor:
-        """Adds what the active auxiliary modules make of the MLP's input; both (batch, seq, hidden)."""
-        for module in self.auxiliary.values():
-            if module.active:  # an ablated module costs nothing and leaves `output` bit for bit
-                output = output + module(hidden_states, self._activate_auxiliary)
+
+class RoutedLinearMixin(MixedIn):
+    """A linear layer of a target layer's MLP, whose weights learn what the router says."""
+
+    call: MLPCall
+    bias: Tensor | None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        part = self.call.part(None)
+        if part is None or part.parameter_multiplier is None:
+            return super().forward(inputs)  # type: ignore[misc]
+        return linear_with_scaled_weight_gradient(inputs, _weight_of(self), self.bias, part.parameter_multiplier)
+
+
+class RoutedDownProjectionMixin(RoutedLinearMixin):
+    """The down projection of a target layer's MLP: its input is routed, the auxiliary modules add to its output."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = super().forward(self.call.route(inputs, None))
+        for added in self.call.auxiliary_outputs:
+            output = output + added
         return output
-
-    def _activate_auxiliary(self, act: RoutedActivation, inputs: Tensor) -> Tensor:
-        return self._activate(act, inputs, None if self.routing is None else self.routing.auxiliary_factor)
-
-    def _activate(self, act: RoutedActivation, inputs: Tensor, factor: Tensor | None) -> Tensor:
-        activation, measured = act.route(inputs, self.routing, factor)
-        if measured is not None:
-            self.measured_l1 = measured if self.measured_l1 is None else self.measured_l1 + measured
-        return activation
 
 
 def expand_layer(
-    block: Any,
-    mlp_name: str,
-    classes: tuple[type, type],
-    auxiliary: dict[str, AuxiliaryMLP],
-    channel: RoutingChannel,
+    block: Any, mlp_name: str, down_projection: str, auxiliary: dict[str, AuxiliaryModule], channel: RoutingChannel
 ) -> None:
     """Turns a stock block into an expanded one, in place.
 
-    The block and its MLP change class and keep their parameters. A model built with a seed has therefore the same
-    original weights as the stock model built with that seed, which makes the base control a fair one.
+    The block, its MLP and the MLP's linear layers change class and keep their parameters. A model built with a seed has
+    therefore the same original weights as the stock model built with that seed, which makes the base control a fair one.
 
     Args:
         block (`nn.Module`): the stock block.
         mlp_name (`str`): attribute that holds its MLP.
-        classes (`tuple[type, type]`): the expanded classes of block and MLP.
-        auxiliary (`dict[str, AuxiliaryMLP]`): the modules to add, by name.
+        down_projection (`str`): path in the MLP to its down projection.
+        auxiliary (`dict[str, AuxiliaryModule]`): the modules to add, by name.
         channel (`RoutingChannel`): the model's channel.
+
+    Raises:
+        ValueError: if the down projection is no linear layer.
     """
-    block_class, mlp_class = classes
     mlp = getattr(block, mlp_name)
-    block.__class__, mlp.__class__ = block_class, mlp_class
-    block.routing_channel, block.routed_mlp_name = channel, mlp_name
+    down = mlp.get_submodule(down_projection)
+    if not isinstance(down, LINEAR_CLASSES):
+        raise ValueError(
+            f"The down projection `{mlp_name}.{down_projection}` should be a linear layer, got {type(down).__name__}."
+        )
+    call = MLPCall()
+    linear_layers: list[Any] = [part for part in mlp.modules() if isinstance(part, LINEAR_CLASSES)]
+    for layer in linear_layers:
+        layer.__class__ = mixed_class(RoutedDownProjectionMixin if layer is down else RoutedLinearMixin, type(layer))
+        layer.call = call
+    block.__class__, mlp.__class__ = (
+        mixed_class(RoutedBlockMixin, type(block)),
+        mixed_class(ExpandedMLPMixin, type(mlp)),
+    )
+    block.routing_channel, block.mlp_call, mlp.call = channel, call, call
     mlp.auxiliary = nn.ModuleDict(auxiliary)
-    # Set once here: a compiled model would be compiled again when the first forward pass makes new attributes.
-    mlp.routing = mlp.measured_l1 = None

@@ -16,13 +16,7 @@ from transformers.utils import logging
 
 from hf_era.models.checkpoint_files import check_weight_files, read_json_object
 from hf_era.models.config import ExpansionConfig
-from hf_era.models.families.family import (
-    ARCHITECTURES,
-    ArchitectureSpec,
-    get_architecture,
-    is_auxiliary_weight,
-    spec_of,
-)
+from hf_era.models.families.family import FAMILIES, Family, family_of, get_family
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.utils.checks import check_path_text, error_text, short_repr
 
@@ -156,12 +150,12 @@ def load_weights(
     """
     source = check_model_source(field, name, options.get("subfolder") or "")
     check_model_fits(field, described_by)
-    spec = spec_of(described_by)
+    family = family_of(described_by)
     folder = Path(source) / (options.get("subfolder") or "")
     if folder.is_dir():
-        is_constant = None if spec is None else spec.is_stored_buffer
+        is_constant = None if family is None else family.is_stored_buffer
         shapes = check_weight_files(field, folder, options.get("variant"), is_constant)
-        if spec is not None:
+        if family is not None:
             _check_shapes(field, source, model_class, described_by, shapes)
     options = {name: value for name, value in options.items() if name not in SAFE_OPTIONS}
     # What transformers would print of missing and other weights, we raise.
@@ -185,7 +179,7 @@ def load_weights(
         raise ValueError(f"`{field}`: the checkpoint {source} cannot be loaded: {error_text(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
-    _check_report(field, source, report, spec, may_be_missing)
+    _check_report(field, source, report, family, may_be_missing)
     return model
 
 
@@ -218,7 +212,7 @@ def _check_report(
     field: str,
     source: str,
     report: dict[str, Any],
-    spec: ArchitectureSpec | None,
+    family: Family | None,
     may_be_missing: Callable[[str], bool],
 ) -> None:
     """Raises `ValueError` for weights that are missing, of another shape, or not the model's."""
@@ -231,7 +225,9 @@ def _check_report(
     if report["mismatched_keys"]:
         raise ValueError(_wrong_shape(field, source, *min(report["mismatched_keys"])))
     # Other families may bring parts that transformers leaves out on purpose; of those known here every weight is known.
-    unknown = [] if spec is None else sorted(key for key in report["unexpected_keys"] if not spec.is_stored_buffer(key))
+    unknown = (
+        [] if family is None else sorted(key for key in report["unexpected_keys"] if not family.is_stored_buffer(key))
+    )
     if unknown:
         raise ValueError(
             f"`{field}`: the checkpoint {source} holds {unknown[0]} and {len(unknown) - 1} more weights that its "
@@ -240,7 +236,7 @@ def _check_report(
 
 
 def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kwargs: Any) -> Any:
-    """Any causal LM from a local directory or a hub id, in the fast class of its architecture where there is one.
+    """Any causal LM from a local directory or a hub id, in the fast class of its family where there is one.
 
     Args:
         name (`str` or path): a stock, a contracted or an expanded checkpoint.
@@ -256,9 +252,9 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
 
 
 def fast_class_of(config: Any) -> Any:
-    """The fast class without auxiliary modules for a stock config, or `None` if its architecture has none."""
-    spec = ARCHITECTURES.get(config.model_type)
-    return None if spec is None else spec.load_fast_class()
+    """The fast class without auxiliary modules for a stock config, or `None` if its family has none."""
+    family = FAMILIES.get(config.model_type)
+    return None if family is None else family.fast_class
 
 
 def causal_lm_from_config(config: Any, seed: int) -> Any:
@@ -309,11 +305,17 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     """Loads a stock checkpoint straight into the expanded class: the original weights have the same names and shapes."""
     check_options("model.base", kwargs)
     base_config = load_base_config(base, **_hub_options(kwargs))
-    check_architecture(model_class, base_config)
+    check_family(model_class, base_config)
     config = model_class.config_class.from_base_config(base_config, expansion)
     # The auxiliary weights start at random: that is what was asked for.
     return load_weights(
-        model_class, base, "model.base", config, kwargs, may_be_missing=is_auxiliary_weight, config=config
+        model_class,
+        base,
+        "model.base",
+        config,
+        kwargs,
+        may_be_missing=model_class.family.is_auxiliary_weight,
+        config=config,
     )
 
 
@@ -323,7 +325,7 @@ def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig, dtype: Any = None) -> Any:
     """Expands a stock model that is in memory; the result has its own storage, in `dtype` or the base's own."""
-    check_architecture(model_class, base.config)
+    check_family(model_class, base.config)
     config = model_class.config_class.from_base_config(base.config, expansion)
     model = model_class(config)
     weights = {**model.state_dict(), **base.state_dict()}
@@ -333,27 +335,27 @@ def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig, 
     return model.to(device=base.device, dtype=dtype or base.dtype)
 
 
-def check_architecture(model_class: Any, base_config: Any) -> None:
-    """Raises `ValueError` if `base_config` is not of the architecture that `model_class` expands."""
-    spec = get_architecture(base_config.model_type)
-    if spec.model_type != model_class.architecture.model_type:
+def check_family(model_class: Any, base_config: Any) -> None:
+    """Raises `ValueError` if `base_config` is not of the family that `model_class` expands."""
+    family, own = get_family(base_config.model_type), model_class.family
+    if family is not own:
         raise ValueError(
-            f"{model_class.__name__} expands `{model_class.architecture.model_type}`, but the base model is of type "
-            f"`{spec.model_type}`. Use {spec.load_model_class().__name__}."
+            f"{model_class.__name__} expands `{own.model_type}`, but the base model is of type `{family.model_type}`. Use "
+            f"{family.model_class.__name__}."
         )
 
 
 def expand_base(
     base: str | os.PathLike[str] | nn.Module, expansion: ExpansionConfig | None = None, **kwargs: Any
 ) -> Any:
-    """Expands a base model with the class that its architecture asks for; arguments and errors as in `from_base`."""
+    """Expands a base model with the class of its family; arguments and errors as in `from_base`."""
     base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **_hub_options(kwargs))
-    model_class = get_architecture(base_config.model_type).load_model_class()
+    model_class = get_family(base_config.model_type).model_class
     return model_class.from_base(base, expansion, **kwargs)
 
 
 def expanded_from_config(base_config: Any, expansion: ExpansionConfig, seed: int) -> Any:
     """An expanded model with random weights; its original weights equal those of the stock model with this seed."""
-    model_class = get_architecture(base_config.model_type).load_model_class()
+    model_class = get_family(base_config.model_type).model_class
     torch.manual_seed(seed)
     return model_class(model_class.config_class.from_base_config(base_config, expansion))

@@ -1,6 +1,9 @@
-"""Where the gradient is scaled, by how much, and for which tokens. torch only."""
+"""Where the gradient is scaled (`scaling`), by whom (`router`, and a file per router), and for which tokens (`mask_rules`).
 
-from hf_era.routing.activation import GradientMultipliers
+torch only.
+"""
+
+from hf_era.routing.activation import ActivationRouter, GradientMultipliers
 from hf_era.routing.mask_rules import (
     FrequencyRow,
     FrequencyTable,
@@ -11,13 +14,28 @@ from hf_era.routing.mask_rules import (
     token_weights,
     weigh_tokens,
 )
-from hf_era.routing.router import TokenRouting, activation_l1, build_token_routing
-from hf_era.routing.scaling import routed_gelu, scale_gradient
+from hf_era.routing.router import (
+    PartRouting,
+    Router,
+    TokenRouting,
+    build_token_routing,
+    make_router,
+    register_router,
+)
+from hf_era.routing.scaling import (
+    activation_l1,
+    linear_with_scaled_weight_gradient,
+    routed_gelu,
+    scale_gradient,
+)
 
 __all__ = [
+    "ActivationRouter",
     "FrequencyRow",
     "FrequencyTable",
     "GradientMultipliers",
+    "PartRouting",
+    "Router",
     "RoutingRuleConfig",
     "TokenRouting",
     "activation_l1",
@@ -25,6 +43,9 @@ __all__ = [
     "align_to_prediction",
     "build_token_routing",
     "count_tokens",
+    "linear_with_scaled_weight_gradient",
+    "make_router",
+    "register_router",
     "routed_gelu",
     "scale_gradient",
     "token_weights",

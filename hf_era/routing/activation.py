@@ -1,10 +1,17 @@
-"""The four signed numbers that say what a forget and a retain token may teach to which part of the MLP."""
+"""The router `activation`: Expand-Route-Ablate's own (Cloud et al. 2024, arXiv 2410.04332, section 3.1)."""
 
+from __future__ import annotations
+
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
+
+from hf_era.routing.router import PartRouting, Router, TokenRouting, register_router
+from hf_era.utils.checks import unknown_key_message
 
 
 @dataclass(frozen=True)
@@ -49,3 +56,51 @@ class GradientMultipliers:
     def auxiliary_factor(self, routing_weight: Tensor) -> Tensor:
         """`w * auxiliary_retain + (1 - w) * auxiliary_forget`; shape and dtype of `routing_weight`, (batch, seq)."""
         return routing_weight * self.auxiliary_retain + (1 - routing_weight) * self.auxiliary_forget
+
+
+def parse_multipliers(
+    values: Mapping[str, Any] | str | GradientMultipliers | None, field_name: str = "training.multipliers"
+) -> GradientMultipliers:
+    """Reads multipliers from a dict or JSON; raises `ValueError` for an unknown name or a value that is no number."""
+    if isinstance(values, GradientMultipliers):
+        return values
+    parsed: Any = values
+    if isinstance(values, str):
+        try:
+            parsed = json.loads(values)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"`{field_name}` should be a dict or JSON such as '{{\"original_forget\": 0}}', got {values!r}."
+            ) from error
+    known = [item.name for item in fields(GradientMultipliers)]
+    for name in parsed or {}:
+        if name not in known:
+            raise ValueError(unknown_key_message(f"`{field_name}`", name, known))
+    return GradientMultipliers(**(parsed or {}))
+
+
+@register_router
+@dataclass(frozen=True)
+class ActivationRouter(Router):
+    """Scales the gradient at the input of the down projection, of the original dims and of the auxiliary modules apart.
+
+    Forward, all modules take part, and nothing depends on the routing weights.
+
+    Args:
+        multipliers (`GradientMultipliers` or `dict`, *optional*): what a forget and a retain token may teach to which part.
+    """
+
+    name: ClassVar[str] = "activation"
+    multipliers: GradientMultipliers = field(
+        default_factory=GradientMultipliers, metadata={"help": "Gradient multipliers (original_forget, ...)."}
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", parse_multipliers(self.multipliers, "router.multipliers"))
+
+    def route(self, routing_weight: Tensor, modules: Sequence[str]) -> TokenRouting:
+        auxiliary = self.multipliers.auxiliary_factor(routing_weight)
+        return TokenRouting(
+            PartRouting(activation_multiplier=self.multipliers.original_factor(routing_weight)),
+            {name: PartRouting(activation_multiplier=auxiliary) for name in modules},
+        )

@@ -1,68 +1,197 @@
-"""What one forward pass tells its target layers: the two factors per token, and which tokens the L1 term counts."""
+"""Routers: which parameters learn from a token, and which modules take part in an example.
+
+A router is asked once for every forward pass that has routing weights. Two elements cover what the field does: a *forward
+dial* per example and module, and a *gradient multiplier* per token, at the activation or at the parameters
+(`hf_era.routing.scaling`). All of it is ordinary autograd, so it holds in mixed batches, under accumulation, DDP, FSDP2 and
+checkpointing.
+
+To add a router: a file with a frozen dataclass over `Router`, decorated with `@register_router`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from hf_era.routing.activation import GradientMultipliers
+from hf_era.utils.checks import short_repr, unknown_key_message, unknown_value_message
 
 
-class TokenRouting:
-    """The routing of one forward pass. It travels as an argument of each block, never as state that outlives the call.
+class PartRouting:
+    """What one forward pass does with one part of a target layer: its original MLP, or one of its auxiliary modules.
 
     A plain object, neither loose tensors nor a dataclass: FSDP2's mixed precision casts every tensor that it finds among a
     block's arguments to the parameters' dtype, fields of dataclasses too, and 0.2 in bf16 is 0.2002.
 
     Attributes:
-        original_factor (`Tensor`, *optional*): (batch, seq), fp32: multiplier of the original dims. `None`: 1.
-        auxiliary_factor (`Tensor`, *optional*): (batch, seq), fp32: multiplier of the auxiliary module. `None`: 1.
+        activation_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradient at the input of the part's down
+            projection; what lies before it gets the scaled gradient. `None`: 1.
+        parameter_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradients of the part's linear weights and
+            biases; the gradient that flows on is whole. `None`: 1.
+        dial (`Tensor`, *optional*): (batch,), fp32, range [0, 1]: how much of the part's output takes part in the forward
+            pass of each example. `None`: 1. The original MLP has none.
+    """
+
+    __slots__ = ("activation_multiplier", "dial", "parameter_multiplier")
+
+    def __init__(
+        self,
+        activation_multiplier: Tensor | None = None,
+        parameter_multiplier: Tensor | None = None,
+        dial: Tensor | None = None,
+    ) -> None:
+        self.activation_multiplier, self.parameter_multiplier = activation_multiplier, parameter_multiplier
+        self.dial = dial
+
+
+class TokenRouting:
+    """The routing of one forward pass. It travels as an argument of each block, never as state that outlives the call.
+
+    Attributes:
+        original (`PartRouting`): of the original MLP of every target layer.
+        modules (`dict[str, PartRouting]`): of the auxiliary modules, by name; one that is not named is left alone.
         measure_activation_l1 (`bool`): whether target layers return the L1 norm of their activations.
         activation_mask (`Tensor`, *optional*): (batch, seq), fp32, 1 on real tokens and 0 on padding. `None`: all 1.
     """
 
-    __slots__ = ("activation_mask", "auxiliary_factor", "measure_activation_l1", "original_factor")
+    __slots__ = ("activation_mask", "measure_activation_l1", "modules", "original")
 
     def __init__(
         self,
-        original_factor: Tensor | None = None,
-        auxiliary_factor: Tensor | None = None,
+        original: PartRouting | None = None,
+        modules: Mapping[str, PartRouting] | None = None,
         measure_activation_l1: bool = False,
         activation_mask: Tensor | None = None,
     ) -> None:
-        self.original_factor, self.auxiliary_factor = original_factor, auxiliary_factor
+        self.original, self.modules = original or PartRouting(), dict(modules or {})
         self.measure_activation_l1, self.activation_mask = measure_activation_l1, activation_mask
+
+    def of(self, module: str | None) -> PartRouting:
+        """The routing of an auxiliary module, or of the original MLP for `None`."""
+        return self.original if module is None else self.modules.get(module, _LEFT_ALONE)
+
+
+_LEFT_ALONE = PartRouting()
+
+
+# ---- The interface ----
+
+
+@dataclass(frozen=True)
+class Router:
+    """Decides how each token of a batch is routed. A frozen dataclass whose fields are the router's settings.
+
+    Attributes:
+        name (`str`): as it stands in a config, `router: NAME`.
+    """
+
+    name: ClassVar[str]
+
+    def route(self, routing_weight: Tensor, modules: Sequence[str]) -> TokenRouting:
+        """The routing of a batch.
+
+        Args:
+            routing_weight (`Tensor`): (batch, seq), fp32, range [0, 1]: 1 retain, 0 forget. Position i holds the weight of
+                token i + 1, which it predicts.
+            modules: names of the model's auxiliary modules, in order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `route`.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, with the name: what `make_router` takes."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+ROUTERS: dict[str, type[Router]] = {}
+RouterClass = TypeVar("RouterClass", bound=type[Router])
+
+
+def register_router(router_class: RouterClass) -> RouterClass:
+    """Makes a router known under its name; a decorator.
+
+    Raises:
+        ValueError: if another router has that name.
+    """
+    known = ROUTERS.setdefault(router_class.name, router_class)
+    if known is not router_class:
+        raise ValueError(f"There is a router `{router_class.name}` already: {known.__name__}. Choose another name.")
+    return router_class
+
+
+def make_router(values: str | Mapping[str, Any]) -> Router:
+    """A router of its name, or of a mapping with `name` and its settings.
+
+    Raises:
+        ValueError: for an unknown name or setting, or a setting out of range.
+    """
+    settings = {"name": values} if isinstance(values, str) else dict(values)
+    name = settings.pop("name", None)
+    if name is None:
+        raise ValueError(f"`router` should be a name, or a mapping with `name`, got {short_repr(values)}.")
+    if name not in ROUTERS:
+        raise ValueError(unknown_value_message("router", name, sorted(ROUTERS)))
+    known = [item.name for item in dataclasses.fields(ROUTERS[name])]
+    for key in settings:
+        if key not in known:
+            raise ValueError(unknown_key_message(f"`router` ({name})", key, known))
+    return ROUTERS[name](**settings)
+
+
+# ---- One forward pass ----
 
 
 def build_token_routing(
     routing_weight: Tensor | None,
-    multipliers: GradientMultipliers,
+    router: Router,
+    modules: Sequence[str] = (),
+    dials: Mapping[str, Tensor] | None = None,
     attention_mask: Tensor | None = None,
     measure_activation_l1: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> TokenRouting | None:
-    """Turns the routing weights of a batch into a `TokenRouting`; `None` where the target layers have nothing to do.
+    """The routing of a forward pass; `None` where the target layers have nothing to do.
 
     Args:
-        routing_weight (`Tensor`, *optional*): (batch, seq), range [0, 1]: 1 retain, 0 forget. Position i holds the
-            weight of token i + 1, which it predicts. `None` means no routing.
-        multipliers (`GradientMultipliers`): what the two ends of that range mean.
+        routing_weight (`Tensor`, *optional*): (batch, seq), range [0, 1]. `None` means that no gradient is routed.
+        router (`Router`): what the two ends of that range mean.
+        modules: names of the model's auxiliary modules.
+        dials (*optional*): module -> (batch,), range [0, 1]: of each example; what the router says is multiplied by it.
         attention_mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens, 0 on padding.
         measure_activation_l1 (`bool`, *optional*, defaults to `False`): also measure the L1 norm of the activations.
         shape (`tuple[int, ...]`, *optional*): (batch, seq) of the input ids, which the routing weights must have.
 
     Raises:
-        ValueError: as `check_routing_weight`.
+        ValueError: as `check_routing_weight`; or for a dial of an unknown module, or of another number of examples.
     """
-    if routing_weight is None and not measure_activation_l1:
+    if routing_weight is None and not measure_activation_l1 and not dials:
         return None
-    original = auxiliary = None
+    routing = TokenRouting()
     if routing_weight is not None:
         check_routing_weight(routing_weight, shape)
-        weight = routing_weight.to(torch.float32)
-        original, auxiliary = multipliers.original_factor(weight), multipliers.auxiliary_factor(weight)
-    mask = None
+        routing = router.route(routing_weight.to(torch.float32), modules)
+    for name, dial in (dials or {}).items():
+        _check_dial(name, dial, modules, shape)
+        part = routing.modules.setdefault(name, PartRouting())
+        dial = dial.to(torch.float32)
+        part.dial = dial if part.dial is None else part.dial * dial
+    routing.measure_activation_l1 = measure_activation_l1
     if measure_activation_l1 and attention_mask is not None and attention_mask.dim() == 2:
-        mask = attention_mask.to(torch.float32)
-    return TokenRouting(original, auxiliary, measure_activation_l1, mask)
+        routing.activation_mask = attention_mask.to(torch.float32)
+    return routing
+
+
+def _check_dial(name: str, dial: Tensor, modules: Sequence[str], shape: tuple[int, ...] | None) -> None:
+    if name not in modules:
+        raise ValueError(unknown_key_message("`module_dials`", name, list(modules)))
+    if dial.dim() != 1 or (shape is not None and len(dial) != shape[0]):
+        rows = "one per example" if shape is None else str(shape[0])
+        raise ValueError(
+            f"`module_dials`: `{name}` should have one number per example ({rows}), got {tuple(dial.shape)}."
+        )
 
 
 def check_routing_weight(routing_weight: Tensor, shape: tuple[int, ...] | None = None) -> None:
@@ -95,17 +224,3 @@ def check_routing_weight(routing_weight: Tensor, shape: tuple[int, ...] | None =
             f"`routing_weight` should be in [0, 1] (1 is retain, 0 is forget), got values from {lowest.item()} to "
             f"{highest.item()}, for instance in row {row} of the batch."
         )
-
-
-def activation_l1(activation: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Sum of |activation| over real tokens, a scalar in fp32.
-
-    It is taken *before* the routing's scaling point, so its gradient is not scaled; and it leaves padding out, so that
-    it does not depend on how a batch was cut into micro-batches.
-
-    Args:
-        activation (`Tensor`): (batch, seq, hidden).
-        mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens, 0 on padding.
-    """
-    per_token = torch.linalg.vector_norm(activation, ord=1, dim=-1, dtype=torch.float32)  # (batch, seq)
-    return per_token.sum() if mask is None else (per_token * mask).sum()

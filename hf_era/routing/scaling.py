@@ -1,15 +1,21 @@
-"""Identity forward, per-token scaled backward: the one place where a routed gradient is changed.
+"""Where the gradient is scaled: identity forward, multiplied backward. The only file that changes a gradient.
 
-Let `a` be the input of an MLP's down projection. Forward, `a` passes unchanged, bit for bit. Backward, its gradient at
-token `t` is multiplied by `factor[t]` (section 3.1 of arXiv 2410.04332). What follows from the place where it sits:
+Let `a` be the input of an MLP's down projection, whatever makes it (`gelu(up(x))`, or `silu(gate(x)) * up(x)`). There are
+two places where the gradient of token `t` can be multiplied, and three functions for them:
 
-* everything *before* it on this path (activation, up projection, layer norm, attention, earlier layers) receives the
-  scaled gradient;
-* the down projection itself, which comes after it, does not: its weight and bias keep their full gradient;
-* the residual stream *around* the MLP does not pass here and keeps its full gradient.
+* **at the activation** (section 3.1 of arXiv 2410.04332). Forward, `a` passes unchanged, bit for bit. Backward, its gradient
+  at token `t` is multiplied by `factor[t]`. What follows from the place where it sits: everything *before* it on this
+  path (activation, up projection, layer norm, attention, earlier layers) receives the scaled gradient; the down projection
+  itself, which comes after it, keeps the full gradient of its weight and bias; and the residual stream *around* the MLP does
+  not pass here and keeps its full gradient.
+  `scale_gradient` is the plain form, which any MLP can have. `routed_gelu` is the fused form: GELU, scaling and L1 term in
+  one operation. GPT-Neo takes it by default; `FastPaths(fused_activation=False)` takes the plain one. Both compute the same,
+  in the same order: scale first, then the activation's derivative.
+* **at the parameters**: `linear_with_scaled_weight_gradient`. `dx = W^T d` flows on whole, and the weight learns from
+  `dW = (factor * d)^T x`.
 
-The expression `m * x + (1 - m) * x.detach()`, which computes the same gradient on paper, is not the identity in
-floating point, and it keeps several copies of `x` alive. The function below saves only the (batch, seq) factor.
+The expression `m * x + (1 - m) * x.detach()`, which computes the first on paper, is not the identity in floating point, and
+it keeps several copies of `x` alive. The functions below save the (batch, seq) factor only.
 """
 
 from collections.abc import Iterator
@@ -18,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+# ---- At the activation ----
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -61,6 +69,30 @@ def check_factor_shape(activation: Tensor, factor: Tensor) -> None:
             "Pass a `routing_weight` of the same (batch, seq) shape as `input_ids`."
         )
 
+
+def activation_l1(activation: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Sum of |activation| over real tokens, a scalar in fp32.
+
+    It is taken *before* the routing's scaling point, so its gradient is not scaled; and it leaves padding out, so that
+    it does not depend on how a batch was cut into micro-batches.
+
+    Args:
+        activation (`Tensor`): (batch, seq, hidden).
+        mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens, 0 on padding.
+    """
+    per_token = torch.linalg.vector_norm(activation, ord=1, dim=-1, dtype=torch.float32)  # (batch, seq)
+    return per_token.sum() if mask is None else (per_token * mask).sum()
+
+
+# ---- At the activation, fused ----
+#
+# The activation of an MLP is its largest tensor. Scaling its gradient and adding the L1 term's in separate operations reads
+# and writes it several times more; here all of it happens while the GELU's backward pass has the values at hand:
+#
+#     gradient of the input = GELU'(input) * (factor * gradient of the output + (gradient of the L1 norm) * sign(output))
+#
+# Only the GELU's input is saved, as by the plain GELU: the sign of a GELU is that of its input, and where the output
+# underflows to 0, so does the derivative (to 1e-6, for the exact form).
 
 # On a CPU the rows are worked on in blocks of about this many values, which stay in the cache from one operation to the
 # next. Measured on 2 cores with 512 kB of L2 each; a GPU takes all rows at once.
@@ -163,3 +195,53 @@ def routed_gelu(
     # Larger ones take the same blocks with and without routing: where a block ends not at a multiple of the vector width,
     # its last values are computed in another way, and routing must not change a forward value by a single bit.
     return _RoutedGelu.apply(inputs, factor, mask, measure_l1, approximate)
+
+
+# ---- At the parameters ----
+
+
+class _LinearWithScaledWeightGradient(torch.autograd.Function):
+    """(inputs, weight, bias, factor) -> inputs @ weight.T + bias; only weight and bias learn less, or the other way."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def, override]
+        ctx, inputs: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, weight, factor)
+        ctx.has_bias = bias is not None
+        return F.linear(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def, override]
+        inputs, weight, factor = ctx.saved_tensors
+        wants_inputs, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        inputs_gradient = gradient @ weight if wants_inputs else None
+        weight_gradient = bias_gradient = None
+        if wants_weight or (wants_bias and ctx.has_bias):
+            rows = (gradient * factor.to(gradient.dtype).unsqueeze(-1)).flatten(0, -2)  # (tokens, out)
+            weight_gradient = rows.T @ inputs.flatten(0, -2) if wants_weight else None
+            bias_gradient = rows.sum(0) if wants_bias and ctx.has_bias else None
+        return inputs_gradient, weight_gradient, bias_gradient, None
+
+
+def linear_with_scaled_weight_gradient(inputs: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor) -> Tensor:
+    """`inputs @ weight.T + bias`, whose gradient flows on whole, while weight and bias get that of each token multiplied.
+
+    Backward: `dx = d W`, `dW = sum_t m_t d_t x_t^T`, `db = sum_t m_t d_t`. Under autocast the product is made in its dtype.
+
+    Args:
+        inputs (`Tensor`): (batch, seq, in), floating.
+        weight (`Tensor`): (out, in). bias (`Tensor`, *optional*): (out,).
+        factor (`Tensor`): (batch, seq), floating, one signed number per token; any finite value.
+
+    Raises:
+        ValueError: if the shape of `factor` is not that of `inputs` without its last dimension.
+    """
+    check_factor_shape(inputs, factor)
+    device = inputs.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    with torch.autocast(device, enabled=False):
+        return _LinearWithScaledWeightGradient.apply(inputs, weight, bias, factor)

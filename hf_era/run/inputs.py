@@ -23,7 +23,7 @@ from hf_era.data import (
     train_tokenizer,
 )
 from hf_era.evaluation import check_attack
-from hf_era.models import get_architecture
+from hf_era.models import get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
@@ -72,8 +72,8 @@ def load_inputs(config: RunConfig) -> RunInputs:
     """
     base = config.model.base
     base_config = _base_config(config)
-    spec = get_architecture(base_config.model_type)
-    config.expansion.resolve_layers(spec.layers_of(base_config))
+    family = get_family(base_config.model_type)
+    config.expansion.resolve_layers(family.layers_of(base_config))
     _check_length(config, base_config)
     tokenizer = _given_tokenizer(config)
     if base is not None:
@@ -132,7 +132,7 @@ def _base_config(config: RunConfig) -> Any:
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
         raise ValueError(f"`model.architecture.model_type` should be text, got {short_repr(model_type)}.")
-    get_architecture(model_type)
+    get_family(model_type)
     check_config_numbers("model.architecture", {**values, "model_type": model_type})
     try:
         base_config = AutoConfig.for_model(model_type, **values)

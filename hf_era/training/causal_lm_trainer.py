@@ -19,7 +19,6 @@ from transformers.utils import logging
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
-from hf_era.models.fast.causal_lm import FastCausalLMMixin
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.training.config import GradientRoutingConfig
 from hf_era.training.distributed import DistributedTrainer
@@ -65,7 +64,7 @@ class CausalLMTrainer(DistributedTrainer):
 
     def _set_fast_paths(self, model: Any) -> None:
         """The switches of `GradientRoutingConfig`, for a model that has fast paths."""
-        if isinstance(model, FastCausalLMMixin):
+        if hasattr(model, "set_fast_paths"):
             model.set_fast_paths(
                 FastPaths(fused_activation=self.args.fused_activation, chunked_loss=self.args.chunked_loss)
             )

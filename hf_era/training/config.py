@@ -1,15 +1,14 @@
 """`GradientRoutingConfig`: the Trainer's arguments and the few that gradient routing needs."""
 
-import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from hf_era.routing import GradientMultipliers
-from hf_era.utils.checks import unknown_key_message, unknown_value_message
+from hf_era.routing.activation import parse_multipliers
+from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.fields import about
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -145,25 +144,6 @@ class GradientRoutingConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
-
-
-def parse_multipliers(values: dict[str, Any] | str | GradientMultipliers | None) -> GradientMultipliers:
-    """Reads multipliers from a dict or JSON; raises `ValueError` for an unknown name or a value that is no number."""
-    if isinstance(values, GradientMultipliers):
-        return values
-    parsed: Any = values
-    if isinstance(values, str):
-        try:
-            parsed = json.loads(values)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"`training.multipliers` should be a dict or JSON such as '{{\"original_forget\": 0}}', got {values!r}."
-            ) from error
-    known = [item.name for item in fields(GradientMultipliers)]
-    for name in parsed or {}:
-        if name not in known:
-            raise ValueError(unknown_key_message("`training.multipliers`", name, known))
-    return GradientMultipliers(**(parsed or {}))
 
 
 def _check_at_least_zero(name: str, value: float) -> None:

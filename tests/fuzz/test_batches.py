@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from hf_era.data import RoutingCollator
-from hf_era.routing import GradientMultipliers, build_token_routing
+from hf_era.routing import ActivationRouter, GradientMultipliers, build_token_routing
 
 from .strategies import junk, numbers
 
@@ -106,16 +106,17 @@ def test_routing_weights(fuzz: Callable, accepted: Callable) -> None:
         [torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]
     )
     values = st.one_of(st.floats(0, 1), st.floats(0, 1), numbers.filter(lambda value: abs(value) < 2**63))
-    multipliers = GradientMultipliers(original_forget=-0.75, auxiliary_retain=0.25)
+    router = ActivationRouter(GradientMultipliers(original_forget=-0.75, auxiliary_retain=0.25))
 
     def check(shape: tuple[int, ...], dtype: torch.dtype, drawn: list[float]) -> None:
         size = math.prod(shape)
         weight = torch.tensor((drawn * 6)[:size], dtype=torch.float64).reshape(shape).to(dtype)
-        routing, message = accepted(build_token_routing, weight, multipliers, shape=(2, 3))
+        routing, message = accepted(build_token_routing, weight, router, ["forget"], shape=(2, 3))
         fits = dtype.is_floating_point and shape == (2, 3) and bool(((weight >= 0) & (weight <= 1)).all())
         assert (message is None) == fits, message
         if routing is not None:
-            assert ((routing.original_factor >= -0.75) & (routing.original_factor <= 1)).all()
-            assert ((routing.auxiliary_factor >= 0.25) & (routing.auxiliary_factor <= 1)).all()
+            for part, least in ((None, -0.75), ("forget", 0.25)):
+                factor = routing.of(part).activation_multiplier
+                assert ((factor >= least) & (factor <= 1)).all()
 
     fuzz("weights", check, shape=shapes, dtype=dtypes, drawn=st.lists(values, min_size=1, max_size=6))

@@ -23,7 +23,7 @@ def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
     for argument in (tmp_path, str(tmp_path), LlamaForCausalLM(config)):
         for expand in (ExpandedGPTNeoForCausalLM.from_base, expand_base):
             with pytest.raises(
-                ValueError, match=r"No architecture spec for the base model's type `llama`\. Known: gpt_neo"
+                ValueError, match=r"The base model's type `llama` is of no family that hf_era knows\. Known: gpt_neo"
             ):
                 expand(argument, EXPANSION)
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
-from hf_era.models.families.gpt_neo import ExpandedGPTNeoMLP
+from hf_era.models.fast.causal_lm import ALL_SLOW
+from hf_era.models.layers import ExpandedMLPMixin, MLPCall
 from hf_era.routing import scale_gradient
 
 SCALE = -0.5
@@ -211,14 +212,21 @@ def test_the_table_notices_a_scaling_point_behind_the_down_projection(
     """Planted: scaling the MLP's output instead of the down projection's input scales the down projection too."""
     settings, weight, table = MODES["uniform, forget un-teaches the original dims"]
     model = make_expanded([1], tie_word_embeddings=False)
+    model.set_fast_paths(ALL_SLOW)
     vanilla, around = routed_gradients(model), gradients_around(model, 1)
+    original_forward, original_route = ExpandedMLPMixin.forward, MLPCall.route
 
-    def forward_with_misplaced_scaling(self: ExpandedGPTNeoMLP, hidden_states: Tensor) -> Tensor:
-        output = self.c_proj(self.act(self.c_fc(hidden_states)))
-        factor = None if self.routing is None else self.routing.original_factor
-        return self.add_auxiliary(hidden_states, scale_gradient(output, factor))
+    def forward_with_misplaced_scaling(self: Any, hidden_states: Tensor) -> Tensor:
+        part = self.call.part(None)
+        output = original_forward(self, hidden_states)
+        return scale_gradient(output, None if part is None else part.activation_multiplier)
 
-    monkeypatch.setattr(ExpandedGPTNeoMLP, "forward", forward_with_misplaced_scaling)
+    monkeypatch.setattr(
+        MLPCall,
+        "route",
+        lambda call, activation, module: original_route(call, activation, module) if module else activation,
+    )
+    monkeypatch.setattr(ExpandedMLPMixin, "forward", forward_with_misplaced_scaling)
     measured = measured_table(
         routed_gradients(model, settings, routing_weight_of(weight, concept_weight)), vanilla, around, 1
     )

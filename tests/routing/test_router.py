@@ -4,48 +4,60 @@ import pytest
 import torch
 from torch.distributed.utils import _apply_to_tensors
 
-from hf_era.routing import GradientMultipliers, activation_l1, build_token_routing, scale_gradient
+from hf_era.routing import (
+    ActivationRouter,
+    GradientMultipliers,
+    activation_l1,
+    build_token_routing,
+    scale_gradient,
+)
 
 MULTIPLIERS = GradientMultipliers(original_forget=-0.5, auxiliary_retain=0.25)
+ROUTER = ActivationRouter(MULTIPLIERS)
 
 
 def test_nothing_to_do_is_none() -> None:
-    assert build_token_routing(None, MULTIPLIERS) is None
-    assert build_token_routing(None, MULTIPLIERS, torch.ones(2, 3)) is None
+    assert build_token_routing(None, ROUTER) is None
+    assert build_token_routing(None, ROUTER, ["forget"], attention_mask=torch.ones(2, 3)) is None
 
 
 def test_factors_follow_the_multipliers_in_fp32() -> None:
     weight = torch.rand(2, 3).bfloat16()
-    routing = build_token_routing(weight, MULTIPLIERS)
+    routing = build_token_routing(weight, ROUTER, ["forget"])
     assert routing is not None
-    assert routing.original_factor is not None
-    assert routing.auxiliary_factor is not None
-    assert routing.original_factor.dtype == routing.auxiliary_factor.dtype == torch.float32
-    assert torch.equal(routing.original_factor, MULTIPLIERS.original_factor(weight.float()))
-    assert torch.equal(routing.auxiliary_factor, MULTIPLIERS.auxiliary_factor(weight.float()))
+    original, auxiliary = (routing.of(part).activation_multiplier for part in (None, "forget"))
+    assert original is not None
+    assert auxiliary is not None
+    assert original.dtype == auxiliary.dtype == torch.float32
+    assert torch.equal(original, MULTIPLIERS.original_factor(weight.float()))
+    assert torch.equal(auxiliary, MULTIPLIERS.auxiliary_factor(weight.float()))
+    assert all(routing.of(part).parameter_multiplier is None for part in (None, "forget"))
     assert routing.measure_activation_l1 is False
     assert routing.activation_mask is None
 
 
 def test_fsdp_finds_no_tensors_to_cast() -> None:
     """FSDP2's mixed precision calls this on a block's arguments; it walks lists, dicts and dataclasses."""
-    routing = build_token_routing(torch.tensor([[0.2, 1.0]]), GradientMultipliers(), torch.ones(1, 2), True)
+    routing = build_token_routing(
+        torch.tensor([[0.2, 1.0]]), ActivationRouter(), ["forget"], {"forget": torch.ones(1)}, torch.ones(1, 2), True
+    )
     found: list[torch.Tensor] = []
     _apply_to_tensors(found.append, {"routing": routing, "hidden_states": torch.zeros(1)})
     assert [tuple(value.shape) for value in found] == [(1,)]
 
 
 def test_l1_alone_does_not_route() -> None:
-    routing = build_token_routing(None, MULTIPLIERS, torch.ones(2, 3, dtype=torch.long), measure_activation_l1=True)
+    routing = build_token_routing(
+        None, ROUTER, ["forget"], attention_mask=torch.ones(2, 3, dtype=torch.long), measure_activation_l1=True
+    )
     assert routing is not None
-    assert routing.original_factor is None
-    assert routing.auxiliary_factor is None
+    assert all(routing.of(part).activation_multiplier is None for part in (None, "forget"))
     assert routing.activation_mask is not None
     assert routing.activation_mask.dtype == torch.float32
 
 
 def test_a_four_dimensional_attention_mask_says_nothing_about_padding() -> None:
-    routing = build_token_routing(None, MULTIPLIERS, torch.ones(2, 1, 3, 3), measure_activation_l1=True)
+    routing = build_token_routing(None, ROUTER, attention_mask=torch.ones(2, 1, 3, 3), measure_activation_l1=True)
     assert routing is not None
     assert routing.activation_mask is None
 

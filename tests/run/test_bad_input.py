@@ -29,7 +29,7 @@ BAD_INPUT: list[tuple[dict[str, Any], str]] = [
     ({"coherence": {"stories": 5000}}, r"`coherence.stories` asks for 5000 retain stories"),
     ({"model": {"architecture": {}, "base": "./no/such/model"}}, r"the directory no/such/model does not exist"),
     ({"model": {"architecture": {}, "base": "someone/model"}}, r"could not get the model `someone/model` from the hub"),
-    ({"model": {"architecture": {"model_type": "bert"}}}, r"No architecture spec .* `bert`. Known: gpt_neo"),
+    ({"model": {"architecture": {"model_type": "bert"}}}, r"is of no family that hf_era knows. Known: gpt_neo"),
     (
         {"model": {"architecture": {"hidden_size": 15, "num_heads": 2}}},
         r"`model.architecture` cannot be built: .*divisible",
@@ -70,7 +70,9 @@ def test_other_architectures_and_expanded_bases_are_refused(
     tmp_path: Path, finished: tuple[RunConfig, RunResult], make_run_config: Callable[..., RunConfig]
 ) -> None:
     llama = saved_llama(tmp_path / "llama")
-    with pytest.raises(ValueError, match=r"No architecture spec for the base model's type `llama`. Known: gpt_neo"):
+    with pytest.raises(
+        ValueError, match=r"The base model's type `llama` is of no family that hf_era knows. Known: gpt_neo"
+    ):
         run_pipeline(make_run_config(tmp_path, model={"architecture": {}, "base": llama}))
     expanded = str(finished[0].output_path / "expanded")
     with pytest.raises(ValueError, match=r"is expanded already"):

@@ -26,7 +26,6 @@ from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.losses import concatenated, story_losses
 from hf_era.evaluation.relearn.config import FULL, LORA, RelearnAttackConfig
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, rises_at_the_end
-from hf_era.models.fast.causal_lm import FastCausalLMMixin
 from hf_era.models.loading import fast_class_of
 from hf_era.utils.processes import in_all, share_out
 
@@ -135,7 +134,7 @@ class RelearnAttack:
 
     def _share_of_loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """What a micro-batch adds to the loss over all labels."""
-        if isinstance(model, FastCausalLMMixin):
+        if hasattr(model, "label_losses"):  # one of ours
             return model(**batch, num_items_in_batch=self._labels).loss  # type: ignore[operator]
         # Not every causal LM takes the number, and one that does not would divide by its own without a word.
         return model(**batch).loss * (count_labels([batch]) / self._labels)
@@ -152,7 +151,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def attackable_copy(model: Any, device: Any) -> Any:
     """A copy with storage of its own, on `device`, in fp32 where it was in half precision, every parameter trainable; in
     the fast class where its architecture has one."""
-    fast_class = None if isinstance(model, FastCausalLMMixin) else fast_class_of(model.config)
+    fast_class = fast_class_of(model.config)
     if fast_class is not None and type(model) is fast_class.stock_class:
         model = fast_class.from_stock(model)  # shares the parameters; the copy comes next
     copied = copy.deepcopy(model).to(device)

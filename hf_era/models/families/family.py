@@ -1,112 +1,143 @@
-"""What is known of each architecture: one row per family. Adding a family is one row, one config and one model class."""
+"""A family of causal LMs: all that is known of it, in one registration.
 
-import importlib
+To add a family: a file like `gpt_neo.py`. A config and a model class, each a line or two, and one `register_family`.
+"""
+
+from __future__ import annotations
+
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_era.models.fast.causal_lm import FastPath
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
+EXPANDED_PREFIX = "expanded_"
+
+
+def _nothing_to_check(field: str, values: Mapping[str, Any]) -> None:
+    """Most configs are as harmless as they look."""
+
 
 @dataclass(frozen=True)
-class ArchitectureSpec:
-    """Where the parts of a family's causal LM are.
+class Family:
+    """Where the parts of a family's causal LM are, and what is special about it.
 
     Attributes:
-        model_type (`str`): of the stock config.
+        model_class (`type`): the expanded causal LM; its `config_class` is the expanded config, its `stock_class` the stock
+            causal LM.
         blocks (`str`): path from the causal LM to the list of blocks.
         mlp (`str`): attribute of a block that holds its MLP.
-        down_projection (`str`): attribute of the MLP whose *input* is the routed activation.
-        hidden_size (`str`): config field with the width of the residual stream.
-        number_of_layers (`str`): config field with the number of blocks.
-        activation (`str`): config field with the name of the MLP's activation function.
-        fast_model (`str`): "module:class" of the fast causal LM without auxiliary modules.
-        expanded_model (`str`): "module:class" of the expanded causal LM; its `config_class` is the expanded config.
+        down_projection (`str`): path in the MLP to the layer whose *input* is the routed activation.
+        gated (`bool`): whether MLPs are `down(act(gate(x)) * up(x))`; auxiliary modules then are, too.
+        hidden_size, number_of_layers, activation (`str`): config fields: width of the residual stream, number of blocks,
+            name of the MLP's activation function.
+        fast_path (`FastPath`, *optional*): a faster way to compute it. Expansion needs none.
+        fast_class (`type`, *optional*): the stock causal LM on that path, without auxiliary modules.
         stored_buffers (`str`): regular expression for the end of names that old checkpoints of the family hold beside the
             weights: constants, which the model makes itself.
+        check_config_values: takes the name of a setting and a config's dict, and raises `ValueError` for values that
+            would do harm when they become a config.
+        extra_bytes: takes a config: memory that a model takes beside embeddings, attention and MLPs.
     """
 
-    model_type: str
-    blocks: str
-    mlp: str
-    down_projection: str
-    hidden_size: str
-    number_of_layers: str
-    activation: str
-    fast_model: str
-    expanded_model: str
-    stored_buffers: str
+    model_class: Any
+    blocks: str = "model.layers"
+    mlp: str = "mlp"
+    down_projection: str = "down_proj"
+    gated: bool = False
+    hidden_size: str = "hidden_size"
+    number_of_layers: str = "num_hidden_layers"
+    activation: str = "hidden_act"
+    fast_path: FastPath | None = None
+    fast_class: Any = None
+    stored_buffers: str = r"(?!)"
+    check_config_values: Callable[[str, Mapping[str, Any]], None] = _nothing_to_check
+    extra_bytes: Callable[[Any], int] = lambda config: 0
+
+    @property
+    def model_type(self) -> str:
+        """Of the stock config."""
+        return str(self.model_class.config_class.base_config_class.model_type)
 
     def is_stored_buffer(self, name: str) -> bool:
         return re.search(rf"{self.stored_buffers}$", name) is not None
 
-    def get_blocks(self, model: "nn.Module") -> "nn.ModuleList":
+    def is_auxiliary_weight(self, name: str) -> bool:
+        """Whether a parameter or state-dict key belongs to an auxiliary module."""
+        return f".{self.mlp}.auxiliary." in name
+
+    def get_blocks(self, model: nn.Module) -> nn.ModuleList:
         return attrgetter(self.blocks)(model)
 
-    def get_mlp(self, block: "nn.Module") -> "nn.Module":
+    def get_mlp(self, block: nn.Module) -> nn.Module:
         return getattr(block, self.mlp)
 
-    def layers_of(self, config: "PreTrainedConfig") -> int:
+    def get_down_projection(self, mlp: nn.Module) -> nn.Module:
+        return mlp.get_submodule(self.down_projection)
+
+    def layers_of(self, config: PreTrainedConfig | Any) -> int:
         return int(getattr(config, self.number_of_layers))
 
-    def load_model_class(self) -> Any:
-        return _load(self.expanded_model)
 
-    def load_fast_class(self) -> Any:
-        return _load(self.fast_model)
+FAMILIES: dict[str, Family] = {}
+"""Model type of the stock config -> family."""
 
 
-ARCHITECTURES: dict[str, ArchitectureSpec] = {
-    "gpt_neo": ArchitectureSpec(
-        model_type="gpt_neo",
-        blocks="transformer.h",
-        mlp="mlp",
-        down_projection="c_proj",
-        hidden_size="hidden_size",
-        number_of_layers="num_layers",
-        activation="activation_function",
-        fast_model="hf_era.models.families.gpt_neo:FastGPTNeoForCausalLM",
-        expanded_model="hf_era.models.families.gpt_neo:ExpandedGPTNeoForCausalLM",
-        stored_buffers=r"\.attn\.attention\.(bias|masked_bias)",
-    ),
-}
-
-EXPANDED_PREFIX = "expanded_"
-
-
-def is_auxiliary_weight(name: str) -> bool:
-    """Whether a parameter of this name belongs to the auxiliary module of an MLP, in any family."""
-    return any(f".{spec.mlp}.auxiliary." in name for spec in ARCHITECTURES.values())
-
-
-def spec_of(config: Any) -> ArchitectureSpec | None:
-    """The spec of a stock or expanded config's family, or `None` if it has none."""
-    return ARCHITECTURES.get(str(config.model_type).removeprefix(EXPANDED_PREFIX))
-
-
-def get_architecture(model_type: str) -> ArchitectureSpec:
-    """The spec of a stock architecture.
+def register_family(family: Family) -> None:
+    """Makes a family known, to hf_era and to transformers' Auto classes.
 
     Raises:
-        ValueError: if the architecture has no spec (the message lists those that have one), or if it is the type of a
-            model that is expanded already.
+        ValueError: if its model type has a family already.
     """
-    if model_type.removeprefix(EXPANDED_PREFIX) in ARCHITECTURES and model_type.startswith(EXPANDED_PREFIX):
+    known = FAMILIES.setdefault(family.model_type, family)
+    if known is not family:
+        raise ValueError(
+            f"There is a family `{family.model_type}` already: {known.model_class.__name__}. Register each one once."
+        )
+    family.model_class.family = family
+    _register_auto_classes(family)
+
+
+def register_auto_classes() -> None:
+    """Makes `AutoConfig` and `AutoModelForCausalLM` know every family. Calling it again changes nothing."""
+    for family in FAMILIES.values():
+        _register_auto_classes(family)
+
+
+def _register_auto_classes(family: Family) -> None:
+    config_class = family.model_class.config_class
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, family.model_class, exist_ok=True)
+
+
+def family_of(config: Any) -> Family | None:
+    """The family of a stock or expanded config, or `None` if it has none."""
+    return FAMILIES.get(str(config.model_type).removeprefix(EXPANDED_PREFIX))
+
+
+def get_family(model_type: str) -> Family:
+    """The family of a stock model type.
+
+    Raises:
+        ValueError: if nobody registered it (the message lists those that are), or if it is the type of a model that is
+            expanded already.
+    """
+    if model_type.removeprefix(EXPANDED_PREFIX) in FAMILIES and model_type.startswith(EXPANDED_PREFIX):
         raise ValueError(
             f"The base model is of type `{model_type}`: it is expanded already. Load it with `from_pretrained` to go on "
             "with it, or pass its contracted checkpoint as the base."
         )
-    if model_type not in ARCHITECTURES:
+    if model_type not in FAMILIES:
         raise ValueError(
-            f"No architecture spec for the base model's type `{model_type}`. Known: {', '.join(sorted(ARCHITECTURES))}. "
-            "Another family is one row in `hf_era/models/families/family.py`, one config and one model class."
+            f"The base model's type `{model_type}` is of no family that hf_era knows. Known: {', '.join(sorted(FAMILIES))}. "
+            "Another family is one file in `hf_era/models/families/`."
         )
-    return ARCHITECTURES[model_type]
-
-
-def _load(path: str) -> Any:
-    module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)
+    return FAMILIES[model_type]

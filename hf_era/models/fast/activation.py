@@ -1,26 +1,32 @@
-"""The activation function of an MLP: GELU as one operation, and the routing of its output."""
+"""GELU as one operation, with the routing and the L1 term in its backward pass."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from hf_era.routing import TokenRouting, activation_l1, routed_gelu, scale_gradient
+from hf_era.routing import routed_gelu
 
 # Names in transformers' table -> `approximate` of torch's GELU that is the same function.
 FUSED_GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
 
 
 class RoutedActivation(nn.Module):
-    """An activation function that can route. Without routing it is a plain activation module.
+    """The activation function of an MLP `down(act(up(x)))`: what it gives is the down projection's input, so it can route.
+
+    Outside of a target layer it is a plain activation module. Not for gated MLPs, whose routed activation is a product.
 
     Args:
-        name (`str`): in `transformers.activations.ACT2FN`. The GELUs have a fused form, others take the slow path.
+        name (`str`): in `transformers.activations.ACT2FN`. The GELUs have a fused form, others take transformers' own.
 
     Attributes:
-        fused (`bool`): `False` takes transformers' own form, and the routing in operations of its own.
+        fused (`bool`): `False` takes transformers' own form, and leaves the routing to the down projection.
+        call (`MLPCall`, *optional*): of the target layer that it belongs to.
+        module (`str`, *optional*): the auxiliary module that it belongs to; `None`: the original MLP.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,35 +34,26 @@ class RoutedActivation(nn.Module):
         self.stock = ACT2FN[name]
         self.approximate = FUSED_GELUS.get(name)
         self.fused = True
+        self.call: Any = None
+        self.module: str | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, seq, width) -> the same, routed where a forward pass with routing is running."""
         if not self.fused or self.approximate is None:
             return self.stock(inputs)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # a compiler fuses the separate operations by itself
             return F.gelu(inputs, approximate=self.approximate)
-        return routed_gelu(inputs, approximate=self.approximate)[0]
-
-    def route(
-        self, inputs: Tensor, routing: TokenRouting | None, factor: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The routed activation and, if the routing asks for it, its L1 norm.
-
-        Args:
-            inputs (`Tensor`): (batch, seq, hidden), what the up projection gives.
-            routing (`TokenRouting`, *optional*): of the running forward pass. `None`: nothing is routed or measured.
-            factor (`Tensor`, *optional*): (batch, seq), the gradient multiplier of each token. `None`: 1.
-        """
+        routing = None if self.call is None else self.call.routing
         if routing is None:
-            return self(inputs), None
-        # A compiler fuses the separate operations by itself.
-        if self.fused and self.approximate is not None and not torch.compiler.is_compiling():
-            return routed_gelu(
-                inputs,
-                factor,
-                approximate=self.approximate,
-                measure_l1=routing.measure_activation_l1,
-                mask=routing.activation_mask,
-            )
-        activation = self(inputs)
-        norm = activation_l1(activation, routing.activation_mask) if routing.measure_activation_l1 else None
-        return scale_gradient(activation, factor), norm
+            return routed_gelu(inputs, approximate=self.approximate)[0]
+        activation, norm = routed_gelu(
+            inputs,
+            routing.of(self.module).activation_multiplier,
+            approximate=self.approximate,
+            measure_l1=routing.measure_activation_l1,
+            mask=routing.activation_mask,
+        )
+        if norm is not None:
+            self.call.add_l1(norm)
+        self.call.is_routed = True
+        return activation

@@ -1,11 +1,20 @@
-"""Which of the fast paths a model takes. Each computes what the slow one does, to rounding; each can be switched off."""
+"""Faster forward passes of causal LMs: same weights, config and results as the stock class, less time and memory.
+
+Beside a family's own fast layers there are two things here. The loss is computed in chunks from the hidden states, at
+the positions that have a label. And a mask of padding on the right is dropped before attention: a causal model never
+looks to the right, so no real token sees the padding, and kernels are fastest without a mask. (What stands at padded
+positions of the outputs is then not what the stock class has there; it means nothing in either.)
+
+A fast path is an object that a family has or has not (`Family.fast_path`). A model *uses* it: neither the expanded
+class nor anything else of a family inherits from it.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +24,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.chunked_loss import IGNORE_INDEX, linear_cross_entropy
+from hf_era.models.stock_forward import CACHE_NAME, give_forward
 from hf_era.models.whole_weights import model_around
+
+# Arguments of the stock loss that the chunked one does not take.
+_OTHER_LOSS_ARGUMENTS = ("shift_labels", "ignore_index", "weight")
 
 
 @dataclass(frozen=True)
@@ -44,65 +57,42 @@ ALL_FAST = FastPaths()
 ALL_SLOW = FastPaths(fused_activation=False, chunked_loss=False)
 
 
-CACHE_NAME = "cache" if any(item.name == "cache" for item in fields(CausalLMOutputWithPast)) else "past_key_values"
+class FastPath:
+    """A family's faster way to compute its stock causal LM. This one has the chunked loss alone; a family adds its layers.
 
-
-def cache_argument(past_key_values: Any | None, cache: Any | None) -> dict[str, Any]:
-    """The one of the two that was given, under the name that the installed transformers takes.
-
-    Raises:
-        ValueError: if both were given.
-    """
-    if past_key_values is not None and cache is not None:
-        raise ValueError("`cache` and `past_key_values` are two names of the same. Pass one of them.")
-    return {CACHE_NAME: past_key_values if cache is None else cache}
-
-
-# Arguments of the stock loss that the chunked one does not take.
-_OTHER_LOSS_ARGUMENTS = ("shift_labels", "ignore_index", "weight")
-
-
-class FastCausalLMMixin:
-    """Mixed into a family's causal LM, before the stock class.
-
-    Attributes:
-        fast_paths (`FastPaths`): set with `set_fast_paths`. Attention has transformers' own switch,
-            `attn_implementation`, when loading, or `set_attn_implementation("eager")`.
+    Not for families whose logits are more than a product with the LM head (scaled, capped).
     """
 
-    _supports_sdpa = True
-    # The loss is divided by `num_items_in_batch` when it is given, and the Trainer should give it.
-    accepts_loss_kwargs = True
+    def construct(self, model: Any, stock_constructor: Callable[[Any], None], config: Any) -> None:
+        """Runs the stock constructor of a model, and puts fast layers in place of the stock ones."""
+        stock_constructor(config)
 
-    fast_paths: FastPaths = FastPaths()
+    def expand(self, model: Any) -> None:
+        """Lets the fast layers of a model's target layers route, once it is expanded."""
 
-    def set_fast_paths(self, fast_paths: FastPaths) -> None:
-        """Switches the fast paths on or off, in place."""
-        self.fast_paths = fast_paths
-        for module in self.modules():  # type: ignore[attr-defined]
-            if isinstance(module, RoutedActivation):
-                module.fused = fast_paths.fused_activation
-
-    # ---- Forward ----
-
-    def fast_forward(
-        self, stock_forward: Callable[..., Any], *, skip_logits: bool | None, labels: Tensor | None, **inputs: Any
+    def forward(
+        self, model: Any, stock_forward: Callable[..., Any], inputs: dict[str, Any], skip_logits: bool | None = None
     ) -> Any:
-        """The stock forward pass, or the body and the chunked loss where no logits are wanted."""
-        inputs["attention_mask"] = self._mask_for_attention(inputs)
-        loss_reduction = inputs.pop("loss_reduction", "mean")
-        if not self._takes_chunked_loss(skip_logits, labels, inputs):
-            outputs = stock_forward(labels=labels if loss_reduction == "mean" else None, **inputs)
-            if loss_reduction == "none":
-                outputs.loss = _losses_of_logits(outputs.logits, labels)
-            return outputs
+        """The stock forward pass, or the body and the chunked loss where no logits are wanted.
+
+        Args:
+            model: the causal LM. stock_forward: of its stock class, bound to it.
+            inputs (`dict`): the stock arguments by name, and `loss_reduction`, `"mean"` or `"none"`.
+            skip_logits (`bool`, *optional*): with `labels`: compute the loss without ever holding the logits, and return
+                none. Not given: while training. `False`: always return logits.
+        """
+        labels, reduction = inputs.get("labels"), inputs.pop("loss_reduction", "mean")
+        inputs["attention_mask"] = _mask_for_attention(model, inputs)
+        if not _takes_chunked_loss(model, skip_logits, labels, inputs):
+            return stock_losses(stock_forward, inputs, reduction)
+        del inputs["labels"]
         count = inputs.pop("num_items_in_batch", None)
         inputs.pop("logits_to_keep", None)
         targets, positions = _labelled(labels)
         if count is None:
             count = (targets != IGNORE_INDEX).sum()
-        outputs = self.base_model(**inputs)  # type: ignore[attr-defined]
-        losses = self._chunked_losses(outputs.last_hidden_state, targets, positions, loss_reduction, count)
+        outputs = model.base_model(**inputs)
+        losses = _chunked_losses(model, outputs.last_hidden_state, targets, positions, reduction, count)
         return CausalLMOutputWithPast(
             loss=losses,
             logits=None,
@@ -111,63 +101,82 @@ class FastCausalLMMixin:
             **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
-    def label_losses(self, labels: Tensor, **inputs: Any) -> Tensor:
-        """Negative log-likelihood of each label under the position before it: (batch, seq - 1), nats, fp32; 0 where the
-        label is -100. With the chunked loss, logits are made at labelled positions only, and never all at once.
 
-        Args:
-            labels (`Tensor`): (batch, seq), int64.
-            inputs: `input_ids` (batch, seq), `attention_mask` and what else the forward pass takes.
-        """
-        # Through the model's call, so that whatever wraps it (hooks, shards, autocast) takes part.
-        return self(labels=labels, skip_logits=True, loss_reduction="none", **inputs).loss  # type: ignore[operator]
+def stock_losses(stock_forward: Callable[..., Any], inputs: dict[str, Any], reduction: str) -> Any:
+    """The stock forward pass; with the reduction `"none"` its loss is that of each label, (batch, seq - 1)."""
+    if reduction == "mean":
+        return stock_forward(**inputs)
+    labels = inputs["labels"]
+    outputs = stock_forward(**{**inputs, "labels": None})
+    outputs.loss = _losses_of_logits(outputs.logits, labels)
+    return outputs
 
-    def _chunked_losses(
-        self, hidden: Tensor, targets: Tensor, positions: Tensor | None, reduction: str, count: int | Tensor
-    ) -> Tensor:
-        """The loss of each target, or their sum over `count`, from the hidden states (batch, seq, hidden)."""
-        chosen, chosen_targets = hidden[:, :-1].flatten(0, 1), targets.flatten()
-        if positions is not None:
-            chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
-        if reduction == "mean":
-            # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception.
-            scale = 1 / torch.as_tensor(count, dtype=torch.promote_types(hidden.dtype, torch.float32))
-            return linear_cross_entropy(chosen, self._head_weight(), chosen_targets, scale=scale)
-        losses = linear_cross_entropy(chosen, self._head_weight(), chosen_targets, "none")
-        if positions is not None:
-            losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
-        return losses.view(targets.shape)
 
-    def _head_weight(self) -> Tensor:
-        return self.get_output_embeddings().weight  # type: ignore[attr-defined]
+def set_fast_paths(model: Any, fast_paths: FastPaths) -> None:
+    """Switches the fast paths of a model on or off, in place."""
+    model.fast_paths = fast_paths
+    for module in model.modules():
+        if isinstance(module, RoutedActivation):
+            module.fused = fast_paths.fused_activation
 
-    def _takes_chunked_loss(self, skip_logits: bool | None, labels: Tensor | None, inputs: dict[str, Any]) -> bool:
-        if labels is None or not self.fast_paths.chunked_loss:
-            return False
-        if not (self.training if skip_logits is None else skip_logits):  # type: ignore[attr-defined]
-            return False
-        config: Any = self.config  # type: ignore[attr-defined]
-        as_tuple = inputs.get("return_dict") is False or not config.return_dict
-        head = self.get_output_embeddings()  # type: ignore[attr-defined]
-        # An adapter on the head, or a loss of the user's own, is honoured.
-        is_plain = type(head) is nn.Linear and head.bias is None and "_loss_function" not in self.__dict__
-        return is_plain and not as_tuple and all(inputs.get(name) is None for name in _OTHER_LOSS_ARGUMENTS)
 
-    def _mask_for_attention(self, inputs: dict[str, Any]) -> Any:
-        mask = inputs.get("attention_mask")
-        config: Any = self.config  # type: ignore[attr-defined]
-        if (
-            mask is None
-            or mask.dim() != 2
-            or inputs.get(CACHE_NAME) is not None
-            # Without a mask, transformers takes positions that start anew for documents packed into one row.
-            or inputs.get("position_ids") is not None
-            or config._attn_implementation != "sdpa"
-            or torch.compiler.is_compiling()
-        ):
-            return mask
-        only_right_padding = not (mask[:, 1:] > mask[:, :-1]).any()
-        return None if only_right_padding else mask
+def label_losses(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
+    """Negative log-likelihood of each label under the position before it: (batch, seq - 1), nats, fp32; 0 where the label
+    is -100. With the chunked loss, logits are made at labelled positions only, and never all at once.
+
+    Args:
+        model: a causal LM of ours.
+        labels (`Tensor`): (batch, seq), int64.
+        inputs: `input_ids` (batch, seq), `attention_mask` and what else the forward pass takes.
+    """
+    # Through the model's call, so that whatever wraps it (hooks, shards, autocast) takes part.
+    return model(labels=labels, skip_logits=True, loss_reduction="none", **inputs).loss
+
+
+def _chunked_losses(
+    model: Any, hidden: Tensor, targets: Tensor, positions: Tensor | None, reduction: str, count: int | Tensor
+) -> Tensor:
+    """The loss of each target, or their sum over `count`, from the hidden states (batch, seq, hidden)."""
+    head = model.get_output_embeddings().weight
+    chosen, chosen_targets = hidden[:, :-1].flatten(0, 1), targets.flatten()
+    if positions is not None:
+        chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
+    if reduction == "mean":
+        # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception.
+        scale = 1 / torch.as_tensor(count, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        return linear_cross_entropy(chosen, head, chosen_targets, scale=scale)
+    losses = linear_cross_entropy(chosen, head, chosen_targets, "none")
+    if positions is not None:
+        losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
+    return losses.view(targets.shape)
+
+
+def _takes_chunked_loss(model: Any, skip_logits: bool | None, labels: Tensor | None, inputs: dict[str, Any]) -> bool:
+    if labels is None or not model.fast_paths.chunked_loss:
+        return False
+    if not (model.training if skip_logits is None else skip_logits):
+        return False
+    as_tuple = inputs.get("return_dict") is False or not model.config.return_dict
+    head = model.get_output_embeddings()
+    # An adapter on the head, or a loss of the user's own, is honoured.
+    is_plain = type(head) is nn.Linear and head.bias is None and "_loss_function" not in model.__dict__
+    return is_plain and not as_tuple and all(inputs.get(name) is None for name in _OTHER_LOSS_ARGUMENTS)
+
+
+def _mask_for_attention(model: Any, inputs: dict[str, Any]) -> Any:
+    mask = inputs.get("attention_mask")
+    if (
+        mask is None
+        or mask.dim() != 2
+        or inputs.get(CACHE_NAME) is not None
+        # Without a mask, transformers takes positions that start anew for documents packed into one row.
+        or inputs.get("position_ids") is not None
+        or model.config._attn_implementation != "sdpa"
+        or torch.compiler.is_compiling()
+    ):
+        return mask
+    only_right_padding = not (mask[:, 1:] > mask[:, :-1]).any()
+    return None if only_right_padding else mask
 
 
 def _labelled(labels: Any) -> tuple[Tensor, Tensor | None]:
@@ -187,10 +196,40 @@ def _losses_of_logits(logits: Tensor, labels: Any) -> Tensor:
     )
 
 
-class StockCheckpointMixin:
-    """Mixed into the fast class of a family, beside `FastCausalLMMixin`: made from a stock model and saved as one."""
+class FastCausalLMMixin:
+    """Mixed into a family's stock causal LM: the same model on its fast path, made from a stock model and saved as one.
+
+    Attributes:
+        fast_path (`FastPath`): the family's.
+        fast_paths (`FastPaths`): which parts of it are on; set with `set_fast_paths`. Attention has transformers' own
+            switch, `attn_implementation`, when loading, or `set_attn_implementation("eager")`.
+    """
+
+    _supports_sdpa = True
+    # The loss is divided by `num_items_in_batch` when it is given, and the Trainer should give it.
+    accepts_loss_kwargs = True
 
     stock_class: ClassVar[type]
+    fast_path: ClassVar[FastPath]
+    fast_paths: FastPaths = FastPaths()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if FastCausalLMMixin in cls.__bases__:
+            cls.stock_class = cls.__bases__[cls.__bases__.index(FastCausalLMMixin) + 1]
+            give_forward(cls, cls.stock_class, _fast_forward)
+
+    def __init__(self, config: Any) -> None:
+        stock_constructor: Any = super().__init__
+        self.fast_path.construct(self, stock_constructor, config)
+
+    def set_fast_paths(self, fast_paths: FastPaths) -> None:
+        """Switches the fast paths on or off, in place."""
+        set_fast_paths(self, fast_paths)
+
+    def label_losses(self, labels: Tensor, **inputs: Any) -> Tensor:
+        """As the function `label_losses`."""
+        return label_losses(self, labels, **inputs)
 
     @classmethod
     def from_stock(cls, model: Any) -> Any:
@@ -212,3 +251,15 @@ class StockCheckpointMixin:
         """As transformers', under the name of the stock class: what is saved is an ordinary checkpoint."""
         # A state dict is given where this model's own is not whole (FSDP).
         self.to_stock(kwargs.pop("state_dict", None)).save_pretrained(save_directory, *args, **kwargs)
+
+
+def _fast_forward(self: Any, inputs: dict[str, Any], *, skip_logits: bool | None = None) -> Any:
+    """The stock class's forward pass, and one argument of its own.
+
+    Args:
+        skip_logits (`bool`, *optional*): with `labels`: compute the loss without ever holding the logits, and return
+        none.
+            Not given: while training. `False`: always return logits.
+        cache, past_key_values (*optional*): two names of the same, whatever the version of transformers.
+    """
+    return self.fast_path.forward(self, super(FastCausalLMMixin, self).forward, inputs, skip_logits)

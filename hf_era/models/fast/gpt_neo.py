@@ -1,17 +1,24 @@
-"""GPT-Neo's attention through `scaled_dot_product_attention`, which transformers does not have for this family.
+"""GPT-Neo's fast path: attention through `scaled_dot_product_attention`, a fused GELU and a chunked loss.
 
-Global layers are causal; local layers see the last `window_size` positions only, which needs a mask of its own only where
-the sequence is longer than that. GPT-Neo does not divide by the square root of the head size.
+transformers has no such attention for this family. Global layers are causal; local layers see the last `window_size`
+positions only, which needs a mask of its own only where the sequence is longer than that. GPT-Neo does not divide by the
+square root of the head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import GPTNeoForCausalLM
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
+
+from hf_era.models.fast.activation import RoutedActivation
+from hf_era.models.fast.causal_lm import FastCausalLMMixin, FastPath
+from hf_era.models.layers import AuxiliaryMLP
 
 
 class FastGPTNeoSelfAttention(GPTNeoSelfAttention):
@@ -69,3 +76,53 @@ def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
         return mask
     zeros = torch.zeros(mask.shape, dtype=torch.float32, device=like.device)
     return zeros.masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+class GPTNeoFastPath(FastPath):
+    """Fast attention and GELU in every layer, and the chunked loss; see `FastPaths`."""
+
+    def construct(self, model: Any, stock_constructor: Callable[[Any], None], config: Any) -> None:
+        requested = config._attn_implementation
+        if requested in (None, "sdpa"):
+            config._attn_implementation_internal = "eager"  # the stock constructor knows no sdpa
+        try:
+            stock_constructor(config)
+        finally:
+            config._attn_implementation_internal = requested
+        for block in model.transformer.h:
+            block.mlp.act = RoutedActivation(config.activation_function)
+            attention: Any = block.attn.attention
+            if type(attention) is GPTNeoSelfAttention:
+                # Same parameters and buffers; only what is done with them differs.
+                attention.__class__ = FastGPTNeoSelfAttention
+                attention.returns_weights = False  # type: ignore[assignment]
+        config._attn_implementation_internal = model._check_and_adjust_attn_implementation(
+            requested, is_init_check=True
+        )
+
+    def expand(self, model: Any) -> None:
+        for layer, modules in model.auxiliary_modules().items():
+            mlp = model.transformer.h[layer].mlp
+            mlp.act.call = mlp.call
+            for name, module in modules.items():
+                if type(module) is AuxiliaryMLP:
+                    module.act = RoutedActivation(model.config.activation_function)
+                    module.act.call, module.act.module = mlp.call, name
+
+
+GPT_NEO_FAST_PATH = GPTNeoFastPath()
+
+
+class FastGPTNeoForCausalLM(FastCausalLMMixin, GPTNeoForCausalLM):
+    """A `GPTNeoForCausalLM` that runs faster: same weights, names, config and results (to rounding).
+
+    `from_pretrained` loads an ordinary GPT-Neo checkpoint, `from_stock` takes a model in memory, and `save_pretrained` saves
+    an ordinary checkpoint. `attn_implementation` is `"sdpa"` unless `"eager"` or `"flash_attention_2"` (transformers' own,
+    which knows no local window) is asked for.
+    """
+
+    fast_path = GPT_NEO_FAST_PATH
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True

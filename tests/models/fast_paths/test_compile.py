@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM
+from hf_era.models.fast import causal_lm
 
 # Dynamo itself instantiates an autograd function while it traces one; torch warns of that, as it would of a user.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -37,13 +38,13 @@ def test_a_graph_break_would_be_an_error(
     expanded: ExpandedGPTNeoForCausalLM, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: the values of the mask are read while compiling, as the eager forward pass does."""
-    original = type(expanded)._mask_for_attention
+    original = causal_lm._mask_for_attention
 
-    def breaks(self: Any, inputs: dict[str, Any]) -> Any:
+    def breaks(model: Any, inputs: dict[str, Any]) -> Any:
         assert int((inputs["attention_mask"] == 0).sum()) > 0
-        return original(self, inputs)
+        return original(model, inputs)
 
-    monkeypatch.setattr(type(expanded), "_mask_for_attention", breaks)
+    monkeypatch.setattr(causal_lm, "_mask_for_attention", breaks)
     torch.compiler.reset()
     try:
         with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="data-dependent"):

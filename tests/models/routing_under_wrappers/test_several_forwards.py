@@ -64,7 +64,7 @@ def test_a_failed_forward_leaves_no_routing_behind(
         model(**batch)
     hook.remove()
     assert model.routing_channel.routing is None
-    assert all(block.mlp.routing is None for block in (model.transformer.h[0], model.transformer.h[2]))
+    assert all(block.mlp.call.routing is None for block in (model.transformer.h[0], model.transformer.h[2]))
     check.assert_same_gradients(check.gradients_after(model, lambda: check.total_loss(model, plain)), expected)
 
 
