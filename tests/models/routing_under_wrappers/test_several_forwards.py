@@ -56,7 +56,7 @@ def test_a_failed_forward_leaves_no_routing_behind(
     expected = check.gradients_after(model, lambda: check.total_loss(model, plain))
 
     def fail(*arguments: Any) -> None:
-        assert model.transformer.h[2].mlp.routing is not None  # the routing had arrived
+        assert model.transformer.h[2].mlp.call.routing is not None  # the routing had arrived
         raise ValueError("in the middle of the last layer")
 
     hook = model.transformer.h[2].mlp.c_fc.register_forward_hook(fail)
