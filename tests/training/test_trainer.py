@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, GPTNeoForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, GPTNeoForCausalLM, Trainer, TrainerCallback
 
 import hf_era.training.gradient_routing_trainer as trainer_module
 from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.training import LocalizationWarning, NonFiniteLossError
+from hf_era.training import CausalLMTrainer, LocalizationWarning, NonFiniteLossError
 from hf_era.training.checkpoints import last_whole_checkpoint
 
 
@@ -237,8 +237,21 @@ def test_a_push_uploads_the_stock_model_with_card_and_tags(
         assert torch.equal(pushed.eval()(ids).logits, trainer.model(ids).logits)
 
 
-def test_checkpoints_are_never_pushed(make_trainer: Callable[..., Any]) -> None:
-    assert make_trainer()._push_from_checkpoint("anything") is None
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(CausalLMTrainer, ["checkpoint-1", "checkpoint-2"]), (GradientRoutingTrainer, [])]
+)
+def test_checkpoints_with_an_auxiliary_module_are_never_pushed(
+    make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: type[CausalLMTrainer], expected: list[str]
+) -> None:
+    """Other checkpoints are, once each, when they have their final names."""
+    pushed: list[Path] = []
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda trainer: setattr(trainer, "push_in_progress", None))
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda trainer, folder: pushed.append(Path(folder)))
+    plain = make_trainer(push_to_hub=True, save_strategy="steps", save_steps=1)
+    trainer = kind(plain.model, plain.args, train_dataset=plain.train_dataset, data_collator=plain.data_collator)
+    trainer.train()
+    assert pushed == [Path(trainer.args.output_dir) / name for name in expected]
+    assert len(list(Path(trainer.args.output_dir).glob("checkpoint-*"))) == 2
 
 
 def test_a_stock_model_is_refused(make_base: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:
