@@ -1,7 +1,5 @@
 """`GradientRoutingTrainer` as a drop-in `Trainer`: logs, evaluation, warnings, checkpoints, resuming, pushing."""
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -259,13 +257,6 @@ def test_a_stock_model_is_refused(make_base: Callable[..., Any], make_trainer: C
         make_trainer(model=make_base())
 
 
-def test_plain_training_arguments_are_refused(make_expanded: Callable[..., Any], tmp_path: Path) -> None:
-    from transformers import TrainingArguments
-
-    with pytest.raises(ValueError, match="should be a GradientRoutingConfig, got TrainingArguments"):
-        GradientRoutingTrainer(make_expanded(), TrainingArguments(str(tmp_path), use_cpu=True))  # type: ignore[arg-type]
-
-
 def test_compute_metrics_goes_the_trainers_own_way(
     make_expanded: Callable[..., Any], make_stories: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -278,27 +269,3 @@ def test_compute_metrics_goes_the_trainers_own_way(
         compute_metrics=lambda prediction: {"rows": len(prediction.label_ids)},
     )
     assert trainer.evaluate()["eval_rows"] == 4
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("l1_coefficient", -1.0, r"`training.l1_coefficient` should be a finite number >= 0, got -1.0"),
-        ("auxiliary_learning_rate_factor", float("nan"), r"auxiliary_learning_rate_factor.*got nan"),
-        ("auxiliary_weight_decay", -0.1, r"`training.auxiliary_weight_decay`.*got -0.1"),
-        ("minimum_learning_rate_ratio", 1.5, r"should be in \[0, 1\], got 1.5"),
-        ("multipliers", {"orignal_forget": 1}, r"Unknown key `orignal_forget`.*Did you mean `original_forget`"),
-        ("multipliers", "not json", r"should be a dict or JSON"),
-        ("multipliers", {"original_forget": "much"}, r"`original_forget` should be a finite number"),
-    ],
-)
-def test_bad_settings_are_refused(tmp_path: Path, field: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GradientRoutingConfig(str(tmp_path), use_cpu=True, **{field: value})
-
-
-def test_the_config_prints_its_help() -> None:
-    code = "import transformers, hf_era; transformers.HfArgumentParser(hf_era.GradientRoutingConfig).print_help()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "--minimum_ablation_gap" in done.stdout
