@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -21,7 +21,7 @@ from hf_era.models.config import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
 from hf_era.run.parsing import build, coerce, merge, parse_overrides, read_yaml
 from hf_era.training.coherence import CoherenceConfig
-from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.utils.checks import (
     check_count,
     check_name,
@@ -32,6 +32,7 @@ from hf_era.utils.checks import (
     unknown_value_message,
 )
 
+Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
 LARGEST_VOCABULARY = 10_000_000
 # numpy takes no other seeds.
@@ -168,9 +169,16 @@ class RunConfig:
 
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
         """The Trainer's arguments for a phase; `overrides` come last."""
-        values = {"seed": self.seed, **self.training, **overrides}
+        return self._arguments(GradientRoutingConfig, output_dir, {**self.training, **overrides})
+
+    def stock_training_arguments(self, output_dir: str | Path, **overrides: Any) -> CausalLMTrainingConfig:
+        """The arguments for a stock model: as `training_arguments`, without what only gradient routing has."""
+        values = without_routing({**self.training, **overrides})
+        return self._arguments(CausalLMTrainingConfig, output_dir, values)
+
+    def _arguments(self, kind: type[Arguments], output_dir: str | Path, values: dict[str, Any]) -> Arguments:
         try:
-            return GradientRoutingConfig(output_dir=str(output_dir), **values)
+            return kind(output_dir=str(output_dir), **{"seed": self.seed, **values})
         except (
             Exception
         ) as error:  # also transformers' own: unknown schedules and optimizers, packages that are missing
@@ -262,6 +270,12 @@ _LIMITS = {
     "dataloader_num_workers": (0, 1_024),
     "dataloader_prefetch_factor": (1, 10_000),
 }
+
+
+def without_routing(training: dict[str, Any]) -> dict[str, Any]:
+    """Those of the training settings that a stock model's training has too."""
+    known = {item.name for item in dataclasses.fields(CausalLMTrainingConfig)}
+    return {name: value for name, value in training.items() if name in known}
 
 
 def checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from hf_era.models.loading import check_round_trip, load_base_config, load_token
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import file_fingerprint, fingerprint
-from hf_era.training import GradientRoutingConfig
+from hf_era.training import CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.config import SHOWN_OR_KEPT
 from hf_era.utils.checks import error_text, short_repr
 from hf_era.utils.fields import identity_values
@@ -55,7 +55,7 @@ class RunInputs:
         return {**kept, "model": model, **training, "launch": launch_settings(arguments), **method}
 
 
-def mixed_precision(arguments: GradientRoutingConfig) -> str:
+def mixed_precision(arguments: CausalLMTrainingConfig) -> str:
     """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
     return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
 

@@ -18,10 +18,15 @@ from transformers import AutoModelForCausalLM, set_seed
 from hf_era.data import RETAIN
 from hf_era.models import expand_base
 from hf_era.models.loading import causal_lm_from_config, expanded_from_config, load_causal_lm
-from hf_era.run.config import RunConfig
+from hf_era.run.config import RunConfig, without_routing
 from hf_era.run.directory import RunFolders, fingerprint
 from hf_era.run.inputs import RunInputs, effective_training, launch_settings, mixed_precision
-from hf_era.training import CausalLMTrainer, GradientRoutingConfig, GradientRoutingTrainer
+from hf_era.training import (
+    CausalLMTrainer,
+    CausalLMTrainingConfig,
+    GradientRoutingConfig,
+    GradientRoutingTrainer,
+)
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import BEST, coherence_settings, damage_of_best, fine_tune_for_coherence
 from hf_era.utils.environment import git_revision, machine_description, package_versions
@@ -64,14 +69,16 @@ class Phases:
             return self.inputs.base_fingerprint
         architecture = self.inputs.base_config.to_diff_dict()
         architecture.pop("transformers_version", None)
-        training = {**effective_training(self._base_training()), **launch_settings(self.arguments)}
+        # As earlier versions wrote it down, whose base was trained with the routing's config and without an L1 term.
+        settings = {**without_routing(self._base_training()), "l1_coefficient": 0.0}
+        training = {**effective_training(settings), **launch_settings(self.arguments)}
         return fingerprint(self.inputs.data_fingerprint, architecture, self.config.seed, training)
 
     # ---- Base ----
 
     def train_base(self, key: str) -> dict[str, Any]:
         """Trains a stock model on all training stories, without routing."""
-        arguments = self.config.training_arguments(
+        arguments = self.config.stock_training_arguments(
             self.folders.checkpoints("base", key),
             **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
         )
@@ -83,9 +90,7 @@ class Phases:
     def _base_training(self) -> dict[str, Any]:
         """The base control has the run's own training settings; a base may have others."""
         overrides = self.config.pretraining if self.config.model.start == "pretrained" else {}
-        own = ("multipliers", "l1_coefficient", "auxiliary_", "minimum_ablation_gap")
-        values = {**self.config.training, **overrides, "l1_coefficient": 0.0}
-        return {name: value for name, value in values.items() if name == "l1_coefficient" or not name.startswith(own)}
+        return {**self.config.training, **overrides}
 
     # ---- Route ----
 
@@ -108,7 +113,7 @@ class Phases:
 
     def train_on_retain_alone(self, key: str) -> dict[str, Any]:
         """Trains a stock model from random weights on the retain stories alone, otherwise as the base control."""
-        arguments = self.config.training_arguments(
+        arguments = self.config.stock_training_arguments(
             self.folders.checkpoints("filter", key),
             **{**self._base_training(), "push_to_hub": False, "save_total_limit": 1},
         )
@@ -118,17 +123,22 @@ class Phases:
         # Forget stories that lost their label are left out too: this is the yardstick of perfect labels.
         retain = train.select([index for index, label in enumerate(train["label"]) if label == RETAIN])
         trainer, _ = self._train(CausalLMTrainer, model, arguments, self.folders.final, retain)
-        return self._training_report(trainer, arguments)
+        report = self._training_report(trainer, arguments)
+        report["arguments"]["l1_coefficient"] = 0.0  # the run's others of the routing are as they stand, without effect
+        return report
 
     def untouched(self, key: str) -> dict[str, Any]:
         """Nothing is trained; says what the figures are measured with."""
         return {"steps": 0, "log_history": [], "provenance": self._provenance()}
 
-    def _training_report(self, trainer: Any, arguments: GradientRoutingConfig) -> dict[str, Any]:
+    def _training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
         history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
         return {
             "steps": trainer.state.global_step,
-            "arguments": {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS},
+            "arguments": {
+                name: getattr(arguments if hasattr(arguments, name) else self.arguments, name)
+                for name in _REPORTED_ARGUMENTS
+            },
             "mixed_precision": mixed_precision(arguments),
             "log_history": history,
             "provenance": self._provenance(),
@@ -198,7 +208,7 @@ class Phases:
         self,
         trainer_class: type[CausalLMTrainer],
         model: Any,
-        arguments: GradientRoutingConfig,
+        arguments: CausalLMTrainingConfig,
         folder: Path,
         stories: Dataset | None = None,
     ) -> tuple[CausalLMTrainer, Any]:

@@ -1,12 +1,13 @@
-"""The trainer and its config, and coherence fine-tuning."""
+"""The trainers, their configs, and coherence fine-tuning."""
 
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
-from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.errors import LocalizationWarning, NonFiniteLossError
 from hf_era.training.gradient_routing_trainer import GradientRoutingTrainer
 
 __all__ = [
     "CausalLMTrainer",
+    "CausalLMTrainingConfig",
     "GradientRoutingConfig",
     "GradientRoutingTrainer",
     "LocalizationWarning",

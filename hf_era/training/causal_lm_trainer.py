@@ -6,7 +6,7 @@ The base, the base control and coherence fine-tuning use it as it is; `GradientR
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -20,7 +20,7 @@ from hf_era.data import RoutingCollator, longest_first, padding_token_id
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
-from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.config import CausalLMTrainingConfig
 from hf_era.training.distributed import DistributedTrainer
 from hf_era.training.errors import NonFiniteLossError
 
@@ -34,7 +34,7 @@ class CausalLMTrainer(DistributedTrainer):
     `save_whole_model`.
 
     Args:
-        args (`GradientRoutingConfig`): `TrainingArguments` and ours.
+        args (`CausalLMTrainingConfig`): `TrainingArguments` and ours.
         data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`, which refuses
             ids that the model's vocabulary does not have.
         kwargs: everything that `Trainer` takes.
@@ -43,14 +43,15 @@ class CausalLMTrainer(DistributedTrainer):
         ValueError: for `args` of another class, or if FSDP was asked for where nothing would be sharded.
     """
 
-    args: GradientRoutingConfig
+    config_class: ClassVar[type[CausalLMTrainingConfig]] = CausalLMTrainingConfig
+    args: CausalLMTrainingConfig
     # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
-        args = args if args is not None else GradientRoutingConfig()
-        if not isinstance(args, GradientRoutingConfig):
-            raise ValueError(f"`args` should be a GradientRoutingConfig, got {type(args).__name__}.")
+    def __init__(self, model: Any = None, args: CausalLMTrainingConfig | None = None, **kwargs: Any) -> None:
+        args = args if args is not None else self.config_class()
+        if not isinstance(args, self.config_class):
+            raise ValueError(f"`args` should be a {self.config_class.__name__}, got {type(args).__name__}.")
         if kwargs.get("data_collator") is None:
             tokenizer = kwargs.get("processing_class")
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
@@ -63,7 +64,7 @@ class CausalLMTrainer(DistributedTrainer):
         self._last_loss: Tensor | None = None
 
     def _set_fast_paths(self, model: Any) -> None:
-        """The switches of `GradientRoutingConfig`, for a model that has fast paths."""
+        """The switches of `CausalLMTrainingConfig`, for a model that has fast paths."""
         if hasattr(model, "set_fast_paths"):
             model.set_fast_paths(
                 FastPaths(fused_activation=self.args.fused_activation, chunked_loss=self.args.chunked_loss)

@@ -274,7 +274,7 @@ class ContinuableTrainer(PickleFreeTrainer):
         if self.args.should_save:
             self._remove_old_checkpoints(folder / name)
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder / name))
+            self._push_from_checkpoint(str(folder / name))
 
     def _clear(self, staging: Path) -> None:
         if self.args.should_save:
@@ -296,7 +296,8 @@ class ContinuableTrainer(PickleFreeTrainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not from under the temporary name: `_save_checkpoint` does it when the checkpoint is in place."""
+        if self._staging is None:  # not from under the temporary name: `_save_checkpoint` calls it again afterwards
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _remove_old_checkpoints(self, newest: Path) -> None:
         limit = self.args.save_total_limit

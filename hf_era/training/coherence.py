@@ -14,8 +14,9 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
-from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.config import CausalLMTrainingConfig
 from hf_era.utils.checks import check_count, check_positive
+from hf_era.utils.fields import about
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 
 METRIC = "eval_loss"
@@ -37,11 +38,13 @@ class CoherenceConfig:
         ValueError: for a number out of range.
     """
 
-    enabled: bool = field(default=True, metadata={"help": "false leaves this phase out."})
-    steps: int = field(default=500, metadata={"help": "Steps at most."})
-    stories: int = field(default=64, metadata={"help": "Retain stories, the batch of every step."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate, constant."})
-    patience: int | None = field(default=None, metadata={"help": "Stop after so many steps without a new best."})
+    enabled: bool = field(default=True, metadata=about("false leaves this phase out.", identity=True))
+    steps: int = field(default=500, metadata=about("Steps at most.", identity=True))
+    stories: int = field(default=64, metadata=about("Retain stories, the batch of every step.", identity=True))
+    learning_rate: float = field(default=5e-5, metadata=about("Learning rate, constant.", identity=True))
+    patience: int | None = field(
+        default=None, metadata=about("Stop after so many steps without a new best.", identity=True)
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "stories", "patience"):
@@ -148,7 +151,7 @@ def coherence_settings(config: CoherenceConfig, per_device_batch_size: int, proc
 
 def fine_tune_for_coherence(
     model: Any,
-    args: GradientRoutingConfig,
+    args: CausalLMTrainingConfig,
     config: CoherenceConfig,
     train_dataset: Dataset,
     validation_retain: Dataset,
@@ -158,7 +161,7 @@ def fine_tune_for_coherence(
 
     Args:
         model: a stock causal LM; changed in place.
-        args (`GradientRoutingConfig`): the routing phase's with `coherence_settings` over them.
+        args (`CausalLMTrainingConfig`): the routing phase's with `coherence_settings` over them.
         config (`CoherenceConfig`): for the patience.
         train_dataset (`Dataset`): the retain stories of the batch.
         validation_retain (`Dataset`): the retain stories that choose the best weights.

@@ -1,4 +1,4 @@
-"""`GradientRoutingConfig`: the Trainer's arguments and the few that gradient routing needs."""
+"""What the trainers are told: transformers' arguments, those of every training here, and those of gradient routing."""
 
 import math
 from dataclasses import dataclass, field
@@ -18,40 +18,27 @@ SHOWN_OR_KEPT = frozenset({
     "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm",
     "eval_delay", "eval_steps", "eval_strategy", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision",
     "hub_strategy", "hub_token", "log_level", "log_level_replica", "logging_dir", "logging_first_step",
-    "logging_nan_inf_filter", "logging_steps", "logging_strategy", "per_device_eval_batch_size", "project",
-    "push_to_hub", "report_to", "run_name", "save_on_each_node", "save_only_model", "save_steps", "save_strategy",
-    "save_total_limit", "use_cpu",
+    "logging_strategy", "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name",
+    "save_on_each_node", "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
 })  # fmt: skip
-"""Fields that `GradientRoutingConfig` has from transformers and that do not change what is computed: transformers declares
-nothing of the kind. A field that stands in neither place identifies a run, so that one that a later transformers adds is
-never overlooked."""
+"""Fields that `CausalLMTrainingConfig` inherits from transformers and that do not change what is computed: transformers
+declares nothing of the kind. A field that stands in neither place identifies a run, so that one that a later transformers
+adds is never overlooked."""
 
 
 @dataclass
-class GradientRoutingConfig(TrainingArguments):
-    """`TrainingArguments` with the seed runs' optimizer settings as defaults, and the routing's own fields.
+class CausalLMTrainingConfig(TrainingArguments):
+    """`TrainingArguments` of any causal LM, with the seed runs' optimizer settings as defaults.
 
     Other defaults than the Trainer's: learning rate 5e-4 after 100 warm-up steps, cosine to a tenth of it; AdamW betas
     (0.9, 0.95), weight decay 0.1 on every parameter, no gradient clipping; no filter of non-finite losses in the logs
     (training stops at the first one anyway, and the filter makes the host wait for the device in every step).
 
     Args:
-        multipliers (`dict` or `str`, *optional*):
-            The fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the seed's.
-        l1_coefficient (`float`, *optional*, defaults to `1e-4`):
-            Coefficient of the L1 term: coefficient * (sum of |activation| over target layers and real tokens) / (number
-            of real tokens). Its gradient is not scaled by the routing. 0 switches it off.
         weight_decay_on_all_parameters (`bool`, *optional*, defaults to `True`):
             Weight decay on biases and norms too, as in the seed. `False`: the Trainer's usual groups.
         minimum_learning_rate_ratio (`float`, *optional*, defaults to `0.1`):
             The cosine ends at this share of the peak learning rate. In [0, 1].
-        auxiliary_learning_rate_factor (`float`, *optional*, defaults to `1.0`):
-            Learning rate of the auxiliary modules over that of the rest. Not negative.
-        auxiliary_weight_decay (`float`, *optional*):
-            Weight decay of the auxiliary modules. Not given: that of the rest.
-        minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
-            Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
-            loud warning says so.
         attn_implementation (`str`, *optional*):
             `sdpa` or `eager`. Not given: as the model was loaded, which is `sdpa` unless it was told otherwise.
         fused_activation (`bool`, *optional*, defaults to `True`):
@@ -64,62 +51,43 @@ class GradientRoutingConfig(TrainingArguments):
         ValueError: if one of these fields is out of range.
     """
 
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=5e-4, metadata=about("Peak learning rate.", identity=True))
     lr_scheduler_type: str = field(
-        default="cosine_warmup_with_min_lr", metadata={"help": "Learning-rate schedule; see transformers."}
+        default="cosine_warmup_with_min_lr",
+        metadata=about("Learning-rate schedule; see transformers.", identity=True),
     )
-    warmup_steps: float = field(default=100, metadata={"help": "Warm-up steps (below 1: share of all steps)."})
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping (0 = off)."})
+    warmup_steps: float = field(
+        default=100, metadata=about("Warm-up steps (below 1: share of all steps).", identity=True)
+    )
+    weight_decay: float = field(default=0.1, metadata=about("AdamW's weight decay.", identity=True))
+    adam_beta2: float = field(default=0.95, metadata=about("AdamW's second beta.", identity=True))
+    max_grad_norm: float = field(default=0.0, metadata=about("Gradient clipping (0 = off).", identity=True))
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every parameter is used in every step, so DDP need not look."}
+        default=False, metadata=about("Every parameter is used in every step, so DDP need not look.", identity=True)
     )
-    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
-
+    logging_steps: float = field(default=20, metadata=about("Log every so many steps.", identity=False))
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave non-finite losses out of the logs; training stops at one anyway."}
-    )
-
-    multipliers: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Gradient multipliers (original_forget, ...) as a dict or JSON."}
-    )
-    l1_coefficient: float = field(
-        default=1e-4, metadata={"help": "Coefficient of the activations' L1 norm per token (0 = off)."}
+        default=False,
+        metadata=about("Leave non-finite losses out of the logs; training stops at one anyway.", identity=False),
     )
     weight_decay_on_all_parameters: bool = field(
-        default=True, metadata={"help": "Weight decay on biases and norms too, as in the seed runs."}
+        default=True, metadata=about("Weight decay on biases and norms too, as in the seed runs.", identity=True)
     )
     minimum_learning_rate_ratio: float = field(
-        default=0.1, metadata={"help": "The cosine ends at this share of the peak learning rate."}
-    )
-    auxiliary_learning_rate_factor: float = field(
-        default=1.0, metadata={"help": "Learning rate of the auxiliary modules over that of the rest."}
-    )
-    auxiliary_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the auxiliary modules. Not given: that of the rest."}
-    )
-    minimum_ablation_gap: float = field(
-        default=0.05,
-        metadata=about("Nats a token below which a warning says that nothing was localised.", identity=False),
+        default=0.1, metadata=about("The cosine ends at this share of the peak learning rate.", identity=True)
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa or eager. Not given: as the model was loaded (sdpa)."}
+        default=None, metadata=about("sdpa or eager. Not given: as the model was loaded (sdpa).", identity=True)
     )
     fused_activation: bool = field(
-        default=True, metadata={"help": "GELU as one operation, with the routing in its backward pass."}
+        default=True, metadata=about("GELU as one operation, with the routing in its backward pass.", identity=True)
     )
     chunked_loss: bool = field(
-        default=True, metadata={"help": "LM head and cross entropy in chunks, at labelled positions only."}
+        default=True, metadata=about("LM head and cross entropy in chunks, at labelled positions only.", identity=True)
     )
 
     def __post_init__(self) -> None:
-        self.gradient_multipliers = parse_multipliers(self.multipliers)
-        self.multipliers = self.gradient_multipliers.to_dict()
-        for name in ("l1_coefficient", "auxiliary_learning_rate_factor", "weight_decay"):
-            _check_at_least_zero(f"training.{name}", getattr(self, name))
-        if self.auxiliary_weight_decay is not None:
-            _check_at_least_zero("training.auxiliary_weight_decay", self.auxiliary_weight_decay)
+        _check_at_least_zero("training.weight_decay", self.weight_decay)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"`training.learning_rate` should be positive, got {self.learning_rate}.")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
@@ -137,15 +105,64 @@ class GradientRoutingConfig(TrainingArguments):
                     "training.attn_implementation", self.attn_implementation, ATTENTION_IMPLEMENTATIONS
                 )
             )
-        if "min_lr" in str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) and not (
-            self.lr_scheduler_kwargs
-        ):
+        schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        if "min_lr" in schedule and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.minimum_learning_rate_ratio}
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
 
 
-def _check_at_least_zero(name: str, value: float) -> None:
-    if not math.isfinite(value) or value < 0:
+@dataclass
+class GradientRoutingConfig(CausalLMTrainingConfig):
+    """`CausalLMTrainingConfig`, and what gradient routing needs besides.
+
+    Args:
+        multipliers (`dict` or `str`, *optional*):
+            The fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the seed's.
+        l1_coefficient (`float`, *optional*, defaults to `1e-4`):
+            Coefficient of the L1 term: coefficient * (sum of |activation| over target layers and real tokens) / (number
+            of real tokens). Its gradient is not scaled by the routing. 0 switches it off.
+        auxiliary_learning_rate_factor (`float`, *optional*, defaults to `1.0`):
+            Learning rate of the auxiliary modules over that of the rest. Not negative.
+        auxiliary_weight_decay (`float`, *optional*):
+            Weight decay of the auxiliary modules. Not given: that of the rest.
+        minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
+            Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
+            loud warning says so.
+        kwargs: everything that `CausalLMTrainingConfig` takes.
+
+    Raises:
+        ValueError: if one of these fields is out of range.
+    """
+
+    multipliers: dict[str, Any] | str | None = field(
+        default=None,
+        metadata=about("Gradient multipliers (original_forget, ...) as a dict or JSON.", identity=True),
+    )
+    l1_coefficient: float = field(
+        default=1e-4, metadata=about("Coefficient of the activations' L1 norm per token (0 = off).", identity=True)
+    )
+    auxiliary_learning_rate_factor: float = field(
+        default=1.0, metadata=about("Learning rate of the auxiliary modules over that of the rest.", identity=True)
+    )
+    auxiliary_weight_decay: float | None = field(
+        default=None,
+        metadata=about("Weight decay of the auxiliary modules. Not given: that of the rest.", identity=True),
+    )
+    minimum_ablation_gap: float = field(
+        default=0.05,
+        metadata=about("Nats a token below which a warning says that nothing was localised.", identity=False),
+    )
+
+    def __post_init__(self) -> None:
+        self.gradient_multipliers = parse_multipliers(self.multipliers)
+        self.multipliers = self.gradient_multipliers.to_dict()
+        for name in ("l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay"):
+            _check_at_least_zero(f"training.{name}", getattr(self, name))
+        super().__post_init__()
+
+
+def _check_at_least_zero(name: str, value: float | None) -> None:
+    if value is not None and (not math.isfinite(value) or value < 0):
         raise ValueError(f"`{name}` should be a finite number >= 0, got {value}.")

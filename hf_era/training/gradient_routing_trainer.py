@@ -53,8 +53,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
         ValueError: if the model is not expanded.
     """
 
+    config_class = GradientRoutingConfig
+    args: GradientRoutingConfig
     model: Any
-    _steps_in_loss_parts: int
 
     def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
         super().__init__(model=model, args=args, **kwargs)

@@ -43,11 +43,6 @@ def test_the_attention_that_the_model_was_loaded_with_stays(
     assert make_trainer(model=model).model.config._attn_implementation == "eager"
 
 
-def test_an_unknown_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`training.attn_implementation`: 'spda'. Did you mean `sdpa`"):
-        GradientRoutingConfig("out", attn_implementation="spda")
-
-
 def test_model_init_gets_the_switches_too(make_trainer: Callable[..., Any], make_expanded: Callable[..., Any]) -> None:
     trainer = make_trainer(chunked_loss=False)
     trainer.model_init = lambda: make_expanded([0, 1])

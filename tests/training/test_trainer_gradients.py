@@ -151,3 +151,30 @@ def test_every_parameter_is_trained(make_trainer: Callable[..., Any]) -> None:
     trainer.train()
     unchanged = [name for name, value in trainer.model.named_parameters() if torch.equal(before[name], value)]
     assert unchanged == []
+
+
+def test_the_auxiliary_learning_rate_factor_scales_the_steps_of_the_auxiliary_weights_alone(
+    make_trainer: Callable[..., Any],
+) -> None:
+    """Under plain SGD the change of a weight is its gradient times the learning rate."""
+
+    def changes(factor: float) -> dict[str, Tensor]:
+        trainer = make_trainer(
+            max_steps=1, optim="sgd", weight_decay=0.0, learning_rate=0.1, auxiliary_learning_rate_factor=factor
+        )
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        trainer.train()
+        return {name: value.detach() - before[name] for name, value in trainer.model.named_parameters()}
+
+    whole, half, none = changes(1.0), changes(0.5), changes(0.0)
+    auxiliary = {name for name in whole if ".auxiliary." in name}
+    assert auxiliary
+    assert auxiliary < set(whole)
+    for name, change in whole.items():
+        assert change.abs().max() > 1e-5, name
+        if name in auxiliary:
+            torch.testing.assert_close(half[name], change / 2, rtol=1e-3, atol=1e-7)
+            assert not none[name].any(), name
+        else:
+            assert torch.equal(half[name], change), name
+            assert torch.equal(none[name], change), name

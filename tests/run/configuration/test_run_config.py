@@ -12,7 +12,7 @@ from hf_era.models.config import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
 from hf_era.run.config import ModelConfig, RunConfig, describe_fields
 from hf_era.training.coherence import CoherenceConfig
-from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
 
 SECTIONS = {
     "model": ModelConfig, "expansion": ExpansionConfig, "routing": RoutingRuleConfig, "data": DataConfig,
@@ -57,6 +57,14 @@ def test_training_arguments_come_from_the_config_and_the_phase(tmp_path: Path) -
     assert arguments.gradient_multipliers.original_retain == 1.0
 
 
+def test_a_stock_model_is_trained_without_the_settings_of_routing(tmp_path: Path) -> None:
+    config = RunConfig(seed=5, training={"learning_rate": 1e-2, "l1_coefficient": 0.5, "auxiliary_weight_decay": 0.1})
+    arguments = config.stock_training_arguments(tmp_path, max_steps=9, auxiliary_learning_rate_factor=0.5)
+    assert type(arguments) is CausalLMTrainingConfig
+    assert (arguments.seed, arguments.learning_rate, arguments.max_steps) == (5, 1e-2, 9)
+    assert not hasattr(arguments, "l1_coefficient")
+
+
 def test_every_field_is_described() -> None:
     lines = describe_fields().splitlines()
     described = {line.split(" ")[0].removeprefix("--"): lines[number + 1].strip()
@@ -66,7 +74,8 @@ def test_every_field_is_described() -> None:
         expected |= {f"{section}.{field.name}" for field in dataclasses.fields(kind) if field.init}
     assert set(described) == expected
     ours = {name for name in described if not name.startswith(("training.", "pretraining."))}
-    ours |= {f"training.{name}" for name in GradientRoutingConfig.__annotations__}
+    for kind in (CausalLMTrainingConfig, GradientRoutingConfig):
+        ours |= {f"training.{name}" for name in kind.__annotations__}
     assert [name for name in ours if len(described[name]) < 8] == []
     assert "%%" not in describe_fields()
     assert "--data.max_tokens (default: 256)" in lines
