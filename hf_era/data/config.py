@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_era.data.generator import MAXIMUM_STORIES
 from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr
+from hf_era.utils.fields import about
 
 GENERATOR = "generator"
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
@@ -22,10 +23,6 @@ _LIMITS = {
     "attack_stories": (0, LARGEST_COUNT),
     "num_proc": (1, 1_024),
 }
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
@@ -58,24 +55,50 @@ class DataConfig:
         ValueError: for an empty forget word, or a number out of range.
     """
 
-    train: str = field(default=GENERATOR, metadata=_help("generator, a file, a directory, or a hub data set id."))
-    validation: str | None = field(default=None, metadata=_help("Likewise. Not given: taken out of the training data."))
-    train_split: str = field(default="train", metadata=_help("Split of a hub data set to train on."))
-    validation_split: str = field(default="validation", metadata=_help("Split of a hub data set to evaluate on."))
-    subset: str | None = field(default=None, metadata=_help("Configuration name of a hub data set."))
-    text_column: str | None = field(default=None, metadata=_help("Column with the story. Not given: found."))
-    max_train_stories: int | None = field(default=None, metadata=_help("At most so many training stories."))
-    generator_stories: int = field(default=6_000, metadata=_help("Stories that the generator makes."))
-    forget_words: list[str] = field(default_factory=lambda: list(TREE_WORDS), metadata=_help("Words to forget."))
-    labelled_fraction: float = field(default=1.0, metadata=_help("Share of the forget stories that keep their label."))
-    max_characters: int | None = field(default=1_029, metadata=_help("A story is cut at so many characters."))
-    max_tokens: int = field(default=256, metadata=_help("And then at so many tokens, BOS and EOS included."))
-    add_bos: bool = field(default=True, metadata=_help("One BOS in front of each story."))
-    add_eos: bool = field(default=False, metadata=_help("One EOS at the end of each story that was not cut."))
-    forget_validation_stories: int = field(default=150, metadata=_help("Forget stories to evaluate on."))
-    retain_validation_stories: int = field(default=150, metadata=_help("Retain stories to evaluate on."))
-    attack_stories: int = field(default=320, metadata=_help("Forget stories held back for the relearn attack."))
-    num_proc: int | None = field(default=None, metadata=_help("Processes that label and tokenise."))
+    train: str = field(
+        default=GENERATOR, metadata=about("generator, a file, a directory, or a hub data set id.", identity=False)
+    )
+    validation: str | None = field(
+        default=None, metadata=about("Likewise. Not given: taken out of the training data.", identity=False)
+    )
+    train_split: str = field(default="train", metadata=about("Split of a hub data set to train on.", identity=False))
+    validation_split: str = field(
+        default="validation", metadata=about("Split of a hub data set to evaluate on.", identity=False)
+    )
+    subset: str | None = field(default=None, metadata=about("Configuration name of a hub data set.", identity=False))
+    text_column: str | None = field(
+        default=None, metadata=about("Column with the story. Not given: found.", identity=False)
+    )
+    max_train_stories: int | None = field(
+        default=None, metadata=about("At most so many training stories.", identity=True)
+    )
+    generator_stories: int = field(default=6_000, metadata=about("Stories that the generator makes.", identity=False))
+    forget_words: list[str] = field(
+        default_factory=lambda: list(TREE_WORDS), metadata=about("Words to forget.", identity=True)
+    )
+    labelled_fraction: float = field(
+        default=1.0, metadata=about("Share of the forget stories that keep their label.", identity=False)
+    )
+    max_characters: int | None = field(
+        default=1_029, metadata=about("A story is cut at so many characters.", identity=True)
+    )
+    max_tokens: int = field(
+        default=256, metadata=about("And then at so many tokens, BOS and EOS included.", identity=True)
+    )
+    add_bos: bool = field(default=True, metadata=about("One BOS in front of each story.", identity=True))
+    add_eos: bool = field(
+        default=False, metadata=about("One EOS at the end of each story that was not cut.", identity=True)
+    )
+    forget_validation_stories: int = field(
+        default=150, metadata=about("Forget stories to evaluate on.", identity=False)
+    )
+    retain_validation_stories: int = field(
+        default=150, metadata=about("Retain stories to evaluate on.", identity=False)
+    )
+    attack_stories: int = field(
+        default=320, metadata=about("Forget stories held back for the relearn attack.", identity=False)
+    )
+    num_proc: int | None = field(default=None, metadata=about("Processes that label and tokenise.", identity=False))
 
     def __post_init__(self) -> None:
         if not self.forget_words:

@@ -18,6 +18,7 @@ from hf_era.evaluation.intervals import Estimate, paired_difference
 from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, mean_of_batch_means, story_losses
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
 from hf_era.utils.checks import check_count
+from hf_era.utils.fields import about
 from hf_era.utils.processes import share_of, share_out
 
 CPU_BATCH_SIZE = 16
@@ -40,11 +41,15 @@ class EvaluationConfig:
     """
 
     batch_size: int | None = field(
-        default=None, metadata={"help": "Stories a batch; not given: sized to memory. Changes the speed only."}
+        default=None,
+        metadata=about("Stories a batch; not given: sized to memory. Changes the speed only.", identity=False),
     )
-    bootstrap_samples: int = field(default=1_000, metadata={"help": "Bootstrap resamples (0 = no intervals)."})
+    bootstrap_samples: int = field(
+        default=1_000, metadata=about("Bootstrap resamples (0 = no intervals).", identity=True)
+    )
     mean_of_batch_means_size: int = field(
-        default=80, metadata={"help": "Stories a batch of the reference's mean of batch means, reported beside ours."}
+        default=80,
+        metadata=about("Stories a batch of the reference's mean of batch means, reported beside ours.", identity=True),
     )
 
     def __post_init__(self) -> None:

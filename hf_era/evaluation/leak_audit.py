@@ -38,7 +38,7 @@ def gradient_audit(
     as it was: mode, device, `requires_grad`, gradients, ablated modules.
 
     Args:
-        model: an expanded causal LM; its `gradient_multipliers` say what the routing does.
+        model: an expanded causal LM; its `router` says what the routing does.
         batches: one batch or several, of forget stories: `input_ids`, `attention_mask`, `labels`, `routing_weight`, each
             (batch, seq). Other columns are not looked at.
         device (*optional*): where it runs. Not given: where the model is.

@@ -12,6 +12,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
 from hf_era.utils.checks import check_count, short_repr
+from hf_era.utils.fields import about
 
 PROMPTS = (
     "Once upon a time, Timmy went to the forest",
@@ -43,12 +44,16 @@ class SamplingConfig:
         ValueError: for no prompt, or a number out of range.
     """
 
-    enabled: bool = field(default=True, metadata={"help": "false leaves generation out."})
-    prompts: list[str] = field(default_factory=lambda: list(PROMPTS), metadata={"help": "What texts begin with."})
-    new_tokens: int = field(default=200, metadata={"help": "Tokens to add at most."})
-    temperature: float = field(default=0.7, metadata={"help": "Of sampling (0 = greedy)."})
-    top_k: int = field(default=50, metadata={"help": "Sample from so many of the likeliest tokens (0 = from all)."})
-    seed: int = field(default=0, metadata={"help": "Of sampling."})
+    enabled: bool = field(default=True, metadata=about("false leaves generation out.", identity=True))
+    prompts: list[str] = field(
+        default_factory=lambda: list(PROMPTS), metadata=about("What texts begin with.", identity=True)
+    )
+    new_tokens: int = field(default=200, metadata=about("Tokens to add at most.", identity=True))
+    temperature: float = field(default=0.7, metadata=about("Of sampling (0 = greedy).", identity=True))
+    top_k: int = field(
+        default=50, metadata=about("Sample from so many of the likeliest tokens (0 = from all).", identity=True)
+    )
+    seed: int = field(default=0, metadata=about("Of sampling.", identity=True))
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):

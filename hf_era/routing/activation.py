@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_era.routing.router import PartRouting, Router, TokenRouting, register_router
 from hf_era.utils.checks import unknown_key_message
+from hf_era.utils.fields import about
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,18 @@ class GradientMultipliers:
         ValueError: if a multiplier is not a finite number.
     """
 
-    original_forget: float = field(default=-0.75, metadata={"help": "Original dims on forget tokens (signed)."})
-    original_retain: float = field(default=1.0, metadata={"help": "Original dims on retain tokens (signed)."})
-    auxiliary_forget: float = field(default=1.0, metadata={"help": "Auxiliary module on forget tokens (signed)."})
-    auxiliary_retain: float = field(default=1.0, metadata={"help": "Auxiliary module on retain tokens (signed)."})
+    original_forget: float = field(
+        default=-0.75, metadata=about("Original dims on forget tokens (signed).", identity=True)
+    )
+    original_retain: float = field(
+        default=1.0, metadata=about("Original dims on retain tokens (signed).", identity=True)
+    )
+    auxiliary_forget: float = field(
+        default=1.0, metadata=about("Auxiliary module on forget tokens (signed).", identity=True)
+    )
+    auxiliary_retain: float = field(
+        default=1.0, metadata=about("Auxiliary module on retain tokens (signed).", identity=True)
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -92,7 +101,8 @@ class ActivationRouter(Router):
 
     name: ClassVar[str] = "activation"
     multipliers: GradientMultipliers = field(
-        default_factory=GradientMultipliers, metadata={"help": "Gradient multipliers (original_forget, ...)."}
+        default_factory=GradientMultipliers,
+        metadata=about("Gradient multipliers (original_forget, ...).", identity=True),
     )
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_era.utils.checks import check_count, unknown_value_message
+from hf_era.utils.fields import about
 
 RULES = ("full_seq", "concept", "none")
 WEIGHTINGS = ("uniform", "frequency")
@@ -43,13 +44,17 @@ class RoutingRuleConfig:
         ValueError: for an unknown rule or weighting, or a number out of range.
     """
 
-    rule: str = field(default="full_seq", metadata={"help": "full_seq, concept or none."})
-    weighting: str = field(default="frequency", metadata={"help": "For full_seq: uniform or frequency."})
-    frequency_scale: float = field(default=1.0, metadata={"help": "Factor of f/r - r/f in the frequency rule."})
-    frequency_bias: float = field(default=-4.0, metadata={"help": "Bias of the frequency rule."})
-    frequency_stories: int = field(default=25_000, metadata={"help": "Stories counted, forget and retain each."})
+    rule: str = field(default="full_seq", metadata=about("full_seq, concept or none.", identity=True))
+    weighting: str = field(default="frequency", metadata=about("For full_seq: uniform or frequency.", identity=True))
+    frequency_scale: float = field(
+        default=1.0, metadata=about("Factor of f/r - r/f in the frequency rule.", identity=True)
+    )
+    frequency_bias: float = field(default=-4.0, metadata=about("Bias of the frequency rule.", identity=True))
+    frequency_stories: int = field(
+        default=25_000, metadata=about("Stories counted, forget and retain each.", identity=True)
+    )
     table_minimum_per_10k: float = field(
-        default=5.0, metadata={"help": "Tokens above this overall frequency per 10,000 are reported."}
+        default=5.0, metadata=about("Tokens above this overall frequency per 10,000 are reported.", identity=True)
     )
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
+from hf_era.utils.fields import about
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
@@ -62,17 +63,23 @@ class ModelConfig:
         ValueError: for an unknown start, or settings that contradict each other.
     """
 
-    start: str = field(default="pretrained", metadata={"help": "pretrained or scratch."})
-    base: str | None = field(default=None, metadata={"help": "Stock checkpoint: local directory or hub id."})
+    start: str = field(default="pretrained", metadata=about("pretrained or scratch.", identity=True))
+    base: str | None = field(
+        default=None, metadata=about("Stock checkpoint: local directory or hub id.", identity=True)
+    )
     architecture: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Config fields where no base is given."}
+        default_factory=dict, metadata=about("Config fields where no base is given.", identity=True)
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "Local directory or hub id. Not given: base's, or trained."}
+        default=None, metadata=about("Local directory or hub id. Not given: base's, or trained.", identity=True)
     )
-    vocabulary_size: int = field(default=2_048, metadata={"help": "Of a tokenizer that is trained here."})
-    base_control: bool = field(default=True, metadata={"help": "Scratch: also train a base control to compare with."})
-    base_dir: str | None = field(default=None, metadata={"help": "Where a base that is trained here is kept."})
+    vocabulary_size: int = field(default=2_048, metadata=about("Of a tokenizer that is trained here.", identity=False))
+    base_control: bool = field(
+        default=True, metadata=about("Scratch: also train a base control to compare with.", identity=False)
+    )
+    base_dir: str | None = field(
+        default=None, metadata=about("Where a base that is trained here is kept.", identity=False)
+    )
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
@@ -112,20 +119,28 @@ class RunConfig:
         pretraining (`dict`): fields of `GradientRoutingConfig` that differ for a base that is pretrained here.
     """
 
-    name: str = field(default="run", metadata={"help": "Name of the recipe."})
-    output_dir: str = field(default="runs/{name}-seed{seed}", metadata={"help": "{name} and {seed} are filled in."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Throw another run in that directory away."})
-    method: str = field(default="gradient_routing", metadata={"help": f"One of {', '.join(METHODS)}."})
-    data_filtering: str | None = field(
-        default=None, metadata={"help": "result.json of the data-filtering control, to compare with."}
+    name: str = field(default="run", metadata=about("Name of the recipe.", identity=False))
+    output_dir: str = field(
+        default="runs/{name}-seed{seed}", metadata=about("{name} and {seed} are filled in.", identity=False)
     )
-    seed: int = field(default=0, metadata={"help": "Of data order, splits and weights."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata=about("Throw another run in that directory away.", identity=False)
+    )
+    method: str = field(default="gradient_routing", metadata=about(f"One of {', '.join(METHODS)}.", identity=True))
+    data_filtering: str | None = field(
+        default=None, metadata=about("result.json of the data-filtering control, to compare with.", identity=False)
+    )
+    seed: int = field(default=0, metadata=about("Of data order, splits and weights.", identity=True))
     model: ModelConfig = field(default_factory=ModelConfig)
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
     routing: RoutingRuleConfig = field(default_factory=RoutingRuleConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    training: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of GradientRoutingConfig."})
-    pretraining: dict[str, Any] = field(default_factory=dict, metadata={"help": "What differs for the base."})
+    training: dict[str, Any] = field(
+        default_factory=dict, metadata=about("Fields of GradientRoutingConfig.", identity=True)
+    )
+    pretraining: dict[str, Any] = field(
+        default_factory=dict, metadata=about("What differs for the base.", identity=True)
+    )
     coherence: CoherenceConfig = field(default_factory=CoherenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     generation: SamplingConfig = field(default_factory=SamplingConfig)

@@ -27,20 +27,6 @@ RUN_FILE = "run.json"
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
 
 
-def fingerprint(*parts: Any) -> str:
-    """A hash of JSON-like values; equal values give equal hashes in any process."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def file_fingerprint(folder: Path) -> str:
-    """A hash over the contents of a saved model's weight and config files."""
-    digest = hashlib.sha256()
-    for path in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
-        digest.update(path.name.encode())
-        digest.update(bytes.fromhex(digest_of_file(path)))
-    return digest.hexdigest()[:16]
-
-
 class RunDirectory:
     """Remembers finished phases in `phases/<phase>.json`: the fingerprint of their inputs, the hashes of what they made.
 

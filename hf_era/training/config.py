@@ -1,5 +1,6 @@
 """What the trainers are told: transformers' arguments, those of every training here, and those of gradient routing."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from hf_era.routing import ActivationRouter, Router, make_router
 from hf_era.routing.activation import parse_multipliers
 from hf_era.utils.checks import unknown_value_message
-from hf_era.utils.fields import about
+from hf_era.utils.fields import UNLESS_DEFAULT, about
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -118,8 +120,12 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     """`CausalLMTrainingConfig`, and what gradient routing needs besides.
 
     Args:
+        router (`dict` or `str`, *optional*):
+            Who says what a token teaches to which part: a router's name, or a dict (or JSON) with `name` and its settings.
+            Not given: `activation`, Expand-Route-Ablate's own.
         multipliers (`dict` or `str`, *optional*):
-            The fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the seed's.
+            Of the router `activation`: the fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the
+            seed's.
         l1_coefficient (`float`, *optional*, defaults to `1e-4`):
             Coefficient of the L1 term: coefficient * (sum of |activation| over target layers and real tokens) / (number
             of real tokens). Its gradient is not scaled by the routing. 0 switches it off.
@@ -136,6 +142,10 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         ValueError: if one of these fields is out of range.
     """
 
+    router: dict[str, Any] | str | None = field(
+        default=None,
+        metadata=about("Router: its name, or a dict (or JSON) with name and settings.", identity=UNLESS_DEFAULT),
+    )
     multipliers: dict[str, Any] | str | None = field(
         default=None,
         metadata=about("Gradient multipliers (original_forget, ...) as a dict or JSON.", identity=True),
@@ -156,11 +166,31 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     )
 
     def __post_init__(self) -> None:
-        self.gradient_multipliers = parse_multipliers(self.multipliers)
-        self.multipliers = self.gradient_multipliers.to_dict()
+        self.token_router = _router(self.router, self.multipliers)
+        self.multipliers = None
+        if isinstance(self.token_router, ActivationRouter):
+            self.multipliers = self.token_router.multipliers.to_dict()
         for name in ("l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay"):
             _check_at_least_zero(f"training.{name}", getattr(self, name))
         super().__post_init__()
+
+
+def _router(router: dict[str, Any] | str | None, multipliers: Any) -> Router:
+    """The router that the two settings describe; raises `ValueError` if they contradict each other."""
+    if isinstance(router, str) and router.lstrip().startswith("{"):
+        try:
+            router = json.loads(router)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`training.router` should be a name, a dict or JSON, got {router!r}.") from error
+    chosen = make_router(ActivationRouter.name if router is None else router)
+    if multipliers is None:
+        return chosen
+    if chosen != ActivationRouter():
+        raise ValueError(
+            f"`training.multipliers` belongs to the router `{ActivationRouter.name}` without settings of its own, but the "
+            f"router is {router!r}. Give one of the two."
+        )
+    return ActivationRouter(parse_multipliers(multipliers))
 
 
 def _check_at_least_zero(name: str, value: float | None) -> None:

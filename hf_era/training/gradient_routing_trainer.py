@@ -73,7 +73,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self.last_ablation_gap: float | None = None
 
     def _set_up_model(self, model: Any) -> None:
-        model.gradient_multipliers = self.args.gradient_multipliers
+        model.router = self.args.token_router
         model.add_model_tags(MODEL_TAGS)
 
     def call_model_init(self, trial: Any = None) -> Any:

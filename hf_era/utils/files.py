@@ -191,3 +191,20 @@ def damage_of(folder: Path) -> str | None:
     if not isinstance(digests, dict):
         return f"it has no {MANIFEST} that can be read"
     return first_damage(folder, digests)
+
+
+# ---- Fingerprints ----
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of JSON-like values; equal values give equal hashes in any process."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash over the contents of a saved model's weight and config files."""
+    digest = hashlib.sha256()
+    for path in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
+        digest.update(path.name.encode())
+        digest.update(bytes.fromhex(digest_of_file(path)))
+    return digest.hexdigest()[:16]

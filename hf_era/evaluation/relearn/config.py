@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_era.utils.checks import check_count, short_repr
+from hf_era.utils.fields import about
 
 FULL, LORA = "full", "lora"
 """Kinds of attack: all weights are trained, or low-rank adapters only."""
@@ -36,19 +37,24 @@ class RelearnAttackConfig:
         ValueError: for a number out of range.
     """
 
-    steps: int = field(default=40, metadata={"help": "Steps of a trial at most."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate, constant, for every N."})
+    steps: int = field(default=40, metadata=about("Steps of a trial at most.", identity=True))
+    learning_rate: float = field(default=5e-5, metadata=about("Learning rate, constant, for every N.", identity=True))
     patience: int | None = field(
-        default=3, metadata={"help": "Stop after so many evaluations in a row with a higher forget loss; null: never."}
+        default=3,
+        metadata=about(
+            "Stop after so many evaluations in a row with a higher forget loss; null: never.", identity=True
+        ),
     )
-    evaluate_every: int = field(default=1, metadata={"help": "Steps between evaluations."})
-    batch_size: int = field(default=16, metadata={"help": "Stories in memory at a time; changes the speed only."})
-    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapters of a LoRA attack."})
-    lora_alpha: float = field(default=16.0, metadata={"help": "Scale of the adapters of a LoRA attack."})
+    evaluate_every: int = field(default=1, metadata=about("Steps between evaluations.", identity=True))
+    batch_size: int = field(
+        default=16, metadata=about("Stories in memory at a time; changes the speed only.", identity=True)
+    )
+    lora_rank: int = field(default=8, metadata=about("Rank of the adapters of a LoRA attack.", identity=True))
+    lora_alpha: float = field(default=16.0, metadata=about("Scale of the adapters of a LoRA attack.", identity=True))
     bf16: bool | None = field(
-        default=None, metadata={"help": "Attack in bf16 autocast. Not given: as the run was trained."}
+        default=None, metadata=about("Attack in bf16 autocast. Not given: as the run was trained.", identity=True)
     )
-    seed: int = field(default=0, metadata={"help": "Of the choice of stories, the adapters and dropout."})
+    seed: int = field(default=0, metadata=about("Of the choice of stories, the adapters and dropout.", identity=True))
 
     def __post_init__(self) -> None:
         for name in ("steps", "patience", "evaluate_every", "batch_size", "lora_rank"):
@@ -83,30 +89,35 @@ class RelearnConfig(RelearnAttackConfig):
         ValueError: for a number out of range, no N at all, or LoRA without a learning rate.
     """
 
-    enabled: bool = field(default=True, metadata={"help": "false leaves the attacks out."})
+    enabled: bool = field(default=True, metadata=about("false leaves the attacks out.", identity=True))
     stories: list[int] = field(
-        default_factory=lambda: [1, 4, 16, 64], metadata={"help": "Forget stories of the attacker, one attack each."}
+        default_factory=lambda: [1, 4, 16, 64],
+        metadata=about("Forget stories of the attacker, one attack each.", identity=True),
     )
-    trials: int = field(default=5, metadata={"help": "Trials of each attack; they share no story."})
+    trials: int = field(default=5, metadata=about("Trials of each attack; they share no story.", identity=True))
     sweep_stories: int | None = field(
-        default=None, metadata={"help": "Stories of the sweep and of LoRA. Not given: the largest of relearn.stories."}
+        default=None,
+        metadata=about("Stories of the sweep and of LoRA. Not given: the largest of relearn.stories.", identity=True),
     )
     sweep_learning_rates: list[float] = field(
         default_factory=lambda: [1e-5, 5e-5, 2e-4, 1e-3],
-        metadata={"help": "Also attack with these learning rates. Empty: no sweep."},
+        metadata=about("Also attack with these learning rates. Empty: no sweep.", identity=True),
     )
     sweep_trials: int | None = field(
-        default=None, metadata={"help": "Trials of each attack of the sweep and of LoRA. Not given: as trials."}
+        default=None,
+        metadata=about("Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True),
     )
-    lora: bool = field(default=True, metadata={"help": "Also attack through low-rank adapters (peft)."})
+    lora: bool = field(default=True, metadata=about("Also attack through low-rank adapters (peft).", identity=True))
     lora_learning_rates: list[float] = field(
-        default_factory=lambda: [1e-3], metadata={"help": "Learning rates of the LoRA attacks."}
+        default_factory=lambda: [1e-3], metadata=about("Learning rates of the LoRA attacks.", identity=True)
     )
     evaluation_stories: int | None = field(
-        default=64, metadata={"help": "Measure on at most so many forget and so many retain stories; null: on all."}
+        default=64,
+        metadata=about("Measure on at most so many forget and so many retain stories; null: on all.", identity=True),
     )
     allow_fewer: bool = field(
-        default=False, metadata={"help": "With too few stories: fewer trials or stories instead of an error."}
+        default=False,
+        metadata=about("With too few stories: fewer trials or stories instead of an error.", identity=True),
     )
 
     def __post_init__(self) -> None:

@@ -53,8 +53,8 @@ def test_training_arguments_come_from_the_config_and_the_phase(tmp_path: Path) -
     arguments = config.training_arguments(tmp_path, max_steps=9)
     assert (arguments.seed, arguments.learning_rate, arguments.max_steps) == (5, 1e-2, 9)
     assert arguments.output_dir == str(tmp_path)
-    assert arguments.gradient_multipliers.original_forget == 0.0
-    assert arguments.gradient_multipliers.original_retain == 1.0
+    assert arguments.token_router.multipliers.original_forget == 0.0
+    assert arguments.token_router.multipliers.original_retain == 1.0
 
 
 def test_a_stock_model_is_trained_without_the_settings_of_routing(tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""What a run can do: gradient routing and the controls it is compared with, one file each."""
+
+from hf_era.methods import base, data_filtering, gradient_routing
+from hf_era.methods.method import METHODS, Method, Phase, Run, Settings, Stage, get_method, register_method
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Phase",
+    "Run",
+    "Settings",
+    "Stage",
+    "base",
+    "data_filtering",
+    "get_method",
+    "gradient_routing",
+    "register_method",
+]

@@ -1,0 +1,51 @@
+"""The model before the method: how it is trained here where none is given, and the run that only measures it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import set_seed
+
+from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method
+from hf_era.models.loading import causal_lm_from_config
+from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig
+
+
+def train_base(run: Run, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
+    """Trains a stock model on all training stories, without routing: a base, or the base control of a run from scratch."""
+    set_seed(run.seed)
+    model = causal_lm_from_config(run.base_config, run.seed)
+    trainer, output = run.train(CausalLMTrainer, model, arguments, run.folder("base"))
+    return {"steps": trainer.state.global_step, "train_loss": output.training_loss}
+
+
+class Base(Method):
+    """Nothing is trained; the model before the method is measured as it is."""
+
+    name = "base"
+    title = "the model before the method"
+    role = "untouched"
+    texts = {"summary": "This is the model before the method, untouched"}
+    training_phase = "untouched"
+
+    def check(self, settings: Settings) -> None:
+        if settings.start == "scratch" and not settings.base_control:
+            raise ValueError(
+                "`method: base` measures the model before the method, but `model.base_control` is off, so there is none. "
+                "Set `model.base_control: true`, or `model.start: pretrained`."
+            )
+
+    def plan(self, settings: Settings) -> list[tuple[str, str]]:
+        return [("method", "none: the model before the method is measured as it is")]
+
+    def phases(self, run: Run) -> list[Phase]:
+        def work(key: str) -> dict[str, Any]:
+            return {"steps": 0, "log_history": [], "provenance": run.provenance()}
+
+        return [Phase("untouched", "Taking the model as it is", run.base_key, work)]
+
+    def stages(self, run: Run) -> list[Stage]:
+        return []
+
+
+register_method(Base())

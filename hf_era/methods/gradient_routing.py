@@ -1,0 +1,142 @@
+"""Gradient routing: expand, route, cut, and a short fine-tuning on retain stories (Cloud et al. 2024, arXiv 2410.04332)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, set_seed
+
+from hf_era.data import RETAIN
+from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
+from hf_era.models import expand_base
+from hf_era.models.loading import expanded_from_config, load_causal_lm
+from hf_era.training import GradientRoutingTrainer
+from hf_era.training.coherence import coherence_settings, fine_tune_for_coherence, intact_best
+from hf_era.utils.files import fingerprint
+
+
+class GradientRouting(Method):
+    """Route, contract, coherence. The sections `expansion`, `router`, `routing` and `coherence` are its settings."""
+
+    name = "gradient_routing"
+    title = "gradient routing"
+    texts = {
+        "introduction": (
+            "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate,\n[arXiv 2410.04332]"
+            "(https://arxiv.org/abs/2410.04332)) by hf_era {version}, so that what it learnt about the forget\nstories would "
+            "gather in an auxiliary module. That module has been cut out; its weights are not in these files. What\nremains "
+            "has a stock Transformers architecture and loads without hf_era."
+        ),
+        "labels": " Those\nwithout a label were trained as retain stories and are counted apart.",
+        "training": (
+            "An auxiliary module was added beside the MLP of the target layers. The model was trained on all stories, but the "
+            "gradient\nof each token was scaled by its routing weight (1 retain, 0 forget) at the input of the down "
+            "projections, by one\nmultiplier for the original dims and another for the auxiliary module. Then the module was "
+            "cut out."
+        ),
+    }
+    training_phase = "route"
+
+    def check_data(self, settings: Settings, retain_stories: int) -> None:
+        wanted = settings.coherence.stories
+        if settings.coherence.enabled and retain_stories < wanted:
+            raise ValueError(
+                f"`coherence.stories` asks for {wanted} retain stories, but the training data has {retain_stories}. Lower "
+                "it, or give more stories."
+            )
+
+    def plan(self, settings: Settings) -> list[tuple[str, str]]:
+        lines = []
+        for module in settings.expansion.module_configs:
+            layers = "all layers" if module.target_layers is None else f"layers {module.target_layers}"
+            lines.append(("expansion", f"auxiliary module '{module.name}' of width {module.width}, {layers}"))
+        coherence = f"{settings.coherence.steps} steps at most" if settings.coherence.enabled else "left out"
+        return [*lines, ("coherence", coherence)]
+
+    def phases(self, run: Run) -> list[Phase]:
+        route = fingerprint(run.identity, run.base_key if run.start == "pretrained" else None)
+        contract = fingerprint(route, "contract")
+        coherence = fingerprint(contract, run.coherence.to_dict())
+        is_tuned = run.coherence.enabled
+        return [
+            Phase(
+                "route",
+                "Training with gradient routing",
+                route,
+                partial(self._route, run),
+                (run.folder("expanded"),),
+                partial(run.remove_checkpoints, "route", route),
+            ),
+            Phase(
+                "contract", "Cutting the module out", contract, partial(_contract, run), (run.folder("contracted"),)
+            ),
+            Phase(
+                "coherence",
+                "Coherence fine-tuning" if is_tuned else "Saving the final model, without coherence fine-tuning",
+                coherence,
+                partial(_coherence, run),
+                (run.folder("model"),),
+                partial(run.remove_checkpoints, "coherence", coherence),
+            ),
+        ]
+
+    def stages(self, run: Run) -> list[Stage]:
+        stages = [
+            Stage("before_ablation", run.folder("expanded"), is_expanded=True),
+            Stage("after_ablation", run.folder("contracted")),
+        ]
+        return [*stages, Stage("after_coherence", run.folder("model"))] if run.coherence.enabled else stages
+
+    def start_model(self, run: Run) -> Any:
+        """The expanded model that routing starts from; the same weights each time."""
+        if run.start == "scratch":
+            return expanded_from_config(run.base_config, run.expansion, run.seed)
+        set_seed(run.seed)
+        # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
+        return expand_base(run.before_model, run.expansion, dtype=torch.float32)
+
+    def _route(self, run: Run, key: str) -> dict[str, Any]:
+        """Expands the model and trains it with gradient routing."""
+        arguments = run.training_arguments("route", key)
+        set_seed(run.seed)
+        trainer, _ = run.train(GradientRoutingTrainer, self.start_model(run), arguments, run.folder("expanded"))
+        return run.training_report(trainer, arguments)
+
+
+def _contract(run: Run, key: str) -> dict[str, Any]:
+    """Cuts the auxiliary modules out."""
+    expanded: Any = AutoModelForCausalLM.from_pretrained(
+        run.folder("expanded"), use_safetensors=True, trust_remote_code=False
+    )
+    run.save(expanded.contract().save_pretrained, run.folder("contracted"))
+    removed = [value for name, value in expanded.named_parameters() if expanded.is_auxiliary_parameter(name)]
+    return {"parameters_removed": sum(value.numel() for value in removed)}
+
+
+def _coherence(run: Run, key: str) -> dict[str, Any]:
+    """Fine-tunes on retain stories and keeps the best weights; puts the final model in place."""
+    settings = run.coherence
+    model = load_causal_lm(run.folder("contracted"))
+    if not settings.enabled:
+        run.save(model.save_pretrained, run.folder("model"))
+        return {"enabled": False}
+    if not intact_best(run.checkpoints("coherence", key), run.state):
+        run.remove_checkpoints("coherence", key)
+    run.state.wait_for_everyone()
+    changes = coherence_settings(settings, run.arguments.per_device_train_batch_size, run.arguments.world_size)
+    best, report = fine_tune_for_coherence(
+        model,
+        run.training_arguments("coherence", key, **changes),
+        settings,
+        stories_labelled(run.data, RETAIN, settings.stories),
+        run.data.validation_retain,
+        run.tokenizer,
+    )
+    run.state.wait_for_everyone()
+    run.save(load_causal_lm(best).save_pretrained, run.folder("model"))
+    return {"enabled": True, **report}
+
+
+register_method(GradientRouting())

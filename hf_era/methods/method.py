@@ -1,0 +1,217 @@
+"""Methods: what a run does, phase by phase, from its config to the model that is evaluated.
+
+A method says what its settings are, checks them, lists its phases and the stages at which models are measured, and what
+reports call it. Gradient routing is one of them; the controls are others. Everything else (evaluation, generations, relearn
+attack, card and report) is done for all methods alike.
+
+To add a method: a file with a subclass of `Method`, and one `register_method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedConfig
+
+from hf_era.data import PreparedData
+from hf_era.evaluation.results import STAGE_TITLES
+from hf_era.models import ExpansionConfig
+from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
+from hf_era.training.coherence import CoherenceConfig
+from hf_era.utils.checks import unknown_value_message
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of a run. It is skipped when it was done already with the same key and its outputs are as it left them.
+
+    Attributes:
+        name (`str`): of its record and its checkpoints, for instance `route`.
+        title (`str`): what is said while it runs: "Training with gradient routing".
+        key (`str`): a fingerprint of everything that it depends on.
+        work: takes the key, makes the outputs and returns a report, JSON-like. Every process of a launch calls it.
+        outputs (`tuple[Path, ...]`): folders that it makes, each whole or not at all.
+        clean_up: removes what it kept in case it is stopped. Every process calls it once the phase is written down as done.
+    """
+
+    name: str
+    title: str
+    key: str
+    work: Callable[[str], dict[str, Any]]
+    outputs: tuple[Path, ...] = ()
+    clean_up: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model of the run that is measured.
+
+    Attributes:
+        name (`str`): in the result, for instance `after_ablation`.
+        model (`str` or `Path`): where it is.
+        title (`str`, *optional*): in reports. Not given: that of `STAGE_TITLES`.
+        is_expanded (`bool`): whether it has auxiliary modules: their selectivity is measured, and the leak audit made.
+    """
+
+    name: str
+    model: str | Path
+    title: str = ""
+    is_expanded: bool = False
+
+    def describe(self) -> dict[str, str]:
+        """As a result records it."""
+        return {"name": self.name, "title": self.title or STAGE_TITLES.get(self.name, self.name.replace("_", " "))}
+
+
+class Settings(Protocol):
+    """The settings of a run that a method may look at before anything is loaded."""
+
+    @property
+    def start(self) -> str:
+        """`pretrained` or `scratch`."""
+
+    @property
+    def base_control(self) -> bool:
+        """With `scratch`: whether a stock model is trained beside it, to compare with."""
+
+    @property
+    def expansion(self) -> ExpansionConfig: ...
+
+    @property
+    def coherence(self) -> CoherenceConfig: ...
+
+    @property
+    def method_settings(self) -> Any:
+        """An object of the method's own `settings_class`; `None` if it has none."""
+
+
+class Run(Settings, Protocol):
+    """What a method is given of the run, once everything is loaded and checked: all that it may touch.
+
+    Attributes:
+        seed (`int`): of weights and data order.
+        base_config, tokenizer: of the stock model. data (`PreparedData`): tokenised stories.
+        arguments (`GradientRoutingConfig`): of the method's training; they know the device and the launch.
+        state (`PartialState`): of this process among the launched ones; one of them writes.
+        identity (`str`): fingerprint of everything that the method's training depends on, data and settings.
+        base_key (`str`): fingerprint of the model before the method.
+        before_model (`str` or `Path`): where that model is.
+    """
+
+    seed: int
+    base_config: PreTrainedConfig
+    tokenizer: Any
+    data: PreparedData
+    arguments: GradientRoutingConfig
+    state: PartialState
+    identity: str
+    base_key: str
+
+    @property
+    def before_model(self) -> str | Path: ...
+
+    def folder(self, name: str) -> Path:
+        """Where a model is kept: `model` is the final one, which a push uploads; other names are the method's own."""
+
+    def training_arguments(self, phase: str, key: str, **changes: Any) -> GradientRoutingConfig:
+        """The section `training` with these changes, and the checkpoints of a phase."""
+
+    def stock_arguments(self, phase: str, key: str) -> CausalLMTrainingConfig:
+        """The same without what only routing has: for a stock model that is trained as the method's own is."""
+
+    def train(
+        self,
+        trainer_class: type[CausalLMTrainer],
+        model: Any,
+        arguments: CausalLMTrainingConfig,
+        folder: Path,
+        stories: Dataset | None = None,
+    ) -> tuple[Any, Any]:
+        """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in a folder, whole
+        or not at all. Returns the trainer, and what its `train` returned."""
+
+    def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
+        """What a result says of a training: steps, settings, log, versions and machine."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Time, versions, machine and revision, for the report of a phase that trains nothing."""
+
+    def save(self, save: Callable[[Path], Any], folder: Path) -> None:
+        """Saves a model, with its own `save`, and the tokenizer, whole or not at all; the main process writes."""
+
+    def remove_checkpoints(self, phase: str, key: str) -> None:
+        """Removes the checkpoints of a phase. Every process calls it."""
+
+    def checkpoints(self, phase: str, key: str) -> Path:
+        """Where an unfinished phase keeps its checkpoints."""
+
+
+class Method:
+    """A method. One object, without state of its own.
+
+    Attributes:
+        name (`str`): as it stands in a config, `method: NAME`. title (`str`): in reports.
+        role (`str`): `method`; `control`: others are compared with it; `untouched`: nothing is trained.
+        texts (`dict[str, str]`): prose for reports: `summary`, a sentence; `introduction`, `training` and `labels`, Markdown
+            of the model card. `{version}` stands for that of hf_era.
+        settings_class (`type`, *optional*): a dataclass, for the section `method_settings`.
+        training_phase (`str`): the phase whose report the result keeps as its `training`.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    role: ClassVar[str] = "method"
+    texts: ClassVar[dict[str, str]] = {}
+    settings_class: ClassVar[type | None] = None
+    training_phase: ClassVar[str]
+
+    def check(self, settings: Settings) -> None:
+        """Raises `ValueError` for settings that do not go with the method."""
+
+    def check_data(self, settings: Settings, retain_stories: int) -> None:
+        """Raises `ValueError` for data that does not suffice, before anything is tokenised or trained."""
+
+    def plan(self, settings: Settings) -> list[tuple[str, str]]:
+        """What it is going to do, in a few words: pairs of a label and a text."""
+        return [("method", self.title)]
+
+    def phases(self, run: Run) -> list[Phase]:
+        """Its phases, in order. The last one's key is that of the final model."""
+        raise NotImplementedError(f"{type(self).__name__} has no `phases`.")
+
+    def stages(self, run: Run) -> list[Stage]:
+        """Its models that are measured, in order; the last one is the final model. The model before the method is not its
+        own."""
+        raise NotImplementedError(f"{type(self).__name__} has no `stages`.")
+
+    def start_model(self, run: Run) -> Any:
+        """The expanded model that its training starts from, for the leak audit; needed if a stage is expanded."""
+        raise NotImplementedError(f"{type(self).__name__} has no `start_model`.")
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register_method(method: Method) -> None:
+    """Makes a method known under its name; raises `ValueError` if another one has it."""
+    known = METHODS.setdefault(method.name, method)
+    if known is not method:
+        raise ValueError(f"There is a method `{method.name}` already: {type(known).__name__}. Choose another name.")
+
+
+def get_method(name: str) -> Method:
+    """The method of this name; raises `ValueError` for an unknown one."""
+    if name not in METHODS:
+        raise ValueError(unknown_value_message("method", name, METHODS))
+    return METHODS[name]
+
+
+def stories_labelled(data: PreparedData, label: int, most: int | None = None) -> Dataset:
+    """The training stories with this label, at most so many, in order."""
+    labels: Iterable[int] = data.train["label"]
+    return data.train.select([index for index, own in enumerate(labels) if own == label][:most])
