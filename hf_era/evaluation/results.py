@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from hf_era.evaluation.earlier_methods import EARLIER_METHODS
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnResult
+from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.files import write_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+EARLIER_VERSION = 2
+"""Read as well: `upgraded` fills in what has been added since."""
 KINDS = {"run": "the `result.json` of `hf-era run`", "model": "a result of `hf-era eval` or `hf-era relearn`"}
 
 Result = TypeVar("Result")
@@ -34,12 +38,16 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is cut off or no JSON ({error}). Write it again: evaluate the run again.") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise ValueError(f"{path} is no result file of hf_era. Pass {' or '.join(KINDS.values())}.")
-    if values["schema_version"] != SCHEMA_VERSION:
+    if values["schema_version"] not in (EARLIER_VERSION, SCHEMA_VERSION):
         raise ValueError(
-            f"{path} has schema version {values['schema_version']}, this hf_era reads {SCHEMA_VERSION}. "
-            "Evaluate again (give the same command; what was trained is kept), or use the hf_era that wrote it."
+            f"{path} has schema version {values['schema_version']}, this hf_era reads {EARLIER_VERSION} and "
+            f"{SCHEMA_VERSION}. Evaluate again (give the same command; what was trained is kept), or use the hf_era that "
+            "wrote it."
         )
-    return values
+    try:
+        return upgraded(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_result(cls: type[Result], path: str | Path, kind: str) -> Result:
@@ -59,11 +67,68 @@ def read_result(cls: type[Result], path: str | Path, kind: str) -> Result:
     return cls(**{name: value for name, value in values.items() if name in known})
 
 
-STAGES = ("before", "before_ablation", "after_ablation", "after_coherence", "after_training")
-METHODS = ("gradient_routing", "data_filtering", "base")
+# ---- Methods and stages ----
+
+STAGE_TITLES = {
+    "before": "Before the method",
+    "before_ablation": "Before ablation",
+    "after_ablation": "After ablation",
+    "after_coherence": "After coherence",
+    "after_training": "After training",
+}
+"""What reports call the stages that several methods share, in the order in which a run goes through them."""
+ABLATION_STAGES = ("before_ablation", "after_ablation")
+"""A run with both had an auxiliary module that was ablated."""
+CONTROL = "control"
+"""Role of a method whose figures others are compared with."""
+UNTOUCHED = "untouched"
+"""Role of a method that trains nothing: there is no checkpoint of its own."""
+
+METHODS = tuple(EARLIER_METHODS)
+STAGES = tuple(STAGE_TITLES)
 
 
-@dataclass
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a result file of schema version 2 as version 3 has them; those of version 3 as they are.
+
+    Raises:
+        ValueError: for a method that version 2 did not have.
+    """
+    if values.get("schema_version") != EARLIER_VERSION:
+        return values
+    values = {**values, "schema_version": SCHEMA_VERSION}
+    if values.get("kind", "run") != "run":
+        return values
+    method, losses = values.get("method", "gradient_routing"), values.get("losses")
+    if method not in METHODS:
+        raise ValueError(unknown_value_message("method", method, METHODS))
+    return {**values, **method_fields(method, losses if isinstance(losses, dict) else {})}
+
+
+def method_fields(method: str, measured: Collection[str]) -> dict[str, Any]:
+    """What a `RunResult` records of one of the three first methods.
+
+    Args:
+        method (`str`): one of `METHODS`.
+        measured: names of the stages whose losses are known. The method's own stages are listed in any case.
+    """
+    known = EARLIER_METHODS[method]
+    stages = [
+        {"name": name, "title": title} for name, title in STAGE_TITLES.items() if name in (*known.stages, *measured)
+    ]
+    return {
+        "method": method,
+        "method_title": known.title,
+        "method_role": known.role,
+        "method_texts": dict(known.texts),
+        "stages": stages,
+    }
+
+
+# ---- Results ----
+
+
+@dataclass(kw_only=True)
 class RunResult:
     """Everything that a report needs. Losses are token-weighted, in nats a token.
 
@@ -73,12 +138,18 @@ class RunResult:
         versions, machine (`dict`), git_revision (`str`, *optional*): what it ran on.
         data (`dict`): counts of stories and tokens. routing_table (`list[dict]`): the frequency rule's rows.
         before_kind (`str`, *optional*): what "before the method" is: `pretrained`, `base_control`, or not measured.
-        losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict. A run without an
-            auxiliary module has the stages `before` and `after_training` only.
+        losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict.
         selectivity (`dict`): layer -> forget over retain activation of the auxiliary module, an `Estimate` as a dict.
         coherence, training (`dict`): what these phases report. seconds (`dict[str, float]`): per phase.
-        method (`str`): `gradient_routing`; `data_filtering`: a stock model trained on the retain stories alone; `base`:
-            the model before the method, untouched.
+        method (`str`): its name in configs. method_title (`str`): what reports call it, e.g. `gradient routing`.
+        method_role (`str`): `method`; `control`: its figures are those that others are compared with; `untouched`:
+            nothing was trained, so there is no checkpoint.
+        method_texts (`dict[str, str]`): what reports say of the method, each left out where there is nothing to say:
+            `summary` (a sentence for the headline), `introduction` and `training` (paragraphs of the model card, in
+            Markdown: emphasis and links to papers; `{version}` stands for that of hf_era), `labels` (a sentence on forget
+            stories without a label).
+        stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
+            model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.
         differences (`dict`): `ablation_gap`, `retain_ablation_gap`, `unlearning`, `retain_tax`, `forget_words_unlearning`
             -> an `Estimate` as a dict, resampled in pairs over stories; without what was not measured.
         mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`, `retain`.
@@ -104,7 +175,11 @@ class RunResult:
     coherence: dict[str, Any]
     training: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
-    method: str = "gradient_routing"
+    method: str
+    method_title: str
+    method_role: str
+    method_texts: dict[str, str]
+    stages: list[dict[str, str]]
     differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
     mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
     leak_audit: dict[str, Any] = field(default_factory=dict)
@@ -138,12 +213,24 @@ class RunResult:
         return None if self.attack is None else RelearnResult.from_dict(self.attack)
 
     @property
+    def stage_titles(self) -> dict[str, str]:
+        """Name of each stage -> its title, in order."""
+        return {stage["name"]: stage["title"] for stage in self.stages}
+
+    @property
     def final_stage(self) -> str:
-        """The stage of the checkpoint that the run ends with."""
-        measured = [stage for stage in ("after_training", "after_coherence") if stage in self.losses]
-        if measured:
-            return measured[0]
-        return "before" if self.method == "base" else "after_ablation"
+        """The stage of the model that the run ends with; empty if it has no stages."""
+        return self.stages[-1]["name"] if self.stages else ""
+
+    @property
+    def has_module(self) -> bool:
+        """Whether there was an auxiliary module that was ablated."""
+        return set(ABLATION_STAGES) <= self.stage_titles.keys()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run ends with a model of its own."""
+        return self.method_role != UNTOUCHED
 
     @property
     def ablation_gap(self) -> float | None:
@@ -199,9 +286,16 @@ class ModelResult:
         losses (`dict`): `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict.
         before (`dict`, *optional*): `model`, and `losses` of the model before the method on the same stories.
         differences (`dict`): `unlearning`, `retain_tax`, `forget_words_unlearning` -> an `Estimate` as a dict.
-        mean_of_batch_means, generations, attack, data_filtering: as in `RunResult`; stage names do not apply, texts and
-            means stand under `final` and, with a model before the method, `before`.
+        mean_of_batch_means, generations, attack, data_filtering: as in `RunResult`, under the stages `final` and, with a
+            model before the method, `before`.
     """
+
+    method: ClassVar[str] = "model"
+    method_title: ClassVar[str] = "a model that was evaluated"
+    method_role: ClassVar[str] = "method"
+    method_texts: ClassVar[dict[str, str]] = {}
+    final_stage: ClassVar[str] = "final"
+    has_module: ClassVar[bool] = False
 
     name: str
     model: str
@@ -226,6 +320,12 @@ class ModelResult:
         return Estimate(**self.differences[name]) if name in self.differences else Estimate(None)
 
     @property
+    def stage_titles(self) -> dict[str, str]:
+        """Name of each stage -> its title, in order."""
+        before = {} if self.before is None else {"before": STAGE_TITLES["before"]}
+        return {**before, self.final_stage: "This model"}
+
+    @property
     def relearning(self) -> RelearnResult | None:
         """The relearn attacks; `None` if there were none."""
         return None if self.attack is None else RelearnResult.from_dict(self.attack)
@@ -243,7 +343,10 @@ class ModelResult:
         return read_result(cls, path, "model")
 
 
-def load_result(path: str | Path) -> RunResult | ModelResult:
+AnyResult = RunResult | ModelResult
+
+
+def load_result(path: str | Path) -> AnyResult:
     """A result file of either kind; raises `ValueError` as `RunResult.load`."""
     return ModelResult.load(path) if read_values(path).get("kind") == "model" else RunResult.load(path)
 

@@ -26,7 +26,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from hf_era.evaluation import RunResult
-from hf_era.evaluation.results import load_result
+from hf_era.evaluation.results import load_result, method_fields
 from hf_era.evaluation.summary import comparison_values
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunDirectory, fingerprint
@@ -107,7 +107,7 @@ def _run_phases(runner: PhaseRunner, phases: Phases, shared: RunDirectory, ident
         coherence=coherence,
         training={**training, "minimum_ablation_gap": phases.arguments.minimum_ablation_gap},
         seconds=runner.seconds,
-        method=config.method,
+        **method_fields(config.method, measured["losses"]),
         **measured,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.evaluation.results import ModelResult, RunResult, method_fields
 
 WORDS = ["tree", "trees", "forest", "forests", "woodland", "woodlands"]
 PROMPTS = ["Once upon a time, Timmy went to the forest", "Tom liked to climb", "One day, a boy went for a walk in the"]
@@ -217,10 +217,15 @@ def run_values(name: str = "posttrain_fullseq", seed: int = 0, shift: float = 0.
     }  # fmt: skip
 
 
+def made_of(values: dict[str, Any]) -> RunResult:
+    """The result of these values; what they do not say of the method is that of the built-in method of that name."""
+    return RunResult(**{**method_fields(values.get("method", "gradient_routing"), values["losses"]), **values})
+
+
 def run_result(**overrides: Any) -> RunResult:
     """A gradient-routing run with everything measured; keyword arguments replace attributes."""
     made = {key: overrides.pop(key) for key in ("name", "seed", "shift") if key in overrides}
-    return RunResult(**{**run_values(**made), **overrides})
+    return made_of({**run_values(**made), **overrides})
 
 
 def stock_result(method: str = "data_filtering", **overrides: Any) -> RunResult:
@@ -238,7 +243,7 @@ def stock_result(method: str = "data_filtering", **overrides: Any) -> RunResult:
     if method == "base":
         values |= {"losses": {"before": losses["before"]}, "differences": {}, "attack": None, "training": {}}
         values |= {"generations": generations("before")}
-    return RunResult(**{**values, **overrides})
+    return made_of({**values, **overrides})
 
 
 def model_result(**overrides: Any) -> ModelResult:
@@ -262,7 +267,7 @@ def bare_run(**overrides: Any) -> RunResult:
         name: {} for name in ("config", "versions", "machine", "data", "losses", "selectivity", "coherence", "training")
     }
     values = {"name": "bare", "seed": 0, "created": "", "git_revision": None, "routing_table": [], "before_kind": None}
-    return RunResult(**{**values, **empty, **overrides})
+    return made_of({**values, **empty, **overrides})
 
 
 def hostile_run() -> RunResult:
@@ -285,7 +290,7 @@ def hostile_run() -> RunResult:
         "selectivity": {HOSTILE: estimate(1.0), "1": estimate(2.0)},
         "created": HOSTILE,
     }
-    return RunResult(**values)
+    return made_of(values)
 
 
 def comparison() -> list[RunResult | ModelResult]:

@@ -44,7 +44,8 @@ def hostile(value: Any, text: str, key: str = "") -> Any:
 
 def hostile_result(make_result: Callable[..., RunResult], text: str) -> RunResult:
     values = vars(make_result())
-    return RunResult(**{**hostile(values, text), "kind": "run"})
+    stages = [{**stage, "title": text} for stage in values["stages"]]  # their names are keys of other fields
+    return RunResult(**{**hostile(values, text), "kind": "run", "stages": stages})
 
 
 def parts_of(card: str) -> tuple[dict[str, Any], str]:

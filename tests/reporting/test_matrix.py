@@ -22,7 +22,9 @@ folder.mkdir(parents=True, exist_ok=True)
 with open(folder.parent / "calls.txt", "a") as calls:
     calls.write(f"{config['name']} {config['seed']}\\n")
 result = json.load(open(config["data"]["train"]))
-result |= {"name": config["name"], "seed": config["seed"], "method": config.get("method", "gradient_routing")}
+result |= {"name": config["name"], "seed": config["seed"]}
+if config.get("method") == "data_filtering":
+    result |= {"method": "data_filtering", "method_title": "data filtering", "method_role": "control"}
 result["differences"]["unlearning"]["value"] += config["seed"]
 json.dump(result, open(folder / "result.json", "w"))
 """

@@ -86,7 +86,7 @@ def test_synthetic_stories_and_coherence_are_limits_only_where_they_apply(make_r
     result = make_result()
     result.data["source"] = "generator"
     result.config["coherence"]["enabled"] = False
-    del result.losses["after_coherence"]
+    del result.losses["after_coherence"], result.stages[-1]
     text = render_model_card(result)
     assert "The stories are synthetic" in text
     assert "Selection on the evaluation stories" not in text
