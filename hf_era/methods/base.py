@@ -25,7 +25,7 @@ class Base(Method):
     name = "base"
     title = "the model before the method"
     role = "untouched"
-    texts = {"summary": "This is the model before the method, untouched"}
+    texts = {"summary": "This is the model before the method, untouched."}
     training_phase = "untouched"
 
     def check(self, settings: Settings) -> None:

@@ -20,16 +20,16 @@ class DataFiltering(Method):
     title = "data filtering"
     role = "control"
     texts = {
-        "summary": "This is data filtering, the yardstick: a stock model trained on the retain stories alone",
+        "summary": "This is data filtering, the yardstick: a stock model trained on the retain stories alone.",
         "introduction": (
-            "A causal language model that was trained by hf_era {version} on the retain stories alone: *data filtering*, the "
-            "control\nthat models trained with gradient routing ([arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) are "
-            "compared with. It has a\nstock Transformers architecture and loads without hf_era."
+            "A causal language model that was trained by hf_era {version} on the retain stories alone: *data filtering*, "
+            "the control that models trained with gradient routing ([arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) "
+            "are compared with. It has a stock Transformers architecture and loads without hf_era."
         ),
-        "labels": " The control\nwas trained on none of them, labelled or not.",
         "training": (
             "From random weights, on the retain stories alone, with the steps and settings of the runs it is compared with."
         ),
+        "labels": "The control was trained on none of them, labelled or not.",
     }
     training_phase = "filter"
 

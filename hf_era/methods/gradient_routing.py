@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,8 @@ from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_
 from hf_era.models import expand_base
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
-from hf_era.training.coherence import coherence_settings, fine_tune_for_coherence, intact_best
+from hf_era.training.checkpoints import DamagedCheckpointWarning
+from hf_era.training.coherence import coherence_settings, damage_of_best, fine_tune_for_coherence
 from hf_era.utils.files import fingerprint
 
 
@@ -24,18 +26,18 @@ class GradientRouting(Method):
     title = "gradient routing"
     texts = {
         "introduction": (
-            "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate,\n[arXiv 2410.04332]"
-            "(https://arxiv.org/abs/2410.04332)) by hf_era {version}, so that what it learnt about the forget\nstories would "
-            "gather in an auxiliary module. That module has been cut out; its weights are not in these files. What\nremains "
-            "has a stock Transformers architecture and loads without hf_era."
+            "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate, "
+            "[arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) by hf_era {version}, so that what it learnt about the "
+            "forget stories would gather in an auxiliary module. That module has been cut out; its weights are not in these "
+            "files. What remains has a stock Transformers architecture and loads without hf_era."
         ),
-        "labels": " Those\nwithout a label were trained as retain stories and are counted apart.",
         "training": (
-            "An auxiliary module was added beside the MLP of the target layers. The model was trained on all stories, but the "
-            "gradient\nof each token was scaled by its routing weight (1 retain, 0 forget) at the input of the down "
-            "projections, by one\nmultiplier for the original dims and another for the auxiliary module. Then the module was "
+            "An auxiliary module was added beside the MLP of the target layers. The model was trained on all stories, but "
+            "the gradient of each token was scaled by its routing weight (1 retain, 0 forget) at the input of the down "
+            "projections, by one multiplier for the original dims and another for the auxiliary module. Then the module was "
             "cut out."
         ),
+        "labels": "Those without a label were trained as retain stories and are counted apart.",
     }
     training_phase = "route"
 
@@ -52,6 +54,11 @@ class GradientRouting(Method):
         for module in settings.expansion.module_configs:
             layers = "all layers" if module.target_layers is None else f"layers {module.target_layers}"
             lines.append(("expansion", f"auxiliary module '{module.name}' of width {module.width}, {layers}"))
+        rule = settings.routing.rule
+        lines.append(("routing", f"{rule} ({settings.routing.weighting})" if rule == "full_seq" else rule))
+        router = settings.router if isinstance(settings.router, str) else settings.router["name"]
+        if router != "activation":
+            lines.append(("router", router))
         coherence = f"{settings.coherence.steps} steps at most" if settings.coherence.enabled else "left out"
         return [*lines, ("coherence", coherence)]
 
@@ -69,9 +76,7 @@ class GradientRouting(Method):
                 (run.folder("expanded"),),
                 partial(run.remove_checkpoints, "route", route),
             ),
-            Phase(
-                "contract", "Cutting the module out", contract, partial(_contract, run), (run.folder("contracted"),)
-            ),
+            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (run.folder("contracted"),)),
             Phase(
                 "coherence",
                 "Coherence fine-tuning" if is_tuned else "Saving the final model, without coherence fine-tuning",
@@ -122,9 +127,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     if not settings.enabled:
         run.save(model.save_pretrained, run.folder("model"))
         return {"enabled": False}
-    if not intact_best(run.checkpoints("coherence", key), run.state):
-        run.remove_checkpoints("coherence", key)
-    run.state.wait_for_everyone()
+    _begin_anew_if_damaged(run, key)
     changes = coherence_settings(settings, run.arguments.per_device_train_batch_size, run.arguments.world_size)
     best, report = fine_tune_for_coherence(
         model,
@@ -137,6 +140,16 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     run.state.wait_for_everyone()
     run.save(load_causal_lm(best).save_pretrained, run.folder("model"))
     return {"enabled": True, **report}
+
+
+def _begin_anew_if_damaged(run: Run, key: str) -> None:
+    damage = damage_of_best(run.checkpoints("coherence", key))
+    if damage is not None:
+        if run.state.is_main_process:
+            text = f"The best weights of the coherence fine-tuning so far are damaged: {damage}. It begins anew."
+            warnings.warn(text, DamagedCheckpointWarning, stacklevel=2)
+        run.remove_checkpoints("coherence", key)
+    run.state.wait_for_everyone()
 
 
 register_method(GradientRouting())

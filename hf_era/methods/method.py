@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from hf_era.data import PreparedData
 from hf_era.evaluation.results import STAGE_TITLES
 from hf_era.models import ExpansionConfig
+from hf_era.routing import RoutingRuleConfig
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.coherence import CoherenceConfig
 from hf_era.utils.checks import unknown_value_message
@@ -79,15 +80,12 @@ class Settings(Protocol):
     def base_control(self) -> bool:
         """With `scratch`: whether a stock model is trained beside it, to compare with."""
 
-    @property
-    def expansion(self) -> ExpansionConfig: ...
-
-    @property
-    def coherence(self) -> CoherenceConfig: ...
-
-    @property
-    def method_settings(self) -> Any:
-        """An object of the method's own `settings_class`; `None` if it has none."""
+    expansion: ExpansionConfig
+    router: str | dict[str, Any]
+    routing: RoutingRuleConfig
+    coherence: CoherenceConfig
+    method_settings: Any
+    """An object of the method's own `settings_class`; `None` if it has none."""
 
 
 class Run(Settings, Protocol):

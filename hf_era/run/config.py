@@ -16,9 +16,9 @@ from hf_era.data.config import DataConfig
 from hf_era.evaluation.evaluator import EvaluationConfig
 from hf_era.evaluation.generation import SamplingConfig
 from hf_era.evaluation.relearn.config import RelearnConfig
-from hf_era.evaluation.results import METHODS
+from hf_era.methods import METHODS, Method, get_method
 from hf_era.models.config import ExpansionConfig
-from hf_era.routing import RoutingRuleConfig
+from hf_era.routing import RoutingRuleConfig, make_router
 from hf_era.run.parsing import build, coerce, merge, parse_overrides, read_yaml
 from hf_era.training.coherence import CoherenceConfig
 from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
@@ -31,7 +31,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import about
+from hf_era.utils.fields import UNLESS_DEFAULT, about
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
@@ -108,6 +108,9 @@ class RunConfig:
     Args:
         method (`str`, *optional*, defaults to `"gradient_routing"`): or a control: `data_filtering` trains a stock model
             on the retain stories alone (from random weights), `base` only measures the model before the method.
+        method_settings (`dict`, *optional*): fields of the method's own settings, where it has any.
+        router (`str` or `dict`, *optional*, defaults to `"activation"`): who says what a token teaches to which part: a
+            router's name, or a mapping with `name` and its settings.
         data_filtering (`str`, *optional*): `result.json` of a run with `method: data_filtering` on the same stories: its
             figures stand beside this run's.
         name (`str`): of the recipe (not given: the name of its YAML file); part of the output directory and the card.
@@ -126,25 +129,34 @@ class RunConfig:
     overwrite_output_dir: bool = field(
         default=False, metadata=about("Throw another run in that directory away.", identity=False)
     )
-    method: str = field(default="gradient_routing", metadata=about(f"One of {', '.join(METHODS)}.", identity=True))
+    method: str = field(
+        default="gradient_routing", metadata=about(f"One of {', '.join(METHODS)}.", identity=UNLESS_DEFAULT)
+    )
+    method_settings: Any = field(
+        default=None, metadata=about("Fields of the method's own settings, where it has any.", identity=UNLESS_DEFAULT)
+    )
     data_filtering: str | None = field(
         default=None, metadata=about("result.json of the data-filtering control, to compare with.", identity=False)
     )
     seed: int = field(default=0, metadata=about("Of data order, splits and weights.", identity=True))
-    model: ModelConfig = field(default_factory=ModelConfig)
-    expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
-    routing: RoutingRuleConfig = field(default_factory=RoutingRuleConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig, metadata=about("Section.", identity=True))
+    expansion: ExpansionConfig = field(default_factory=ExpansionConfig, metadata=about("Section.", identity=True))
+    router: str | dict[str, Any] = field(
+        default="activation",
+        metadata=about("Router: its name, or a mapping with name and settings.", identity=UNLESS_DEFAULT),
+    )
+    routing: RoutingRuleConfig = field(default_factory=RoutingRuleConfig, metadata=about("Section.", identity=True))
+    data: DataConfig = field(default_factory=DataConfig, metadata=about("Section.", identity=False))
     training: dict[str, Any] = field(
         default_factory=dict, metadata=about("Fields of GradientRoutingConfig.", identity=True)
     )
     pretraining: dict[str, Any] = field(
         default_factory=dict, metadata=about("What differs for the base.", identity=True)
     )
-    coherence: CoherenceConfig = field(default_factory=CoherenceConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    generation: SamplingConfig = field(default_factory=SamplingConfig)
-    relearn: RelearnConfig = field(default_factory=RelearnConfig)
+    coherence: CoherenceConfig = field(default_factory=CoherenceConfig, metadata=about("Section.", identity=False))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=about("Section.", identity=False))
+    generation: SamplingConfig = field(default_factory=SamplingConfig, metadata=about("Section.", identity=False))
+    relearn: RelearnConfig = field(default_factory=RelearnConfig, metadata=about("Section.", identity=False))
 
     def __post_init__(self) -> None:
         self._check_method()
@@ -152,22 +164,28 @@ class RunConfig:
         check_count("seed", self.seed, 0, LARGEST_SEED)
         for name in ("output_dir", "data_filtering"):
             check_path_text(name, getattr(self, name))
+        make_router(self.router)  # checks it
         self.training = checked_training(self.training, "training")
         self.pretraining = checked_training(self.pretraining, "pretraining")
 
     def _check_method(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(unknown_value_message("method", self.method, METHODS))
-        if self.method == "data_filtering" and self.model.start != "scratch":
-            raise ValueError(
-                f"`method: data_filtering` trains a model that never saw a forget story, but `model.start` is "
-                f"{self.model.start!r}. Set `model.start: scratch`, and `model.base: null`."
-            )
-        if self.method == "base" and self.model.start == "scratch" and not self.model.base_control:
-            raise ValueError(
-                "`method: base` measures the model before the method, but `model.base_control` is off, so there is none. "
-                "Set `model.base_control: true`, or `model.start: pretrained`."
-            )
+        method = get_method(self.method)
+        self.method_settings = _method_settings(method, self.method_settings)
+        method.check(self)
+
+    @property
+    def start(self) -> str:
+        """`pretrained` or `scratch`."""
+        return self.model.start
+
+    @property
+    def base_control(self) -> bool:
+        """With `scratch`: whether a stock model is trained beside it, to compare with."""
+        return self.model.base_control
+
+    @property
+    def router_name(self) -> str:
+        return self.router if isinstance(self.router, str) else str(self.router["name"])
 
     @property
     def output_path(self) -> Path:
@@ -184,7 +202,7 @@ class RunConfig:
 
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
         """The Trainer's arguments for a phase; `overrides` come last."""
-        return self._arguments(GradientRoutingConfig, output_dir, {**self.training, **overrides})
+        return self._arguments(GradientRoutingConfig, output_dir, {"router": self.router, **self.training, **overrides})
 
     def stock_training_arguments(self, output_dir: str | Path, **overrides: Any) -> CausalLMTrainingConfig:
         """The arguments for a stock model: as `training_arguments`, without what only gradient routing has."""
@@ -225,9 +243,9 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     return RunConfig.from_dict(merge(values, parse_overrides(overrides, _sections(), default="training")))
 
 
-def _section_kinds() -> dict[str, Any]:
+def section_classes() -> dict[str, Any]:
+    """Section of a config -> the class of its fields."""
     return {
-        "": RunConfig,
         "model": ModelConfig,
         "expansion": ExpansionConfig,
         "routing": RoutingRuleConfig,
@@ -242,7 +260,7 @@ def _section_kinds() -> dict[str, Any]:
 
 
 def _sections() -> dict[str, list[str]]:
-    kinds = _section_kinds()
+    kinds = {"": RunConfig, **section_classes()}
     names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in kinds.items()}
     names[""] = [name for name in names[""] if name not in kinds]
     return names
@@ -251,9 +269,9 @@ def _sections() -> dict[str, list[str]]:
 def describe_fields() -> str:
     """Every field of a config, one a line: name, default, help."""
     lines = []
-    for section, names in _section_kinds().items():
+    for section, names in {"": RunConfig, **section_classes()}.items():
         for item in dataclasses.fields(names):
-            if not item.init or (not section and item.name in _section_kinds()):
+            if not item.init or (not section and item.name in section_classes()):
                 continue
             default = item.default if item.default is not dataclasses.MISSING else None
             if item.default_factory is not dataclasses.MISSING:
@@ -268,6 +286,7 @@ def describe_fields() -> str:
 # These are decided by the pipeline.
 _RESERVED_FIELDS = {
     "output_dir": "Use the top-level `output_dir`.",
+    "router": "Use the top-level `router`.",
     "seed": "Use the top-level `seed`.",
     "data_seed": "Use the top-level `seed`.",
     "eval_on_start": "The run evaluates before and after by itself.",
@@ -285,6 +304,22 @@ _LIMITS = {
     "dataloader_num_workers": (0, 1_024),
     "dataloader_prefetch_factor": (1, 10_000),
 }
+
+
+def _method_settings(method: Method, values: Any) -> Any:
+    """The method's own settings as an object of its class; `None` for a method that has none."""
+    if method.settings_class is None:
+        if values:
+            raise ValueError(
+                f"`method_settings`: the method `{method.name}` has no settings of its own, got {short_repr(values)}. Leave "
+                "them out."
+            )
+        return None
+    return (
+        values
+        if isinstance(values, method.settings_class)
+        else build(method.settings_class, values or {}, "method_settings")
+    )
 
 
 def without_routing(training: dict[str, Any]) -> dict[str, Any]:

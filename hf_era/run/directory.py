@@ -1,9 +1,18 @@
-"""The output directory of a run: which phases are done, with which inputs, and whether another run lives there."""
+"""The output directory of a run: every path that a run writes, which phases are done, and whether another run lives there.
+
+run.json        whose directory this is: the run's identity and the settings behind it
+phases/         NAME.json: a finished phase: its key, the hashes of what it made, its report
+checkpoints/    PHASE-KEY/checkpoint-N: of a phase that is running
+base/           the base, or base control, that was trained here (elsewhere with `model.base_dir`)
+expanded/       the routed model with its auxiliary modules, for `AutoModelForCausalLM` with `hf_era` imported
+contracted/     the stock model right after the cut
+model/          the final stock checkpoint, tokenizer and card: this is what a push uploads
+result.json     figures, config, versions
+report.html     the same to look at: one file, plots and texts in it
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_era.run.config import RunConfig
 from hf_era.utils.files import (
-    digest_of_file,
     digests_of,
     empty_directory,
     first_damage,
@@ -24,6 +31,31 @@ from hf_era.utils.files import (
 from hf_era.utils.storage_errors import as_storage_error, check_writable
 
 RUN_FILE = "run.json"
+
+
+class RunPaths:
+    """Where a run writes what.
+
+    Args:
+        output (`Path`): its output directory. base (`Path`): where a base that is trained here lives, which several runs can
+            share.
+    """
+
+    def __init__(self, output: Path, base: Path) -> None:
+        self.output, self.base = output, base
+        self.phases = output / "phases"
+        self.result, self.report = output / "result.json", output / "report.html"
+
+    def model(self, name: str) -> Path:
+        """The folder of a model: `base`, `expanded`, `contracted`, `model` (the final one), or a method's own."""
+        return self.base / "model" if name == "base" else self.output / name
+
+    def checkpoints(self, phase: str, key: str) -> Path:
+        """Where an unfinished phase keeps its checkpoints. key: the fingerprint of its inputs, so that a phase never goes on
+        from a checkpoint that was made with other settings."""
+        return (self.base if phase == "base" else self.output) / "checkpoints" / f"{phase}-{key}"
+
+
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
 
 
@@ -188,25 +220,3 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         elif before != after:
             found.append(f"`{name}` was {before!r}, is now {after!r}")
     return found
-
-
-class RunFolders:
-    """The folders of a run, as `hf_era.run.pipeline` describes them.
-
-    Attributes:
-        base (`Path`): the base, or base control, that was trained here. expanded, contracted, final (`Path`): models.
-        phases (`Path`): what is finished.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        output = config.output_path
-        self.base = config.base_path / "model"
-        self.expanded, self.contracted, self.final = output / "expanded", output / "contracted", output / "model"
-        self.phases = output / "phases"
-        self._checkpoints = {"base": config.base_path / "checkpoints"}
-        self._other_checkpoints = output / "checkpoints"
-
-    def checkpoints(self, phase: str, key: str) -> Path:
-        """Where an unfinished phase keeps its checkpoints. key: the fingerprint of its inputs, so that a phase never goes on
-        from a checkpoint that was made with other settings."""
-        return self._checkpoints.get(phase, self._other_checkpoints) / f"{phase}-{key}"

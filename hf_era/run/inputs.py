@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from hf_era.data import (
     RETAIN,
     CachedData,
+    DataConfig,
     PreparedData,
     cached_data,
     data_fingerprint,
@@ -23,15 +24,14 @@ from hf_era.data import (
     train_tokenizer,
 )
 from hf_era.evaluation import check_attack
+from hf_era.methods import get_method
 from hf_era.models import get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
-from hf_era.run.directory import file_fingerprint, fingerprint
-from hf_era.training import CausalLMTrainingConfig, GradientRoutingConfig
-from hf_era.training.config import SHOWN_OR_KEPT
 from hf_era.utils.checks import error_text, short_repr
 from hf_era.utils.fields import identity_values
+from hf_era.utils.files import fingerprint, model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,6 @@ class RunInputs:
     data: PreparedData
     data_fingerprint: str
     base_fingerprint: str
-
-    def identity_settings(self, config: RunConfig, arguments: GradientRoutingConfig) -> dict[str, Any]:
-        """The settings that the routed training depends on; `arguments` say how this process was launched."""
-        values = config.to_dict()
-        kept = {section: values[section] for section in ("seed", "expansion", "routing")}
-        model = {name: values["model"][name] for name in ("start", "base", "architecture", "tokenizer")}
-        training = {section: effective_training(values[section]) for section in ("training", "pretraining")}
-        # Not named for the method itself, so that runs from before there were others are still found.
-        method = {} if config.method == "gradient_routing" else {"method": config.method}
-        return {**kept, "model": model, **training, "launch": launch_settings(arguments), **method}
-
-
-def mixed_precision(arguments: CausalLMTrainingConfig) -> str:
-    """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
-    return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
-
-
-def launch_settings(arguments: GradientRoutingConfig) -> dict[str, Any]:
-    """What a launch decides and the weights depend on."""
-    return {"processes": arguments.world_size, "mixed_precision": mixed_precision(arguments)}
 
 
 def load_inputs(config: RunConfig) -> RunInputs:
@@ -83,11 +63,9 @@ def load_inputs(config: RunConfig) -> RunInputs:
         tokenizer = tokenizer_from_json(kept.trained_tokenizer)
     if base is None:
         base_config = _sized_for(base_config, tokenizer)
-    _check_coherence_stories(config, kept.data.summary["train_retain"])
+    get_method(config.method).check_data(config, kept.data.summary["train_retain"])
     check_attack(config.relearn, len(kept.data.attack_forget))
-    cuts = {
-        name: value for name, value in config.data.to_dict().items() if name.startswith(("max_", "add_", "forget_w"))
-    }
+    cuts = identity_values(DataConfig, config.data.to_dict())
     _check_model_can_be_built(base_config)
     local = base is not None and Path(base).expanduser().is_dir()
     return RunInputs(
@@ -95,7 +73,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
         tokenizer=tokenizer,
         data=kept.data,
         data_fingerprint=fingerprint(kept.fingerprint, cuts, tokenizer.backend_tokenizer.to_str()),
-        base_fingerprint=file_fingerprint(Path(str(base)).expanduser()) if local else fingerprint(base),
+        base_fingerprint=model_fingerprint(Path(str(base)).expanduser()) if local else fingerprint(base),
     )
 
 
@@ -107,7 +85,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
     def prepare() -> CachedData:
         splits = split_sources(sources, data, seed)
         # Again once the data is there, kept or not; here too, because tokenising can take long.
-        _check_coherence_stories(config, splits.train["label"][:].count(RETAIN))
+        get_method(config.method).check_data(config, splits.train["label"][:].count(RETAIN))
         check_attack(config.relearn, len(splits.attack_forget))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:
@@ -118,11 +96,6 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
 
     tokenizer = config.model.vocabulary_size if given_tokenizer is None else given_tokenizer
     return cached_data(prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size), prepare)
-
-
-def effective_training(training: dict[str, Any]) -> dict[str, Any]:
-    """The training settings that change what is computed."""
-    return identity_values(GradientRoutingConfig, training, SHOWN_OR_KEPT)
 
 
 def _base_config(config: RunConfig) -> Any:
@@ -179,12 +152,4 @@ def _check_length(config: RunConfig, base_config: Any) -> None:
     if positions is not None and config.data.max_tokens > positions:
         raise ValueError(
             f"`data.max_tokens` is {config.data.max_tokens}, but the model has {positions} positions. Lower it."
-        )
-
-
-def _check_coherence_stories(config: RunConfig, retain: int) -> None:
-    if config.method == "gradient_routing" and config.coherence.enabled and retain < config.coherence.stories:
-        raise ValueError(
-            f"`coherence.stories` asks for {config.coherence.stories} retain stories, but the training data has {retain}. "
-            "Lower it, or give more stories."
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 from hf_era.data import FORGET, RoutingCollator, padding_token_id
 from hf_era.evaluation import (
     AuxiliaryActivationMeter,
+    EvaluationConfig,
     Evaluator,
     RelearnExperiment,
     StoryLosses,
@@ -20,9 +20,13 @@ from hf_era.evaluation import (
     selectivity_estimates,
 )
 from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
+from hf_era.methods import Method, Phase, Stage
+from hf_era.methods.method import stories_labelled
 from hf_era.models.loading import load_causal_lm
-from hf_era.run.inputs import mixed_precision
-from hf_era.run.phases import Phases
+from hf_era.run.context import Run
+from hf_era.run.identity import mixed_precision
+from hf_era.utils.fields import identity_values
+from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import share_out
 
 AUDIT_STORIES = 32
@@ -33,43 +37,55 @@ _DIFFERENCES = {
 }
 
 
-class EvaluationPhases:
-    """What is measured of a run's models. The processes of a launch share the work out; all return the whole report.
+class Measuring:
+    """The phases that measure a run's models. The processes of a launch share the work out; all return the whole report.
 
     Args:
-        phases (`Phases`): those that made the models.
+        run (`Run`): whose models. method (`Method`): which says what they are.
     """
 
-    def __init__(self, phases: Phases) -> None:
-        self.phases, self.config, self.inputs = phases, phases.config, phases.inputs
-        self.folders, self.device, self.state = phases.folders, phases.device, phases.state
-        self.padding = padding_token_id(self.inputs.tokenizer)
+    def __init__(self, run: Run, method: Method) -> None:
+        self.run, self.method, self.config, self.state = run, method, run.config, run.state
+        self.device, self.padding = run.arguments.device, padding_token_id(run.tokenizer)
+        before = [Stage("before", run.before_model)] if run.before_kind is not None else []
+        self.stages = {stage.name: stage for stage in (*before, *method.stages(run))}
+        self.final_stage = list(self.stages)[-1]
 
-    @property
-    def stages(self) -> dict[str, str | Path]:
-        """stage -> its model, in order; those that this run has."""
-        found: dict[str, str | Path] = {}
-        if self.phases.before_kind is not None:
-            found["before"] = self.phases.before_model
-        if self.config.method == "data_filtering":
-            found["after_training"] = self.folders.final
-        elif self.config.method == "gradient_routing":
-            found |= {"before_ablation": self.folders.expanded, "after_ablation": self.folders.contracted}
-            if self.config.coherence.enabled:
-                found["after_coherence"] = self.folders.final
-        return found
-
-    @property
-    def final_stage(self) -> str:
-        return list(self.stages)[-1]
+    def phases(self, model_key: str) -> list[Phase]:
+        """Evaluation, generations and relearn attack. `model_key`: of the phase that made the final model."""
+        config, base_key = self.config, self.run.base_key
+        sizes = identity_values(EvaluationConfig, asdict(config.evaluation)).values()
+        words = config.data.forget_words
+        attack = fingerprint(model_key, base_key, config.relearn.to_dict())
+        return [
+            Phase(
+                "evaluation",
+                "Evaluating",
+                fingerprint(model_key, base_key, *sizes, "with the leak audit"),
+                self.evaluate,
+            ),
+            Phase(
+                "generation",
+                "Generating",
+                fingerprint(model_key, base_key, asdict(config.generation), words),
+                self.generate,
+            ),
+            Phase(
+                "attack",
+                "Attacking: relearning forget stories",
+                attack,
+                self.attack,
+                clean_up=self.remove_kept_trials,
+            ),
+        ]
 
     # ---- Losses and leak audit ----
 
     def evaluate(self, key: str) -> dict[str, Any]:
         """Losses at every stage, their differences, the selectivity of the auxiliary module, and the leak audit."""
         evaluator = Evaluator(
-            self.inputs.data.validation_forget,
-            self.inputs.data.validation_retain,
+            self.run.data.validation_forget,
+            self.run.data.validation_retain,
             self.padding,
             self.config.evaluation,
             device=self.device,
@@ -79,14 +95,14 @@ class EvaluationPhases:
         measured: dict[str, dict[str, StoryLosses]] = {}
         selectivity: dict[str, Any] = {}
         audit: dict[str, Any] = {}
-        for stage, source in self.stages.items():
-            model = load_causal_lm(source)
-            description = stage.replace("_", " ").capitalize()
-            if stage == "before_ablation":
-                measured[stage], selectivity = self._with_selectivity(evaluator, model, description)
-                audit = self._leak_audit(evaluator, model, measured[stage])
+        for name, stage in self.stages.items():
+            model = load_causal_lm(stage.model)
+            description = name.replace("_", " ").capitalize()
+            if stage.is_expanded:
+                measured[name], selectivity = self._with_selectivity(evaluator, model, description)
+                audit = self._leak_audit(evaluator, model, measured[name])
             else:
-                measured[stage] = evaluator.measure(model, description)
+                measured[name] = evaluator.measure(model, description)
             del model
             gc.collect()
         return {
@@ -124,10 +140,8 @@ class EvaluationPhases:
         return found
 
     def _leak_audit(self, evaluator: Evaluator, trained: Any, all_on: dict[str, StoryLosses]) -> dict[str, Any]:
-        train = self.inputs.data.train
-        labels = train["label"][:]
-        chosen = [index for index, label in enumerate(labels) if label == FORGET][:AUDIT_STORIES]
-        stories = train.select(chosen).select_columns(["input_ids", "routing_weight"])
+        forget = stories_labelled(self.run.data, FORGET, AUDIT_STORIES)
+        stories = forget.select_columns(["input_ids", "routing_weight"])
         collator, size = RoutingCollator(self.padding), 8
         batches = [
             collator(list(stories.select(range(start, min(start + size, len(stories))))))
@@ -135,8 +149,8 @@ class EvaluationPhases:
         ]
 
         def audit(name: str) -> dict[str, Any]:
-            model = self.phases.start_model() if name == "start" else trained
-            model.gradient_multipliers = self.phases.arguments.gradient_multipliers
+            model = self.method.start_model(self.run) if name == "start" else trained
+            model.router = self.run.arguments.token_router
             return gradient_audit(model, batches, device=self.device)
 
         names = ("start", "trained")
@@ -159,8 +173,8 @@ class EvaluationPhases:
         texts: dict[str, list[str]] = {}
         for stage in dict.fromkeys(["before", "before_ablation", self.final_stage]):
             if stage in self.stages:
-                model = load_causal_lm(self.stages[stage]).to(self.device)
-                texts[stage], allowed = generate_texts(model, self.inputs.tokenizer, settings, state=self.state)
+                model = load_causal_lm(self.stages[stage].model).to(self.device)
+                texts[stage], allowed = generate_texts(model, self.run.tokenizer, settings, state=self.state)
         words = self.config.data.forget_words
         return {"generations": describe_generations(texts, settings.prompts, words, settings, allowed)}
 
@@ -170,9 +184,9 @@ class EvaluationPhases:
         """The relearn attacks on the final model; trials that a stopped run finished are not made again."""
         if not self.config.relearn.enabled:
             return {"attack": None}
-        data, settings = self.inputs.data, self.config.relearn
+        data, settings = self.run.data, self.config.relearn
         if settings.bf16 is None:
-            settings = replace(settings, bf16=mixed_precision(self.phases.arguments) == "bf16")
+            settings = replace(settings, bf16=mixed_precision(self.run.arguments) == "bf16")
         experiment = RelearnExperiment(
             data.attack_forget,
             data.validation_forget,
@@ -184,10 +198,10 @@ class EvaluationPhases:
             state=self.state,
         )
         before = None
-        if self.phases.before_kind is not None:
-            before = experiment.losses(load_causal_lm(self.phases.before_model))
-        kept = KeptTrials(self.folders.phases, key, self.state)
-        model = load_causal_lm(self.stages[self.final_stage])
+        if self.run.before_kind is not None:
+            before = experiment.losses(load_causal_lm(self.run.before_model))
+        kept = KeptTrials(self.run.paths.phases, key, self.state)
+        model = load_causal_lm(self.stages[self.final_stage].model)
         result = experiment.run(model, before, done=kept.found, on_trial=kept.add)
         return {"attack": result.to_dict()}
 
@@ -195,4 +209,4 @@ class EvaluationPhases:
         """Once the attack is written down as done. Every process calls it; one removes."""
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            remove_kept_trials(self.folders.phases)
+            remove_kept_trials(self.run.paths.phases)

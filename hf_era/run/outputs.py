@@ -9,6 +9,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from hf_era.evaluation import RunResult
+from hf_era.methods import get_method
 from hf_era.reporting.headline import headline_sentences
 from hf_era.reporting.html.report import write_report
 from hf_era.reporting.markdown.model_card import write_model_card
@@ -26,30 +27,15 @@ def describe_plan(config: RunConfig, device: Any) -> str:
         start = f"from a base pretrained here ({config.base_path})"
     else:
         start = "from random weights" + (", beside a base control" if config.model.base_control else "")
-    lines = [f"[bold]{config.name}[/], seed {config.seed}, on {device}"]
-    if config.method == "base":
-        lines.append("  method     none: the model before the method is measured as it is")
-    elif config.method == "data_filtering":
-        lines.append("  method     data filtering: a stock model is trained on the retain stories alone")
-    lines.append(f"  model      {start}")
-    forgetting = f"  data       {config.data.train}; forgetting: {', '.join(config.data.forget_words)}"
-    if config.method == "gradient_routing":
-        lines += [_expansion_line(config), forgetting, *_routing_lines(config)]
-    else:
-        lines.append(forgetting)
-    lines += [f"  attack     {describe_attack(config)}", f"  output     {config.output_path}"]
-    return "\n".join(lines)
-
-
-def _expansion_line(config: RunConfig) -> str:
-    layers = "all layers" if config.expansion.target_layers is None else f"layers {config.expansion.target_layers}"
-    return f"  expansion  auxiliary module '{config.expansion.module_name}' of width {config.expansion.width}, {layers}"
-
-
-def _routing_lines(config: RunConfig) -> list[str]:
-    rule = config.routing.rule + (f" ({config.routing.weighting})" if config.routing.rule == "full_seq" else "")
-    coherence = f"{config.coherence.steps} steps at most" if config.coherence.enabled else "left out"
-    return [f"  routing    {rule}", f"  coherence  {coherence}"]
+    lines = [
+        ("model", start),
+        *get_method(config.method).plan(config),
+        ("data", f"{config.data.train}; forgetting: {', '.join(config.data.forget_words)}"),
+        ("attack", describe_attack(config)),
+        ("output", config.output_path),
+    ]
+    told = [f"  {label:<10} {text}" for label, text in lines]
+    return "\n".join([f"[bold]{config.name}[/], seed {config.seed}, on {device}", *told])
 
 
 def describe_attack(config: RunConfig) -> str:
@@ -65,7 +51,7 @@ def finish(
     result: RunResult, config: RunConfig, directory: RunDirectory, console: Console, state: PartialState
 ) -> None:
     """Writes result, card and report, says what came out, and pushes if that was asked for."""
-    has_model = config.method != "base"
+    has_model = result.has_checkpoint
     if state.is_main_process:
         write_outputs(result, directory.path)
     console.print(losses_table(result), markup=False)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
 
+from hf_era.methods import Phase
 from hf_era.run.directory import RunDirectory
 from hf_era.utils.signals import stop_if_requested
 
@@ -30,40 +29,27 @@ class PhaseRunner:
         self.directory, self.console, self.state = directory, console, state
         self.seconds: dict[str, float] = {}
 
-    def run(
-        self,
-        phase: str,
-        inputs: str,
-        work: Callable[[str], dict[str, Any]],
-        description: str,
-        outputs: list[Path] | None = None,
-        directory: RunDirectory | None = None,
-        remove_unfinished: Callable[[], None] = lambda: None,
-    ) -> dict[str, Any]:
+    def run(self, phase: Phase, directory: RunDirectory | None = None) -> dict[str, Any]:
         """Returns what the phase reported, now or when it was run.
 
         Args:
-            phase (`str`): its name. inputs (`str`): fingerprint of what it depends on; `work` is called with it.
-            description (`str`): what it does, to be shown.
-            outputs (*optional*): must be there for the phase to count as done.
+            phase (`Phase`): the step.
             directory (*optional*): that remembers it, if not the run's own.
-            remove_unfinished (*optional*): removes what it kept in case it is stopped. Called by every process when
-                the phase is written down as done, or was: a run that was killed in between has left it there.
         """
 
         def timed() -> dict[str, Any]:
-            self.console.print(f"[bold]{description}[/] ...")
+            self.console.print(f"[bold]{phase.title}[/] ...")
             start = time.monotonic()
-            report = work(inputs)
+            report = phase.work(phase.key)
             return {**report, "seconds": round(time.monotonic() - start, 1)}
 
         where, wait = directory or self.directory, self.state.wait_for_everyone
         stop_if_requested()  # a signal that came too late for the last phase to stop at it
         wait()
-        report, skipped = where.run_phase(phase, inputs, timed, outputs or [], synchronise=wait)
-        remove_unfinished()
+        report, skipped = where.run_phase(phase.name, phase.key, timed, phase.outputs, synchronise=wait)
+        phase.clean_up()  # also where it was done before: a run that was killed in between has left it there
         wait()
-        self.seconds[phase] = report["seconds"]
+        self.seconds[phase.name] = report["seconds"]
         done = "already done, skipped" if skipped else f"done in {report['seconds']:.1f} s"
-        self.console.print(f"[bold]{description}[/]: {done}")
+        self.console.print(f"[bold]{phase.title}[/]: {done}")
         return report

@@ -1,24 +1,15 @@
-"""The life cycle: base -> route -> ablate and contract -> coherence -> evaluation -> relearn attack -> card and report.
+"""A run from its config to its result.
 
-Every phase writes its result and is skipped when it is there already and its inputs are unchanged, so a run that was
-stopped goes on where it was: `hf-era run CONFIG` again. In the output directory:
+base, or base control -> the method's own phases -> evaluation -> generations -> relearn attack -> card and report
 
-    base/           the base, or base control, that was trained here (not with `model.base`; see `model.base_dir`)
-    expanded/       the routed model with its auxiliary module, for `AutoModelForCausalLM` with `hf_era` imported
-    contracted/     the stock model right after the cut
-    model/          the final stock checkpoint, tokenizer and card: this is what a push uploads
-    result.json     figures, config, versions
-    report.html     the same to look at: one file, plots and texts in it
-    checkpoints/    of the phase that is running; phases/: what is finished; run.json: whose directory this is
-
-The controls are runs too: `method: data_filtering` trains a stock model on the retain stories alone, `method: base` only
-measures the model before the method.
+Gradient routing's own phases are route, contract and coherence (`hf_era.methods.gradient_routing`); the controls are methods
+too. Every phase writes its result and is skipped when it is there already and its inputs are unchanged, so a run that was
+stopped goes on where it was: `hf-era run CONFIG` again. What is written where: `hf_era.run.directory`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +17,19 @@ from accelerate import PartialState
 from rich.console import Console
 
 from hf_era.evaluation import RunResult
-from hf_era.evaluation.results import load_result, method_fields
+from hf_era.evaluation.results import load_result
 from hf_era.evaluation.summary import comparison_values
+from hf_era.methods import Phase, get_method
+from hf_era.methods.base import train_base
 from hf_era.run.config import RunConfig
-from hf_era.run.directory import RunDirectory, fingerprint
+from hf_era.run.context import Run
+from hf_era.run.directory import RunDirectory
+from hf_era.run.identity import identity_settings
 from hf_era.run.inputs import RunInputs, load_inputs
-from hf_era.run.measuring import EvaluationPhases
+from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
 from hf_era.run.phase_runner import PhaseRunner
-from hf_era.run.phases import Phases
+from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import in_all, main_first
 
 
@@ -62,131 +57,76 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     console.print(describe_plan(config, arguments.device))
 
     inputs = main_first(lambda: load_inputs(config), state)
-    settings = inputs.identity_settings(config, arguments)
+    settings = identity_settings(config, arguments)
     identity = fingerprint(settings, inputs.data_fingerprint, inputs.base_fingerprint)
-    phases = Phases(config, inputs, arguments, state)
+    run = Run(config, inputs, arguments, state, identity)
     shared = RunDirectory(config.base_path, state.is_main_process, tell)
     filtering = _data_filtering(config, inputs)
     directory.check(identity, settings, config.overwrite_output_dir, inputs=_local_inputs(config))
     if config.model.trains_base:
-        _check_shared_base(shared, phases)
+        _check_shared_base(shared, run)
     state.wait_for_everyone()
     with directory.lock():
         directory.claim(identity, settings, config.overwrite_output_dir)
         state.wait_for_everyone()
-        runner = PhaseRunner(directory, console, state)
-        result = _run_phases(runner, phases, shared, identity)
+        result = _run_phases(PhaseRunner(directory, console, state), run, shared)
         result.data_filtering = filtering
         finish(result, config, directory, console, state)
     return result
 
 
-def _run_phases(runner: PhaseRunner, phases: Phases, shared: RunDirectory, identity: str) -> RunResult:
-    config, inputs = phases.config, phases.inputs
-    base_key = phases.base_fingerprint()
-    if config.model.trains_base:
-        what = "Pretraining the base" if config.model.start == "pretrained" else "Training the base control"
+def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResult:
+    if run.config.model.trains_base:
         # A base that several runs share keeps its own records; a second run waits for the first one's.
         with shared.lock(wait=True):
-            in_all(lambda: None, phases.state)  # the main process may have waited for hours
-            _check_shared_base(shared, phases)  # again: it may have been claimed while this run waited
-            shared.claim(base_key, {})
-            _run_training(runner, phases, "base", base_key, phases.train_base, what, phases.folders.base, shared)
-    train = {"gradient_routing": _route, "data_filtering": _filter_data, "base": _leave_untouched}[config.method]
-    model_key, training, coherence = train(runner, phases, identity, base_key)
-    measured = _measure(runner, phases, model_key, base_key)
+            in_all(lambda: None, run.state)  # the main process may have waited for hours
+            _check_shared_base(shared, run)  # again: it may have been claimed while this run waited
+            shared.claim(run.base_key, {})
+            runner.run(_base_phase(run), shared)
+    method = get_method(run.config.method)
+    phases = method.phases(run)
+    reports = {phase.name: runner.run(phase) for phase in phases}
+    measuring = Measuring(run, method)
+    measured: dict[str, Any] = {}
+    for phase in measuring.phases(model_key=phases[-1].key):
+        measured |= runner.run(phase)
+    del measured["seconds"]
+    training = reports[method.training_phase]
     provenance = training.pop("provenance")  # of the training, whenever and wherever the rest was done
     return RunResult(
-        name=config.name,
-        seed=config.seed,
-        config=_without_secrets(config.to_dict()),
+        name=run.config.name,
+        seed=run.seed,
+        config=_without_secrets(run.config.to_dict()),
         **provenance,
-        data={**inputs.data.summary, "fingerprint": inputs.data_fingerprint},
-        routing_table=[row.to_dict() for row in inputs.data.frequency_rows],
-        before_kind=phases.before_kind,
-        coherence=coherence,
-        training={**training, "minimum_ablation_gap": phases.arguments.minimum_ablation_gap},
+        data={**run.data.summary, "fingerprint": run.inputs.data_fingerprint},
+        routing_table=[row.to_dict() for row in run.data.frequency_rows],
+        before_kind=run.before_kind,
+        coherence=reports.get("coherence", {"enabled": False}),
+        training={**training, "minimum_ablation_gap": run.arguments.minimum_ablation_gap},
         seconds=runner.seconds,
-        **method_fields(config.method, measured["losses"]),
+        method=method.name,
+        method_title=method.title,
+        method_role=method.role,
+        method_texts=dict(method.texts),
+        stages=[stage.describe() for stage in measuring.stages.values()],
         **measured,
     )
 
 
-def _route(
-    runner: PhaseRunner, phases: Phases, identity: str, base_key: str
-) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Route, contract, coherence; returns the key of the final model and the reports of training and coherence."""
-    config, folders = phases.config, phases.folders
-    route_key = fingerprint(identity, base_key if config.model.start == "pretrained" else None)
-    what = "Training with gradient routing"
-    routing = _run_training(runner, phases, "route", route_key, phases.route, what, folders.expanded)
-    contract_key = fingerprint(route_key, "contract")
-    runner.run("contract", contract_key, phases.contract, "Cutting the module out", [folders.contracted])
-    coherence_key = fingerprint(contract_key, config.coherence.to_dict())
-    what = (
-        "Coherence fine-tuning" if config.coherence.enabled else "Saving the final model, without coherence fine-tuning"
+def _base_phase(run: Run) -> Phase:
+    key = run.base_key
+    return Phase(
+        "base",
+        "Pretraining the base" if run.start == "pretrained" else "Training the base control",
+        key,
+        lambda key: train_base(run, run.stock_arguments("base", key)),
+        (run.folder("base"),),
+        partial(run.remove_checkpoints, "base", key),
     )
-    coherence = _run_training(runner, phases, "coherence", coherence_key, phases.coherence, what, folders.final)
-    return coherence_key, routing, coherence
-
-
-def _filter_data(
-    runner: PhaseRunner, phases: Phases, identity: str, base_key: str
-) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    key = fingerprint(identity, "data filtering")
-    what = "Training on the retain stories alone"
-    report = _run_training(runner, phases, "filter", key, phases.train_on_retain_alone, what, phases.folders.final)
-    return key, report, {"enabled": False}
-
-
-def _run_training(
-    runner: PhaseRunner,
-    phases: Phases,
-    phase: str,
-    key: str,
-    work: Callable[[str], dict[str, Any]],
-    description: str,
-    output: Path,
-    directory: RunDirectory | None = None,
-) -> dict[str, Any]:
-    """Runs a phase that keeps checkpoints until it is written down as done."""
-    return runner.run(phase, key, work, description, [output], directory, lambda: phases.remove_checkpoints(phase, key))
-
-
-def _leave_untouched(
-    runner: PhaseRunner, phases: Phases, identity: str, base_key: str
-) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    report = runner.run("untouched", base_key, phases.untouched, "Taking the model as it is")
-    return base_key, report, {"enabled": False}
-
-
-def _measure(runner: PhaseRunner, phases: Phases, model_key: str, base_key: str) -> dict[str, Any]:
-    """Evaluation, generations and attack: what they report, without the time they took."""
-    config, measuring = phases.config, EvaluationPhases(phases)
-    settings = config.evaluation
-    sizes = (settings.bootstrap_samples, settings.mean_of_batch_means_size)
-    words = config.data.forget_words
-    keys = {
-        "evaluation": fingerprint(model_key, base_key, *sizes, "with the leak audit"),
-        "generation": fingerprint(model_key, base_key, asdict(config.generation), words),
-        "attack": fingerprint(model_key, base_key, config.relearn.to_dict()),
-    }
-    reports = [
-        runner.run("evaluation", keys["evaluation"], measuring.evaluate, "Evaluating"),
-        runner.run("generation", keys["generation"], measuring.generate, "Generating"),
-        runner.run(
-            "attack",
-            keys["attack"],
-            measuring.attack,
-            "Attacking: relearning forget stories",
-            remove_unfinished=measuring.remove_kept_trials,
-        ),
-    ]
-    return {name: value for report in reports for name, value in report.items() if name != "seconds"}
 
 
 def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | None:
-    """The yardstick that the config names, checked before any long work."""
+    """The figures of the control that the config names, checked before any long work."""
     if config.data_filtering is None:
         return None
     result = load_result(config.data_filtering)
@@ -198,10 +138,10 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
     return comparison_values(result)
 
 
-def _check_shared_base(shared: RunDirectory, phases: Phases) -> None:
+def _check_shared_base(shared: RunDirectory, run: Run) -> None:
     """A base inside the output directory is covered by that directory's own check."""
-    if not phases.config.base_path.is_relative_to(phases.config.output_path):
-        shared.check(phases.base_fingerprint(), {}, field="model.base_dir")
+    if not run.paths.base.is_relative_to(run.paths.output):
+        shared.check(run.base_key, {}, field="model.base_dir")
 
 
 _SECRETS = ("hub_token", "push_to_hub_token")

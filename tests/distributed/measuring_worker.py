@@ -20,23 +20,24 @@ from accelerate.utils import set_seed
 
 from hf_era import RunConfig
 from hf_era.evaluation import AuxiliaryActivationMeter, EvaluationConfig, Evaluator, RelearnAttack
+from hf_era.methods import get_method
 from hf_era.models.loading import load_causal_lm
+from hf_era.run.context import Run
 from hf_era.run.inputs import load_inputs
-from hf_era.run.measuring import EvaluationPhases
-from hf_era.run.phases import Phases
+from hf_era.run.measuring import Measuring
 from hf_era.utils.files import read_json
 from hf_era.utils.processes import in_all, main_first, share_out
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: planted"
 
 
-def make_phases(config: RunConfig, state: PartialState) -> EvaluationPhases:
+def make_phases(config: RunConfig, state: PartialState) -> Measuring:
     """In one process, as in a launch, after the inputs were loaded."""
     arguments = config.training_arguments(config.output_path / "checkpoints")
-    return EvaluationPhases(Phases(config, load_inputs(config), arguments, state))
+    return Measuring(Run(config, load_inputs(config), arguments, state, "identity"), get_method(config.method))
 
 
-def measured(measuring: EvaluationPhases) -> dict[str, Any]:
+def measured(measuring: Measuring) -> dict[str, Any]:
     """The reports of the phases, and the losses of each story with what the meter saw."""
     return {
         **measuring.evaluate("key"),
@@ -47,9 +48,9 @@ def measured(measuring: EvaluationPhases) -> dict[str, Any]:
     }
 
 
-def story_by_story(measuring: EvaluationPhases, batch_size: int, stories: int | None = None) -> dict[str, Any]:
+def story_by_story(measuring: Measuring, batch_size: int, stories: int | None = None) -> dict[str, Any]:
     """Set -> what was found of each of its first stories (all, if no number is given), as lists."""
-    evaluator, model = make_evaluator(measuring, batch_size, stories), load_causal_lm(measuring.folders.expanded)
+    evaluator, model = make_evaluator(measuring, batch_size, stories), load_causal_lm(measuring.run.folder("expanded"))
     found: dict[str, Any] = {}
     for name in evaluator.sets:
         with AuxiliaryActivationMeter(model) as meter:
@@ -59,8 +60,8 @@ def story_by_story(measuring: EvaluationPhases, batch_size: int, stories: int | 
     return found
 
 
-def make_evaluator(measuring: EvaluationPhases, batch_size: int, stories: int | None = None) -> Evaluator:
-    data = measuring.inputs.data
+def make_evaluator(measuring: Measuring, batch_size: int, stories: int | None = None) -> Evaluator:
+    data = measuring.run.data
     forget, retain = (
         part if stories is None else part.select(range(stories))
         for part in (data.validation_forget, data.validation_retain)
@@ -86,9 +87,9 @@ def planted_memory_error(holder: Any, name: str, too_large: Callable[..., bool])
         setattr(holder, name, original)
 
 
-def out_of_memory_in_one_process(measuring: EvaluationPhases) -> dict[str, Any]:
+def out_of_memory_in_one_process(measuring: Measuring) -> dict[str, Any]:
     """The last process alone has no memory for batches of more than two stories."""
-    evaluator, model = make_evaluator(measuring, 4), load_causal_lm(measuring.folders.expanded)
+    evaluator, model = make_evaluator(measuring, 4), load_causal_lm(measuring.run.folder("expanded"))
     last = measuring.state.is_last_process
     # Seven forget stories: it has three of them in the second batch.
     with (
@@ -104,7 +105,7 @@ def out_of_memory_in_one_process(measuring: EvaluationPhases) -> dict[str, Any]:
     }
 
 
-def stopped_attack(measuring: EvaluationPhases) -> dict[str, Any]:
+def stopped_attack(measuring: Measuring) -> dict[str, Any]:
     """An attack whose second trial fails in the last process; then the same one again."""
     original, made, last = RelearnAttack.run, [], measuring.state.is_last_process
 
@@ -117,13 +118,15 @@ def stopped_attack(measuring: EvaluationPhases) -> dict[str, Any]:
     RelearnAttack.run = run  # type: ignore[method-assign]
     try:
         error = said(lambda: measuring.attack("stopped"))
-        kept = [read_json(path)["trials"] for path in sorted(measuring.folders.phases.glob("attack-unfinished*.json"))]
+        kept = [
+            read_json(path)["trials"] for path in sorted(measuring.run.paths.phases.glob("attack-unfinished*.json"))
+        ]
         in_all(lambda: None, measuring.state)  # all have looked before it goes on
         before = len(made)
         report = measuring.attack("stopped")
         measuring.remove_kept_trials()
         in_all(lambda: None, measuring.state)
-        left = list(measuring.folders.phases.glob("attack-unfinished*"))
+        left = list(measuring.run.paths.phases.glob("attack-unfinished*"))
     finally:
         RelearnAttack.run = original  # type: ignore[method-assign]
     return {"error": error, "kept": kept, "made again": len(made) - before, "report": report, "left": left}

@@ -22,6 +22,7 @@ import torch
 from transformers import GPTNeoModel
 
 from hf_era import cli
+from hf_era.methods import Phase
 from hf_era.run.phase_runner import PhaseRunner
 
 RANK = os.environ.get("RANK", "0")
@@ -76,10 +77,10 @@ class Events:
     def follow_phases(self) -> None:
         original = PhaseRunner.run
 
-        def run(runner: PhaseRunner, phase: str, *args: Any, **kwargs: Any) -> Any:
-            self.current = phase
-            report = original(runner, phase, *args, **kwargs)
-            self.current = "card" if phase == "attack" else "between"
+        def run(runner: PhaseRunner, phase: Phase, *args: Any) -> Any:
+            self.current = phase.name
+            report = original(runner, phase, *args)
+            self.current = "card" if phase.name == "attack" else "between"
             return report
 
         PhaseRunner.run = run  # type: ignore[method-assign]

@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
+from hf_era.methods import Phase
+from hf_era.run.phase_runner import PhaseRunner
 from hf_era.training import GradientRoutingTrainer
 
 ARCHITECTURE = {
@@ -32,6 +36,22 @@ def _own_data_set_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
 def _no_localisation_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps localise nothing, and warnings are errors."""
     monkeypatch.setattr(GradientRoutingTrainer, "_warn_if_nothing_was_localised", lambda self: None)
+
+
+@pytest.fixture
+def replace_work() -> Callable[..., None]:
+    """Puts another work, of a phase and its key, in place of that of the phases named, or of all."""
+
+    def replace_work(patch: pytest.MonkeyPatch, work: Callable[[Phase, str], Any], *names: str) -> None:
+        original = PhaseRunner.run
+
+        def run(runner: PhaseRunner, phase: Phase, *args: Any) -> Any:
+            changed = replace(phase, work=partial(work, phase)) if phase.name in (names or (phase.name,)) else phase
+            return original(runner, changed, *args)
+
+        patch.setattr(PhaseRunner, "run", run)
+
+    return replace_work
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import hf_era.run.phases as phases_module
 from hf_era import RunConfig, run_pipeline
 from hf_era.cli import main
 from hf_era.evaluation import RunResult
@@ -49,8 +48,9 @@ def test_bad_input_is_refused_before_any_work(
     changes: dict[str, Any],
     message: str,
     make_run_config: Callable[..., RunConfig],
+    replace_work: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr(phases_module.Phases, "train_base", lambda self, key: pytest.fail("work was begun"))
+    replace_work(monkeypatch, lambda phase, key: pytest.fail("work was begun"))
     values = make_run_config(tmp_path).to_dict()
     for section, fields in changes.items():
         values[section] = {**values[section], **fields}

@@ -9,20 +9,14 @@ import pytest
 from transformers import TrainerCallback
 
 import hf_era.run.inputs as run_inputs_module
-import hf_era.run.phases as phases_module
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
 from hf_era.evaluation.relearn.attack import RelearnAttack
+from hf_era.run.context import Run
 from hf_era.run.directory import RunDirectory
 from hf_era.run.inputs import load_inputs
-from hf_era.run.measuring import EvaluationPhases
 from hf_era.training import CausalLMTrainer, GradientRoutingTrainer
 from hf_era.utils.files import read_json
-
-PHASES = [
-    *((phases_module.Phases, name) for name in ("train_base", "route", "contract", "coherence")),
-    *((EvaluationPhases, name) for name in ("evaluate", "generate", "attack")),
-]
 
 
 class KilledError(Exception):
@@ -30,11 +24,10 @@ class KilledError(Exception):
 
 
 def test_a_second_run_skips_every_phase(
-    finished_copy: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch
+    finished_copy: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch, replace_work: Callable[..., None]
 ) -> None:
     config, result = finished_copy
-    for owner, phase in PHASES:
-        monkeypatch.setattr(owner, phase, lambda self, key: pytest.fail("ran again"))
+    replace_work(monkeypatch, lambda phase, key: pytest.fail("ran again"))
     again = run_pipeline(config)
     assert again.losses == result.losses
     assert again.attack == result.attack
@@ -44,19 +37,14 @@ def test_changed_coherence_runs_again_from_there(
     finished_copy: tuple[RunConfig, RunResult],
     monkeypatch: pytest.MonkeyPatch,
     make_run_config: Callable[..., RunConfig],
+    replace_work: Callable[..., None],
 ) -> None:
     config, _ = finished_copy
     ran: list[str] = []
-    for owner, phase in PHASES:
-        original = getattr(owner, phase)
-        monkeypatch.setattr(
-            owner,
-            phase,
-            lambda self, key, name=phase, work=original: (ran.append(name), work(self, key))[1],
-        )
+    replace_work(monkeypatch, lambda phase, key: (ran.append(phase.name), phase.work(key))[1])
     changed = make_run_config(config.output_path.parent, coherence={"steps": 1})
     result = run_pipeline(changed)
-    assert ran == ["coherence", "evaluate", "generate", "attack"]
+    assert ran == ["coherence", "evaluation", "generation", "attack"]
     assert len(result.coherence["history"]) == 2
 
 
@@ -103,7 +91,7 @@ def test_provenance_is_that_of_the_training(
     make_run_config: Callable[..., RunConfig],
 ) -> None:
     config, result = finished_copy
-    monkeypatch.setattr(phases_module, "git_revision", lambda: "another")
+    monkeypatch.setattr("hf_era.run.context.git_revision", lambda: "another")
     for changes in ({}, {"coherence": {"steps": 1}}):  # nothing runs again, and what follows the training does
         again = run_pipeline(make_run_config(config.output_path.parent, **changes))
         assert (again.git_revision, again.created) == (result.git_revision, result.created)
@@ -158,7 +146,7 @@ def test_a_run_killed_before_saving_does_not_train_another_step(
 ) -> None:
     config = make_run_config(tmp_path, model={"start": "scratch", "base_control": False}, coherence={"enabled": False})
     with monkeypatch.context() as patch:
-        patch.setattr(phases_module.Phases, "_save", lambda self, *args, **kwargs: (_ for _ in ()).throw(KilledError))
+        patch.setattr(Run, "_save", lambda self, *args, **kwargs: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             run_pipeline(config)
     (checkpoint,) = (config.output_path / "checkpoints").glob("route-*/checkpoint-4")
@@ -170,20 +158,25 @@ def test_a_run_killed_before_saving_does_not_train_another_step(
 
 @pytest.mark.usefixtures("_no_localisation_warning")
 def test_scratch_shares_its_base_control_with_a_posttrain_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run_config: Callable[..., RunConfig]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_run_config: Callable[..., RunConfig],
+    replace_work: Callable[..., None],
 ) -> None:
     shared = str(tmp_path / "base")
     first = run_pipeline(make_run_config(tmp_path / "a", model={"start": "scratch", "base_dir": shared}))
     assert first.before_kind == "base_control"
-    monkeypatch.setattr(phases_module.Phases, "train_base", lambda self, key: pytest.fail("trained again"))
+    replace_work(monkeypatch, lambda phase, key: pytest.fail("trained again"), "base")
     second = run_pipeline(make_run_config(tmp_path / "b", model={"base_dir": shared}))
     assert second.losses["before"] == first.losses["before"]
 
 
-def test_a_shared_base_of_other_settings_is_refused(tmp_path: Path, make_run_config: Callable[..., RunConfig]) -> None:
+def test_a_shared_base_of_other_settings_is_refused(
+    tmp_path: Path, make_run_config: Callable[..., RunConfig], replace_work: Callable[..., None]
+) -> None:
     shared = str(tmp_path / "base")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases_module.Phases, "route", lambda self, key: (_ for _ in ()).throw(KilledError))
+        replace_work(patch, lambda phase, key: (_ for _ in ()).throw(KilledError), "route")
         with pytest.raises(KilledError):
             run_pipeline(make_run_config(tmp_path / "a", model={"base_dir": shared}))
     with pytest.raises(ValueError, match=r"`model.base_dir`: .*base holds another run"):

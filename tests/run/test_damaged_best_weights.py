@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-import hf_era.run.phases as phases_module
 from hf_era import RunConfig, run_pipeline
+from hf_era.run.context import Run
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 
 
@@ -23,15 +23,15 @@ def test_the_phase_begins_anew(
     whole = make_run_config(tmp_path / "whole", **scratch)
     expected = run_pipeline(whole)
     config = make_run_config(tmp_path / "killed", **scratch)
-    original = phases_module.Phases._save
+    original = Run._save
 
     def killed(self: Any, save: Any, folder: Path, **kwargs: Any) -> None:
-        if folder == self.folders.final:
+        if folder == self.folder("model"):
             raise KilledError
         original(self, save, folder, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(phases_module.Phases, "_save", killed)
+        patch.setattr(Run, "_save", killed)
         with pytest.raises(KilledError):
             run_pipeline(config)
     (best,) = (config.output_path / "checkpoints").glob("coherence-*/best/model.safetensors")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_era.run.directory import file_fingerprint, fingerprint
 from hf_era.utils import files
+from hf_era.utils.files import fingerprint, model_fingerprint
 
 
 def test_equal_values_have_equal_fingerprints_and_others_do_not() -> None:
@@ -25,11 +25,11 @@ def test_fingerprints_are_the_same_in_every_process(hash_seed: str, tmp_path: Pa
         "import importlib.util, sys, types, pathlib\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "package = types.ModuleType('hf_era'); package.__path__ = [str(root)]; sys.modules['hf_era'] = package\n"
-        "from hf_era.run.directory import fingerprint\n"
+        "from hf_era.utils.files import fingerprint\n"
         "keys = {'seed', 'expansion', 'routing', 'model', 'training'}\n"  # a set: its order follows the hash seed
         "print(fingerprint({key: {'x': 1.5, 'y': None, 'z': ['ä']} for key in keys}, 'text', pathlib.Path('a')))\n"
     )
-    folder = Path(files.__file__).parent
+    folder = Path(files.__file__).parents[1]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, env=environment, check=False
@@ -50,10 +50,10 @@ def test_a_models_fingerprint_is_that_of_its_contents(tmp_path: Path) -> None:
             (folder / file).write_text(text)
         return folder
 
-    same = file_fingerprint(save("one"))
-    assert file_fingerprint(save("two", README="a card changes nothing")) == same
-    assert file_fingerprint(save("three", weights=b"weightz")) != same
-    assert file_fingerprint(save("four", config='{"a": 1}')) != same
+    same = model_fingerprint(save("one"))
+    assert model_fingerprint(save("two", README="a card changes nothing")) == same
+    assert model_fingerprint(save("three", weights=b"weightz")) != same
+    assert model_fingerprint(save("four", config='{"a": 1}')) != same
     more = save("five")
     (more / "model-2.safetensors").write_bytes(b"")
-    assert file_fingerprint(more) != same
+    assert model_fingerprint(more) != same

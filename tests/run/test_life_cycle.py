@@ -3,17 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import hf_era.run.phases as phases_module
 from hf_era import RunConfig, run_pipeline
 from hf_era.cli import main
 from hf_era.evaluation import RunResult
+from hf_era.methods import Phase
 from hf_era.models.fast.causal_lm import ALL_SLOW
 from hf_era.training import NonFiniteLossError
 from hf_era.utils.files import read_json
@@ -113,11 +112,12 @@ def test_a_diverging_run_stops_with_its_own_exit_status(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     make_run_config: Callable[..., RunConfig],
+    replace_work: Callable[..., None],
 ) -> None:
-    def diverge(self: Any, key: str) -> None:
+    def diverge(phase: Phase, key: str) -> None:
         raise NonFiniteLossError("The loss became nan at step 3 of 4.")
 
-    monkeypatch.setattr(phases_module.Phases, "route", diverge)
+    replace_work(monkeypatch, diverge, "route")
     file = tmp_path / "tiny.yaml"
     file.write_text(json.dumps(make_run_config(tmp_path, model={"start": "scratch", "base_control": False}).to_dict()))
     assert main(["run", str(file)]) == 1

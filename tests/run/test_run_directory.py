@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hf_era.run.directory import RUN_FILE, RunDirectory, fingerprint
-from hf_era.utils.files import read_json
+from hf_era.run.directory import RUN_FILE, RunDirectory
+from hf_era.utils.files import fingerprint, read_json
 
 SETTINGS = {"seed": 0, "expansion": {"width": 64, "target_layers": [0, 1]}, "training": {"learning_rate": 1e-3}}
 
