@@ -1,6 +1,6 @@
 """What a run can do: gradient routing and the controls it is compared with, one file each."""
 
-from hf_era.methods import base, data_filtering, gradient_routing
+from hf_era.methods import base, data_filtering, gradient_routing  # each registers itself
 from hf_era.methods.method import METHODS, Method, Phase, Run, Settings, Stage, get_method, register_method
 
 __all__ = [

@@ -87,7 +87,7 @@ def make_run_config() -> Callable[..., RunConfig]:
             "relearn": {"stories": [1, 3], "trials": 1, "steps": 2, "sweep_learning_rates": [1e-3], "lora": False},
         }
         for section, fields in changes.items():
-            values[section] = {**values[section], **fields} if isinstance(fields, dict) else fields
+            values[section] = {**values.get(section, {}), **fields} if isinstance(fields, dict) else fields
         return RunConfig.from_dict(values)
 
     return make
