@@ -43,6 +43,7 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (1, 8), (2, 4), (3, 3)])
+@pytest.mark.parametrize("chunked_loss", [True, False], ids=["chunked loss", "whole logits"])
 @pytest.mark.parametrize("l1_coefficient", [0.0, 1e-2])
 def test_gradients_do_not_depend_on_accumulation(
     make_trainer: Callable[..., Any],
@@ -51,6 +52,7 @@ def test_gradients_do_not_depend_on_accumulation(
     batch_size: int,
     accumulation: int,
     l1_coefficient: float,
+    chunked_loss: bool,
 ) -> None:
     stories = make_stories(8)
     expected = manual_gradients(make_expanded([0, 1]), stories, GradientMultipliers(), l1_coefficient)
@@ -62,6 +64,7 @@ def test_gradients_do_not_depend_on_accumulation(
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         l1_coefficient=l1_coefficient,
+        chunked_loss=chunked_loss,
         train_sampling_strategy="sequential",
     )
     trainer.train()

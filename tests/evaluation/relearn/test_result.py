@@ -62,6 +62,15 @@ def test_recovered_means_below_the_model_before_plus_a_twentieth_nat() -> None:
     assert (lora.recovered, lora.steps_to_recover, lora.retain_at_recovery.value) == (0, None, None)
 
 
+def test_steps_to_recover_are_the_median_over_the_trials_that_recovered() -> None:
+    """One trial that takes long must not say how long an attack takes: the mean of 5, 5 and 20 steps is 10."""
+    slow = trial(2, 3.0, 2.5, 2.0, 1.5, 1.0)
+    never = trial(3, 3.0, 2.5)
+    (part,) = RelearnResult([trial(0, 3.0, 1.0), trial(1, 3.0, 1.0), slow, never], RESULT.before).summaries()
+    assert part.recovered == 3
+    assert part.steps_to_recover == 5.0
+
+
 def test_unlearning_is_of_the_same_stories_as_robust_unlearning() -> None:
     assert RESULT.unlearning == pytest.approx(3.0 - 1.0)
     unknown = RelearnResult(RESULT.trials, None)

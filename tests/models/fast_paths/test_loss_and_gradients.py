@@ -11,6 +11,7 @@ from transformers import GPTNeoForCausalLM
 from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM
 
 Inputs = dict[str, Any]
+ITEMS = 23  # labels of all micro-batches: another number than any batch here has, or dividing by it would show nothing
 
 
 # ---- The stock class ----
@@ -46,7 +47,7 @@ def test_positions_that_start_anew(
     compare.assert_same(compare.result(fast, inputs), compare.result(stock, inputs))
 
 
-@pytest.mark.parametrize("count", [None, 17, torch.tensor(17)], ids=["mean", "int", "tensor"])
+@pytest.mark.parametrize("count", [None, ITEMS, torch.tensor(ITEMS)], ids=["mean", "int", "tensor"])
 @pytest.mark.parametrize("prompt", [0, 5])
 def test_normalisation_and_labels_on_a_part(
     prompt: int,
@@ -58,7 +59,26 @@ def test_normalisation_and_labels_on_a_part(
 ) -> None:
     inputs = {**make_inputs("right", prompt=prompt), **({} if count is None else {"num_items_in_batch": count})}
     assert fast(**inputs).logits is None
+    assert (inputs["labels"][:, 1:] != -100).sum() != ITEMS
     compare.assert_same(compare.result(fast, inputs), compare.result(stock, inputs))
+
+
+@pytest.mark.parametrize("count", [ITEMS, torch.tensor(ITEMS)], ids=["int", "tensor"])
+@pytest.mark.parametrize("why", ["fast paths off", "logits asked for"])
+def test_normalisation_of_the_loss_from_whole_logits(
+    why: str,
+    count: Any,
+    fast: FastGPTNeoForCausalLM,
+    stock: GPTNeoForCausalLM,
+    make_inputs: Callable[..., Inputs],
+    compare: Any,
+) -> None:
+    """Micro-batches are divided by the labels of them all on this path too; their own number would be another factor."""
+    inputs = {**make_inputs("right", prompt=5), "num_items_in_batch": count}
+    assert (inputs["labels"][:, 1:] != -100).sum() != ITEMS
+    model, option = (compare.slow(fast), {}) if why == "fast paths off" else (fast, {"skip_logits": False})
+    assert model(**inputs, **option).logits is not None
+    compare.assert_same(compare.result(model, {**inputs, **option}), compare.result(stock, inputs))
 
 
 def test_without_any_label_the_loss_is_that_of_the_stock_class(
