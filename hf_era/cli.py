@@ -8,13 +8,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from hf_era.commands import card, compare, evaluate, matrix, relearn
+from hf_era.commands import card, compare, matrix
+from hf_era.commands.evaluate import EVAL, RELEARN
 from hf_era.utils import exit_codes
 from hf_era.utils.signals import StoppedError, stoppable
 from hf_era.version import __version__
 
-_COMMANDS = {"eval": evaluate, "relearn": relearn, "compare": compare, "card": card, "matrix": matrix}
+_COMMANDS: dict[str, Any] = {"eval": EVAL, "relearn": RELEARN, "compare": compare, "card": card, "matrix": matrix}
 
 _WITH_OVERRIDES = ("eval", "relearn")
 

@@ -1,37 +1,153 @@
-"""`hf-era eval MODEL`: losses with intervals and generations of any causal LM."""
+"""`hf-era eval MODEL` and `hf-era relearn MODEL`: measures any causal LM, and attacks it."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from hf_era.commands.model_options import (
-    EPILOG,
-    add_model_options,
-    default_folder,
-    model_config,
-    write_model_result,
+from hf_era.utils.checks import MAXIMUM_NAME_BYTES
+
+if TYPE_CHECKING:
+    from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
+
+EPILOG = """\
+fields of the sections evaluation, generation and relearn can be set too, for instance
+  --relearn.steps 20 --relearn.stories 4 16 --generation.new_tokens 100 --evaluation.bootstrap_samples 0
+`hf-era fields` lists them."""
+
+
+@dataclass(frozen=True)
+class ModelCommand:
+    """A command that measures one model; `attacks` says whether it also attacks it."""
+
+    name: str
+    help: str
+    description: str
+    attacks: bool
+
+    def add_parser(self, commands: Any) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(
+            self.name,
+            help=self.help,
+            description=self.description,
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add_model_options(parser)
+        if self.attacks:
+            parser.add_argument(
+                "--attack", metavar="FILE", help="forget stories of the attacker (default: taken out of --forget)"
+            )
+            parser.add_argument(
+                "--allow-fewer", action="store_true", help="use fewer stories or trials where there are too few"
+            )
+        return parser
+
+    def run(self, options: argparse.Namespace, overrides: Sequence[str]) -> int:
+        from hf_era.evaluation.model_evaluation import evaluate_model
+
+        result = evaluate_model(model_config(options, overrides), attack=self.attacks)
+        write_model_result(result, options.output or default_folder(result.name, self.name))
+        return 0
+
+
+EVAL = ModelCommand(
+    "eval",
+    "measure any causal LM on forget and retain stories",
+    "Measures any causal LM on forget and retain stories: losses with 95 % intervals, generations with their forget words "
+    "and repetition; against the model before the method with --before.",
+    attacks=False,
+)
+RELEARN = ModelCommand(
+    "relearn",
+    "attack any causal LM: fine-tune on a few forget stories and see what comes back",
+    "Fine-tunes any causal LM on a few forget stories, with several numbers of stories and learning rates, all weights and "
+    "LoRA, and measures forget and retain loss on the way. Also measures what `eval` does.",
+    attacks=True,
 )
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "eval",
-        help="measure any causal LM on forget and retain stories",
-        description="Measures any causal LM on forget and retain stories: losses with 95 % intervals, generations with "
-        "their forget words and repetition; against the model before the method with --before.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_model_options(parser)
-    return parser
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, the stories and how to run."""
+    parser.add_argument("model", help="local directory or hub id of any causal LM")
+    parser.add_argument("--forget", required=True, metavar="FILE", help="forget stories to measure on")
+    parser.add_argument("--retain", required=True, metavar="FILE", help="retain stories to measure on")
+    parser.add_argument("--before", metavar="MODEL", help="the model before the method, to compare with")
+    parser.add_argument("--data-filtering", metavar="RESULT", help="result of a model that never saw a forget story")
+    parser.add_argument("--tokenizer", metavar="DIR", help="if it is not the model's own")
+    parser.add_argument("--name", help="what the model is called in tables (default: the last part of its path)")
+    parser.add_argument("--forget-words", nargs="+", metavar="WORD", help="default: tree trees forest forests ...")
+    parser.add_argument("--text-column", metavar="NAME", help="column with the story (default: found)")
+    parser.add_argument("--split", help="split of a hub data set (default: train)")
+    parser.add_argument("--max-characters", type=int, metavar="N", help="a story is cut there (default: 1029)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="and there (default: 256, or the model's context)")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
+    parser.add_argument("--dtype", help="auto (the checkpoint's), float32, bfloat16, float16 (default: auto)")
+    parser.add_argument("--batch-size", help="stories a batch, or auto: sized to memory (default: auto)")
+    parser.add_argument("--seed", type=int, help="of generations and of the attack's stories (default: 0)")
+    parser.add_argument("--no-generations", action="store_true", help="do not generate texts")
+    parser.add_argument("--output", metavar="DIR", help="folder for result.json and report.html (default: NAME-eval)")
 
 
-def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from hf_era.evaluation.model_evaluation import evaluate_model
+_PLAIN = (
+    "model", "forget", "retain", "attack", "before", "data_filtering", "tokenizer", "name", "forget_words", "text_column",
+    "split", "max_characters", "max_tokens", "device", "dtype", "seed",
+)  # fmt: skip
 
-    result = evaluate_model(model_config(options, overrides), attack=False)
-    write_model_result(result, options.output or default_folder(result.name, "eval"))
-    return 0
+
+def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> ModelEvaluationConfig:
+    """The config that options and overrides describe; raises `ValueError` for what does not fit."""
+    from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
+    from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
+    from hf_era.run.parsing import build, merge, parse_overrides
+
+    kinds = {"evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig}
+    sections: dict[str, list[str]] = {
+        name: [item.name for item in dataclasses.fields(kind)] for name, kind in kinds.items()
+    }
+    values: dict[str, Any] = {
+        name: getattr(options, name) for name in _PLAIN if getattr(options, name, None) is not None
+    }
+    if options.batch_size not in (None, "auto"):
+        size = {"batch_size": options.batch_size}
+        values |= {"evaluation": dict(size), "relearn": dict(size)}
+    if options.seed is not None:
+        values = merge(values, {"generation": {"seed": options.seed}, "relearn": {"seed": options.seed}})
+    if options.no_generations:
+        values = merge(values, {"generation": {"enabled": False}})
+    if getattr(options, "allow_fewer", False):
+        values = merge(values, {"relearn": {"allow_fewer": True}})
+    values = merge(values, parse_overrides(overrides, {"": [], **sections}, default="relearn"))
+    config: ModelEvaluationConfig = build(ModelEvaluationConfig, values, "")
+    return config
+
+
+def write_model_result(result: Any, folder: str) -> None:
+    """Writes `result.json` and `report.html`, and says the figures; of the processes of a launch the main one does."""
+    from pathlib import Path
+
+    from accelerate import PartialState
+
+    from hf_era.reporting.headline import headline_sentences
+    from hf_era.reporting.html.report import write_report
+
+    if not PartialState().is_main_process:
+        return
+    paths = [result.save(Path(folder) / "result.json"), write_report(result, Path(folder) / "report.html")]
+    for sentence in headline_sentences(result):
+        print(sentence)
+    print(f"Written: {', '.join(map(str, paths))}")
+
+
+def default_folder(name: str, suffix: str) -> str:
+    """The output folder of a result with this name, in the working directory wherever the name would lead.
+
+    The name may be a path's last part or a model id that somebody else chose: `..`, `/` and the like are no folders.
+    """
+    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:MAXIMUM_NAME_BYTES]
+    return f"{plain or 'model'}-{suffix}"

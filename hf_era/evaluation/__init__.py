@@ -12,7 +12,7 @@ from hf_era.evaluation.losses import (
     story_losses,
     token_losses,
 )
-from hf_era.evaluation.metric_loading import load
+from hf_era.evaluation.metrics import load
 from hf_era.evaluation.relearn.attack import RelearnAttack, RelearnAttackConfig
 from hf_era.evaluation.relearn.config import RelearnConfig, check_attack, stories_needed
 from hf_era.evaluation.relearn.experiment import RelearnExperiment

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hf_era.evaluation import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial, loss_estimate
-from hf_era.evaluation.metric_loading import METRIC_NAMES, METRICS_FOLDER, load
+from hf_era.evaluation.metrics import METRIC_NAMES, METRICS_FOLDER, load
 
 TEXTS = ["The tree fell on trees.", "No treehouse."]
 
@@ -148,7 +148,7 @@ curve = {{"steps": [0, 1], "forget_losses": [4.0, 2.5], "retain_losses": [1.0, 1
 lowest = load("relearning").compute(predictions=[curve])["lowest_forget_loss"]
 print(json.dumps([words, repetition, nll, lowest]))
 """
-FROM_THE_PACKAGE = "from hf_era.evaluation.metric_loading import load"
+FROM_THE_PACKAGE = "from hf_era.evaluation.metrics import load"
 THROUGH_EVALUATE = f"import evaluate\ndef load(name): return evaluate.load({str(METRICS_FOLDER)!r} + '/' + name)"
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hf_era.cli import main
-from hf_era.commands.model_options import default_folder
+from hf_era.commands.evaluate import default_folder
 from hf_era.run.config import RunConfig, load_run_config
 from hf_era.run.matrix import load_matrix
 
