@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_era.reporting.markdown.comparison import attacks_table, differences_table, losses_over_seeds_table
+from hf_era.reporting.comparison_tables import attacks_over_seeds, differences_over_seeds, losses_over_seeds
+from hf_era.reporting.markdown.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, README = ROOT / "benchmarks" / "results", ROOT / "docs" / "speed.md", ROOT / "README.md"
@@ -168,9 +169,9 @@ TABLES = {
     },
     README: {
         "speed": headline_table,
-        "differences": lambda: differences_table(matrix_rows()),
-        "losses": lambda: losses_over_seeds_table(matrix_rows()),
-        "attacks": lambda: attacks_table(matrix_rows()),
+        "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
+        "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
+        "attacks": lambda: markdown_table(attacks_over_seeds(matrix_rows())),
     },
 }
 

@@ -85,7 +85,6 @@ UNTOUCHED = "untouched"
 """Role of a method that trains nothing: there is no checkpoint of its own."""
 
 METHODS = tuple(EARLIER_METHODS)
-STAGES = tuple(STAGE_TITLES)
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,77 +1,118 @@
-"""One view of results of both kinds, so that tables, plots and reports need not know which kind they show."""
+"""One view of results of both kinds, alone and over seeds, so that reports need not know which kind or method they show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.relearn.result import AttackSummary, RelearnResult
-from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
 DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "forget_words_unlearning")
 LOSS_KINDS = ("forget", "retain", "forget_words")
+ROBUST = "robust_unlearning"
+
+
+@dataclass(frozen=True)
+class ControlFigures:
+    """What a result keeps of data filtering on the same stories, see `comparison_values`.
+
+    Attributes:
+        name (`str`), seed (`int`): of the run. losses (`dict`): kind -> loss. differences (`dict`): as in `ResultSummary`.
+        attacks (`dict`): kind, stories, learning rate -> robust unlearning under that attack.
+    """
+
+    name: str
+    seed: int
+    losses: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    attacks: dict[tuple[str, int, float], Estimate]
 
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """What is shown of a result. Losses are in nats a token.
+    """What is shown of a result. Losses are in nats a token; texts are as they were given, not escaped.
 
     Attributes:
-        name (`str`): of the recipe or model; as it was given, not escaped. seed (`int`): of the run.
-        method (`str`): `gradient_routing`, `data_filtering`, `base`, or `model` (a model that was only evaluated).
+        name (`str`): of the recipe or model. seed (`int`): of the run.
+        method, title, role (`str`): the method's name, what reports call it, and its role, as in `RunResult`.
+        has_module (`bool`): whether there was an auxiliary module that was ablated.
         rule (`str`): the mask rule, e.g. `full_seq (frequency)`; empty where nothing was routed by a rule.
         start (`str`): `pretrained`, `scratch`, or empty. before_name (`str`): what "before the method" is; empty if none.
-        before, final (`dict`): `forget`, `retain`, `forget_words` -> loss; `before` is empty if there is none.
-        differences (`dict`): each of `DIFFERENCES` -> an estimate, without a value where it was not measured.
+        stages (`dict`): name of each stage -> its title, in order. final_stage (`str`): name of the last.
+        losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> loss; only what was measured.
+        differences (`dict`): each of `DIFFERENCES`, and `robust_unlearning` under the strongest attack -> an estimate,
+            without a value where it was not measured.
         relearning (`RelearnResult`, *optional*), strongest (`AttackSummary`, *optional*): of the final model.
-        data_filtering (`dict`, *optional*): the yardstick, see `comparison_values`.
+        control (`ControlFigures`, *optional*): data filtering on the same stories.
     """
 
     name: str
     seed: int
     method: str
+    title: str
+    role: str
+    has_module: bool
     rule: str
     start: str
     before_name: str
-    before: dict[str, Estimate]
-    final: dict[str, Estimate]
+    stages: dict[str, str]
+    final_stage: str
+    losses: dict[str, dict[str, Estimate]]
     differences: dict[str, Estimate]
     relearning: RelearnResult | None
     strongest: AttackSummary | None
-    data_filtering: dict[str, Any] | None
+    control: ControlFigures | None
+
+    @property
+    def is_control(self) -> bool:
+        return self.role == CONTROL
+
+    @property
+    def is_untouched(self) -> bool:
+        return self.role == UNTOUCHED
+
+    @property
+    def before(self) -> dict[str, Estimate]:
+        """Losses of the model before the method; empty if there is none."""
+        return self.losses.get("before", {})
+
+    @property
+    def final(self) -> dict[str, Estimate]:
+        """Losses of the final model."""
+        return self.losses.get(self.final_stage, {})
 
 
-def summary_of(result: RunResult | ModelResult) -> ResultSummary:
+def summary_of(result: AnyResult) -> ResultSummary:
     """The figures of a result of either kind."""
     relearning = result.relearning
-    shared: dict[str, Any] = {
-        "name": result.name,
-        "seed": result.seed,
-        "before_name": _before_name(result),
-        "differences": {name: result.estimate(name) for name in DIFFERENCES},
-        "relearning": relearning,
-        "strongest": None if relearning is None else relearning.strongest(),
-        "data_filtering": result.data_filtering,
-    }
-    own: dict[str, Any]
-    before: dict[str, Any]
-    final: dict[str, Any]
-    if isinstance(result, ModelResult):
-        before, final = (result.before or {}).get("losses", {}), result.losses
-        own = {"method": "model", "rule": "", "start": ""}
-    else:
-        before, final = result.losses.get("before", {}), result.losses.get(result.final_stage, {})
-        own = {
-            "method": result.method,
-            "rule": rule_label(result) if result.method == "gradient_routing" else "",
-            "start": str((result.config.get("model") or {}).get("start") or ""),
-        }
-    return ResultSummary(**shared, **own, before=_estimates(before), final=_estimates(final))
+    strongest = None if relearning is None else relearning.strongest()
+    config = result.config if isinstance(result, RunResult) else {}
+    robust = Estimate(None) if strongest is None else strongest.robust_unlearning
+    return ResultSummary(
+        name=result.name,
+        seed=result.seed,
+        method=result.method,
+        title=result.method_title,
+        role=result.method_role,
+        has_module=result.has_module,
+        rule=rule_label(config) if result.has_module else "",
+        start=str((config.get("model") or {}).get("start") or ""),
+        before_name=_before_name(result),
+        stages=result.stage_titles,
+        final_stage=result.final_stage,
+        losses={stage: part for stage, losses in _stage_losses(result).items() if (part := _estimates(losses))},
+        differences={**{name: result.estimate(name) for name in DIFFERENCES}, ROBUST: robust},
+        relearning=relearning,
+        strongest=strongest,
+        control=_control(result.data_filtering),
+    )
 
 
-def comparison_values(result: RunResult | ModelResult) -> dict[str, Any]:
+def comparison_values(result: AnyResult) -> dict[str, Any]:
     """What other results keep of a data-filtering result, to show it beside their own figures (JSON-like)."""
     figures = summary_of(result)
     attacks = [] if figures.relearning is None else [part.to_dict() for part in figures.relearning.summaries()]
@@ -79,24 +120,37 @@ def comparison_values(result: RunResult | ModelResult) -> dict[str, Any]:
         "name": figures.name,
         "seed": figures.seed,
         "losses": {kind: estimate.to_dict() for kind, estimate in figures.final.items()},
-        "differences": {name: estimate.to_dict() for name, estimate in figures.differences.items()},
+        "differences": {name: figures.differences[name].to_dict() for name in DIFFERENCES},
         "attacks": attacks,
         "strongest": None if figures.strongest is None else figures.strongest.to_dict(),
     }
 
 
-def rule_label(result: RunResult) -> str:
-    """The mask rule with its weighting, as plain text: `full_seq (frequency)`, `concept`, `none`."""
-    routing = result.config.get("routing")
+def estimate_of(values: Any) -> Estimate:
+    """An estimate from its dict; without a value if there is none."""
+    if not isinstance(values, dict):
+        return Estimate(None)
+    return Estimate(values.get("value"), values.get("low"), values.get("high"))
+
+
+def rule_label(config: Mapping[str, Any]) -> str:
+    """The mask rule of a run's config with its weighting, as plain text: `full_seq (frequency)`, `concept`, `none`."""
+    routing = config.get("routing")
     routing = routing if isinstance(routing, dict) else {}
     rule = str(routing.get("rule") or "not recorded")
     return f"{rule} ({routing['weighting']})" if rule == "full_seq" and routing.get("weighting") else rule
 
 
-def _before_name(result: RunResult | ModelResult) -> str:
+def _before_name(result: AnyResult) -> str:
     if isinstance(result, RunResult):
         return {"pretrained": "pretrained base", "base_control": "base control"}.get(result.before_kind or "", "")
     return str((result.before or {}).get("model") or "")
+
+
+def _stage_losses(result: AnyResult) -> dict[str, Any]:
+    if isinstance(result, RunResult):
+        return result.losses
+    return {"before": (result.before or {}).get("losses", {}), result.final_stage: result.losses}
 
 
 def _estimates(losses: Mapping[str, Any]) -> dict[str, Estimate]:
@@ -105,3 +159,80 @@ def _estimates(losses: Mapping[str, Any]) -> dict[str, Estimate]:
         for kind in LOSS_KINDS
         if losses.get(kind)
     }
+
+
+def _control(values: dict[str, Any] | None) -> ControlFigures | None:
+    if not values:
+        return None
+    differences, strongest = values.get("differences") or {}, values.get("strongest") or {}
+    return ControlFigures(
+        name=str(values.get("name") or ""),
+        seed=values.get("seed") or 0,
+        losses={kind: estimate_of(part) for kind, part in (values.get("losses") or {}).items() if part},
+        differences={
+            **{name: estimate_of(differences.get(name)) for name in DIFFERENCES},
+            ROBUST: estimate_of(strongest.get(ROBUST)),
+        },
+        attacks={
+            (part["kind"], part["stories"], part["learning_rate"]): estimate_of(part.get(ROBUST))
+            for part in values.get("attacks") or []
+        },
+    )
+
+
+# ---- Over seeds ----
+
+
+def figure_values(figures: ResultSummary) -> dict[str, float | None]:
+    """All figures of one result as plain numbers, by name; `None` where one was not measured."""
+    values: dict[str, float | None] = {}
+    for stage, losses in (("before", figures.before), ("final", figures.final)):
+        for kind in LOSS_KINDS:
+            values[f"{kind}_loss_{stage}"] = losses[kind].value if kind in losses else None
+    values |= {name: figures.differences[name].value for name in DIFFERENCES}
+    strongest = figures.strongest
+    values["attacked_forget_loss"] = None if strongest is None else strongest.lowest_forget.value
+    values["attacked_retain_loss"] = None if strongest is None else strongest.retain_at_lowest.value
+    values[ROBUST] = figures.differences[ROBUST].value
+    return values
+
+
+def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
+    """One dict per name over its seeds: `name`, `method`, `method_title`, `method_role`, `rule`, `start`, `seeds`, `figures`
+    (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t), `attacks` (kind, N and learning rate ->
+    the same), `recovered`, `attacked` (seeds whose strongest attack recovered the capability in any trial, of those that
+    were attacked)."""
+    groups: dict[str, list[ResultSummary]] = {}
+    for result in results:
+        groups.setdefault(result.name, []).append(summary_of(result))
+    return [_aggregated(name, parts) for name, parts in groups.items()]
+
+
+def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
+    tables = [figure_values(part) for part in parts]
+    attacks: dict[str, list[float]] = {}
+    for part in parts:
+        for summary in part.relearning.summaries() if part.relearning is not None else []:
+            value = summary.lowest_forget.value
+            if value is not None and math.isfinite(value):
+                attacks.setdefault(f"{summary.kind} {summary.stories} {summary.learning_rate:g}", []).append(value)
+    reached = [bool(part.strongest.recovered) for part in parts if part.strongest and part.before]
+    return {
+        "name": name,
+        "method": parts[0].method,
+        "method_title": parts[0].title,
+        "method_role": parts[0].role,
+        "rule": parts[0].rule,
+        "start": parts[0].start,
+        "seeds": [part.seed for part in parts],
+        "figures": {figure: _over_seeds([table[figure] for table in tables]) for figure in tables[0]},
+        "attacks": {attack: mean_interval(values).to_dict() for attack, values in attacks.items()},
+        "recovered": sum(reached),
+        "attacked": len(reached),
+    }
+
+
+def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    measured = [value for value in values if value is not None]
+    # A mean over some of the seeds only would be compared with means over all of them.
+    return (mean_interval(measured) if len(measured) == len(values) else Estimate(None)).to_dict()

@@ -9,17 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 
-from hf_era.evaluation.results import SCHEMA_VERSION, RunResult
+from hf_era.evaluation.results import RunResult
 from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.utils.files import read_json, write_text
 
 COMMAND = "make cards"
 # What only a run's result has, in any schema version.
 _MARKS = {"schema_version", "name", "config", "losses"}
-_REQUIRED = {item.name for item in fields(RunResult) if item.default is MISSING and item.default_factory is MISSING}
 
 
 def render_cards(results_folder: str | Path, output_folder: str | Path, check: bool = False) -> list[Path]:
@@ -42,7 +40,7 @@ def render_cards(results_folder: str | Path, output_folder: str | Path, check: b
     cards = {
         output_folder / f"{path.stem}.md": result
         for path, result in found.items()
-        if result is not None and result.method != "base"  # which has no checkpoint of its own
+        if result is not None and result.has_checkpoint
     }
     if not cards:
         raise ValueError(
@@ -62,11 +60,6 @@ def _load(path: Path) -> RunResult | None:
     values = read_json(path)
     if not isinstance(values, dict) or not values.keys() >= _MARKS:
         return None
-    if values["schema_version"] == SCHEMA_VERSION and not values.keys() >= _REQUIRED:
-        missing = ", ".join(sorted(_REQUIRED - values.keys()))
-        raise ValueError(
-            f"{path} looks like a run's result, but lacks {missing}. Evaluate the run again, or remove it."
-        )
     return RunResult.load(path)
 
 

@@ -8,68 +8,123 @@ minus that before the method.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult
-from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
-from hf_era.reporting.markdown.formatting import format_difference, format_estimate, is_number
+from hf_era.reporting.labels import attack_title
+from hf_era.reporting.numbers import format_difference, format_estimate, is_number
+from hf_era.reporting.text import name_of, source_kind
 
 DEFAULT_MINIMUM_GAP = 0.05
 """Nats a token; for a result that does not say its `training["minimum_ablation_gap"]`."""
-ATTACK_KINDS = {"full": "full fine-tuning", "lora": "LoRA fine-tuning"}
 
 
-def headline_sentences(result: RunResult | ModelResult) -> list[str]:
+@dataclass(frozen=True)
+class Caution:
+    """What a reader has to know before anything else: what it is in a few words, and the figures behind it."""
+
+    lead: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.lead}. {self.text}"
+
+
+def headline_sentences(result: AnyResult) -> list[str]:
     """The figures that a result is judged by, a sentence or two each; what was not measured is left out or said so."""
-    figures = summary_of(result)
-    found = [_what_it_is(figures)]
-    if figures.method == "gradient_routing":
-        found += _ablation(figures)
-    if figures.method != "base":
-        found += _differences(figures)
-    found += _attack_sentences(figures, minimum_gap(result))
-    return [sentence for sentence in found if sentence]
-
-
-def warning_sentences(result: RunResult | ModelResult) -> list[str]:
-    """What a reader has to know before anything else; empty if nothing is wrong."""
     figures, minimum = summary_of(result), minimum_gap(result)
+    found = [_what_it_is(result, figures)]
+    if figures.has_module:
+        found += _ablation(figures)
+    if not figures.is_untouched:
+        found += _differences(figures, minimum)
+    return [*found, *_attack_sentences(figures, minimum)]
+
+
+def cautions(result: AnyResult) -> list[Caution]:
+    """What is wrong with a result; empty if nothing is."""
+    figures, minimum = summary_of(result), minimum_gap(result)
+    values = [loss.value for losses in figures.losses.values() for loss in losses.values()]
     found = []
-    if any(not is_number(loss.value) for loss in _known([*figures.before.values(), *figures.final.values()])):
-        found.append("A loss is not finite: the model broke while it was trained or evaluated.")
+    if any(value is not None and not is_number(value) for value in values):
+        found.append(Caution("A loss is not finite", "The model broke while it was trained or evaluated."))
+    if figures.has_module:
+        found += _localisation_cautions(figures, minimum)
+    if not figures.is_untouched:
+        found += _removal_cautions(result, figures, minimum)
+    return found
+
+
+def _localisation_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
     gap = figures.differences["ablation_gap"].value
-    if figures.method == "gradient_routing" and gap is None:
-        found.append("It is not known whether anything was localised: the ablation gap was not measured.")
-    elif figures.method == "gradient_routing" and not (is_number(gap) and gap is not None and gap >= minimum):
-        found.append(
-            f"Nothing was localised: ablating the auxiliary module changed the forget loss by {format_difference(gap)} nats "
-            f"a token, less than the threshold of {minimum:g}."
+    if gap is None:
+        return [Caution("It is not known whether anything was localised", "The ablation gap was not measured.")]
+    if is_number(gap) and gap >= minimum:
+        return []
+    return [
+        Caution(
+            "NOTHING WAS LOCALISED",
+            f"Ablating the auxiliary module changed the forget loss by {format_difference(gap)} nats a token, less than the "
+            f"threshold of {minimum:g}. Do not take this for a model whose capability was localised and cut out.",
         )
-    unlearning, tax = (figures.differences[name].value for name in ("unlearning", "retain_tax"))
-    if figures.method == "base" or unlearning is None or not is_number(unlearning):
-        return found
+    ]
+
+
+def _removal_cautions(result: AnyResult, figures: ResultSummary, minimum: float) -> list[Caution]:
+    names = ("unlearning", "retain_tax", "forget_words_unlearning", "robust_unlearning")
+    unlearning, tax, words, robust = (figures.differences[name].value for name in names)
+    if unlearning is None or not is_number(unlearning):
+        return []
+    found = []
     if unlearning < minimum:
-        found.append(
-            "The capability was not removed: the forget loss minus that before the method is "
-            f"{format_difference(unlearning)} nats a token, less than {minimum:g}."
+        better = "this model predicts forget stories better than that one"
+        text = (
+            f"The forget loss at the end minus that of {before_text(result)} is {format_difference(unlearning)} nats a "
+            f"token: {better if unlearning < 0 else f'less than the threshold of {minimum:g}'}."
         )
-    elif tax is not None and tax >= unlearning:
+        if words is not None and words >= minimum:
+            text += (
+                f" On the forget words alone the loss rose by {format_difference(words)} nats a token: the model avoids the "
+                "words and predicts the rest of such stories as well as before."
+            )
+        return [Caution("The capability was not removed", text)]
+    if tax is not None and tax >= unlearning:
         found.append(
-            f"The retain loss rose as much as the forget loss ({format_difference(tax)} against "
-            f"{format_difference(unlearning)} nats a token): general damage, not the removal of one capability."
+            Caution(
+                "The retain loss rose as much as the forget loss",
+                f"It is {format_difference(tax)} against {format_difference(unlearning)} nats a token: general damage, not "
+                "the removal of one capability.",
+            )
         )
-    robust = None if figures.strongest is None else figures.strongest.robust_unlearning.value
-    if figures.method != "data_filtering" and unlearning >= minimum and robust is not None and robust < minimum:
+    if robust is not None and robust < minimum and not figures.is_control:
         found.append(
-            "The removal does not hold: under the strongest attack the forget loss minus that before the method falls to "
-            f"{format_difference(robust)} nats a token."
+            Caution(
+                "The removal does not hold",
+                "Under the strongest attack the forget loss minus that before the method falls to "
+                f"{format_difference(robust)} nats a token.",
+            )
         )
     return found
 
 
-def minimum_gap(result: RunResult | ModelResult) -> float:
+def before_text(result: AnyResult) -> str:
+    """What "before the method" is, in words."""
+    if not isinstance(result, RunResult):
+        return name_of((result.before or {}).get("model") or "the model before the method")
+    if result.before_kind == "base_control":
+        return "the base control (a stock model with the same data, steps and seed, without routing)"
+    if result.before_kind != "pretrained":
+        return "the model before the method"
+    base = (result.config.get("model") or {}).get("base")
+    if base is None:
+        return "the base model that was pretrained here on the same stories"
+    return f"the pretrained base model {name_of(source_kind(base)[1])}"
+
+
+def minimum_gap(result: AnyResult) -> float:
     """The ablation gap from which on a capability counts as localised, nats a token."""
     value = result.training.get("minimum_ablation_gap") if isinstance(result, RunResult) else None
     return DEFAULT_MINIMUM_GAP if value is None or not is_number(value) else float(value)
@@ -82,12 +137,6 @@ def share_brought_back(figures: ResultSummary, minimum: float) -> float | None:
         return None
     share = (attack.start_forget - attack.lowest_forget.value) / gap
     return share if is_number(share) else None
-
-
-def attack_name(attack: AttackSummary) -> str:
-    """`full fine-tuning on 64 stories at learning rate 0.0002`."""
-    stories = "1 story" if attack.stories == 1 else f"{attack.stories} stories"
-    return f"{ATTACK_KINDS.get(attack.kind, attack.kind)} on {stories} at learning rate {attack.learning_rate:g}"
 
 
 def change(what: str, estimate: Estimate) -> str:
@@ -103,15 +152,10 @@ def change(what: str, estimate: Estimate) -> str:
 # ---- Sentences ----
 
 
-def _what_it_is(figures: ResultSummary) -> str:
-    losses = _losses(figures.final)
-    if figures.method == "base":
-        return f"This is the model before the method, untouched{f': {losses}' if losses else ''}."
-    if figures.method == "data_filtering":
-        return (
-            "This is data filtering, the yardstick: a stock model trained on the retain stories alone"
-            f"{f'; {losses}' if losses else ''}."
-        )
+def _what_it_is(result: AnyResult, figures: ResultSummary) -> str:
+    losses, summary = _losses(figures.final), str(result.method_texts.get("summary") or "")
+    if summary:
+        return f"{summary} {losses[:1].upper()}{losses[1:]}.".removesuffix(" .")
     return f"At the end: {losses}." if losses else "The losses were not measured."
 
 
@@ -132,7 +176,7 @@ def _ablation(figures: ResultSummary) -> list[str]:
     return [f"{sentence} and {rest if change('', gap).startswith(verb) else f'{verb} {rest}'}."]
 
 
-def _differences(figures: ResultSummary) -> list[str]:
+def _differences(figures: ResultSummary, minimum: float) -> list[str]:
     parts = []
     for name, what in (
         ("unlearning", "forget loss"),
@@ -141,18 +185,27 @@ def _differences(figures: ResultSummary) -> list[str]:
     ):
         estimate = figures.differences[name]
         if estimate.value is not None:
-            filtered = _filtered(figures, name)
-            beside = f" (data filtering: {format_difference(filtered)})" if filtered is not None else ""
-            parts.append(f"the {what} is {_compared(estimate)}{beside}")
+            parts.append(f"the {what} is {_compared(estimate)}{_beside(figures, name)}")
     if not parts:
         return ["How it compares with the model before the method was not measured."]
-    before = (
-        f"the {figures.before_name}"
-        if figures.before_name in ("pretrained base", "base control")
-        else figures.before_name
-    )
+    before = figures.before_name
+    if before in ("pretrained base", "base control"):
+        before = f"the {before}"
     joined = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 2 else " and ".join(parts)
-    return [f"Against {before or 'the model before the method'}, {joined}."]
+    found = [f"Against {before or 'the model before the method'}, {joined}."]
+    tax = figures.differences["retain_tax"].value
+    if tax is not None and tax < -minimum:
+        found.append(
+            "The model also went on learning: its retain loss is lower than before. The comparison mixes what was removed "
+            f"with what the further steps taught{'; the ablation gap does not' if figures.has_module else ''}."
+        )
+    return found
+
+
+def _beside(figures: ResultSummary, name: str, what: str = "data filtering") -> str:
+    """The same of data filtering in brackets, where it is known."""
+    value = None if figures.control is None else figures.control.differences[name].value
+    return f" ({what}: {format_difference(value)})" if is_number(value) else ""
 
 
 def _compared(estimate: Estimate) -> str:
@@ -167,23 +220,16 @@ def _compared(estimate: Estimate) -> str:
 def _attack_sentences(figures: ResultSummary, minimum: float) -> list[str]:
     relearning, attack = figures.relearning, figures.strongest
     if relearning is None or not relearning.trials:
-        if figures.method == "base":
-            return []
-        return ["No relearn attack was made: how fast the capability comes back is not known."]
+        unknown = "No relearn attack was made: how fast the capability comes back is not known."
+        return [] if figures.is_untouched else [unknown]
     if attack is None:
         return ["The relearn attacks did not come to an end with a finite loss: nothing can be said of them."]
     found = [_strongest(figures, relearning, attack, minimum)]
-    robust = attack.robust_unlearning
-    if robust.value is not None:
-        filtered = _filtered_robust(figures)
-        beside = (
-            f" (data filtering under its own strongest attack: {format_difference(filtered)})"
-            if filtered is not None
-            else ""
-        )
+    if attack.robust_unlearning.value is not None:
+        beside = _beside(figures, "robust_unlearning", "data filtering under its own strongest attack")
         found.append(
             "Robust unlearning, the lowest forget loss under that attack minus the forget loss before the method: "
-            f"{format_estimate(robust, signed=True)} nats a token{beside}."
+            f"{format_estimate(attack.robust_unlearning, signed=True)} nats a token{beside}."
         )
     return [*found, *_recovery(relearning, attack)]
 
@@ -191,9 +237,9 @@ def _attack_sentences(figures: ResultSummary, minimum: float) -> list[str]:
 def _strongest(figures: ResultSummary, relearning: RelearnResult, attack: AttackSummary, minimum: float) -> str:
     number = len(relearning.summaries())
     subject = (
-        f"The strongest of {number} attacks, {attack_name(attack)},"
+        f"The strongest of {number} attacks, {attack_title(attack)},"
         if number > 1
-        else f"The attack, {attack_name(attack)},"
+        else f"The attack, {attack_title(attack)},"
     )
     lowest = attack.lowest_forget.value or 0.0
     if attack.lowest_step == 0 or attack.start_forget - lowest < 0.0005:
@@ -223,7 +269,7 @@ def _recovery(relearning: RelearnResult, strongest: AttackSummary) -> list[str]:
         fastest is not None and (fastest.steps_to_recover or 0.0) < strongest.steps_to_recover
     )
     if fastest is not None and slower:
-        found.append(f"Fastest back was {attack_name(fastest)}: {_recovered(relearning, fastest, level)}.")
+        found.append(f"Fastest back was {attack_title(fastest)}: {_recovered(relearning, fastest, level)}.")
     return found
 
 
@@ -254,26 +300,9 @@ def _mean_of(attack: AttackSummary) -> str:
     return "1 trial" if attack.trials == 1 else f"mean of {attack.trials} trials"
 
 
-def _filtered(figures: ResultSummary, name: str) -> float | None:
-    return _value(((figures.data_filtering or {}).get("differences") or {}).get(name))
-
-
-def _filtered_robust(figures: ResultSummary) -> float | None:
-    return _value(((figures.data_filtering or {}).get("strongest") or {}).get("robust_unlearning"))
-
-
-def _value(estimate: Any) -> float | None:
-    value = estimate.get("value") if isinstance(estimate, dict) else None
-    return value if is_number(value) else None
-
-
 def _absolute(estimate: Estimate) -> Estimate:
     """The same for a fall: its size, and the interval the other way round."""
     if estimate.value is None or estimate.value >= 0:
         return estimate
     low, high = (None if bound is None else -bound for bound in (estimate.high, estimate.low))
     return Estimate(-estimate.value, low, high)
-
-
-def _known(estimates: list[Estimate]) -> list[Estimate]:
-    return [estimate for estimate in estimates if estimate.value is not None]

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from hf_era.evaluation import RunResult
 from hf_era.evaluation.summary import comparison_values
-from hf_era.reporting.comparison_files import write_comparison_files
+from hf_era.reporting.comparison import write_comparison_files
 from hf_era.run.config import RunConfig
 from hf_era.run.outputs import write_outputs
 from hf_era.run.parsing import build, merge, read_yaml

@@ -8,7 +8,7 @@ import yaml
 
 from hf_era.cli import main
 from hf_era.evaluation import RunResult
-from hf_era.reporting.markdown.comparison import aggregate
+from hf_era.evaluation.summary import aggregate
 from hf_era.run.matrix import load_matrix
 
 # Stands for `hf-era run`: writes down that it was called, fails for a row called `broken`, and leaves a result.

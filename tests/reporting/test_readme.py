@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from hf_era.evaluation import RunResult
-from hf_era.reporting.markdown.comparison import aggregate, differences_table
+from hf_era.evaluation.summary import aggregate
+from hf_era.reporting.comparison_tables import differences_over_seeds
+from hf_era.reporting.markdown.tables import markdown_table
 from hf_era.utils.files import read_json
 
 
@@ -26,4 +28,4 @@ def test_the_stored_comparison_is_that_of_the_stored_results(repository_root: Pa
 
 def test_the_table_of_differences_is_up_to_date(repository_root: Path) -> None:
     stored = read_json(repository_root / "benchmarks" / "results" / "matrix_small" / "comparison.json")["over_seeds"]
-    assert differences_table(stored) in (repository_root / "README.md").read_text(encoding="utf-8")
+    assert markdown_table(differences_over_seeds(stored)) in (repository_root / "README.md").read_text(encoding="utf-8")

@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hf_era.evaluation.results import STAGES, ModelResult, RunResult
-from hf_era.reporting.html.parts import Paragraphs, Sample, Table
-from hf_era.reporting.html.tables import stage_titles
-from hf_era.reporting.html.text import continuation, name_of
-from hf_era.reporting.markdown.formatting import format_number
+from markupsafe import Markup, escape
 
-_ORDER = (*STAGES, "final")
+from hf_era.evaluation.results import AnyResult
+from hf_era.evaluation.summary import summary_of
+from hf_era.evaluation.text_metrics import target_word_spans
+from hf_era.reporting.html.parts import Paragraphs, Sample
+from hf_era.reporting.labels import stage_title
+from hf_era.reporting.numbers import format_number
+from hf_era.reporting.tables import Table
+from hf_era.reporting.text import MAXIMUM_TEXT, name_of, visible
+
 _SETTINGS = (("new_tokens", "new tokens"), ("temperature", "temperature"), ("top_k", "top-k"), ("seed", "seed"))
 
 
-def generation_parts(result: RunResult | ModelResult) -> list[Any]:
+def generation_parts(result: AnyResult) -> list[Any]:
     """How they were made, counts per stage, and the texts; empty if nothing was generated."""
     values = result.generations
     texts = values.get("texts") or {}
     if not any(texts.values()):
         return []
-    stages = sorted(texts, key=lambda stage: _ORDER.index(stage) if stage in _ORDER else len(_ORDER))
-    words, prompts, titles = forget_words(result), values.get("prompts") or [], stage_titles(result, stages)
+    figures = summary_of(result)
+    stages = sorted(texts, key=[*figures.stages, *texts].index)
+    titles = {stage: name_of(stage_title(figures, stage)) for stage in stages}
+    words, prompts = forget_words(result), values.get("prompts") or []
     samples = []
     for number in range(max(len(texts[stage]) for stage in stages)):
         prompt = str(prompts[number]) if number < len(prompts) else ""
@@ -35,7 +41,7 @@ def generation_parts(result: RunResult | ModelResult) -> list[Any]:
     return [_settings(values), *_counts(values, titles), *samples]
 
 
-def forget_words(result: RunResult | ModelResult) -> Sequence[str]:
+def forget_words(result: AnyResult) -> Sequence[str]:
     """The words that are marked in texts."""
     return [str(word) for word in result.data.get("forget_words") or [] if str(word).strip()]
 
@@ -64,3 +70,38 @@ def _counts(values: dict[str, Any], titles: dict[str, str]) -> list[Table]:
     header = ["Model", "Forget words, prompts included", "without the prompts", "Repetition"]
     caption = "Over all samples: how many forget words, and the share of word trigrams that repeat an earlier one."
     return [Table(caption, header, rows)] if words or repetition else []
+
+
+# ---- A text as HTML ----
+
+
+def continuation(text: str, prompt: str, words: Sequence[str]) -> Markup:
+    """A generated text as HTML: its prompt set apart, the target words marked, everything escaped.
+
+    Args:
+        text (`str`): with the prompt. Beyond `MAXIMUM_TEXT` characters it is cut, and says so.
+        prompt (`str`): what the text starts with; where it does not, nothing is set apart.
+        words: the target words.
+    """
+    shown = text[:MAXIMUM_TEXT]
+    prompt_end = min(len(prompt), len(shown)) if text.startswith(prompt) else 0
+    spans = target_word_spans(shown, list(words))
+    html = Markup("")
+    for start, end, in_prompt in ((0, prompt_end, True), (prompt_end, len(shown), False)):
+        if start < end:
+            part = _marked(shown, start, end, spans)
+            html += Markup('<span class="prompt">{}</span>').format(part) if in_prompt else part
+    if len(text) > MAXIMUM_TEXT:
+        html += Markup('<span class="cut">… (the first {:,} of {:,} characters)</span>').format(MAXIMUM_TEXT, len(text))
+    return html
+
+
+def _marked(text: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -> Markup:
+    """The part from `start` to `end`; a word across its border is marked on both sides."""
+    html, at = Markup(""), start
+    for first, last in sorted(spans):
+        first, last = max(first, at), min(last, end)
+        if first < last:
+            html += escape(visible(text[at:first])) + Markup("<mark>{}</mark>").format(visible(text[first:last]))
+            at = last
+    return html + escape(visible(text[at:end]))

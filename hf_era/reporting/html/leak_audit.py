@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import RunResult
-from hf_era.reporting.html.parts import Folded, Paragraphs, Table
-from hf_era.reporting.html.text import name_of
-from hf_era.reporting.markdown.formatting import format_count, format_estimate, format_number, is_number
-
-MOMENTS = {"start": "at the start of training", "trained": "of the trained model"}
+from hf_era.reporting.html.parts import Folded, Paragraphs
+from hf_era.reporting.labels import MOMENTS, PARTS, layer_order
+from hf_era.reporting.numbers import format_count, format_number, format_share, is_number
+from hf_era.reporting.tables import Table, ablation_table
+from hf_era.reporting.text import name_of
 
 
 def leak_audit_parts(result: RunResult) -> list[Any]:
@@ -19,7 +18,7 @@ def leak_audit_parts(result: RunResult) -> list[Any]:
     moments = {name: gradient[name] for name in MOMENTS if gradient.get(name)}
     texts = [text for name, part in moments.items() for text in _sentences(name, part)]
     parts: list[Any] = [Paragraphs(texts)] if texts else []
-    ablation = _ablation_table(result.leak_audit.get("ablation") or {})
+    ablation = ablation_table(result)
     if ablation is not None:
         parts.append(ablation)
     tables = [table for name, part in moments.items() for table in _gradient_tables(name, part)]
@@ -28,10 +27,10 @@ def leak_audit_parts(result: RunResult) -> list[Any]:
 
 def _sentences(moment: str, audit: dict[str, Any]) -> list[str]:
     routed, unrouted = (audit.get(name) or {} for name in ("routed", "unrouted"))
-    shares = [part.get(f"{name}_share") for part in (routed, unrouted) for name in ("original", "auxiliary")]
+    shares = [part.get(f"{name}_share") for part in (routed, unrouted) for name in PARTS]
     found = []
     if all(map(is_number, shares)):
-        on, on_auxiliary, off, off_auxiliary = map(_percent, shares)
+        on, on_auxiliary, off, off_auxiliary = map(format_share, shares)
         counts = f"{format_count(audit.get('stories'))} forget stories"
         found.append(
             f"Of the squared gradient norm {MOMENTS[moment]}, on {counts}, {on} fall on the original dims of the target "
@@ -57,34 +56,11 @@ def _gradient_tables(moment: str, audit: dict[str, Any]) -> list[Table]:
         "Alignment, original", "Alignment, auxiliary",
     ]  # fmt: skip
     rows = []
-    for layer in sorted({*routed, *unrouted, *alignment}, key=_layer_order):
+    for layer in sorted({*routed, *unrouted, *alignment}, key=layer_order):
         shares = [
-            _percent((part.get(layer) or {}).get(f"{name}_share"))
-            for name in ("original", "auxiliary")
-            for part in (routed, unrouted)
+            format_share((part.get(layer) or {}).get(f"{name}_share")) for name in PARTS for part in (routed, unrouted)
         ]
-        aligned = [format_number((alignment.get(layer) or {}).get(name), 2) for name in ("original", "auxiliary")]
+        aligned = [format_number((alignment.get(layer) or {}).get(name), 2) for name in PARTS]
         rows.append([name_of(layer), *shares, *aligned])
     caption = f"Shares of the squared norm of the gradient of forget stories, {MOMENTS[moment]}."
     return [Table(caption, header, rows)] if rows else []
-
-
-def _ablation_table(ablation: dict[str, Any]) -> Table | None:
-    rows = []
-    for layer in sorted(ablation, key=lambda name: (name == "all", _layer_order(name))):
-        part = ablation[layer] or {}
-        cells = [
-            format_estimate(Estimate(**part[kind]), signed=True) if part.get(kind) else "-"
-            for kind in ("forget", "retain")
-        ]
-        rows.append(["all layers" if layer == "all" else name_of(layer), *cells])
-    caption = "What ablating the auxiliary module of one layer, or of all, adds to the loss, nats a token."
-    return Table(caption, ["Layer", "Forget loss", "Retain loss"], rows) if rows else None
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f} %" if is_number(value) else format_number(value)
-
-
-def _layer_order(layer: str) -> tuple[int, str]:
-    return (int(layer), "") if layer.isdecimal() else (10**9, layer)

@@ -1,7 +1,7 @@
 """What a page is made of: sections of paragraphs, tables, plots and texts; and the page around them.
 
 Everything here is plain text that the template escapes; only `Plot.svg` and the texts of `Sample` are HTML, made by
-`plots.inline_svg` and `html_text.continuation`.
+`plots.inline_svg` and `generations.continuation`. Tables are those of `hf_era.reporting.tables`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hf_era.evaluation.results import ModelResult, RunResult
+from hf_era.evaluation.results import AnyResult
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,6 @@ class Paragraphs:
     texts: list[str]
     bullets: bool = False
     kind: str = "paragraphs"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a caption; so many columns on the left are text, the others are aligned on the right."""
-
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
-    text_columns: int = 1
-    strong: frozenset[int] = frozenset()
-    """Rows that stand out, by number."""
-    kind: str = "table"
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ class Section:
     parts: list[Any] = field(default_factory=list)
 
 
-def plots_of(results: Sequence[RunResult | ModelResult], names: Sequence[str]) -> list[Plot]:
+def plots_of(results: Sequence[AnyResult], names: Sequence[str]) -> list[Plot]:
     """The plots of these names, in this order, without those that nothing was measured for."""
     from hf_era.reporting import plots  # imports matplotlib, which takes a second
 

@@ -1,7 +1,7 @@
 """The model card: what was removed, how, how well, and what is not known. Rendered from the result alone.
 
-The text is in `model_card_template.md`, its parts are made in `card_text` and `card_tables`. The same result always
-gives the same text.
+The text is in `model_card_template.md`; what the method says of itself comes with the result. The same result always gives
+the same text.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_era.evaluation.results import RunResult
-from hf_era.reporting.markdown import card_tables, card_text, formatting, tables
-from hf_era.reporting.markdown.formatting import escape_markdown
-from hf_era.reporting.markdown.tables import section
+from hf_era.evaluation.summary import ResultSummary, summary_of
+from hf_era.reporting import provenance, tables
+from hf_era.reporting.headline import before_text, cautions, headline_sentences
+from hf_era.reporting.labels import KINDS, stage_title
+from hf_era.reporting.markdown.tables import escape_markdown, markdown_prose, markdown_table
+from hf_era.reporting.numbers import any_interval, format_count, format_share, is_number
+from hf_era.reporting.provenance import section
+from hf_era.reporting.text import NOT_RECORDED, name_of, source_kind
 from hf_era.utils.files import write_text
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-TAGS = ["hf_era", "gradient-routing", "unlearning"]
+ROUTED_TOKENS = 10
+"""Rows of the table of routed tokens."""
 
 
 def render_model_card(result: RunResult, repository: str | None = None, license: str | None = None) -> str:
@@ -52,6 +58,9 @@ def write_model_card(
     return write_text(Path(folder) / "README.md", render_model_card(result, repository, license))
 
 
+# ---- Metadata ----
+
+
 def card_data(result: RunResult, repository: str | None = None, license: str | None = None) -> ModelCardData:
     """The metadata at the top of the card; the final checkpoint's figures (nats a token) are its evaluation results."""
     entries = _evaluation_results(result)
@@ -60,9 +69,9 @@ def card_data(result: RunResult, repository: str | None = None, license: str | N
         library_name="transformers",
         pipeline_tag="text-generation",
         license=license,
-        tags=list(TAGS),
-        base_model=base if card_text.source_kind(base)[0] == "hub" else None,
-        datasets=[train] if train and card_text.source_kind(train)[0] == "hub" else None,
+        tags=["hf_era", result.method.replace("_", "-"), "unlearning"],
+        base_model=base if source_kind(base)[0] == "hub" else None,
+        datasets=[train] if train and source_kind(train)[0] == "hub" else None,
         model_name=(repository or result.name) if entries else None,
         eval_results=entries or None,
     )
@@ -72,13 +81,13 @@ def _evaluation_results(result: RunResult) -> list[EvalResult]:
     """Of the final checkpoint only, without what was not measured."""
     stage = result.final_stage
     measured: list[tuple[str, str, float | None]] = [
-        ("loss", f"{kind} loss {stage}".replace("_", " "), result.loss(stage, kind)) for kind in tables.KINDS
+        ("loss", f"{kind} loss {stage}".replace("_", " "), result.loss(stage, kind)) for kind in KINDS
     ]
     measured += [
         ("loss difference", name.replace("_", " "), getattr(result, name))
         for name in ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax")
     ]
-    kind, name = card_text.source_kind(result.data.get("validation_source") or result.data.get("source"))
+    kind, name = source_kind(result.data.get("validation_source") or result.data.get("source"))
     return [
         EvalResult(
             task_type="text-generation",
@@ -90,56 +99,89 @@ def _evaluation_results(result: RunResult) -> list[EvalResult]:
             metric_value=round(float(value), 4),
         )
         for metric_type, metric_name, value in measured
-        if value is not None and formatting.is_number(value)
+        if value is not None and is_number(value)
     ]
 
 
+# ---- Text ----
+
+
 def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
-    """What the template shows; all that comes from data or config is escaped."""
-    estimates = card_text.estimates(result)
-    return {
-        **_attack_context(result),
-        "is_control": result.method == "data_filtering",
-        "seed": escape_markdown(result.seed),
-        "has_difference_intervals": any(formatting.has_interval(part) for part in result.differences.values()),
+    """What the template shows; all that comes from data, config or the method is escaped."""
+    figures = summary_of(result)
+    losses = [estimate for part in figures.losses.values() for estimate in part.values()]
+    version = str(result.versions.get("hf-era", "unknown"))
+    shown = {
+        "losses_table": tables.losses_table(result),
         "differences_table": tables.differences_table(result),
-        "ablation_audit_table": card_tables.ablation_audit_table(result),
+        "ablation_table": tables.ablation_table(result),
+        "selectivity_table": tables.selectivity_table(result) if result.has_module else None,
+        "routing_table": tables.routing_table(result, ROUTED_TOKENS),
+        "attack_table": tables.attacks_table(result),
+        "data_table": provenance.data_table(result),
+        "training_table": provenance.training_table(result),
+        "run_table": provenance.run_table(result),
+    }
+    return {
+        **{name: markdown_table(table) for name, table in shown.items()},
+        **_method_texts(result, version),
+        **_attack_texts(figures),
+        "seed": escape_markdown(result.seed),
         "title": escape_markdown(repository or result.name),
         "load_from": repository or "path/to/this/folder",
-        "version": escape_markdown(result.versions.get("hf-era", "unknown")),
-        "plain_version": re.sub(r"[^\w.+-]", "", result.versions.get("hf-era", "unknown")),
-        "words": card_text.forget_words(result),
-        "label_fraction": card_text.percentage(section(result, "data").get("labelled_fraction")),
-        "before": card_text.before(result),
+        "plain_version": re.sub(r"[^\w.+-]", "", version),
+        "words": _forget_words(result),
+        "label_fraction": _label_fraction(result),
+        "before": escape_markdown(before_text(result)),
         "has_before": result.before_kind is not None,
-        "final_stage": tables.STAGE_LABELS[result.final_stage],
-        "has_intervals": any(formatting.has_interval(part) for part in estimates),
+        "final_stage": escape_markdown(stage_title(figures, figures.final_stage)),
+        "has_intervals": any_interval(losses),
+        "has_difference_intervals": any_interval(list(figures.differences.values())),
         "has_coherence": "after_coherence" in result.losses,
-        "is_synthetic": card_text.source_kind(result.data.get("source"))[0] == "generator",
-        "warnings": card_text.warnings(result),
-        "headline": card_text.headline(result),
-        "counts": card_text.evaluation_counts(result),
-        "losses_table": tables.losses_table(result),
-        "selectivity_table": tables.selectivity_table(result),
-        "routing_table": tables.routing_table(result),
-        "data_table": card_tables.data_table(result),
-        "training_table": card_tables.training_table(result),
-        "reproducibility_table": card_tables.reproducibility_table(result),
+        "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
+        "lacks_control": figures.control is None and not figures.is_control,
+        "warnings": [f"**{escape_markdown(part.lead)}.** {escape_markdown(part.text)}" for part in cautions(result)],
+        "headline": [escape_markdown(sentence) for sentence in headline_sentences(result)],
+        "counts": escape_markdown(tables.counts_text(result)),
     }
 
 
-def _attack_context(result: RunResult) -> dict[str, Any]:
-    """What the template shows of the relearn attacks; an empty table if there were none."""
-    relearning, filtered = result.relearning, result.data_filtering or {}
-    context: dict[str, Any] = {"filtered_name": escape_markdown(filtered.get("name") or ""), "attack_table": ""}
-    if relearning is None or not relearning.trials:
-        return context
+def _method_texts(result: RunResult, version: str) -> dict[str, str]:
+    """The method's own prose. Where it has no introduction, one that holds for all."""
+    made = (
+        f'A causal language model that was made by hf_era {{version}} with the method "{name_of(result.method_title)}".'
+    )
+    texts = {name: str(result.method_texts.get(name) or "") for name in ("introduction", "training", "labels")}
+    texts["introduction"] = texts["introduction"] or made
+    return {name: markdown_prose(text.replace("{version}", version)) for name, text in texts.items()}
+
+
+def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
+    """How the relearn attacks were made and what they were measured on, in words."""
+    relearning = figures.relearning
+    if relearning is None:
+        return {}
+    steps, patience, every = (relearning.settings.get(name) for name in ("steps", "patience", "evaluate_every"))
+    made = f"AdamW, betas 0.9 and 0.95, at most {format_count(steps)} steps, measured every {format_count(every or 1)}"
+    made += f", stopped after {format_count(patience)} rises in a row" if patience else ""
+    measured = relearning.measured
+    parts = [
+        f"{format_count(measured.get(f'{kind}_stories'))} {kind} stories "
+        f"({format_count(measured.get(f'{kind}_tokens'))} tokens)"
+        for kind in ("forget", "retain")
+    ]
     return {
-        **context,
-        "attack_table": tables.attack_table(
-            relearning.summaries(), relearning.strongest(), list(filtered.get("attacks") or [])
-        ),
-        "attack_settings": card_text.attack_settings(relearning.settings),
-        "attack_measured": card_text.attack_measured(relearning.measured),
+        "attack_settings": escape_markdown(made),
+        "attack_measured": escape_markdown(" and ".join(parts)),
         "attack_notes": [escape_markdown(note) for note in relearning.notes],
     }
+
+
+def _forget_words(result: RunResult) -> str:
+    words = result.data.get("forget_words") or section(result, "data").get("forget_words") or []
+    return ", ".join(f'"{escape_markdown(word)}"' for word in words) or NOT_RECORDED
+
+
+def _label_fraction(result: RunResult) -> str:
+    fraction = section(result, "data").get("labelled_fraction")
+    return format_share(fraction) if is_number(fraction) else NOT_RECORDED

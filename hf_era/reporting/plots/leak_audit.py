@@ -7,7 +7,6 @@ auxiliary module is ablated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,9 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.reporting.markdown.formatting import is_number
-from hf_era.reporting.plots.selectivity import layer_order
+from hf_era.reporting.labels import MOMENTS, PARTS, layer_order
+from hf_era.reporting.numbers import NOT_MEASURED, is_number
 from hf_era.reporting.plots.style import (
     FORGET,
     INK,
@@ -26,21 +24,19 @@ from hf_era.reporting.plots.style import (
     RETAIN,
     SERIES,
     Look,
+    Results,
+    first_run,
     label,
     legend_below,
     new_figure,
-    nothing_to_show,
-    own_style,
     point,
 )  # fmt: skip
 
-_PARTS = (
-    ("original_up_share", SERIES[5], "original dims, up projection"),
-    ("original_down_share", RETAIN, "original dims, down projection"),
-    ("auxiliary_share", FORGET, "auxiliary module"),
+_SHARES = (
+    ("original_up_share", SERIES[5], f"{PARTS['original']}, up projection"),
+    ("original_down_share", RETAIN, f"{PARTS['original']}, down projection"),
+    ("auxiliary_share", FORGET, PARTS["auxiliary"]),
 )
-
-Results = Sequence[RunResult | ModelResult]
 
 
 def has_data(results: Results) -> bool:
@@ -50,7 +46,7 @@ def has_data(results: Results) -> bool:
 
 def caption(results: Results) -> str:
     moment = gradient_moment(audit_of(results))
-    when = {"start": " at the start of training", "trained": " of the trained model"}.get(moment or "", "")
+    when = f" {MOMENTS[moment]}" if moment else ""
     return (
         f"Above: shares of the squared norm of the gradient of forget stories{when}; left bar of a layer: routing on, right "
         "bar, hatched: routing off. The rest is everything outside the routed MLPs. Below, on the left: alignment with "
@@ -62,32 +58,29 @@ def caption(results: Results) -> str:
 def draw(results: Results) -> Figure:
     """Shares above; alignment and ablation below. A panel without figures says so."""
     audit = audit_of(results)
-    with own_style():
-        if not has_data(results):
-            return nothing_to_show("No leak audit was made.")
-        moment = gradient_moment(audit)
-        gradient = (audit.get("gradient") or {}).get(moment) or {}
-        figure, _ = new_figure(6.6, 1, 1)
-        figure.clear()
-        grid = figure.add_gridspec(2, 2, height_ratios=[1.15, 1])
-        shares, alignment, ablation = (figure.add_subplot(part) for part in (grid[0, :], grid[1, 0], grid[1, 1]))
-        _shares(shares, gradient)
-        _alignment(alignment, gradient.get("alignment") or {})
-        _ablation(ablation, audit.get("ablation") or {})
-        _legend(figure)
-        return figure
+    moment = gradient_moment(audit)
+    gradient = (audit.get("gradient") or {}).get(moment) or {}
+    figure, _ = new_figure(6.6, 1, 1)
+    figure.clear()
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.15, 1])
+    shares, alignment, ablation = (figure.add_subplot(part) for part in (grid[0, :], grid[1, 0], grid[1, 1]))
+    _shares(shares, gradient)
+    _alignment(alignment, gradient.get("alignment") or {})
+    _ablation(ablation, audit.get("ablation") or {})
+    _legend(figure)
+    return figure
 
 
 def audit_of(results: Results) -> dict[str, Any]:
     """The first result's audit; empty if it has none."""
-    audit = results[0].leak_audit if results and isinstance(results[0], RunResult) else {}
-    return audit if isinstance(audit, dict) else {}
+    run = first_run(results)
+    return run.leak_audit if run is not None else {}
 
 
 def gradient_moment(audit: dict[str, Any]) -> str | None:
     """The moment whose gradient is shown: `trained`, else `start`; `None` if neither was measured."""
     gradient = audit.get("gradient") or {}
-    return next((name for name in ("trained", "start") if gradient.get(name)), None)
+    return next((name for name in reversed(MOMENTS) if gradient.get(name)), None)
 
 
 def _shares(panel: Axes, gradient: dict[str, Any]) -> None:
@@ -100,7 +93,7 @@ def _shares(panel: Axes, gradient: dict[str, Any]) -> None:
         hatch = "////" if side > 0 else None
         for place, layer in enumerate(layers):
             bottom = 0.0
-            for name, colour, _ in _PARTS:
+            for name, colour, _ in _SHARES:
                 share = ((part.get("layers") or {}).get(layer) or {}).get(name)
                 if share is not None and is_number(share):
                     _bar(panel, place + side, share, bottom, colour, hatch)
@@ -126,8 +119,7 @@ def _alignment(panel: Axes, alignment: dict[str, Any]) -> None:
         found = [(place, alignment[layer].get(name)) for place, layer in enumerate(layers)]
         known = [(place, value) for place, value in found if is_number(value)]
         if known:
-            part = "original dims" if name == "original" else "auxiliary module"
-            panel.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=5, label=part)
+            panel.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=5, label=PARTS[name])
     panel.axhline(0, color=INK, linewidth=0.8)
     panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
     panel.set_xlim(-0.5, len(layers) - 0.5)
@@ -139,7 +131,7 @@ def _alignment(panel: Axes, alignment: dict[str, Any]) -> None:
 
 def _ablation(panel: Axes, ablation: dict[str, Any]) -> None:
     panel.set_title("What ablation removes", loc="left")
-    layers = sorted(ablation, key=lambda layer: layer_order(layer if layer != "all" else "\uffff"))
+    layers = sorted(ablation, key=layer_order)
     if not layers:
         return _without(panel)
     for side, (kind, colour, marker) in ((-0.12, ("forget", FORGET, "o")), (0.12, ("retain", RETAIN, "s"))):
@@ -164,11 +156,11 @@ def _ablation(panel: Axes, ablation: dict[str, Any]) -> None:
 
 def _without(panel: Axes) -> None:
     panel.set_axis_off()
-    panel.text(0.5, 0.5, "not measured", ha="center", va="center", transform=panel.transAxes)
+    panel.text(0.5, 0.5, NOT_MEASURED, ha="center", va="center", transform=panel.transAxes)
 
 
 def _legend(figure: Figure) -> None:
-    entries = [(colour, text) for _, colour, text in _PARTS] + [(MUTED, "rest")]
+    entries = [(colour, text) for _, colour, text in _SHARES] + [(MUTED, "rest")]
     handles: list[Any] = [Patch(facecolor=colour, edgecolor=INK, linewidth=0.5) for colour, _ in entries]
     handles += [Patch(facecolor="none", edgecolor=INK, linewidth=0.5, hatch="////")]
     legend_below(figure, handles, [*(text for _, text in entries), "routing off"])

@@ -15,25 +15,22 @@ from matplotlib.lines import Line2D
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult, RelearnTrial
-from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.reporting.markdown.formatting import is_number
+from hf_era.reporting.labels import short_attack_title
+from hf_era.reporting.numbers import counted, is_number
 from hf_era.reporting.plots.style import (
     INK,
     Look,
+    Results,
     label,
     legend_below,
     look,
     looks,
     new_figure,
-    nothing_to_show,
-    own_style,
 )
 
 MAXIMUM_ROWS = 4
 MAXIMUM_BANDS = 6
 """Lines of a panel; above this the bands would hide each other and are left out."""
-
-Results = Sequence[RunResult | ModelResult]
 Attacked = tuple[str, RelearnResult, dict[int, AttackSummary]]
 """Name, attacks, and the strongest attack per number of stories."""
 
@@ -60,10 +57,7 @@ def caption(results: Results) -> str:
 def draw(results: Results) -> Figure:
     """Two columns, forget and retain; steps against nats a token."""
     attacked = _attacked(results)
-    with own_style():
-        if not attacked:
-            return nothing_to_show("No relearn attack was made.")
-        return _draw_one(*attacked[0][1:]) if len(results) == 1 else _draw_several(attacked, looks(results))
+    return _draw_one(*attacked[0][1:]) if len(results) == 1 else _draw_several(attacked, looks(results))
 
 
 def trials_mean(trials: Sequence[RelearnTrial], name: str) -> tuple[list[int], list[Estimate]]:
@@ -107,8 +101,7 @@ def _draw_one(relearning: RelearnResult, strongest: dict[int, AttackSummary]) ->
         style = look(number)
         _line(panels, relearning, part, style, banded=number < MAXIMUM_BANDS)
         handles.append(_handle(style))
-        noun = "story" if stories == 1 else "stories"
-        labels.append(f"{stories} {noun} ({label(part.kind, 12)}, learning rate {part.learning_rate:g})")
+        labels.append(label(short_attack_title(part.kind, str(stories), f"{part.learning_rate:g}")))
     _levels(panels, [relearning])
     _name_axes(panels)
     legend_below(figure, handles, labels)
@@ -127,7 +120,7 @@ def _draw_several(attacked: list[Attacked], styles: dict[str, Look]) -> Figure:
             if part is not None:
                 _line(panels, relearning, part, styles[name], banded)
         _levels(panels, [relearning for _, relearning, _ in attacked])
-        _name_axes(panels, f", {stories} {'story' if stories == 1 else 'stories'}", stories == numbers[-1])
+        _name_axes(panels, f", {counted(stories, 'story', 'stories')}", stories == numbers[-1])
     legend_below(figure, [_handle(styles[name]) for name in names], [label(name) for name in names])
     return figure
 

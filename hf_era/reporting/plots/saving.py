@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from hf_era.evaluation.results import ModelResult, RunResult
 from hf_era.reporting.plots import leak_audit, relearn, selectivity, token_weights, trade_off, training
+from hf_era.reporting.plots.style import Results, nothing_to_show, own_style
 from hf_era.reporting.plots.svg import figure_svg
 from hf_era.utils.files import write_text
-
-Results = Sequence[RunResult | ModelResult]
 
 
 @dataclass(frozen=True)
@@ -22,31 +20,48 @@ class PlotKind:
 
     Attributes:
         name (`str`): of its file, without the ending. title (`str`): in words.
-        draw: results -> the figure; one that says what is missing where nothing was measured.
-        caption: results -> how to read it, as plain text.
-        has_data: results -> whether there is anything to draw.
+        module: draws it, with `draw`, `caption` (how to read it, as plain text) and `has_data`.
         compares (`bool`): whether it shows several results; else only the first is drawn.
+        nothing (`str`): what stands in its place where nothing was measured.
     """
 
     name: str
     title: str
-    draw: Callable[[Results], Figure]
-    caption: Callable[[Results], str]
-    has_data: Callable[[Results], bool]
+    module: Any
     compares: bool
+    nothing: str
+
+    def has_data(self, results: Results) -> bool:
+        return bool(self.module.has_data(results))
+
+    def caption(self, results: Results) -> str:
+        return str(self.module.caption(results))
+
+    def draw(self, results: Results) -> Figure:
+        with own_style():
+            return self.module.draw(results) if self.has_data(results) else nothing_to_show(self.nothing)
 
 
-PLOT_KINDS = tuple(
-    PlotKind(name, title, module.draw, module.caption, module.has_data, compares)
-    for name, title, module, compares in (
-        ("relearn_curves", "What a relearn attack brings back", relearn, True),
-        ("trade_off", "Forget loss against retain loss", trade_off, True),
-        ("selectivity", "Selectivity of the auxiliary module per layer", selectivity, True),
-        ("token_weights", "Tokens that are routed", token_weights, False),
-        ("training", "Losses and ablation gap while training", training, False),
-        ("leak_audit", "Where the gradient of forget stories goes, and what ablation removes", leak_audit, False),
-    )
-)
+PLOT_KINDS = (
+    PlotKind(
+        "relearn_curves", "What a relearn attack brings back", relearn, True, "No relearn attack was made."
+    ),
+    PlotKind("trade_off", "Forget loss against retain loss", trade_off, True, "No losses were measured."),
+    PlotKind(
+        "selectivity", "Selectivity of the auxiliary module per layer", selectivity, True, "Selectivity was not measured."
+    ),
+    PlotKind(
+        "token_weights", "Tokens that are routed", token_weights, False,
+        "No table of routing weights: no rule by token frequency.",
+    ),
+    PlotKind(
+        "training", "Losses and ablation gap while training", training, False, "No loss was logged while training."
+    ),
+    PlotKind(
+        "leak_audit", "Where the gradient of forget stories goes, and what ablation removes", leak_audit, False,
+        "No leak audit was made.",
+    ),
+)  # fmt: skip
 
 
 def plot_kinds(results: Results) -> list[PlotKind]:

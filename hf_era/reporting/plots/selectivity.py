@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.reporting.markdown.formatting import is_number
+from hf_era.evaluation.results import RunResult
+from hf_era.evaluation.summary import estimate_of
+from hf_era.reporting.labels import layer_order
+from hf_era.reporting.numbers import is_number
 from hf_era.reporting.plots.style import (
     INK,
+    Results,
     label,
     legend_below,
     looks,
     new_figure,
-    nothing_to_show,
-    own_style,
     point,
 )  # fmt: skip
-
-Results = Sequence[RunResult | ModelResult]
 
 
 def has_data(results: Results) -> bool:
@@ -38,35 +35,27 @@ def caption(results: Results) -> str:
 def draw(results: Results) -> Figure:
     """One group of points per layer, one point in it per result."""
     measured = _measured(results)
-    with own_style():
-        if not measured:
-            return nothing_to_show("Selectivity was not measured.")
-        layers = sorted({layer for _, part in measured for layer in part}, key=layer_order)
-        styles, names = looks(results), list(dict.fromkeys(name for name, _ in measured))
-        figure, [[panel]] = new_figure(3.4 + 0.12 * len(names))
-        spread = 0.7 if len(measured) > 1 else 0.0
-        for number, (name, part) in enumerate(measured):
-            offset = spread * ((number + 0.5) / len(measured) - 0.5)
-            for position, layer in enumerate(layers):
-                if layer in part:
-                    point(panel, position + offset, part[layer], styles[name])
-        panel.axhline(1, color=INK, linewidth=1)
-        panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
-        panel.set_xlim(-0.6, len(layers) - 0.4)
-        panel.grid(False, axis="x")
-        panel.set_xlabel("target layer")
-        panel.set_ylabel("activation, forget / retain")
-        if len(names) > 1:
-            handles = [
-                Line2D([], [], color=styles[name].color, marker=styles[name].marker, linestyle="none") for name in names
-            ]
-            legend_below(figure, handles, [label(name) for name in names])
-        return figure
-
-
-def layer_order(layer: str) -> tuple[int, str]:
-    """Sorts "2" before "10", and what is no number at the end."""
-    return (int(layer), "") if layer.isdecimal() else (10**9, layer)
+    layers = sorted({layer for _, part in measured for layer in part}, key=layer_order)
+    styles, names = looks(results), list(dict.fromkeys(name for name, _ in measured))
+    figure, [[panel]] = new_figure(3.4 + 0.12 * len(names))
+    spread = 0.7 if len(measured) > 1 else 0.0
+    for number, (name, part) in enumerate(measured):
+        offset = spread * ((number + 0.5) / len(measured) - 0.5)
+        for position, layer in enumerate(layers):
+            if layer in part:
+                point(panel, position + offset, part[layer], styles[name])
+    panel.axhline(1, color=INK, linewidth=1)
+    panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
+    panel.set_xlim(-0.6, len(layers) - 0.4)
+    panel.grid(False, axis="x")
+    panel.set_xlabel("target layer")
+    panel.set_ylabel("activation, forget / retain")
+    if len(names) > 1:
+        handles = [
+            Line2D([], [], color=styles[name].color, marker=styles[name].marker, linestyle="none") for name in names
+        ]
+        legend_below(figure, handles, [label(name) for name in names])
+    return figure
 
 
 def _measured(results: Results) -> list[tuple[str, dict[str, Estimate]]]:
@@ -74,9 +63,7 @@ def _measured(results: Results) -> list[tuple[str, dict[str, Estimate]]]:
     for result in results:
         values = result.selectivity if isinstance(result, RunResult) else {}
         layers = {
-            str(layer): Estimate(part.get("value"), part.get("low"), part.get("high"))
-            for layer, part in values.items()
-            if isinstance(part, dict) and is_number(part.get("value"))
+            str(layer): estimate for layer, part in values.items() if is_number((estimate := estimate_of(part)).value)
         }
         if layers:
             found.append((result.name, layers))

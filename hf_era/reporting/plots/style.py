@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.reporting.markdown.formatting import is_number
+from hf_era.evaluation.results import AnyResult, RunResult
+from hf_era.reporting.numbers import is_number
 
 INK = "#1a1a1b"
 GRID = "#cfcfd2"
@@ -28,6 +28,7 @@ MUTED = "#767679"
 FORGET = "#d55e00"
 RETAIN = "#0072b2"
 SERIES = (RETAIN, FORGET, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914")
+Results = Sequence[AnyResult]
 LineStyle = Literal["-", "--", ":", "-.", "none"]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -72,9 +73,14 @@ def look(number: int) -> Look:
     return Look(SERIES[number % len(SERIES)], LINE_STYLES[around % 4], MARKERS[around % 6])
 
 
-def looks(results: Sequence[RunResult | ModelResult]) -> dict[str, Look]:
+def looks(results: Results) -> dict[str, Look]:
     """Name -> look: in every plot of the same results the same; the seeds of one name share it."""
     return {name: look(number) for number, name in enumerate(dict.fromkeys(result.name for result in results))}
+
+
+def first_run(results: Results) -> RunResult | None:
+    """The first result, for plots that show only one; `None` if it is not of a run."""
+    return results[0] if results and isinstance(results[0], RunResult) else None
 
 
 @contextmanager

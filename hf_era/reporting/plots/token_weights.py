@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 
-from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.reporting.markdown.formatting import is_number
+from hf_era.evaluation.results import AnyResult
+from hf_era.reporting.numbers import is_number
 from hf_era.reporting.plots.style import (
     FORGET,
     MUTED,
     RETAIN,
     SERIES,
+    Results,
     label,
     legend_below,
     new_figure,
-    nothing_to_show,
-    own_style,
 )  # fmt: skip
+from hf_era.reporting.tables import routed_tokens
+from hf_era.reporting.text import token_text
 
 STRONGLY = 0.5
 MODERATELY = 0.85
 """Tokens with a routing weight below these are routed strongly and moderately."""
 SHOWN = 20
-
-Results = Sequence[RunResult | ModelResult]
 
 
 def has_data(results: Results) -> bool:
@@ -45,7 +42,7 @@ def caption(results: Results) -> str:
     )
 
 
-def counts(result: RunResult | ModelResult) -> tuple[int, int, int]:
+def counts(result: AnyResult) -> tuple[int, int, int]:
     """How many tokens are routed strongly, how many moderately, and how many are listed."""
     weights = [row["weight"] for row in _rows([result])]
     strongly = sum(weight < STRONGLY for weight in weights)
@@ -55,36 +52,31 @@ def counts(result: RunResult | ModelResult) -> tuple[int, int, int]:
 def draw(results: Results) -> Figure:
     """A line per token: on the left its weight, on the right its frequencies per 10,000 tokens."""
     rows = _rows(results[:1])[:SHOWN]
-    with own_style():
-        if not rows:
-            return nothing_to_show("No table of routing weights: no rule by token frequency.")
-        figure, [[left, right]] = new_figure(1.5 + 0.22 * len(rows), 1, 2, sharey=True)
-        seen: list[float] = []
-        for place, row in enumerate(rows):
-            left.barh(place, max(row["weight"], 0.004), color=_colour(row["weight"]), height=0.7)
-            ends = [row[name] if is_number(row.get(name)) else None for name in ("forget_per_10k", "retain_per_10k")]
-            known = [float(end) for end in ends if end is not None]
-            seen += known
-            right.plot(known, [place] * len(known), color=MUTED, linewidth=1, zorder=1)
-            for end, colour, marker in zip(ends, (FORGET, RETAIN), ("o", "s"), strict=True):
-                if end is not None:
-                    right.plot([end], [place], color=colour, marker=marker, markersize=5, linestyle="none")
-        left.set_yticks(
-            range(len(rows)), [label(json.dumps(str(row["token"]), ensure_ascii=False), 18) for row in rows]
-        )
-        left.set_ylim(len(rows) - 0.4, -0.6)
-        left.set_xlim(0, 1)
-        left.set_xlabel("routing weight")
-        right.set_xscale("symlog", linthresh=1)
-        right.set_xlim(-0.15, 1.3 * max([10.0, *seen]))
-        right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the scale's own writes powers as formulas
-        right.set_xlabel("per 10,000 tokens")
-        bars = (SERIES[1], "strongly routed"), (SERIES[4], "moderately routed"), (MUTED, "hardly routed")
-        dots = (FORGET, "o", "in forget stories"), (RETAIN, "s", "in retain stories")
-        handles = [Line2D([], [], color=colour, linewidth=6) for colour, _ in bars]
-        handles += [Line2D([], [], color=colour, marker=marker, linestyle="none") for colour, marker, _ in dots]
-        legend_below(figure, handles, [part[-1] for part in (*bars, *dots)])
-        return figure
+    figure, [[left, right]] = new_figure(1.5 + 0.22 * len(rows), 1, 2, sharey=True)
+    seen: list[float] = []
+    for place, row in enumerate(rows):
+        left.barh(place, max(row["weight"], 0.004), color=_colour(row["weight"]), height=0.7)
+        ends = [row[name] if is_number(row.get(name)) else None for name in ("forget_per_10k", "retain_per_10k")]
+        known = [float(end) for end in ends if end is not None]
+        seen += known
+        right.plot(known, [place] * len(known), color=MUTED, linewidth=1, zorder=1)
+        for end, colour, marker in zip(ends, (FORGET, RETAIN), ("o", "s"), strict=True):
+            if end is not None:
+                right.plot([end], [place], color=colour, marker=marker, markersize=5, linestyle="none")
+    left.set_yticks(range(len(rows)), [label(token_text(row["token"]), 18) for row in rows])
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_xlim(0, 1)
+    left.set_xlabel("routing weight")
+    right.set_xscale("symlog", linthresh=1)
+    right.set_xlim(-0.15, 1.3 * max([10.0, *seen]))
+    right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the scale's own writes powers as formulas
+    right.set_xlabel("per 10,000 tokens")
+    bars = (SERIES[1], "strongly routed"), (SERIES[4], "moderately routed"), (MUTED, "hardly routed")
+    dots = (FORGET, "o", "in forget stories"), (RETAIN, "s", "in retain stories")
+    handles = [Line2D([], [], color=colour, linewidth=6) for colour, _ in bars]
+    handles += [Line2D([], [], color=colour, marker=marker, linestyle="none") for colour, marker, _ in dots]
+    legend_below(figure, handles, [part[-1] for part in (*bars, *dots)])
+    return figure
 
 
 def _colour(weight: float) -> str:
@@ -93,6 +85,4 @@ def _colour(weight: float) -> str:
 
 def _rows(results: Results) -> list[dict[str, Any]]:
     """The first result's rows with a weight, most strongly routed first."""
-    rows = results[0].routing_table if results and isinstance(results[0], RunResult) else []
-    known = [row for row in rows if is_number(row.get("weight"))]
-    return sorted(known, key=lambda row: (row["weight"], str(row.get("token"))))
+    return routed_tokens(results[0]) if results else []

@@ -12,23 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.results import ModelResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
-from hf_era.reporting.markdown.formatting import is_number
+from hf_era.reporting.numbers import is_number
 from hf_era.reporting.plots.style import (
     INK,
     MUTED,
     Look,
+    Results,
     bounds,
     label,
     legend_below,
     looks,
     new_figure,
-    nothing_to_show,
-    own_style,
 )  # fmt: skip
 
-Results = Sequence[RunResult | ModelResult]
 Losses = dict[str, Estimate]
 
 
@@ -47,47 +44,43 @@ def caption(results: Results) -> str:
 def draw(results: Results) -> Figure:
     """One point per result, one look per name; both axes in nats a token."""
     shown = [summary_of(result) for result in results]
-    with own_style():
-        if not has_data(results):
-            return nothing_to_show("No losses were measured.")
-        styles = looks(results)
-        figure, [[panel]] = new_figure(4.4 + 0.1 * len(styles))
-        handles, labels, named = [], [], set()
-        for figures in shown:
-            if not _is_whole(figures.final):
-                continue
-            style = styles[figures.name]
-            if figures.method == "data_filtering":
-                style = Look(style.color, "none", "*")
-            if _is_whole(figures.before) and figures.method != "base":
-                _arrow(panel, figures, style)
-            _cross(panel, figures.final, style)
-            if figures.name not in named:
-                handles.append(_handle(style))
-                labels.append(label(figures.name))
-                named.add(figures.name)
-        for name, losses in _yardsticks(shown):
-            style = Look(INK, "none", "*")
-            _cross(panel, losses, style)
+    styles = looks(results)
+    figure, [[panel]] = new_figure(4.4 + 0.1 * len(styles))
+    handles, labels, named = [], [], set()
+    for figures in shown:
+        if not _is_whole(figures.final):
+            continue
+        style = styles[figures.name]
+        if figures.is_control:
+            style = Look(style.color, "none", "*")
+        if _is_whole(figures.before) and not figures.is_untouched:
+            _arrow(panel, figures, style)
+        _cross(panel, figures.final, style)
+        if figures.name not in named:
             handles.append(_handle(style))
-            labels.append(name)
-        panel.set_xlabel("retain loss, nats a token")
-        panel.set_ylabel("forget loss, nats a token")
-        panel.margins(0.08)
-        legend_below(figure, handles, labels)
-        return figure
+            labels.append(label(figures.name))
+            named.add(figures.name)
+    for name, losses in _yardsticks(shown):
+        style = Look(INK, "none", "*")
+        _cross(panel, losses, style)
+        handles.append(_handle(style))
+        labels.append(name)
+    panel.set_xlabel("retain loss, nats a token")
+    panel.set_ylabel("forget loss, nats a token")
+    panel.margins(0.08)
+    legend_below(figure, handles, labels)
+    return figure
 
 
 def _yardsticks(shown: Sequence[ResultSummary]) -> list[tuple[str, Losses]]:
     """Data-filtering runs that results only quote, each once, without those that are shown themselves."""
     found: dict[tuple[str, int], Losses] = {}
     for figures in shown:
-        quoted = figures.data_filtering or {}
-        losses = {kind: Estimate(**values) for kind, values in (quoted.get("losses") or {}).items() if values}
-        if _is_whole(losses):
-            found.setdefault((str(quoted.get("name")), quoted.get("seed") or 0), losses)
+        control = figures.control
+        if control is not None and _is_whole(control.losses):
+            found.setdefault((control.name, control.seed), control.losses)
     for figures in shown:
-        if figures.method == "data_filtering":
+        if figures.is_control:
             found.pop((figures.name, figures.seed), None)
     return [(f"{label(name)} (data filtering)", losses) for (name, _), losses in found.items()]
 

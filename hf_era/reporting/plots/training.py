@@ -9,17 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hf_era.evaluation.results import ModelResult, RunResult
-from hf_era.reporting.markdown.formatting import is_number
+from hf_era.reporting.numbers import is_number
 from hf_era.reporting.plots.style import (
     FORGET,
     INK,
     MUTED,
     RETAIN,
+    Results,
+    first_run,
     legend_below,
     new_figure,
-    nothing_to_show,
-    own_style,
 )  # fmt: skip
 
 # Key of the log, colour, line style, marker, label.
@@ -34,8 +33,6 @@ _GAPS = (
     ("eval_ablation_gap", FORGET, "-", "o", "ablation gap"),
     ("eval_retain_ablation_gap", RETAIN, "-", "o", "retain ablation gap"),
 )
-
-Results = Sequence[RunResult | ModelResult]
 
 
 def has_data(results: Results) -> bool:
@@ -56,26 +53,23 @@ def caption(results: Results) -> str:
 
 def draw(results: Results) -> Figure:
     """Losses on the left, gaps on the right (left out if there is none), against optimizer steps."""
-    with own_style():
-        if not has_data(results):
-            return nothing_to_show("No loss was logged while training.")
-        with_gaps = any(_curve(results, name) for name, *_ in _GAPS)
-        figure, [panels] = new_figure(3.6, 1, 2 if with_gaps else 1)
-        handles, labels = _lines(panels[0], results, _LOSSES)
-        panels[0].set_title("Loss", loc="left")
-        if with_gaps:
-            more_handles, more_labels = _lines(panels[1], results, _GAPS)
-            handles, labels = handles + more_handles, labels + more_labels
-            minimum = _minimum(results)
-            if minimum is not None:
-                panels[1].axhline(minimum, color=INK, linestyle=":", linewidth=1)
-            panels[1].axhline(0, color=INK, linewidth=0.8)
-            panels[1].set_title("Ablated minus module on", loc="left")
-        for panel in panels:
-            panel.set_xlabel("optimizer step")
-            panel.set_ylabel("nats a token")
-        legend_below(figure, handles, labels)
-        return figure
+    with_gaps = any(_curve(results, name) for name, *_ in _GAPS)
+    figure, [panels] = new_figure(3.6, 1, 2 if with_gaps else 1)
+    handles, labels = _lines(panels[0], results, _LOSSES)
+    panels[0].set_title("Loss", loc="left")
+    if with_gaps:
+        more_handles, more_labels = _lines(panels[1], results, _GAPS)
+        handles, labels = handles + more_handles, labels + more_labels
+        minimum = _minimum(results)
+        if minimum is not None:
+            panels[1].axhline(minimum, color=INK, linestyle=":", linewidth=1)
+        panels[1].axhline(0, color=INK, linewidth=0.8)
+        panels[1].set_title("Ablated minus module on", loc="left")
+    for panel in panels:
+        panel.set_xlabel("optimizer step")
+        panel.set_ylabel("nats a token")
+    legend_below(figure, handles, labels)
+    return figure
 
 
 def _lines(panel: Axes, results: Results, parts: Sequence[tuple[str, ...]]) -> tuple[list[Line2D], list[str]]:
@@ -94,14 +88,14 @@ def _lines(panel: Axes, results: Results, parts: Sequence[tuple[str, ...]]) -> t
 
 def _curve(results: Results, name: str) -> list[tuple[int, float]]:
     """Step and value of everything that the first result's log has under this name."""
-    training = results[0].training if results and isinstance(results[0], RunResult) else {}
-    log = training.get("log_history") or []
+    run = first_run(results)
+    log = [] if run is None else run.training.get("log_history") or []
     return [
         (entry["step"], entry[name]) for entry in log if is_number(entry.get("step")) and is_number(entry.get(name))
     ]
 
 
 def _minimum(results: Results) -> float | None:
-    training = results[0].training if results and isinstance(results[0], RunResult) else {}
-    value = training.get("minimum_ablation_gap")
+    run = first_run(results)
+    value = None if run is None else run.training.get("minimum_ablation_gap")
     return value if is_number(value) else None

@@ -18,9 +18,9 @@ def test_all_results_and_means_over_seeds():
     ]  # fmt: skip
     assert text.count("<details>") == 1 + 6  # the warnings, and what each of six results writes
     assert "6 results under 4 names" in page.text
-    assert "posttrain_fullseq 2 full_seq (frequency) pretrained 3.036 [2.956, 3.116]" in page.text
+    assert "posttrain_fullseq 2 gradient routing, full_seq (frequency) pretrained 3.036 [2.956, 3.116]" in page.text
     # Final forget losses 3.29, 3.34, 3.39: mean 3.34, deviation 0.05, t(2) = 4.303: 4.303 * 0.05 / sqrt(3) = 0.124.
-    assert "posttrain_fullseq 0, 1, 2 3.340 [3.216, 3.464]" in page.text
+    assert "posttrain_fullseq 3.036 [3.036, 3.036] 3.340 [3.216, 3.464]" in page.text
 
 
 def test_one_seed_each_has_no_means():

@@ -8,7 +8,7 @@ import pytest
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
 from hf_era.evaluation.summary import summary_of
-from hf_era.reporting.headline import change, headline_sentences, share_brought_back, warning_sentences
+from hf_era.reporting.headline import cautions, change, headline_sentences, share_brought_back
 
 from ..samples import bare_run, estimate, model_result, run_result, stage, stock_result
 
@@ -34,12 +34,13 @@ def test_a_run_in_full():
         "loss is 0.127 [0.107, 0.147] lower (data filtering: -0.457), and the loss on the forget words alone is 3.979 "
         "[3.629, 4.329] higher (data filtering: +4.670).",
     ]
+    assert sentences[3].startswith("The model also went on learning: its retain loss is lower than before.")
     # (3.4 - 3.04) / 0.412 = 0.874; the trials are the same, so their interval is a point.
-    assert sentences[3] == (
+    assert sentences[4] == (
         "The attack, full fine-tuning on 64 stories at learning rate 0.0002, brings back 87 % of what ablation took within "
         "2 steps: forget loss from 3.400 to 3.040 [3.040, 3.040] (mean of 2 trials)."
     )
-    assert sentences[5:] == [
+    assert sentences[6:] == [
         "Under the strongest attack the forget loss was back at the level before the method + 0.05 after 2 steps in 2 of 2 "
         "trials."
     ]
@@ -93,12 +94,12 @@ def test_other_methods():
     assert filtering[0].startswith("This is data filtering, the yardstick")
     assert not [text for text in filtering if "blation" in text]
     assert headline_sentences(stock_result("base")) == [
-        "This is the model before the method, untouched: forget loss 3.036 [2.956, 3.116] and retain loss 3.137 "
+        "This is the model before the method, untouched. Forget loss 3.036 [2.956, 3.116] and retain loss 3.137 "
         "[3.072, 3.202] nats a token."
     ]
     model = headline_sentences(model_result())
     assert model[1].startswith("Against somebody/base, the forget loss is 0.254")
-    assert "lowers the forget loss from" in model[2]
+    assert "lowers the forget loss from" in model[3]
 
 
 def test_nothing_measured():
@@ -119,24 +120,23 @@ def test_the_direction_of_a_change():
     assert "not finite" in change("loss", Estimate(math.nan))
 
 
-def test_warnings():
-    def beginnings(**overrides):
-        return [
-            text.split(":")[0].split("(")[0].strip() for text in warning_sentences(run_result(attack=None, **overrides))
-        ]
+def test_cautions():
+    def leads(**overrides):
+        return [caution.lead for caution in cautions(run_result(attack=None, **overrides))]
 
     fine = run_result().differences
-    assert beginnings() == []
-    assert beginnings(differences={**fine, "ablation_gap": estimate(0.01)}) == ["Nothing was localised"]
-    assert beginnings(differences={**fine, "unlearning": estimate(-0.3)}) == ["The capability was not removed"]
-    assert beginnings(differences={**fine, "retain_tax": estimate(0.3)}) == [
+    assert leads() == []
+    assert leads(differences={**fine, "ablation_gap": estimate(0.01)}) == ["NOTHING WAS LOCALISED"]
+    assert leads(differences={**fine, "unlearning": estimate(-0.3)}) == ["The capability was not removed"]
+    assert leads(differences={**fine, "retain_tax": estimate(0.3)}) == [
         "The retain loss rose as much as the forget loss"
     ]
     broken = {**run_result().losses, "after_coherence": stage(math.inf, 3.0, 3.0)}
-    assert beginnings(losses=broken) == ["A loss is not finite"]
-    assert warning_sentences(run_result(attack=attacked(3.4, 3.04))) == [
-        "The removal does not hold: under the strongest attack the forget loss minus that before the method falls to +0.040 "
+    assert leads(losses=broken) == ["A loss is not finite"]
+    assert list(map(str, cautions(run_result(attack=attacked(3.4, 3.04))))) == [
+        "The removal does not hold. Under the strongest attack the forget loss minus that before the method falls to +0.040 "
         "nats a token."
     ]
-    assert warning_sentences(bare_run())[0].startswith("It is not known whether anything was localised")
-    assert warning_sentences(stock_result("base")) == []
+    assert cautions(bare_run())[0].lead == "It is not known whether anything was localised"
+    assert cautions(stock_result("base")) == []
+    assert cautions(stock_result(attack=attacked(3.4, 3.04))) == []  # a control removes nothing that could come back

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from hf_era.reporting.html.generations import continuation
 from hf_era.reporting.html.report import render_report, write_report
-from hf_era.reporting.html.text import MAXIMUM_TEXT, continuation, cut, name_of, visible
+from hf_era.reporting.text import MAXIMUM_TEXT, cut, name_of, visible
 
 from ..samples import HOSTILE, bare_run, hostile_run, model_result, run_result, stock_result
 
@@ -108,7 +109,7 @@ def test_what_stands_in_the_page_of_a_run():
         "Ablation raises the forget loss by 0.412 [0.382, 0.442] nats a token",
         "After coherence 3.290 [3.210, 3.370] 3.010 [2.945, 3.075] 7.410 [7.110, 7.710]",
         "+0.254 [+0.224, +0.284] +0.364 [+0.334, +0.394]",
-        "full fine-tuning (strongest) 64 0.0002 5 3.290",
+        "full fine-tuning on 64 stories at learning rate 0.0002 (strongest) 5 ",
         "all layers +0.412 [+0.382, +0.442] +0.083 [+0.073, +0.093]",
         '" tree" 0.000 100.1 0.0',
         "Training stories 17,201",

@@ -25,7 +25,7 @@ def test_a_good_run_has_no_warning(make_result):
 def test_nothing_localised_is_a_loud_warning_at_the_top(make_result):
     losses = stages(make_result)
     losses["after_ablation"]["forget"]["loss"] = 1.09
-    text = render_model_card(make_result(losses=losses))
+    text = render_model_card(make_result(losses=losses, differences={}))
     warning = text.index(
         "> [!WARNING]\n> **NOTHING WAS LOCALISED.** Ablating the auxiliary module changed the forget loss"
     )
@@ -36,25 +36,25 @@ def test_nothing_localised_is_a_loud_warning_at_the_top(make_result):
 @pytest.mark.parametrize(
     ("forget", "message"),
     [
-        (1.151, "is -0.050 nats a token: this checkpoint predicts forget stories *better* than that model."),
+        (1.151, "is -0.050 nats a token: this model predicts forget stories better than that one."),
         (1.221, "is +0.020 nats a token: less than the threshold of 0.05."),
     ],
 )
 def test_negative_or_tiny_unlearning_is_said_plainly(make_result, forget, message):
-    text = render_model_card(make_result(losses=stages(make_result, forget=forget)))
+    text = render_model_card(make_result(losses=stages(make_result, forget=forget), differences={}))
     assert "**The capability was not removed.**" in text
     assert message in text
 
 
 def test_general_damage_is_not_called_removal(make_result):
-    text = render_model_card(make_result(losses=stages(make_result, retain=2.0)))
-    assert "**The retain loss rose as much as the forget loss** (+0.727 against +0.601 nats a token)" in text
+    text = render_model_card(make_result(losses=stages(make_result, retain=2.0), differences={}))
+    assert "**The retain loss rose as much as the forget loss.** It is +0.727 against +0.601 nats a token:" in text
 
 
 def test_a_model_that_went_on_learning_is_not_compared_naively(make_result):
-    sentence = "**The model also went on learning**"
+    sentence = "The model also went on learning"
     assert sentence not in render_model_card(make_result())
-    text = render_model_card(make_result(losses=stages(make_result, forget=0.6, retain=0.2)))
+    text = render_model_card(make_result(losses=stages(make_result, forget=0.6, retain=0.2), differences={}))
     assert sentence in text
     assert "**The capability was not removed.**" in text
 
@@ -111,7 +111,7 @@ def test_data_filtering_is_not_called_gradient_routing(make_result):
     assert "Auxiliary module" not in text
     assert "localised.**" not in text  # it has nothing that could be
     assert "Selectivity" not in text
-    assert 'This checkpoint is the row "After training on retain stories alone".' in text
+    assert 'This checkpoint is the row "After training".' in text
     assert "No comparison with data filtering" not in text
 
 
@@ -120,15 +120,15 @@ def test_data_filtering_stands_beside_the_run(make_result):
     filtered = make_result(method="data_filtering", name="filtered")
     text = render_model_card(make_result(data_filtering=comparison_values(filtered)))
     assert "No comparison with data filtering" not in text
-    assert "| Difference, nats a token | This run | Data filtering |" in text
+    assert "| Difference, nats a token | This result | Data filtering (filtered) |" in text
     assert "Data filtering: robust unlearning" in text
 
 
 def test_the_strongest_attack_is_marked_and_notes_are_shown(make_result):
     text = render_model_card(make_result())
     # The mean of the lowest losses, 1.24 and 1.4; robust unlearning is that minus 1.2. LoRA got to 1.6.
-    assert "| **4 stories, learning rate 5e-05 (strongest)** | 2 | 1.320" in text
-    assert "| 4 stories, LoRA, learning rate 0.001 | 1 | 1.600 |" in text
+    assert "| **full fine-tuning on 4 stories at learning rate 5e-05 (strongest)** | 2 | 1.320" in text
+    assert "| LoRA fine-tuning on 4 stories at learning rate 0.001 | 1 | 1.600 |" in text
     assert "One trial was left out." in text
 
 
@@ -151,7 +151,7 @@ def test_a_result_that_holds_next_to_nothing_still_gives_a_card(make_result):
     empty = {"config": {}, "versions": {}, "machine": {}, "data": {}, "losses": {}, "selectivity": {}, "coherence": {}}
     bare = {**empty, "training": {}, "routing_table": [], "seconds": {}, "before_kind": None, "git_revision": None}
     text = render_model_card(make_result(**bare, differences={}, leak_audit={}, attack=None))
-    assert "**Not known whether anything was localised.**" in text
+    assert "**It is not known whether anything was localised.**" in text
     assert "What ablation removes was not measured." in text
     assert "**Relearning was not tested.**" in text
     assert "None" not in text

@@ -61,7 +61,7 @@ def test_an_incomplete_result_names_what_it_lacks(folders, make_result):
     values = make_result().to_dict()
     del values["seed"]
     write_json(results / "half.json", values)
-    with pytest.raises(ValueError, match=r"half\.json looks like a run's result, but lacks seed"):
+    with pytest.raises(ValueError, match=r"half\.json lacks fields of a result file: seed"):
         render_cards(results, cards)
 
 

@@ -7,14 +7,10 @@ import json
 import pytest
 
 from hf_era.evaluation.results import ModelResult
-from hf_era.reporting.markdown.comparison import (
-    aggregate,
-    comparison_csv,
-    comparison_json,
-    comparison_markdown,
-    comparison_rows,
-    differences_table,
-)
+from hf_era.evaluation.summary import aggregate
+from hf_era.reporting.comparison import comparison_csv, comparison_json, comparison_rows
+from hf_era.reporting.comparison_tables import differences_over_seeds
+from hf_era.reporting.markdown.comparison import comparison_markdown
 
 
 def with_gap(make_result, seed, gap, **overrides):
@@ -64,9 +60,9 @@ def test_attacks_are_averaged_over_seeds_each_by_itself(make_result):
 
 def test_data_filtering_stands_beside_each_difference(make_result):
     filtered = with_gap(make_result, 0, 0.5, name="filtered", method="data_filtering")
-    lines = differences_table(aggregate([with_gap(make_result, 0, 0.3), filtered])).splitlines()
-    assert "+0.300 (filtering +0.500)" in lines[2]
-    assert "filtering +0.5" not in lines[3]
+    routed, control = differences_over_seeds(aggregate([with_gap(make_result, 0, 0.3), filtered])).rows
+    assert "+0.300 (data filtering +0.500)" in routed
+    assert "+0.500" in control
 
 
 def test_a_row_per_result_and_a_model_of_somebody_else(make_result):

@@ -15,8 +15,8 @@ from markdown_it import MarkdownIt
 from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import comparison_values
 from hf_era.reporting import render_model_card, write_model_card
-from hf_era.reporting.markdown.card_text import source_kind
-from hf_era.reporting.markdown.model_card import TAGS
+from hf_era.reporting.markdown.model_card import card_data
+from hf_era.reporting.text import source_kind
 from hf_era.utils.files import write_json
 
 EXPECTED = Path(__file__).with_name("expected_card.md")
@@ -46,7 +46,7 @@ def test_metadata_parses_back(make_result):
     data = ModelCard(render_model_card(make_result(), "someone/no-trees", "mit")).data
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "text-generation"
-    assert data.tags == TAGS
+    assert data.tags == ["hf_era", "gradient-routing", "unlearning"]
     assert data.license == "mit"
     assert data.base_model is None
     assert data.get("datasets") is None
@@ -66,10 +66,11 @@ def test_metadata_parses_back(make_result):
     assert (entry.task_type, entry.dataset_type, entry.dataset_name) == ("text-generation", "local", "stories.jsonl")
 
 
-def test_tags_are_those_of_the_trainer():
+def test_tags_are_those_of_the_trainer(make_result):
     from hf_era.training.gradient_routing_trainer import MODEL_TAGS
 
-    assert TAGS == MODEL_TAGS
+    assert card_data(make_result()).tags == MODEL_TAGS
+    assert card_data(make_result(method="data_filtering")).tags == ["hf_era", "data-filtering", "unlearning"]
 
 
 def test_no_license_unless_given(make_result):
@@ -143,7 +144,7 @@ def test_hostile_text_stays_text(make_result):
     result.machine["device"] = text
     card = ModelCard(render_model_card(result))
     assert card.data.model_name == text
-    assert card.data.tags == TAGS
+    assert card.data.tags == ["hf_era", "gradient-routing", "unlearning"]
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     tokens = parser.parse(card.text)
     clean = parser.parse(ModelCard(render_model_card(make_result())).text)

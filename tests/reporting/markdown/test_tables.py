@@ -5,14 +5,19 @@ import math
 import pytest
 from markdown_it import MarkdownIt
 
-from hf_era.reporting.markdown.formatting import (
+from hf_era.evaluation.intervals import Estimate
+from hf_era.reporting import tables
+from hf_era.reporting.markdown.tables import (
     escape_markdown,
-    format_difference,
-    format_loss,
-    format_token,
+    losses_table,
+    markdown_prose,
     markdown_table,
+    routing_table,
+    selectivity_table,
 )
-from hf_era.reporting.markdown.tables import differences_table, losses_table, routing_table, selectivity_table
+from hf_era.reporting.numbers import format_difference, format_estimate, format_share
+from hf_era.reporting.tables import Table
+from hf_era.reporting.text import token_text
 
 
 def cells(line):
@@ -34,7 +39,8 @@ def test_losses_table_has_a_row_per_stage_and_a_column_per_kind(make_result):
 def test_missing_stage_kind_and_interval(make_result):
     estimate = {"loss": 1.5, "low": None, "high": None, "tokens": 10, "stories": 2}
     table = losses_table(make_result(losses={"after_ablation": {"forget": estimate}}, before_kind=None))
-    assert "| Before the method | not measured | not measured | not measured |" in table
+    assert "| Before ablation | not measured | not measured | not measured |" in table
+    assert "Before the method" not in table  # the run had none
     assert "| After ablation | 1.500 | not measured | not measured |" in table
 
 
@@ -60,22 +66,34 @@ def test_routing_table_starts_with_the_most_strongly_routed(make_result):
 
 
 def test_differences_have_their_interval_and_data_filtering_beside_them(make_result):
-    lines = differences_table(make_result()).splitlines()
-    assert cells(lines[0]) == ["Difference, nats a token", "This run"]
-    assert cells(lines[2])[1] == "+0.760 [+0.720, +0.800]"
-    assert cells(lines[3])[1] == "+0.226"  # from the losses, where no interval was stored
-    filtered = {"differences": {"unlearning": {"value": 0.3, "low": 0.2, "high": 0.4}}}
-    lines = differences_table(make_result(data_filtering=filtered)).splitlines()
-    assert cells(lines[4])[1:] == ["+0.601 [+0.550, +0.650]", "+0.300 [+0.200, +0.400]"]
-    assert cells(lines[5])[2] == "not measured"
+    table = tables.differences_table(make_result())
+    assert table.header == ["Difference, nats a token", "This result"]
+    assert table.rows[0][1] == "+0.760 [+0.720, +0.800]"
+    assert table.rows[1][1] == "+0.226"  # from the losses, where no interval was stored
+    filtered = {"name": "filtered", "differences": {"unlearning": {"value": 0.3, "low": 0.2, "high": 0.4}}}
+    table = tables.differences_table(make_result(data_filtering=filtered))
+    assert table.header[2] == "Data filtering (filtered)"
+    assert table.rows[2][1:] == ["+0.601 [+0.550, +0.650]", "+0.300 [+0.200, +0.400]"]
+    assert table.rows[3][2] == "not measured"
+
+
+def test_only_the_differences_that_a_run_has_are_listed(make_result):
+    losses = {"before": make_result().losses["before"], "after_training": make_result().losses["after_coherence"]}
+    control = make_result(method="data_filtering", losses=losses, differences={})
+    assert not [row for row in tables.differences_table(control).rows if "blation" in row[0]]
+    nothing = make_result(method="base", losses={"before": losses["before"]}, differences={}, attack=None)
+    assert tables.differences_table(nothing) is None
+    assert markdown_table(None) == ""
 
 
 def test_numbers():
     assert format_difference(-0.0312) == "-0.031"
     assert format_difference(None) == "not measured"
     assert format_difference(math.nan) == "not finite"
-    assert format_loss({"loss": math.inf, "low": None, "high": None}) == "not finite"
-    assert format_loss(None) == "not measured"
+    assert format_estimate(Estimate(math.inf)) == "not finite"
+    assert format_estimate(None) == "not measured"
+    assert format_estimate(Estimate(None), missing="-") == "-"
+    assert [format_share(value) for value in (0.5, 0.00912, 1, None)] == ["50 %", "0.912 %", "100 %", "not measured"]
 
 
 HOSTILE = [
@@ -95,27 +113,62 @@ HOSTILE = [
 ]
 
 
+def table_of(text):
+    return Table("", [text, "Weight"], [[text, text]], strong=frozenset({0}))
+
+
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("escape", [escape_markdown, format_token])
-def test_escaped_text_stays_text_in_a_table(text, escape):
-    shown = text if escape is escape_markdown else format_token_as_shown(text)
-    rows = _rendered_rows(markdown_table(["Token", "Weight"], [[escape(text), "1.0"]]))
-    assert rows == [["Token", "Weight"], [shown, "1.0"]]
+def test_every_cell_stays_text(text):
+    shown = text.replace("  ", " ")
+    assert _rendered_rows(markdown_table(table_of(text)).replace("**", "")) == [[shown, "Weight"], [shown, shown]]
+    token = token_text(text)
+    assert _rendered_rows(markdown_table(Table("", ["Token", "Weight"], [[token, "1.0"]])))[1] == [token, "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("1.250 [1.200, 1.300]", "1.250 [1.200, 1.300]"),
+        ("+0.2 [+0.1, +0.3] (data filtering -0.1)", "+0.2 [+0.1, +0.3] (data filtering -0.1)"),
+        ("1.2 [1.1, 1.3](http://evil.example)", "1.2 \\[1.1, 1.3\\](http:/\\/evil.example)"),
+        ("1.2 [1.1, 1.3] ([x](y))", "1.2 [1.1, 1.3] (\\[x\\](y))"),
+        ("[1.1, 1.3]", "\\[1.1, 1.3\\]"),
+    ],
+)
+def test_a_figure_keeps_its_brackets_and_nothing_else_does(cell, expected):
+    assert markdown_table(Table("", ["a"], [[cell]])).splitlines()[2] == f"| {expected} |"
 
 
 def test_the_check_on_escaping_can_fail():
+    head = "| Token | Weight |\n| --- | ---: |\n"
     with pytest.raises(AssertionError, match="html_inline"):
-        _rendered_rows(markdown_table(["Token", "Weight"], [["<script>", "1.0"]]))
-    assert _rendered_rows(markdown_table(["Token", "Weight"], [["a|b", "1.0"]]))[1] == ["a", "b"]
+        _rendered_rows(f"{head}| <script> | 1.0 |")
+    assert _rendered_rows(f"{head}| a|b | 1.0 |")[1] == ["a", "b"]
 
 
 def test_line_breaks_and_control_characters_stay_on_one_line():
     assert escape_markdown("a\nb\r\x00c\u2028d") == "a b  c d"
-    assert format_token("\n") == '"\\\\n"'
+    assert token_text("\n") == '"\\n"'
 
 
-def format_token_as_shown(text):
-    return '"' + text.replace("\\", "\\\\") + '"'
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("with **two words**, *one*.", "with **two words**, *one*."),
+        ("[arXiv](https://arxiv.org/abs/2410.04332)", "[arXiv](https://arxiv.org/abs/2410.04332)"),
+        ("one\nline\n\n \nanother", "one line\n\nanother"),
+        ("2 * 3 * 4", "2 \\* 3 \\* 4"),
+        ("**<b>**", "**&lt;b&gt;**"),
+        ("- no list", "\\- no list"),
+        ("1. no list", "1\\. no list"),
+        ("text\n\n---", "text\n\n\\---"),
+        ("[x](http://evil.example)", "\\[x\\](http:/\\/evil.example)"),
+        ("[x](https://arxiv.org.evil.example/)", "\\[x\\](https:/\\/arxiv.org.evil.example/)"),
+        ("[<b>](https://doi.org/10.1/2)", "[&lt;b&gt;](https://doi.org/10.1/2)"),
+    ],
+)
+def test_prose_keeps_emphasis_and_links_to_papers(text, expected):
+    assert markdown_prose(text) == expected
 
 
 def _rendered_rows(table):

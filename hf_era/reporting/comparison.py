@@ -1,0 +1,72 @@
+"""Several results side by side, as files: Markdown, CSV, JSON, HTML and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_era.evaluation.results import AnyResult
+from hf_era.evaluation.summary import DIFFERENCES, aggregate, figure_values, summary_of
+from hf_era.reporting.html.comparison import write_comparison
+from hf_era.reporting.markdown.comparison import comparison_markdown
+from hf_era.reporting.plots import save_plots
+from hf_era.utils.files import write_json, write_text
+
+
+def write_comparison_files(results: Sequence[AnyResult], folder: str | Path) -> list[Path]:
+    """Writes `comparison.md`, `.csv`, `.json`, `.html` and `plots/` into a folder and returns their paths.
+
+    Raises:
+        ValueError: if there is no result.
+    """
+    folder = Path(folder)
+    return [
+        write_text(folder / "comparison.md", comparison_markdown(results)),
+        write_text(folder / "comparison.csv", comparison_csv(results)),
+        write_json(folder / "comparison.json", comparison_json(results)),
+        write_comparison(results, folder / "comparison.html"),
+        *save_plots(results, folder / "plots"),
+    ]
+
+
+def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
+    """One flat dict per result, in the order given: what CSV and JSON hold.
+
+    Raises:
+        ValueError: if there is no result.
+    """
+    if not results:
+        raise ValueError("`results` is empty. Pass at least one result.")
+    attack = ("kind", "stories", "learning_rate", "trials", "lowest_step", "recovered", "steps_to_recover")
+    rows = []
+    for result in results:
+        figures = summary_of(result)
+        row: dict[str, Any] = {name: getattr(figures, name) for name in ("name", "seed", "method", "rule", "start")}
+        row |= {"before": figures.before_name, "stories": str(result.data.get("fingerprint") or "")[:8]}
+        row |= figure_values(figures)
+        for name in DIFFERENCES:
+            row |= {f"{name}_low": figures.differences[name].low, f"{name}_high": figures.differences[name].high}
+        rows.append(row | {f"attack_{name}": getattr(figures.strongest, name, None) for name in attack})
+    return rows
+
+
+def comparison_csv(results: Sequence[AnyResult]) -> str:
+    """One line per result. A cell that a spreadsheet would take for a formula is prefixed with an apostrophe."""
+    rows = comparison_rows(results)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+    return file.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def comparison_json(results: Sequence[AnyResult]) -> dict[str, Any]:
+    """`results`: the rows; `over_seeds`: one entry per name."""
+    return {"results": comparison_rows(results), "over_seeds": aggregate(results)}

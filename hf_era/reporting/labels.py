@@ -1,0 +1,129 @@
+"""What reports call things: one table for Markdown, HTML, model cards and plots.
+
+Stages and methods are not here: a result says what its own are called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_era.evaluation.relearn.result import AttackSummary, RelearnTrial
+from hf_era.evaluation.summary import ResultSummary
+from hf_era.reporting.numbers import counted
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name for the head of a column, and one that says what the figure is."""
+
+    short: str
+    long: str
+
+
+KINDS = {"forget": "Forget stories", "retain": "Retain stories", "forget_words": "Forget words"}
+DIFFERENCES = {
+    "ablation_gap": Label("Ablation gap", "Ablation gap: forget loss after ablation minus before it"),
+    "retain_ablation_gap": Label("Retain ablation gap", "Retain ablation gap: the same on retain stories"),
+    "unlearning": Label("Unlearning", "Unlearning: forget loss at the end minus before the method"),
+    "retain_tax": Label("Retain tax", "Retain tax: retain loss at the end minus before the method"),
+    "forget_words_unlearning": Label("Unlearning, forget words", "Unlearning on the forget words alone"),
+    "robust_unlearning": Label(
+        "Robust unlearning", "Robust unlearning: lowest forget loss under the strongest attack minus before the method"
+    ),
+}
+NEED_A_MODULE = ("ablation_gap", "retain_ablation_gap")
+LOSSES = {
+    "forget_loss_before": "Forget before",
+    "forget_loss_final": "Forget at the end",
+    "attacked_forget_loss": "Forget under attack",
+    "retain_loss_before": "Retain before",
+    "retain_loss_final": "Retain at the end",
+    "attacked_retain_loss": "Retain under attack",
+    "forget_words_loss_final": "Forget words at the end",
+}
+"""Losses of `figure_values`."""
+ATTACK_KINDS = {"full": Label("full", "full fine-tuning"), "lora": Label("LoRA", "LoRA fine-tuning")}
+PARTS = {"original": "original dims", "auxiliary": "auxiliary module"}
+MOMENTS = {"start": "at the start of training", "trained": "of the trained model"}
+STARTS = {"scratch": "from random weights", "pretrained": "from a pretrained model"}
+MACHINE = {"system": "system", "cpu_cores": "CPU cores", "device": "device"}
+"""All that is shown of a machine: anything else may name it."""
+RULES = {
+    "full_seq (uniform)": "every token of a labelled forget story is routed (weight 0)",
+    "full_seq (frequency)": "a token of a labelled forget story is routed the more, the commoner it is in forget "
+    "stories than in retain stories: w = 1 - sigmoid(scale (f/r - r/f) + bias)",
+    "concept": "only the tokens of the forget words in labelled forget stories are routed (weight 0)",
+    "none": "no token is routed: this run is a control",
+}
+SOURCES = {
+    "source": "Training data",
+    "validation_source": "Validation data",
+    "forget_source": "Forget stories",
+    "retain_source": "Retain stories",
+    "attack_source": "Stories of the attack",
+}
+COUNTS = {
+    "train_stories": "Training stories",
+    "train_forget_labelled": "... labelled as forget",
+    "train_forget_unlabelled": "... forget, but without a label",
+    "train_retain": "... retain",
+    "train_forget_word_tokens": "Training tokens of forget words",
+    "train_tokens_routed_as_forget": "Training tokens with a routing weight below 0.5",
+    "validation_forget_stories": "Forget stories to evaluate on",
+    "validation_retain_stories": "Retain stories to evaluate on",
+    "attack_forget_stories": "Forget stories held back for a relearn attack",
+    "forget_stories": "Forget stories to evaluate on",
+    "retain_stories": "Retain stories to evaluate on",
+    "attack_stories": "Forget stories held back for a relearn attack",
+    "duplicates_dropped": "Repeated stories that were dropped",
+    "blanks_dropped": "Empty stories that were dropped",
+}
+"""What is counted of the data of a run, or of a model's evaluation."""
+SETTINGS = {
+    "optim": "optimizer",
+    "learning_rate": "peak learning rate",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warm-up steps",
+    "minimum_learning_rate_ratio": "final over peak learning rate",
+    "adam_beta1": "AdamW beta 1",
+    "adam_beta2": "AdamW beta 2",
+    "weight_decay": "weight decay",
+    "max_grad_norm": "gradient clipping",
+    "l1_coefficient": "L1 coefficient",
+    "auxiliary_learning_rate_factor": "learning-rate factor of the auxiliary module",
+    "auxiliary_weight_decay": "weight decay of the auxiliary module",
+    "per_device_train_batch_size": "stories per device and batch",
+    "gradient_accumulation_steps": "accumulated batches",
+    "bf16": "bf16",
+    "fp16": "fp16",
+}
+"""Training settings that reports name."""
+
+
+def stage_title(figures: ResultSummary, stage: str) -> str:
+    """`After ablation`, `Before the method (pretrained base)`; of an unknown stage its name."""
+    title = figures.stages.get(stage, stage)
+    return f"{title} ({figures.before_name})" if stage == "before" and figures.before_name else title
+
+
+def method_title(figures: ResultSummary) -> str:
+    """`gradient routing, concept`, `data filtering`: the method, with its mask rule."""
+    return f"{figures.title}, {figures.rule}" if figures.rule else figures.title
+
+
+def attack_title(attack: AttackSummary | RelearnTrial) -> str:
+    """`full fine-tuning on 64 stories at learning rate 0.0002`."""
+    kind = ATTACK_KINDS[attack.kind].long if attack.kind in ATTACK_KINDS else attack.kind
+    return f"{kind} on {counted(attack.stories, 'story', 'stories')} at learning rate {attack.learning_rate:g}"
+
+
+def short_attack_title(kind: str, stories: str, learning_rate: str) -> str:
+    """`full, N = 64, 0.0002`: for the head of a column."""
+    return f"{ATTACK_KINDS[kind].short if kind in ATTACK_KINDS else kind}, N = {stories}, {learning_rate}"
+
+
+def layer_order(layer: str) -> tuple[int, str]:
+    """Sorts "2" before "10", then what is no number, and "all" at the end."""
+    if layer.isdecimal():
+        return int(layer), ""
+    return (2 * 10**9 if layer == "all" else 10**9), layer

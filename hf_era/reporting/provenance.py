@@ -1,0 +1,218 @@
+"""Where a result comes from, and what it does not say: data, training, versions, what was not tested. Plain text."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+from hf_era.evaluation.results import AnyResult, RunResult
+from hf_era.evaluation.summary import rule_label, summary_of
+from hf_era.reporting.labels import ATTACK_KINDS, COUNTS, MACHINE, PARTS, RULES, SETTINGS, SOURCES, layer_order
+from hf_era.reporting.numbers import counted, format_count, format_share, is_number
+from hf_era.reporting.tables import Table
+from hf_era.reporting.text import NOT_RECORDED, cut, name_of, pairs_text, recorded, source_kind, source_text, visible
+
+_SECRET = re.compile(r"(?i)(^|_)(token|password|secret|credentials?|api_?key)$")
+_DIRECTORY = re.compile(r"^(~|/|\.\.?[\\/]|[A-Za-z]:[\\/])")
+MAXIMUM_LISTING = 100_000
+
+
+def section(result: AnyResult, name: str) -> dict[str, Any]:
+    """A section of the config that was run; empty if it is missing."""
+    values = result.config.get(name) if isinstance(result, RunResult) else None
+    return values if isinstance(values, dict) else {}
+
+
+# ---- Data ----
+
+
+def data_table(result: AnyResult) -> Table:
+    """What it was trained, evaluated and attacked on; of local files only the name."""
+    data = result.data
+    rows = [[label, source_text(data[key])] for key, label in SOURCES.items() if data.get(key)]
+    words, cuts = data.get("forget_words") or [], _cuts(result)
+    if words:
+        rows.append(["Forget words", cut(", ".join(map(str, words)))])
+    if cuts:
+        rows.append(["A story is cut at", cuts])
+    rows += [[label, _count(data, key)] for key, label in COUNTS.items() if data.get(key) is not None]
+    if data.get("fingerprint"):
+        rows.append(["Fingerprint of the stories", name_of(data["fingerprint"])])
+    return Table("Data", ["Data", "Value"], rows or [["Data", NOT_RECORDED]], text_columns=2)
+
+
+def _count(data: dict[str, Any], key: str) -> str:
+    """`100 stories, 15,312 tokens`; `5,123 (0.91 % of all)` of the tokens that are routed."""
+    value, all_tokens = data[key], data.get("train_tokens")
+    tokens = data.get(f"{key.removesuffix('_stories')}_tokens") if key.endswith("_stories") else None
+    if tokens is not None:
+        return f"{counted(value, 'story', 'stories')}, {format_count(tokens)} tokens"
+    if key == "train_tokens_routed_as_forget" and is_number(value) and is_number(all_tokens) and all_tokens:
+        return f"{format_count(value)} ({format_share(value / all_tokens)} of all)"
+    return format_count(value)
+
+
+def _cuts(result: AnyResult) -> str:
+    settings = section(result, "data")
+    cuts = [("max_characters", "characters (before it is labelled)"), ("max_tokens", "tokens")]
+    return ", then ".join(
+        f"{format_count(settings[key])} {unit}" for key, unit in cuts if settings.get(key) is not None
+    )
+
+
+# ---- Training ----
+
+
+def training_table(result: RunResult) -> Table:
+    """Method, start and settings of the training; what belongs to an auxiliary module only where there was one."""
+    settings = {**section(result, "training"), **(result.training.get("arguments") or {})}
+    given = [f"{label} {name_of(settings[key])}" for key, label in SETTINGS.items() if key in settings]
+    steps = result.training.get("steps", settings.get("max_steps"))
+    architecture = pairs_text(section(result, "model").get("architecture"))
+    rows = [
+        ["Recipe", name_of(result.name)],
+        ["Method", name_of(result.method_title)],
+        ["Start", _start(result)],
+        ["Architecture", architecture or "that of the base"],
+        *(_module_rows(result, settings) if result.has_module else []),
+        ["Steps", NOT_RECORDED if steps is None else format_count(steps)],
+        ["Training settings", "; ".join([*given, "all others as hf_era sets them by default"])],
+    ]
+    if result.has_module:
+        rows.append(["Coherence fine-tuning", _coherence(result)])
+    return Table("Training", ["Training", "Value"], rows, text_columns=2)
+
+
+def _start(result: RunResult) -> str:
+    model = section(result, "model")
+    if model.get("start") == "scratch":
+        return "random weights"
+    if model.get("start") is None:
+        return NOT_RECORDED
+    if model.get("base") is None:
+        return "a base model pretrained here on the same stories, the forget stories among them"
+    kind, name = source_kind(model["base"])
+    return f"the pretrained model {name_of(name)}{'' if kind == 'hub' else ' (local)'}"
+
+
+def _module_rows(result: RunResult, settings: dict[str, Any]) -> list[list[str]]:
+    width, layers = (section(result, "expansion").get(name) for name in ("width", "target_layers"))
+    known = layers if layers is not None else sorted(result.selectivity, key=layer_order)
+    named = ", ".join(map(name_of, known)) or NOT_RECORDED
+    where = f"all layers ({named})" if layers is None else f"layers {named}"
+    routing, rule = section(result, "routing"), rule_label(result.config)
+    text = name_of(rule) + (f": {RULES[rule]}" if rule in RULES else "")
+    if rule == "full_seq (frequency)":
+        scale, bias = (recorded(routing.get(f"frequency_{name}")) for name in ("scale", "bias"))
+        text += f"; scale {scale}, bias {bias}"
+    return [
+        ["Auxiliary module", f"an MLP with {recorded(width)} hidden units beside the MLP of {where}"],
+        ["Mask rule", text],
+        ["Gradient multipliers", _multipliers(settings.get("multipliers"))],
+    ]
+
+
+def _multipliers(values: Any) -> str:
+    if isinstance(values, str):
+        try:
+            values = json.loads(values)
+        except json.JSONDecodeError:
+            return name_of(values)
+    if not isinstance(values, dict) or not values:
+        return "hf_era's defaults"
+    parts = []
+    for part, label in PARTS.items():
+        retain, forget = (recorded(values.get(f"{part}_{kind}"), "default") for kind in ("retain", "forget"))
+        parts.append(f"{label} {retain} on retain, {forget} on forget tokens")
+    return "; ".join(parts)
+
+
+def _coherence(result: RunResult) -> str:
+    settings, best = section(result, "coherence"), result.coherence.get("best_step")
+    if settings.get("enabled") is False:
+        return "left out"
+    if settings.get("steps") is None:
+        return NOT_RECORDED
+    rate, stories = (recorded(settings.get(name)) for name in ("learning_rate", "stories"))
+    text = (
+        f"at most {format_count(settings['steps'])} steps at a constant learning rate of {rate}, each on the same {stories} "
+        "retain stories; the weights with the lowest loss on the retain validation stories were kept"
+    )
+    if best is None:
+        return text
+    return f"{text}: {'those from before the first step' if best == 0 else f'those of step {format_count(best)}'}"
+
+
+# ---- How it was made ----
+
+
+def run_table(result: AnyResult) -> Table:
+    """Seed, time, revision, versions and machine."""
+    rows = [["Seed", name_of(result.seed)], ["Finished", name_of(result.created or NOT_RECORDED)]]
+    if isinstance(result, RunResult):
+        revision = str(result.git_revision or NOT_RECORDED)
+        changed = " (with uncommitted changes)" if revision.endswith("-dirty") else ""
+        rows.append(["Git revision of hf_era", name_of(revision.removesuffix("-dirty")) + changed])
+    else:
+        rows.append(["Model", source_text(result.model)])
+    machine = {label: result.machine[key] for key, label in MACHINE.items() if result.machine.get(key) is not None}
+    seconds = {name: f"{value:,.0f} s" for name, value in result.seconds.items() if is_number(value)}
+    rows += [
+        [label, pairs_text(values) or NOT_RECORDED]
+        for label, values in (("Versions", result.versions), ("Machine", machine), ("Time per phase", seconds))
+    ]
+    return Table("Run", ["Run", "Value"], rows, text_columns=2)
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """A config as YAML, without secrets and without the directories of this machine."""
+    text = yaml.safe_dump(_public("", config), sort_keys=False, allow_unicode=True, width=110)
+    return cut(text, MAXIMUM_LISTING)
+
+
+def _public(key: str, value: Any) -> Any:
+    if _SECRET.search(key) and value is not None and not isinstance(value, (bool, int, float)):
+        return "(left out)"
+    if isinstance(value, dict):
+        return {visible(name)[:200]: _public(str(name), part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(key, part) for part in value]
+    if isinstance(value, str):
+        parts = re.split(r"[\\/]", value)
+        return f".../{cut(parts[-1], 500)}" if _DIRECTORY.match(value) else cut(value, 500)
+    return value if value is None or isinstance(value, (bool, int, float)) else visible(value)
+
+
+# ---- What was not tested ----
+
+
+def not_tested(result: AnyResult) -> list[str]:
+    """What this result says nothing about: what was left out, and what hf_era does not measure at all."""
+    figures = summary_of(result)
+    found, relearning = [], figures.relearning
+    if relearning is None or not relearning.trials:
+        found.append("No relearn attack was made.")
+    else:
+        kinds, most = {trial.kind for trial in relearning.trials}, max(trial.stories for trial in relearning.trials)
+        found += [cut(note, 500) for note in relearning.notes]
+        found += [f"No attack by {label.long}." for kind, label in ATTACK_KINDS.items() if kind not in kinds]
+        found.append(
+            f"Attacks with more than {format_count(most)} forget stories, or with other data than held-back stories."
+        )
+    if figures.control is None and not figures.is_control and not figures.is_untouched:
+        found.append(
+            "No comparison with data filtering: how much a model would forget that never saw the data is not known."
+        )
+    if isinstance(result, RunResult) and figures.has_module and not result.leak_audit:
+        found.append("No leak audit was made.")
+    if not result.generations:
+        found.append("No text was generated.")
+    return [
+        *found,
+        "Other seeds: a single run says nothing about how much another seed would differ.",
+        "Attacks by prompting, quantising or editing the weights; what the capability is worth beyond these stories; other "
+        "languages; paraphrases of the forget words.",
+    ]

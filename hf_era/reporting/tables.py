@@ -1,0 +1,185 @@
+"""The tables of a result, as plain text that each renderer escapes. Losses are in nats a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.relearn.result import AttackSummary
+from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
+from hf_era.evaluation.summary import estimate_of, summary_of
+from hf_era.reporting.labels import DIFFERENCES, KINDS, NEED_A_MODULE, attack_title, layer_order, stage_title
+from hf_era.reporting.numbers import NOT_MEASURED, format_count, format_estimate, format_number, is_number
+from hf_era.reporting.text import name_of, token_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; so many columns on the left are text, the others are aligned on the right."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    text_columns: int = 1
+    strong: frozenset[int] = frozenset()
+    """Rows that stand out, by number."""
+    kind: str = "table"
+
+
+def losses_table(result: AnyResult) -> Table:
+    """One row per stage, one column per kind of token."""
+    figures = summary_of(result)
+    stages = dict.fromkeys([*figures.stages, *figures.losses])
+    rows = [
+        [name_of(stage_title(figures, stage)), *(format_estimate(figures.losses.get(stage, {}).get(k)) for k in KINDS)]
+        for stage in stages
+    ]
+    caption = f"Losses, nats a token, with 95 % intervals over stories. Measured on {counts_text(result)}."
+    return Table(caption, ["Stage", *KINDS.values()], rows)
+
+
+def counts_text(result: AnyResult) -> str:
+    """Stories and tokens behind each column of the losses: `forget stories: 18,705 tokens in 120 stories; ...`."""
+    stages = result.losses.values() if isinstance(result, RunResult) else [result.losses]
+    parts = []
+    for kind, label in KINDS.items():
+        found: dict[str, Any] = next((stage[kind] for stage in stages if stage.get(kind)), {})
+        tokens, stories = (format_count(found.get(name)) for name in ("tokens", "stories"))
+        parts.append(f"{label.lower()}: {tokens} tokens in {stories} stories" if found else f"{label.lower()}: not")
+    return "; ".join(parts)
+
+
+def batch_means_table(result: AnyResult) -> Table | None:
+    """The losses as means of batch means; `None` if they were not computed."""
+    figures, values = summary_of(result), result.mean_of_batch_means
+    stages = {stage: part for stage, part in values.items() if isinstance(part, dict)}
+    if not stages:
+        return None
+    rows = [
+        [name_of(stage_title(figures, stage)), *(format_number(part.get(kind)) for kind in ("forget", "retain"))]
+        for stage, part in stages.items()
+    ]
+    size = name_of(values.get("batch_size", "unknown size"))
+    caption = f"The same as means of the means of batches of {size} stories."
+    return Table(caption, ["Stage", KINDS["forget"], KINDS["retain"]], rows)
+
+
+def differences_table(result: AnyResult) -> Table | None:
+    """One row per difference that this kind of run has, beside it that of data filtering; `None` if none was measured."""
+    figures = summary_of(result)
+    control, rows = figures.control, []
+    for name, label in DIFFERENCES.items():
+        estimate = figures.differences[name]
+        if estimate.value is None and (figures.is_untouched or (name in NEED_A_MODULE and not figures.has_module)):
+            continue
+        beside = [] if control is None else [format_estimate(control.differences[name], signed=True)]
+        rows.append([label.long, format_estimate(estimate, signed=True), *beside])
+    if all(estimate.value is None for estimate in figures.differences.values()):
+        return None
+    header = ["Difference, nats a token", "This result"]
+    if control is not None:
+        header.append(f"Data filtering ({name_of(control.name)})")
+    caption = "Differences with their 95 % intervals: over stories, in pairs; robust unlearning over trials."
+    return Table(caption, header, rows)
+
+
+def attacks_table(result: AnyResult) -> Table | None:
+    """One row per attack, the strongest one set off; `None` if there was no attack."""
+    figures = summary_of(result)
+    if figures.relearning is None or not figures.relearning.trials:
+        return None
+    summaries, control = figures.relearning.summaries(), figures.control
+    rows, strong = [], set()
+    for number, part in enumerate(summaries):
+        row = _attack_row(part)
+        if control is not None:
+            beside = control.attacks.get((part.kind, part.stories, part.learning_rate))
+            row.append(format_estimate(beside, signed=True))
+        if part == figures.strongest:
+            strong.add(number)
+            row[0] += " (strongest)"
+        rows.append(row)
+    header = [
+        "Attack", "Trials", "Lowest forget loss", "at step (mean)", "Retain loss there", "Robust unlearning", "Recovered",
+        "Steps to recover (median)", "Retain loss there", *(["Data filtering: robust unlearning"] if control else []),
+    ]  # fmt: skip
+    caption = (
+        f"All attacks, from a forget loss of {format_number(summaries[0].start_forget)}; losses in nats a token, means over "
+        "trials with 95 % intervals (Student's t)."
+    )
+    return Table(caption, header, rows, strong=frozenset(strong))
+
+
+def _attack_row(part: AttackSummary) -> list[str]:
+    return [
+        name_of(attack_title(part)),
+        format_count(part.trials),
+        format_estimate(part.lowest_forget),
+        format_number(part.lowest_step, 1),
+        format_estimate(part.retain_at_lowest),
+        format_estimate(part.robust_unlearning, signed=True),
+        recovered_text(part),
+        "-" if part.steps_to_recover is None else f"{part.steps_to_recover:g}",
+        format_estimate(part.retain_at_recovery, missing="-"),
+    ]
+
+
+def recovered_text(part: AttackSummary) -> str:
+    """`1 of 2`: trials that recovered the capability."""
+    return "unknown" if part.recovered is None else f"{part.recovered} of {part.trials}"
+
+
+def selectivity_table(result: RunResult) -> Table:
+    """One row per target layer: activation of the auxiliary module on forget stories over that on retain stories."""
+    rows = [
+        [name_of(layer), format_estimate(Estimate(**result.selectivity[layer]), digits=2)]
+        for layer in sorted(result.selectivity, key=layer_order)
+    ]
+    caption = "Mean absolute activation of the auxiliary module on forget stories over that on retain stories."
+    return Table(caption, ["Layer", "Selectivity"], rows or [["all", NOT_MEASURED]])
+
+
+def ablation_table(result: RunResult) -> Table | None:
+    """What ablation removes, one layer at a time; `None` if it was not measured."""
+    audit = result.leak_audit.get("ablation") or {}
+    rows = [
+        [
+            "all layers" if layer == "all" else f"layer {name_of(layer)}",
+            *(format_estimate(estimate_of((audit[layer] or {}).get(kind)), True) for kind in ("forget", "retain")),
+        ]
+        for layer in sorted(audit, key=layer_order)
+    ]
+    caption = "What ablating the auxiliary module of one layer, or of all, adds to the loss, nats a token."
+    return Table(caption, ["Ablated", "Forget loss", "Retain loss"], rows) if rows else None
+
+
+def routing_table(result: RunResult, rows: int) -> Table | None:
+    """The tokens that are routed most strongly; `None` if the run has no such table."""
+    routed = routed_tokens(result)
+    if not routed:
+        return None
+    frequencies = ("forget_per_10k", "retain_per_10k")
+    body = [
+        [
+            token_text(row.get("token")),
+            format_number(row["weight"]),
+            *(format_number(row.get(n), 1) for n in frequencies),
+        ]
+        for row in routed[:rows]
+    ]
+    caption = f"Routing weights, the lowest {len(body)} of {len(routed)}: 0 is treated as forget, 1 as retain."
+    header = ["Token", "Routing weight", "Forget stories, per 10,000 tokens", "Retain stories, per 10,000 tokens"]
+    return Table(caption, header, body)
+
+
+def routed_tokens(result: AnyResult) -> list[dict[str, Any]]:
+    """The rows of the routing table that have a weight, the most strongly routed tokens first; none of a control."""
+    if not isinstance(result, RunResult) or result.method_role in (CONTROL, UNTOUCHED):
+        return []
+    return sorted((row for row in result.routing_table if is_number(row.get("weight"))), key=_routing_order)
+
+
+def _routing_order(row: dict[str, Any]) -> tuple[float, float, str]:
+    frequency = row.get("forget_per_10k")
+    return row["weight"], -frequency if is_number(frequency) else 0.0, str(row.get("token"))  # type: ignore[operator]
