@@ -259,12 +259,7 @@ def _vocabulary_size(model: Any) -> int | None:
 
 
 class EpochSeededSampler(Sampler[int]):
-    """Seeds transformers' `LengthGroupedSampler`, which otherwise draws from the global random state.
-
-    Args:
-        sampler (`LengthGroupedSampler`): the sampler to seed.
-        seed (`int`): of the run; the epoch is added to it.
-    """
+    """Seeds transformers' `LengthGroupedSampler` with seed plus epoch; it otherwise draws from the global random state."""
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
         self.sampler, self.seed, self.epoch = sampler, seed, 0

@@ -45,9 +45,7 @@ class CheckpointingTrainer(Trainer):
 
     Within `hf_era.utils.signals.stoppable()` SIGTERM and SIGUSR1 make `train` finish its step, save a checkpoint and raise
     `StoppedError`. Several processes agree on the step: it is enough that one of them got the signal.
-
-    Args:
-        kwargs: everything that `Trainer` takes.
+    Arguments are those of `Trainer`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
