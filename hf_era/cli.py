@@ -132,7 +132,7 @@ def _guarded(work: Callable[[], int]) -> int:
     from accelerate.utils.memory import should_reduce_batch_size
 
     from hf_era.evaluation.batch_halving import BatchMemoryError
-    from hf_era.training.errors import NonFiniteLossError
+    from hf_era.training import NonFiniteLossError
     from hf_era.utils.storage_errors import StorageError
 
     try:

@@ -1,9 +1,8 @@
 """The trainers, their configs, and coherence fine-tuning."""
 
-from hf_era.training.causal_lm_trainer import CausalLMTrainer
+from hf_era.training.causal_lm_trainer import CausalLMTrainer, NonFiniteLossError
 from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
-from hf_era.training.errors import LocalizationWarning, NonFiniteLossError
-from hf_era.training.gradient_routing_trainer import GradientRoutingTrainer
+from hf_era.training.gradient_routing_trainer import GradientRoutingTrainer, LocalizationWarning
 
 __all__ = [
     "CausalLMTrainer",

@@ -1,11 +1,13 @@
-"""A `Trainer` with token-weighted evaluation and a stop at the first non-finite loss. Trains any causal LM.
+"""A `Trainer` for any causal LM: token-weighted evaluation, a stop at the first non-finite loss, one process or several.
 
 The base, the base control and coherence fine-tuning use it as it is; `GradientRoutingTrainer` adds the routing.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,21 +19,26 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
+from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
+from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
+from hf_era.training.checkpointing_trainer import CheckpointingTrainer
 from hf_era.training.config import CausalLMTrainingConfig
-from hf_era.training.distributed import DistributedTrainer
-from hf_era.training.errors import NonFiniteLossError
+from hf_era.training.distributed import check_sharding, filled_up, fills_batches, is_zero_3, keep_dtypes_under_fsdp
 
 logger = logging.get_logger(__name__)
 
 
-class CausalLMTrainer(DistributedTrainer):
+class NonFiniteLossError(RuntimeError):
+    """The loss or a weight became NaN or infinite. The last checkpoint on disk is from before."""
+
+
+class CausalLMTrainer(CheckpointingTrainer):
     """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
 
-    One process, DDP and FSDP2 train alike: see `DistributedTrainer`, which also has `full_state_dict` and
-    `save_whole_model`.
+    One process, DDP and FSDP2 train alike, and what they save is the same: see `hf_era.training.distributed`.
 
     Args:
         args (`CausalLMTrainingConfig`): `TrainingArguments` and ours.
@@ -57,7 +64,11 @@ class CausalLMTrainer(DistributedTrainer):
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
             kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
         super().__init__(model=model, args=args, **kwargs)
-        self.set_up_processes()
+        check_sharding(self.args, self.accelerator)
+        keep_dtypes_under_fsdp(self.accelerator)
+        if self.args.world_size > 1:
+            collator: Any = self.data_collator
+            self.data_collator = PaddingRowCollator(collator)
         self._set_fast_paths(self.model)
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
             logger.warning_once(EMULATED_BF16_MESSAGE)
@@ -66,9 +77,8 @@ class CausalLMTrainer(DistributedTrainer):
     def _set_fast_paths(self, model: Any) -> None:
         """The switches of `CausalLMTrainingConfig`, for a model that has fast paths."""
         if hasattr(model, "set_fast_paths"):
-            model.set_fast_paths(
-                FastPaths(fused_activation=self.args.fused_activation, chunked_loss=self.args.chunked_loss)
-            )
+            paths = FastPaths(fused_activation=self.args.fused_activation, chunked_loss=self.args.chunked_loss)
+            model.set_fast_paths(paths)
             if self.args.attn_implementation is not None:
                 model.set_attn_implementation(self.args.attn_implementation)  # type: ignore[attr-defined]
 
@@ -83,23 +93,53 @@ class CausalLMTrainer(DistributedTrainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    # ---- Order and resuming ----
+    # ---- Batches ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if PADDING_ROW_MARK not in columns:
+            columns.append(PADDING_ROW_MARK)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            return EpochSeededSampler(
-                sampler, self.args.data_seed if self.args.data_seed is not None else self.args.seed
-            )
+            sampler.batch_size *= max(self.args.world_size, 1)  # of all processes, as one process would group them
+            seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+            return EpochSeededSampler(sampler, seed)
         return sampler
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the Trainer's, the longest stories first: sums do not depend on the order, and there is less padding."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen  # type: ignore[index]
+        order_is_free = self.compute_metrics is None and not self.args.dataloader_persistent_workers
+        if order_is_free and isinstance(chosen, Dataset) and "length" in chosen.column_names:
+            eval_dataset = longest_first(chosen)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if fills_batches(dataset, self.args, self.accelerator):
+            if isinstance(dataset, Dataset):
+                dataset = self._remove_unused_columns(dataset, description=description)
+            dataset, sampler_fn = filled_up(dataset, sampler_fn, batch_size, self.accelerator)
+        loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
+        if not kwargs.get("is_training"):
+            # The accelerator keeps every loader that it prepares, with its view of the data set, and each evaluation would
+            # leave one behind. Only its `save_state`, which the Trainer does not use, asks for them again.
+            prepared = self.accelerator._dataloaders
+            prepared[:] = [one for one in prepared if one is not loader]
+        return loader
+
+    # ---- Training, and non-finite losses ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._last_loss = None
         output = super().train(*args, **kwargs)
         self._check_last_loss()
         return output
-
-    # ---- Non-finite losses ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self.args.device.type != "cpu":
@@ -128,39 +168,19 @@ class CausalLMTrainer(DistributedTrainer):
             f"{self.args.learning_rate}), a milder `original_forget` multiplier, or `training.max_grad_norm: 1.0`."
         )
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # What was not logged yet is one process's share; the Trainer gathers it for the logs but not here.
+        loss = getattr(self, "_tr_loss", None)
+        if self.args.world_size > 1 and isinstance(loss, Tensor):
+            self._tr_loss = self.accelerator.gather(loss).mean()
+        return super()._finalize_training(*args, **kwargs)
+
     # ---- Token-weighted evaluation ----
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As the Trainer's, the longest stories first: sums do not depend on the order, and there is less padding."""
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen  # type: ignore[index]
-        order_is_free = self.compute_metrics is None and not self.args.dataloader_persistent_workers
-        if order_is_free and isinstance(chosen, Dataset) and "length" in chosen.column_names:
-            eval_dataset = longest_first(chosen)
-        return super().get_eval_dataloader(eval_dataset)
-
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        if not is_training:
-            # The accelerator keeps every loader that it prepares, with its view of the data set, and each evaluation would
-            # leave one behind. Only its `save_state`, which the Trainer does not use, asks for them again.
-            prepared = self.accelerator._dataloaders
-            prepared[:] = [one for one in prepared if one is not loader]
-        return loader
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         if self.compute_metrics is not None or description == "Prediction":
-            return super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        metrics = self.story_metrics(dataloader, metric_key_prefix)
+            return super().evaluation_loop(dataloader, description, *args, **kwargs)
+        metrics = self.story_metrics(dataloader, kwargs.get("metric_key_prefix", "eval"))
         sized = has_length(dataloader)
         count = self.num_examples(dataloader) if sized else 0
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)  # type: ignore[arg-type]
@@ -181,6 +201,55 @@ class CausalLMTrainer(DistributedTrainer):
         )
         return float(losses.nll.sum() / losses.tokens.sum().clamp(min=1))
 
+    def evaluation_context(self) -> contextlib.ExitStack:
+        """The context of a forward pass in evaluation."""
+        stack = self.compute_loss_context_manager()
+        model: Any = self.model
+        if is_sharded(model):
+            # What FSDP2 gathers here it uses again in training, and autograd refuses tensors of the inference mode.
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        return stack
+
+    # ---- Weights ----
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The trained model's state dict with whole tensors on the main process, and an empty dict on the others.
+
+        In one process, under DDP, FSDP2 and DeepSpeed; every process must call it. Tensors that were sharded by FSDP2 are
+        on the CPU. ZeRO 3 needs `stage3_gather_16bit_weights_on_model_save: true` in its config.
+        """
+        if is_zero_3(self.accelerator):
+            return self.accelerator.get_state_dict(self.model_wrapped) or {}
+        return whole_weights(self.accelerator.unwrap_model(self.model), keep=self.is_world_process_zero())
+
+    def save_whole_model(self, folder: str | Path) -> None:
+        """Saves the trained model, auxiliary modules included, as `model.save_pretrained(folder)` does in one process.
+
+        Every process must call it, with the same folder; the main process writes, and the others return when it has.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if is_sharded(model) or is_zero_3(self.accelerator):
+            weights = self.full_state_dict()
+            if self.is_world_process_zero():
+                whole_model(model, weights).save_pretrained(folder)
+        elif self.is_world_process_zero():
+            model.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; a sharded model is gathered by us, for its own `save_pretrained` would meet its shards."""
+        model: Any = self.model
+        if not is_sharded(model):
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(str(self.args.output_dir if output_dir is None else output_dir))
+        self.save_whole_model(folder)
+        if self.args.should_save and self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
 
 def _vocabulary_size(model: Any) -> int | None:
     """How many ids a model has embeddings of; None where there is no model yet, or it does not say."""
@@ -189,12 +258,7 @@ def _vocabulary_size(model: Any) -> int | None:
 
 
 class EpochSeededSampler(Sampler[int]):
-    """Seeds transformers' `LengthGroupedSampler`, which otherwise draws from the global random state.
-
-    Args:
-        sampler (`LengthGroupedSampler`): the sampler to seed.
-        seed (`int`): of the run; the epoch is added to it.
-    """
+    """Seeds transformers' `LengthGroupedSampler` with seed plus epoch; it otherwise draws from the global random state."""
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
         self.sampler, self.seed, self.epoch = sampler, seed, 0

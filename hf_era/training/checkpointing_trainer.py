@@ -1,4 +1,4 @@
-"""A `Trainer` whose checkpoints hold safetensors and JSON. The Trainer's own hold pickles, which run code when read."""
+"""A `Trainer` that can be stopped or killed at any time, and goes on from its last checkpoint bit for bit."""
 
 from __future__ import annotations
 
@@ -9,130 +9,43 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from hf_era.training.checkpoints import (
+from hf_era.training.checkpoint_state import (
     OPTIMIZER_FILE,
-    check_checkpoint,
-    checkpoints_in,
-    last_whole_checkpoint,
     load_optimizer,
     load_process_state,
     load_weights,
     process_file,
     save_optimizer,
     save_process_state,
-    step_of,
 )
-from hf_era.utils.files import (
-    make_folder,
-    put_in_place,
-    read_json,
-    remove_directory,
-    write_json,
-    write_manifest,
-    write_text,
+from hf_era.training.checkpoints import (
+    check_checkpoint,
+    check_has_optimizer,
+    last_whole_checkpoint,
+    remove_old_checkpoints,
 )
+from hf_era.utils.files import make_folder, put_in_place, read_json, write_json, write_manifest, write_text
 from hf_era.utils.signals import StoppedError, signals_deferred, stop_requested
 from hf_era.utils.storage_errors import StorageError, as_storage_error
 
+STAGING = ".saving.tmp"
 SCALER_FILE = "scaler.json"
 
 
-class PickleFreeTrainer(Trainer):
-    """`Trainer` that writes and reads its state without pickles, and with what is summed up for the next line of the log.
+class CheckpointingTrainer(Trainer):
+    """`Trainer` with checkpoints that are whole or not there, a stop at a signal, and runs that are continued exactly.
 
-    Under DeepSpeed the engine has files of its own, and they stay as they are.
-    """
-
-    # ---- What is summed up for the log ----
-
-    def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """What is summed up for the next line of the log: scalar tensors, and plain numbers."""
-        numbers = {"total_loss": self._total_loss_scalar, "last_logged": self._globalstep_last_logged}
-        return {"loss": self._tr_loss}, numbers
-
-    def continue_logging_sums(self, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """Puts back what `logging_sums` gave when the checkpoint was saved."""
-        self._tr_loss = sums["loss"].to(self.args.device)
-        self._total_loss_scalar = numbers["total_loss"]
-        self._globalstep_last_logged = int(numbers["last_logged"])
-        self._initial_global_step = 0  # the mean over all steps, not over those since
-
-    # ---- Weights and arguments ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:  # the Trainer's copy of its arguments is a pickle
-            folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:  # the Trainer would look for a pickle of the engine's own
-            load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled:
-            load_weights(Path(str(self.state.best_model_checkpoint)), self.model)
-        else:
-            super()._load_best_model()
-
-    # ---- State beside the weights ----
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled:  # the engine has files of its own
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        path, optimizer = Path(output_dir) / OPTIMIZER_FILE, _unwrapped(self.optimizer)
-        save_optimizer(path, self.model, optimizer, self.lr_scheduler, self.args.should_save)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        load_optimizer(Path(checkpoint) / OPTIMIZER_FILE, self.model, _unwrapped(self.optimizer), self.lr_scheduler)
-
-    def _save_scaler(self, output_dir: str) -> None:
-        scaler = self.accelerator.scaler
-        if scaler is not None and self.args.should_save:  # numbers alone
-            write_json(Path(output_dir) / SCALER_FILE, scaler.state_dict())
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        state = None if checkpoint is None else read_json(Path(checkpoint) / SCALER_FILE)
-        if state is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_process_state(Path(output_dir) / process_file(self.args.process_index), *self.logging_sums())
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        path = None if checkpoint is None else Path(checkpoint) / process_file(self.args.process_index)
-        if path is not None and path.is_file():  # another number of processes: the new ones draw what they draw
-            load_process_state(path)
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """The optimizer itself, without accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-STAGING = ".saving.tmp"
-
-
-class ContinuableTrainer(PickleFreeTrainer):
-    """`Trainer` with checkpoints that are whole or not there, and a stop at a signal.
+    Checkpoints hold safetensors and JSON (the Trainer's own hold pickles, which run code when read), and with them what is
+    summed up for the next line of the log. Under DeepSpeed the engine has files of its own, and they stay as they are.
 
     Within `hf_era.utils.signals.stoppable()` SIGTERM and SIGUSR1 make `train` finish its step, save a checkpoint and raise
     `StoppedError`. Several processes agree on the step: it is enough that one of them got the signal.
-
-    Args:
-        kwargs: everything that `Trainer` takes.
+    Arguments are those of `Trainer`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -169,7 +82,8 @@ class ContinuableTrainer(PickleFreeTrainer):
             output = self._finished_before(self._continued_from)
             if output is not None:
                 return output
-            self._check_can_go_on(self._continued_from)
+            if not self.is_deepspeed_enabled:  # its engine has files of its own
+                check_has_optimizer(self._continued_from)
         with signals_deferred():
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._stopping:
@@ -193,13 +107,6 @@ class ContinuableTrainer(PickleFreeTrainer):
             self._load_best_model()
         return TrainOutput(state.global_step, self._mean_loss_of(checkpoint), {})
 
-    def _check_can_go_on(self, checkpoint: Path) -> None:
-        if not self.is_deepspeed_enabled and not (checkpoint / OPTIMIZER_FILE).is_file():
-            raise ValueError(
-                f"`resume_from_checkpoint`: {checkpoint} has no {OPTIMIZER_FILE}: it was saved with `save_only_model=True`, "
-                "and training cannot go on from it as it would have. To start from its weights, load them as a model."
-            )
-
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         if self.args.world_size > 1:
             # Once a step, on the device: whoever got the signal tells the others.
@@ -208,18 +115,22 @@ class ContinuableTrainer(PickleFreeTrainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if self._first_step_since_continued and isinstance(model, DistributedDataParallel):
+            self._lay_out_buckets(model, inputs, num_items_in_batch)
+        self._first_step_since_continued = False
         if self._stop_signs is not None:
             # Looked at here, not at the step's end, where the host would wait for the device to do the whole step.
             self._stop_agreed, self._stop_signs = bool(self._stop_signs.any()), None
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def is_asked_to_stop(self) -> bool:
-        """Whether to stop after this step: the same answer in every process."""
-        return stop_requested() is not None if self.args.world_size == 1 else self._stop_agreed
+    def stops_here(self) -> bool:
+        """Whether training stops after this step because a signal asked to: the same answer in every process."""
+        self._stopping = stop_requested() is not None if self.args.world_size == 1 else self._stop_agreed
+        return self._stopping
 
     def _mean_loss_of(self, checkpoint: Path) -> float:
-        path = checkpoint / process_file(self.args.process_index)
-        if not path.is_file():
+        path = self._own_file(checkpoint)
+        if path is None:
             return float("nan")
         sums, numbers = load_process_state(path, random_states=False)
         loss = sums["loss"].to(self.args.device)
@@ -241,27 +152,119 @@ class ContinuableTrainer(PickleFreeTrainer):
             self.state.best_model_checkpoint = best
 
     def _continue_sums(self) -> None:
-        path = None if self._continued_from is None else self._continued_from / process_file(self.args.process_index)
-        if path is not None and path.is_file():
+        path = self._own_file(self._continued_from)
+        if path is not None:
             # The Trainer puts the random states back itself, when it has skipped the batches.
             self.continue_logging_sums(*load_process_state(path, random_states=False))
+
+    def _lay_out_buckets(self, model: DistributedDataParallel, inputs: dict[str, Any], num_items: Any) -> None:
+        """DDP puts its gradients into other buckets after the first backward pass, and where a gradient lies in a bucket
+        says in which order three or more processes add it up. The run that was stopped had that behind it; a continued one
+        does it here, with a pass that is thrown away, and so adds up in the same order from its first step on."""
+        sums, synchronises = self.logging_sums(), model.require_backward_grad_sync
+        device = self.args.device
+        devices = [] if device.type == "cpu" else [device]
+        model.require_backward_grad_sync = True  # else nothing is looked at while batches are accumulated
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items)
+            self.accelerator.backward(loss)
+        model.require_backward_grad_sync = synchronises
+        model.zero_grad()
+        self.continue_logging_sums(*sums)
+
+    # ---- What is summed up for the log ----
+
+    def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What is summed up for the next line of the log: scalar tensors, and plain numbers."""
+        numbers = {"total_loss": self._total_loss_scalar, "last_logged": self._globalstep_last_logged}
+        return {"loss": self._tr_loss}, numbers
+
+    def continue_logging_sums(self, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """Puts back what `logging_sums` gave when the checkpoint was saved."""
+        self._tr_loss = sums["loss"].to(self.args.device)
+        self._total_loss_scalar = numbers["total_loss"]
+        self._globalstep_last_logged = int(numbers["last_logged"])
+        self._initial_global_step = 0  # the mean over all steps, not over those since
+
+    # ---- What a checkpoint holds ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:  # the Trainer's copy of its arguments is a pickle
+            folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:  # the Trainer would look for a pickle of the engine's own
+            load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            load_weights(Path(str(self.state.best_model_checkpoint)), self.model)
+        else:
+            super()._load_best_model()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:  # the engine has files of its own
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        path = Path(output_dir) / OPTIMIZER_FILE
+        save_optimizer(path, self.model, self.optimizer, self.lr_scheduler, self.args.should_save)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(Path(checkpoint) / OPTIMIZER_FILE, self.model, self.optimizer, self.lr_scheduler)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None and self.args.should_save:  # numbers alone
+            write_json(Path(output_dir) / SCALER_FILE, scaler.state_dict())
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        state = None if checkpoint is None else read_json(Path(checkpoint) / SCALER_FILE)
+        if state is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_process_state(Path(output_dir) / process_file(self.args.process_index), *self.logging_sums())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        path = self._own_file(checkpoint)
+        if path is not None:
+            load_process_state(path)
+
+    def _own_file(self, checkpoint: str | Path | None) -> Path | None:
+        """This process's file in a checkpoint; `None` for one that the saved run did not have: it draws what it draws."""
+        path = None if checkpoint is None else Path(checkpoint) / process_file(self.args.process_index)
+        return path if path is not None and path.is_file() else None
 
     # ---- Save ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(super()._get_output_dir(trial))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._clear(folder / STAGING)
-        self._staging = folder / STAGING
+        final, staging = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", folder / STAGING
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
         try:
-            with as_storage_error(folder / name):
+            with as_storage_error(final):
                 if self.args.should_save:
                     make_folder(folder)
                 super()._save_checkpoint(model, trial)
-                self._name_best_for_good(folder)
+                best = self.state.best_model_checkpoint  # in every process: each loads it at the end
+                if best is not None and Path(best).parent == staging:
+                    self.state.best_model_checkpoint = str(folder / Path(best).name)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    self._finish_checkpoint(self._staging / name, folder / name)
+                    self._finish_checkpoint(staging / final.name, final)
         except StorageError as error:
             kept = last_whole_checkpoint(folder, tell=lambda text: None)
             state = f"The last whole checkpoint is {kept}." if kept else "There is no checkpoint of this phase yet."
@@ -269,22 +272,13 @@ class ContinuableTrainer(PickleFreeTrainer):
         finally:
             self._staging = None
             if self.args.should_save:
-                shutil.rmtree(folder / STAGING, ignore_errors=True)
+                shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self._remove_old_checkpoints(folder / name)
+            best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+            remove_old_checkpoints(final, None if best is None else Path(best), limit)
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder / name))
-
-    def _clear(self, staging: Path) -> None:
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
-        self.accelerator.wait_for_everyone()
-
-    def _name_best_for_good(self, folder: Path) -> None:
-        best = self.state.best_model_checkpoint  # in every process: each loads it at the end
-        if best is not None and Path(best).parent == self._staging:
-            self.state.best_model_checkpoint = str(folder / Path(best).name)
+            self._push_from_checkpoint(str(final))
 
     def _finish_checkpoint(self, written: Path, final: Path) -> None:
         if self.state.best_model_checkpoint == str(final):  # the Trainer has written down where it was staged
@@ -299,27 +293,14 @@ class ContinuableTrainer(PickleFreeTrainer):
         if self._staging is None:  # not from under the temporary name: `_save_checkpoint` calls it again afterwards
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _remove_old_checkpoints(self, newest: Path) -> None:
-        limit = self.args.save_total_limit
-        if limit is None or limit <= 0:
-            return
-        found, best = checkpoints_in(newest.parent), self.state.best_model_checkpoint
-        # Those of later steps were passed over, being damaged: they go first.
-        found.sort(key=lambda path: (step_of(path) or 0) <= self.state.global_step)
-        removable = [path for path in found if path != newest and (best is None or path != Path(best))]
-        for path in removable[: max(len(found) - limit, 0)]:
-            remove_directory(path)
-
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Tells the sampler at the bottom of a data loader which epoch begins, whatever wraps it."""
     sampler: Any = loader.batch_sampler
     while hasattr(sampler, "batch_sampler"):
         sampler = sampler.batch_sampler
-    parts: list[Any] = [
-        sampler,
-        getattr(sampler, "sampler", None),
-    ]  # `batch_rebalance` has no sampler below its batches
+    # `batch_rebalance` has no sampler below its batches.
+    parts: list[Any] = [sampler, getattr(sampler, "sampler", None)]
     for part in parts:
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
@@ -328,7 +309,7 @@ def _set_epoch(loader: Any, epoch: int) -> None:
 class _StopAndContinue(TrainerCallback):
     """Where the training loop lets the trainer put its sums back, and stop."""
 
-    def __init__(self, trainer: ContinuableTrainer) -> None:
+    def __init__(self, trainer: CheckpointingTrainer) -> None:
         self.trainer, self.saves_after_epoch = trainer, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -339,8 +320,7 @@ class _StopAndContinue(TrainerCallback):
         _set_epoch(kwargs["train_dataloader"], int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.is_asked_to_stop():
-            self.trainer._stopping = True
+        if self.trainer.stops_here():
             control.should_save = control.should_training_stop = True
         self.saves_after_epoch = control.should_save and self._at_epochs_end(state)
         if self.saves_after_epoch:

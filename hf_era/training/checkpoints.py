@@ -1,30 +1,17 @@
-"""Finding a checkpoint to continue from: whole, as it was written, and without a pickle in it."""
+"""The checkpoints in a folder: which one to continue from, whole and without a pickle in it, and which to remove."""
 
 from __future__ import annotations
 
-import json
-import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from hf_era.utils.files import MANIFEST, damage_of, read_json
+from hf_era.training.checkpoint_state import OPTIMIZER_FILE
+from hf_era.utils.files import MANIFEST, damage_of, read_json, remove_directory
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -87,110 +74,22 @@ def check_checkpoint(path: str | Path) -> None:
         raise ValueError(f"`resume_from_checkpoint`: {folder} has no {SAFE_WEIGHTS_NAME}.")
 
 
-OPTIMIZER_FILE = "optimizer.safetensors"
-_JSON = "json"  # the key of the file's metadata that holds everything but tensors
+def check_has_optimizer(checkpoint: Path) -> None:
+    """Raises `ValueError` if a checkpoint holds weights alone."""
+    if not (checkpoint / OPTIMIZER_FILE).is_file():
+        raise ValueError(
+            f"`resume_from_checkpoint`: {checkpoint} has no {OPTIMIZER_FILE}: it was saved with `save_only_model=True`, "
+            "and training cannot go on from it as it would have. To start from its weights, load them as a model."
+        )
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], values: Any) -> None:
-    """Writes tensors and JSON-like values into one safetensors file."""
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {_JSON: json.dumps(values)})
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Reads what `save_tensors` wrote; tensors on the CPU."""
-    with safe_open(path, framework="pt", device="cpu") as file:
-        names = list(file.keys())  # a file is no mapping: it cannot be iterated over
-        return {name: file.get_tensor(name) for name in names}, json.loads((file.metadata() or {})[_JSON])
-
-
-# ---- Weights ----
-
-
-def load_weights(folder: Path, model: Any) -> None:
-    """Puts the weights of a checkpoint into a model, whole or sharded over processes that all call this."""
-    index = read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
-    names = sorted({*index["weight_map"].values()}) if index else [SAFE_WEIGHTS_NAME]
-    weights: dict[str, Any] = {key: value for name in names for key, value in load_file(folder / name).items()}
-    # Not strict: tied weights are saved once.
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
-
-
-# ---- Optimizer and schedule ----
-
-
-def save_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any, writes: bool) -> None:
-    """Writes the state of optimizer and learning-rate schedule. Every process calls it; those that do not write take part in
-    gathering what is sharded."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole: Any = get_optimizer_state_dict(model, optimizer, options=options)
-    if not writes:
+def remove_old_checkpoints(newest: Path, best: Path | None, limit: int | None) -> None:
+    """Removes checkpoints beside the newest until `limit` are left (`None` or 0: all), never the newest or the best."""
+    if limit is None or limit <= 0:
         return
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for parameter, state in whole["state"].items():
-        for name, value in state.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"{parameter}.{name}"] = value
-    groups = [dict(group) for group in whole["param_groups"]]
-    save_tensors(path, tensors, {"numbers": numbers, "groups": groups, "schedule": scheduler.state_dict()})
-
-
-def load_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
-    """Puts back what `save_optimizer` wrote, whatever the number of processes was."""
-    tensors, values = load_tensors(path)
-    state: dict[str, dict[str, Any]] = {}
-    for key, value in {**tensors, **values["numbers"]}.items():
-        parameter, name = key.rsplit(".", 1)
-        state.setdefault(parameter, {})[name] = value
-    whole: Any = {"state": state, "param_groups": values["groups"]}
-    # torch cannot share out a state without a tensor (SGD without momentum); there is nothing to share then.
-    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=bool(tensors)))
-    scheduler.load_state_dict(values["schedule"])
-
-
-# ---- A process's own state ----
-
-
-def process_file(rank: int) -> str:
-    return f"process_{rank}.safetensors"
-
-
-def save_process_state(path: Path, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
-    """Writes the random states of this process, and what it has summed up for the next line of the log.
-
-    Args:
-        path (`Path`): the file.
-        sums (`dict[str, Tensor]`): scalars. numbers (`dict[str, float]`): plain numbers.
-    """
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    tensors = {f"sum.{key}": value.detach().cpu() for key, value in sums.items()}
-    tensors |= {
-        "random.python": torch.tensor(words, dtype=torch.int64),
-        "random.numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-        "random.cpu": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        tensors |= {f"random.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    values = {"python": [version, gauss], "numpy": [name, position, has_gauss, cached], "numbers": numbers}
-    save_tensors(path, tensors, values)
-
-
-def load_process_state(path: Path, random_states: bool = True) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Returns the sums and numbers, and puts the random states back unless told not to; those of devices that are not there
-    are left out."""
-    tensors, values = load_tensors(path)
-    if random_states:
-        _set_random_states(tensors, values)
-    sums = {key.removeprefix("sum."): value for key, value in tensors.items() if key.startswith("sum.")}
-    return sums, values["numbers"]
-
-
-def _set_random_states(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    version, gauss = values["python"]
-    random.setstate((version, tuple(tensors["random.python"].tolist()), gauss))
-    name, position, has_gauss, cached = values["numpy"]
-    np.random.set_state((name, tensors["random.numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(tensors["random.cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"random.cuda.{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.cuda.{index}"], index)
+    found, last_step = checkpoints_in(newest.parent), step_of(newest) or 0
+    # Those of later steps were passed over, being damaged: they go first.
+    found.sort(key=lambda path: (step_of(path) or 0) <= last_step)
+    removable = [path for path in found if path not in (newest, best)]
+    for path in removable[: max(len(found) - limit, 0)]:
+        remove_directory(path)

@@ -21,6 +21,7 @@ from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_di
 
 METRIC = "eval_loss"
 BEST = "best"
+HISTORY = f"{BEST}-history.json"
 
 
 @dataclass
@@ -56,17 +57,17 @@ class CoherenceConfig:
 
 
 class KeepBestWeights(TrainerCallback):
-    """Saves the model in `folder` whenever its evaluation loss is the lowest so far, and counts steps without one.
+    """Saves a trainer's model in `best` whenever its evaluation loss is the lowest so far, and counts steps without one.
 
-    All losses stand in a file beside the folder, so that a continued run knows those before its checkpoint. Weights that
+    All losses stand in a file beside that folder, so that a continued run knows those before its checkpoint. Weights that
     were saved after that checkpoint may have replaced better ones, but the same steps come again and save them again.
     """
 
-    def __init__(self, folder: Path, patience: int | None = None) -> None:
-        self.folder, self.patience = folder, patience
-        self.trainer: CausalLMTrainer | None = None  # whose model is saved; it exists after the callback
-        self._history_file = folder.with_name(f"{folder.name}-history.json")
-        recover_leftovers(folder.parent)
+    def __init__(self, trainer: CausalLMTrainer, patience: int | None = None) -> None:
+        self.trainer, self.patience = trainer, patience
+        output = Path(str(trainer.args.output_dir))
+        self.folder, self._history_file = output / BEST, output / HISTORY
+        recover_leftovers(output)
         self.history: list[dict[str, float]] = (read_json(self._history_file) or {}).get("evaluations", [])
 
     @property
@@ -93,10 +94,6 @@ class KeepBestWeights(TrainerCallback):
         )
 
     def _save(self, writes: bool) -> None:
-        if self.trainer is None:
-            raise ValueError(
-                "`KeepBestWeights.trainer` is not set. Set it to the trainer that the callback belongs to."
-            )
         if not writes:  # all processes take part where the weights are sharded
             self.trainer.save_whole_model(self.folder)
             return
@@ -119,7 +116,7 @@ def damage_of_best(folder: Path) -> str | None:
     """What is wrong with the best weights so far, in the output directory of an unfinished phase; `None` if nothing is, or
     if there are none yet. Without them the phase has to begin anew: the steps that made them do not come again."""
     best = folder / BEST
-    return damage_of(best) if best.exists() or (folder / f"{BEST}-history.json").exists() else None
+    return damage_of(best) if best.exists() or (folder / HISTORY).exists() else None
 
 
 def coherence_settings(config: CoherenceConfig, per_device_batch_size: int, processes: int) -> dict[str, Any]:
@@ -169,16 +166,11 @@ def fine_tune_for_coherence(
 
     Returns: the folder, and a dict with `best_step` (0: no change), `best_loss`, `first_loss` and the `history`.
     """
-    callback = KeepBestWeights(Path(str(args.output_dir)) / BEST, config.patience)
     trainer = CausalLMTrainer(
-        model,
-        args,
-        train_dataset=train_dataset,
-        eval_dataset=validation_retain,
-        processing_class=tokenizer,
-        callbacks=[callback],
+        model, args, train_dataset=train_dataset, eval_dataset=validation_retain, processing_class=tokenizer
     )
-    callback.trainer = trainer
+    callback = KeepBestWeights(trainer, config.patience)
+    trainer.add_callback(callback)
     # An evaluation after every step: the bar of the steps says enough.
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None and not args.disable_tqdm:

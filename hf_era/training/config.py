@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from hf_era.routing import ActivationRouter, Router, make_router
 from hf_era.routing.activation import parse_multipliers
-from hf_era.utils.checks import unknown_value_message
+from hf_era.utils.checks import check_count, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, about
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -93,23 +93,18 @@ class CausalLMTrainingConfig(TrainingArguments):
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"`training.learning_rate` should be positive, got {self.learning_rate}.")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`training.{name}` should be at least 1, got {getattr(self, name)}.")
+            check_count(f"training.{name}", getattr(self, name))
         if self.max_steps == 0:
             raise ValueError("`training.max_steps` is 0. Give a number of steps, or -1 to train `num_train_epochs`.")
-        if not 0 <= self.minimum_learning_rate_ratio <= 1:
-            raise ValueError(
-                f"`training.minimum_learning_rate_ratio` should be in [0, 1], got {self.minimum_learning_rate_ratio}."
-            )
+        ratio = self.minimum_learning_rate_ratio
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"`training.minimum_learning_rate_ratio` should be in [0, 1], got {ratio}.")
         if self.attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
-            raise ValueError(
-                unknown_value_message(
-                    "training.attn_implementation", self.attn_implementation, ATTENTION_IMPLEMENTATIONS
-                )
-            )
+            name, known = "training.attn_implementation", ATTENTION_IMPLEMENTATIONS
+            raise ValueError(unknown_value_message(name, self.attn_implementation, known))
         schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
         if "min_lr" in schedule and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"min_lr_rate": self.minimum_learning_rate_ratio}
+            self.lr_scheduler_kwargs = {"min_lr_rate": ratio}
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()

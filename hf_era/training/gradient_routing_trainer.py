@@ -19,20 +19,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from torch import Tensor
-from transformers.modelcard import TrainingSummary
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.config import GradientRoutingConfig
-from hf_era.training.errors import LocalizationWarning
+from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
 from hf_era.utils.checks import unknown_key_message
-from hf_era.utils.files import write_text
 
-MODEL_TAGS = ["hf_era", "gradient-routing", "unlearning"]
+
+class LocalizationWarning(UserWarning):
+    """Ablating the auxiliary module hardly changes the forget loss: the capability does not sit in it."""
 
 
 class GradientRoutingTrainer(CausalLMTrainer):
@@ -235,9 +234,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def _warn_if_nothing_was_localised(self) -> None:
         gap = self.last_ablation_gap
         if gap is not None and gap < self.args.minimum_ablation_gap:
-            warnings.warn(
-                nothing_localised_message(gap, self.args.minimum_ablation_gap), LocalizationWarning, stacklevel=3
-            )
+            text = nothing_localised_message(gap, self.args.minimum_ablation_gap)
+            warnings.warn(text, LocalizationWarning, stacklevel=3)
 
     # ---- Save ----
 
@@ -247,19 +245,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         A card (`README.md`) that is there already is left alone; `card` goes to the Trainer's own card otherwise. Every
         process must call this; the main one writes.
         """
-        folder = Path(output_dir)
-        weights = self.full_state_dict()  # every process takes part
-        if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model).contract_weights(weights)
-            model.add_model_tags(MODEL_TAGS)
-            model.save_pretrained(folder)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            if not (folder / "README.md").exists():
-                tags = card.pop("tags", None) or []
-                card["tags"] = sorted({*MODEL_TAGS, *([tags] if isinstance(tags, str) else tags)})
-                write_text(folder / "README.md", TrainingSummary.from_trainer(self, **card).to_model_card())
-        return folder
+        return save_contracted(self, Path(output_dir), card)
 
     def push_to_hub(
         self,
@@ -271,20 +257,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
         **kwargs: Any,
     ) -> Any:
         """Uploads the *contracted* model; the auxiliary module never leaves the machine. Arguments as in `Trainer`."""
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        folder = self.save_contracted(Path(str(self.args.output_dir)) / "contracted", **kwargs)
-        if not self.is_world_process_zero():
-            return None
-        upload: Any = huggingface_hub.upload_folder
-        return upload(
-            repo_id=self.hub_model_id,
-            folder_path=str(folder),
-            commit_message=commit_message,
-            token=token if token is not None else self.args.hub_token,
-            revision=revision if revision is not None else self.args.hub_revision,
-            run_as_future=not blocking,
-        )
+        options = {"commit_message": commit_message, "run_as_future": not blocking}
+        return push_contracted(self, token, revision, private, kwargs, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: checkpoints hold the auxiliary module, and a hub repository would keep it in its history."""

@@ -33,6 +33,7 @@ from hf_era import (
     GradientRoutingTrainer,
 )
 from hf_era.data import RoutingCollator
+from hf_era.training import causal_lm_trainer
 
 VOCABULARY = 53
 FSDP2 = {
@@ -113,8 +114,9 @@ class TokensPerRank(GradientRoutingTrainer):
 class RepeatedStories(GradientRoutingTrainer):
     """Planted: the last batch is filled with the epoch's first stories, as accelerate does."""
 
-    def _fills_batches(self, dataset: Any) -> bool:
-        return False
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with mock.patch.object(causal_lm_trainer, "fills_batches", return_value=False):
+            return super()._get_dataloader(*args, **kwargs)
 
 
 TRAINERS = {kind.__name__: kind for kind in (GradientRoutingTrainer, L1PerRank, TokensPerRank, RepeatedStories)}

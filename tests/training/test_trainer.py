@@ -10,11 +10,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM, Trainer, TrainerCallback
 
-import hf_era.training.gradient_routing_trainer as trainer_module
 from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.training import CausalLMTrainer, LocalizationWarning, NonFiniteLossError
+from hf_era.training import CausalLMTrainer, LocalizationWarning, NonFiniteLossError, publishing
 from hf_era.training.checkpoints import last_whole_checkpoint
 
 
@@ -213,7 +212,7 @@ def test_a_push_uploads_the_stock_model_with_card_and_tags(
     make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads: list[dict[str, Any]] = []
-    monkeypatch.setattr(trainer_module.huggingface_hub, "upload_folder", lambda **options: uploads.append(options))
+    monkeypatch.setattr(publishing.huggingface_hub, "upload_folder", lambda **options: uploads.append(options))
     trainer = make_trainer()
     trainer.hub_model_id = "someone/forgetful"
     trainer.train()

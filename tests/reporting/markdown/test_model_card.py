@@ -67,7 +67,7 @@ def test_metadata_parses_back(make_result):
 
 
 def test_tags_are_those_of_the_trainer(make_result):
-    from hf_era.training.gradient_routing_trainer import MODEL_TAGS
+    from hf_era.training.publishing import MODEL_TAGS
 
     assert card_data(make_result()).tags == MODEL_TAGS
     assert card_data(make_result(method="data_filtering")).tags == ["hf_era", "data-filtering", "unlearning"]

@@ -1,0 +1,57 @@
+"""What leaves the machine: the contracted, stock model with tokenizer and card, never the auxiliary module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from transformers.modelcard import TrainingSummary
+
+from hf_era.utils.files import write_text
+
+MODEL_TAGS = ["hf_era", "gradient-routing", "unlearning"]
+
+
+def save_contracted(trainer: Any, folder: Path, card: dict[str, Any]) -> Path:
+    """Saves the contracted model with its tokenizer and, where there is none yet, a card; returns the folder.
+
+    Args:
+        trainer (`GradientRoutingTrainer`): whose model it is; those of all processes take part, the main one's writes.
+        folder (`Path`): where to.
+        card (`dict`): arguments of the Trainer's own card (`transformers.modelcard.TrainingSummary`).
+    """
+    weights = trainer.full_state_dict()
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model).contract_weights(weights)
+        model.add_model_tags(MODEL_TAGS)
+        model.save_pretrained(folder)
+        if trainer.processing_class is not None:
+            trainer.processing_class.save_pretrained(folder)
+        if not (folder / "README.md").exists():
+            tags = card.pop("tags", None) or []
+            card["tags"] = sorted({*MODEL_TAGS, *([tags] if isinstance(tags, str) else tags)})
+            write_text(folder / "README.md", TrainingSummary.from_trainer(trainer, **card).to_model_card())
+    return folder
+
+
+def push_contracted(
+    trainer: Any, token: str | None, revision: str | None, private: bool | None, card: dict[str, Any], **options: Any
+) -> Any:
+    """Uploads what `save_contracted` saves to the trainer's repository, from the main process.
+
+    Arguments as in `Trainer.push_to_hub`, and as `options` what else `huggingface_hub.upload_folder` takes, whose answer is
+    returned.
+    """
+    if trainer.hub_model_id is None:
+        trainer.init_hf_repo(token=token, private=private)
+    folder = trainer.save_contracted(Path(trainer.args.output_dir) / "contracted", **card)
+    if not trainer.is_world_process_zero():
+        return None
+    return huggingface_hub.upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=str(folder),
+        token=token if token is not None else trainer.args.hub_token,
+        revision=revision if revision is not None else trainer.args.hub_revision,
+        **options,
+    )
