@@ -9,6 +9,7 @@ from hf_era.routing import (
     GradientMultipliers,
     activation_l1,
     build_token_routing,
+    routed_gelu,
     scale_gradient,
 )
 
@@ -91,3 +92,16 @@ def test_l1_is_summed_in_fp32(dtype: torch.dtype) -> None:
     norm = activation_l1(activation)
     assert norm.dtype == torch.float32
     assert norm.item() == 4096.125  # bf16 would stop growing at 256, fp16 would lose the last summand
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])], ids=["whole", "padded"])
+def test_l1_of_fp64_is_fp64_and_so_is_its_gradient(mask: torch.Tensor | None) -> None:
+    inputs = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = torch.nn.functional.gelu(inputs, approximate="tanh")
+    by_hand = (plain.abs().sum(-1) * (1 if mask is None else mask)).sum()
+    for norm in (activation_l1(plain, mask), routed_gelu(inputs, measure_l1=True, mask=mask)[1]):
+        assert norm is not None
+        assert norm.dtype == torch.float64
+        torch.testing.assert_close(norm, by_hand, rtol=1e-15, atol=0)
+        gradients = [torch.autograd.grad(0.1 * value, inputs, retain_graph=True)[0] for value in (norm, by_hand)]
+        torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-15)
