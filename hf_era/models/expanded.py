@@ -18,7 +18,7 @@ from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths
 from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.stock_forward import give_forward
-from hf_era.models.whole_weights import model_around, whole_weights
+from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, build_token_routing
 from hf_era.utils.checks import unknown_key_message
 
@@ -235,8 +235,9 @@ class ExpandedCausalLMMixin:
         """As `contract`, from whole weights (`whole_weights`) of this model."""
         # Cloned: a saved view of a shared storage could carry bytes of what was removed.
         kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
-        config: Any = self.config  # type: ignore[attr-defined]
-        return model_around(self.stock_class, config.to_base_config(), kept, self)
+        config: Any = self.config.to_base_config()  # type: ignore[attr-defined]
+        follow_attention(config, self, self.stock_class)
+        return model_around(self.stock_class, config, kept, self)
 
 
 def _expanded_forward(
