@@ -84,7 +84,7 @@ class MLPCall:
             self.is_routed = False
             return activation
         if self.routing.measure_activation_l1:
-            self.add_l1(activation_l1(activation, self.routing.activation_mask))
+            self.add_l1(activation_l1(activation, self.routing.l1_mask(module, activation.shape[:2])))
         return scale_gradient(activation, self.routing.of(module).activation_multiplier)
 
     def add_l1(self, norm: Tensor) -> None:
