@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.config import ExpansionConfig
@@ -127,8 +128,10 @@ class ExpandedCausalLMMixin:
         # knows nothing of auxiliary modules and would start them at the model's own scale, whatever the expansion says.
         pending = [module for module in self._modules_named(None) if not getattr(module, "_is_hf_initialized", False)]
         super().initialize_weights()  # type: ignore[misc]
-        for module in pending:
-            module.initialize()
+        # Within the guard, torch's own functions spare loaded parameters too: a kind of module may use either.
+        with initialization.guard_torch_init_functions():
+            for module in pending:
+                module.initialize()
 
     # ---- Route ----
 

@@ -134,7 +134,8 @@ class AuxiliaryModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no `forward`.")
 
     def initialize(self) -> None:
-        """Draws the starting weights; parameters that were loaded from a checkpoint are left alone."""
+        """Draws the starting weights, with the functions of `torch.nn.init` or `transformers.initialization`: while a model
+        is set up, both leave parameters alone that were loaded from a checkpoint."""
         raise NotImplementedError(f"{type(self).__name__} has no `initialize`.")
 
     def contribution(self, hidden_states: Tensor, call: MLPCall) -> Tensor | None:
@@ -199,7 +200,7 @@ class AuxiliaryMLP(AuxiliaryModule):
         return apply_linear(self.down_projection, activation, factor)
 
     def initialize(self) -> None:
-        # transformers' own functions look at each parameter's "loaded already" flag, torch's do not.
+        # transformers' own functions look at each parameter's "loaded already" flag, torch's only within their guard.
         initialization.normal_(self.up_projection.weight, std=self.initialization_std)
         if self.up_projection.bias is not None:
             initialization.zeros_(self.up_projection.bias)
