@@ -137,9 +137,12 @@ class ExpandedCausalLMMixin:
 
     @property
     def gradient_multipliers(self) -> GradientMultipliers:
-        """Of the router `activation`, which setting them chooses."""
-        if not isinstance(self.router, ActivationRouter):
-            raise AttributeError(f"The router `{self.router.name}` has no gradient multipliers.")
+        """Of the router `activation`, which setting them chooses. Raises `ValueError` if there is another router."""
+        if not isinstance(self.router, ActivationRouter):  # no `AttributeError`: torch would replace its text
+            raise ValueError(
+                f"The router `{self.router.name}` has no gradient multipliers. Look at `model.router`, or set them, which "
+                "chooses the router `activation`."
+            )
         return self.router.multipliers
 
     @gradient_multipliers.setter

@@ -31,7 +31,7 @@ class PartRouting:
         activation_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradient at the input of the part's down
             projection; what lies before it gets the scaled gradient. `None`: 1.
         parameter_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradients of the part's linear weights and
-            biases; the gradient that flows on is whole. `None`: 1.
+            biases, that of the L1 term too; the gradient that flows on is whole. `None`: 1.
         dial (`Tensor`, *optional*): (batch,), fp32, range [0, 1]: how much of the part's output takes part in the forward
             pass of each example. `None`: 1. The original MLP has none.
     """
