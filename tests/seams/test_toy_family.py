@@ -616,6 +616,33 @@ def test_lora_adapters_train(make_expanded_toy: Callable[..., Any], batch: Batch
     assert all(part.grad is not None for part in trained.values())
 
 
+def test_the_path_through_an_adapter_is_routed_too(make_expanded_toy: Callable[..., Any], batch: Batch) -> None:
+    """In the last layer, by a power of two: what lies before the down projection and its adapter gets exactly that part."""
+    model = with_lora(make_expanded_toy(ExpansionConfig(width=WIDTH, target_layers=[2])), 2, 4)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    forget = {**batch, "routing_weight": torch.zeros(3, 12)}
+    model.gradient_multipliers = GradientMultipliers(original_forget=-0.5, auxiliary_forget=0.25)
+    norms = [model(**inputs_of(batch), output_activation_l1=True).activation_l1]
+    plain = gradients_after(model, lambda: total_loss(model, {**forget, "routing_weight": None}))  # type: ignore[dict-item]
+    routed = gradients_after(model, lambda: total_loss(model, forget))
+    prefix, factors = "model.layers.2.mlp.", {"gate_proj": -0.5, "up_proj": -0.5, "down_proj": 1.0}
+    for part in ("gate", "up", "down"):
+        factors[f"auxiliary.forget.{part}_projection"] = 1.0 if part == "down" else 0.25
+    for name, factor in factors.items():
+        for matrix in "AB":
+            key = f"{prefix}{name}.lora_{matrix}.default.weight"
+            assert plain[key].abs().max() > 0  # type: ignore[union-attr]
+            assert torch.equal(routed[key], factor * plain[key]), key  # type: ignore[arg-type, operator]
+    # What is measured is measured once, whatever the adapter is.
+    model.model.layers[2].mlp.down_proj.enable_adapters(False)
+    norms.append(model(**inputs_of(batch), output_activation_l1=True).activation_l1)
+    assert torch.equal(*norms)
+
+
 def test_the_trainer_trains_it_and_saves_a_stock_checkpoint(
     make_expanded_toy: Callable[..., Any], batch: Batch, tmp_path: Path
 ) -> None:

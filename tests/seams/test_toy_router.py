@@ -19,6 +19,7 @@ from transformers import GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
+from hf_era.evaluation.relearn.attack import with_lora
 from hf_era.models.fast.causal_lm import ALL_SLOW
 from hf_era.routing import PartRouting, Router, TokenRouting, make_router, register_router
 from hf_era.routing.router import ROUTERS
@@ -413,6 +414,18 @@ def test_the_trainer_trains_with_it(make_expanded: Callable[..., Any], batch: Ba
     assert {name for name, value in model.named_parameters() if torch.equal(value, before[name])} == {
         name for name in before if is_target(name)
     }
+
+
+def test_adapters_that_it_would_not_reach_are_refused(model: ExpandedGPTNeoForCausalLM, batch: Batch) -> None:
+    """An adapter's own matrices would learn all that a forget token teaches, without a word."""
+    adapted = with_lora(model, 2, 4)
+    message = r"at the parameters does not reach those of peft\..*\. Merge the adapter"
+    with pytest.raises(ValueError, match=message):
+        adapted(**batch)
+    adapted.set_ablated(True)  # of the original MLP alone
+    with pytest.raises(ValueError, match=message):
+        adapted(**batch)
+    adapted(**{name: value for name, value in batch.items() if name != "routing_weight"}).loss.backward()
 
 
 # ---- By name ----
