@@ -63,7 +63,7 @@ class ModuleConfig:
             raise ValueError(f"`expansion.initialization_scale` should be positive, got {short_repr(scale)}.")
         if self.target_layers is not None:
             self.target_layers = _validated_layers(self.target_layers)
-        if self.kind not in MODULE_KINDS:
+        if not isinstance(self.kind, str) or self.kind not in MODULE_KINDS:
             raise ValueError(unknown_value_message("expansion.modules.kind", self.kind, sorted(MODULE_KINDS)))
 
     def resolve_layers(self, number_of_layers: int) -> list[int]:
@@ -125,6 +125,10 @@ class ExpansionConfig:
                 f"`expansion.modules` and `expansion.{given[0]}` (or {', '.join(given[1:])}) are both given. Put what the "
                 "latter say into the list, one entry per module."
             )
+        if not isinstance(self.modules, (list, tuple)):
+            raise ValueError(
+                f"`expansion.modules` should be a list of mappings, one per module, got {short_repr(self.modules)}."
+            )
         self._modules = [_module(index, values) for index, values in enumerate(self.modules)]
         names = [module.name for module in self._modules]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -164,7 +168,10 @@ def _module(index: int, values: Any) -> ModuleConfig:
             f"{where} should be a mapping such as `{{name: forget, width: 64}}`, got {short_repr(values)}."
         )
     _check_keys(where, values, ModuleConfig)
-    return ModuleConfig(**values)
+    try:
+        return ModuleConfig(**values)
+    except ValueError as error:  # which names the field as one module alone has it
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_keys(where: str, values: Mapping[str, Any], config_class: type) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.config import ExpansionConfig
@@ -18,7 +19,7 @@ from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths
 from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.stock_forward import give_forward
-from hf_era.models.whole_weights import model_around, whole_weights
+from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, build_token_routing
 from hf_era.utils.checks import unknown_key_message
 
@@ -28,8 +29,9 @@ class ExpandedCausalLMOutput(CausalLMOutputWithPast):
     """`CausalLMOutputWithPast` and the activations' L1 norm.
 
     Attributes:
-        activation_l1 (`torch.FloatTensor`, *optional*): scalar, fp32: sum of |activation| over real tokens, target
-            layers, original dims and active auxiliary modules. Given with `output_activation_l1=True`.
+        activation_l1 (`torch.FloatTensor`, *optional*): scalar, fp32 (fp64 for an fp64 model): sum of |activation| over
+            real tokens, target layers, original dims and active auxiliary modules. Given with
+            `output_activation_l1=True`.
     """
 
     activation_l1: torch.Tensor | None = None
@@ -126,16 +128,21 @@ class ExpandedCausalLMMixin:
         # knows nothing of auxiliary modules and would start them at the model's own scale, whatever the expansion says.
         pending = [module for module in self._modules_named(None) if not getattr(module, "_is_hf_initialized", False)]
         super().initialize_weights()  # type: ignore[misc]
-        for module in pending:
-            module.initialize()
+        # Within the guard, torch's own functions spare loaded parameters too: a kind of module may use either.
+        with initialization.guard_torch_init_functions():
+            for module in pending:
+                module.initialize()
 
     # ---- Route ----
 
     @property
     def gradient_multipliers(self) -> GradientMultipliers:
-        """Of the router `activation`, which setting them chooses."""
-        if not isinstance(self.router, ActivationRouter):
-            raise AttributeError(f"The router `{self.router.name}` has no gradient multipliers.")
+        """Of the router `activation`, which setting them chooses. Raises `ValueError` if there is another router."""
+        if not isinstance(self.router, ActivationRouter):  # no `AttributeError`: torch would replace its text
+            raise ValueError(
+                f"The router `{self.router.name}` has no gradient multipliers. Look at `model.router`, or set them, which "
+                "chooses the router `activation`."
+            )
         return self.router.multipliers
 
     @gradient_multipliers.setter
@@ -234,8 +241,9 @@ class ExpandedCausalLMMixin:
         """As `contract`, from whole weights (`whole_weights`) of this model."""
         # Cloned: a saved view of a shared storage could carry bytes of what was removed.
         kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
-        config: Any = self.config  # type: ignore[attr-defined]
-        return model_around(self.stock_class, config.to_base_config(), kept, self)
+        config: Any = self.config.to_base_config()  # type: ignore[attr-defined]
+        follow_attention(config, self, self.stock_class)
+        return model_around(self.stock_class, config, kept, self)
 
 
 def _expanded_forward(

@@ -84,7 +84,7 @@ class MLPCall:
             self.is_routed = False
             return activation
         if self.routing.measure_activation_l1:
-            self.add_l1(activation_l1(activation, self.routing.activation_mask))
+            self.add_l1(activation_l1(activation, self.routing.l1_mask(module, activation.shape[:2])))
         return scale_gradient(activation, self.routing.of(module).activation_multiplier)
 
     def add_l1(self, norm: Tensor) -> None:
@@ -134,7 +134,8 @@ class AuxiliaryModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no `forward`.")
 
     def initialize(self) -> None:
-        """Draws the starting weights; parameters that were loaded from a checkpoint are left alone."""
+        """Draws the starting weights, with the functions of `torch.nn.init` or `transformers.initialization`: while a model
+        is set up, both leave parameters alone that were loaded from a checkpoint."""
         raise NotImplementedError(f"{type(self).__name__} has no `initialize`.")
 
     def contribution(self, hidden_states: Tensor, call: MLPCall) -> Tensor | None:
@@ -199,7 +200,7 @@ class AuxiliaryMLP(AuxiliaryModule):
         return apply_linear(self.down_projection, activation, factor)
 
     def initialize(self) -> None:
-        # transformers' own functions look at each parameter's "loaded already" flag, torch's do not.
+        # transformers' own functions look at each parameter's "loaded already" flag, torch's only within their guard.
         initialization.normal_(self.up_projection.weight, std=self.initialization_std)
         if self.up_projection.bias is not None:
             initialization.zeros_(self.up_projection.bias)
@@ -212,7 +213,17 @@ def apply_linear(layer: Any, inputs: Tensor, factor: Tensor | None) -> Tensor:
     """A linear layer's output; with a factor, (batch, seq), its weights learn so much of each token."""
     if factor is None:
         return layer(inputs)
+    _check_bare(layer)
     return linear_with_scaled_weight_gradient(inputs, _weight_of(layer), layer.bias, factor)
+
+
+def _check_bare(layer: Any) -> None:
+    if not isinstance(layer, LINEAR_CLASSES):
+        raise ValueError(
+            f"A router that scales gradients at the parameters does not reach those of {type(layer).__module__}."
+            f"{type(layer).__name__}, which was put around a linear layer. Merge the adapter, leave the MLPs of target "
+            "layers out of it, or take a router that scales at the activation."
+        )
 
 
 def _weight_of(layer: Any) -> Tensor:
@@ -282,20 +293,47 @@ class RoutedBlockMixin(MixedIn):
 
 
 class ExpandedMLPMixin(MixedIn):
-    """An MLP with auxiliary modules beside it."""
+    """An MLP with auxiliary modules beside it.
+
+    Attributes:
+        linear_paths (`list[str]`): in the MLP, to its own linear layers; the down projection's comes last.
+    """
 
     auxiliary: nn.ModuleDict
     call: MLPCall
+    linear_paths: list[str]
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         modules: Any = self.auxiliary.values()
         added = [module.contribution(hidden_states, self.call) for module in modules]
         # An ablated module leaves the output bit for bit.
         self.call.auxiliary_outputs = [output for output in added if output is not None]
+        handle = self._route_what_wraps_the_down_projection()
         try:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.call.auxiliary_outputs = []
+            if handle is not None:
+                handle.remove()
+
+    def _route_what_wraps_the_down_projection(self) -> Any:
+        """An adapter (peft) takes the place of the layer that it wraps, and reads the same input on a path of its own. That
+        path is routed too: the input is routed where it enters the wrapper. Returns the hook's handle, if one is needed."""
+        part = self.call.part(None)
+        if part is None:
+            return None
+        layers: list[Any] = [self.get_submodule(path) for path in self.linear_paths]  # type: ignore[attr-defined]
+        if part.parameter_multiplier is not None:
+            for layer in layers:
+                _check_bare(layer)
+        return (
+            None if isinstance(layers[-1], LINEAR_CLASSES) else layers[-1].register_forward_pre_hook(self._route_input)
+        )
+
+    def _route_input(self, _wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        routed = self.call.route(inputs[0], None)
+        self.call.is_routed = True  # the layer inside leaves it alone
+        return (routed, *inputs[1:])
 
 
 class RoutedLinearMixin(MixedIn):
@@ -346,8 +384,11 @@ def expand_layer(
             f"The down projection `{mlp_name}.{down_projection}` should be a linear layer, got {type(down).__name__}."
         )
     call = MLPCall()
-    linear_layers: list[Any] = [part for part in mlp.modules() if isinstance(part, LINEAR_CLASSES)]
-    for layer in linear_layers:
+    linear_layers: dict[str, Any] = {
+        path: part for path, part in mlp.named_modules() if isinstance(part, LINEAR_CLASSES) and part is not down
+    }
+    linear_layers[down_projection] = down
+    for layer in linear_layers.values():
         layer.__class__ = mixed_class(RoutedDownProjectionMixin if layer is down else RoutedLinearMixin, type(layer))
         layer.call = call
     block.__class__, mlp.__class__ = (
@@ -355,4 +396,4 @@ def expand_layer(
         mixed_class(ExpandedMLPMixin, type(mlp)),
     )
     block.routing_channel, block.mlp_call, mlp.call = channel, call, call
-    mlp.auxiliary = nn.ModuleDict(auxiliary)
+    mlp.auxiliary, mlp.linear_paths = nn.ModuleDict(auxiliary), list(linear_layers)

@@ -56,7 +56,30 @@ def model_around(model_class: Any, config: Any, weights: dict[str, Tensor], like
     frozen = [value for value in weights.values() if isinstance(value, nn.Parameter) and not value.requires_grad]
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
+    copy_constants(like, model)
     for parameter in frozen:  # loading by assignment unfreezes what it assigns, which may be shared
         parameter.requires_grad_(False)
     model.generation_config = copy.deepcopy(like.generation_config)
     return model.train(like.training)
+
+
+def copy_constants(source: nn.Module, target: nn.Module) -> None:
+    """Gives a model the floating buffers of another that no state dict holds, such as rotary frequencies, as they are.
+
+    A new model computes them anew in fp32, and casting a model casts them: in half precision either one would be another
+    function than the model that it was made of.
+    """
+    modules = dict(target.named_modules())
+    for path, module in source.named_modules():
+        own = modules.get(path)
+        for name in module._non_persistent_buffers_set:
+            constant, old = module._buffers.get(name), None if own is None else own._buffers.get(name)
+            if own is not None and constant is not None and old is not None and constant.is_floating_point():
+                own._buffers[name] = constant.detach().to(old.device, copy=True)
+
+
+def follow_attention(config: Any, like: Any, stock_class: Any) -> None:
+    """Sets the attention of a model to be made to that of `like`, where it was a choice: a stock class whose only attention
+    is `eager` left none."""
+    if stock_class._supports_sdpa:
+        config._attn_implementation_internal = like.config._attn_implementation_internal

@@ -31,7 +31,7 @@ class PartRouting:
         activation_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradient at the input of the part's down
             projection; what lies before it gets the scaled gradient. `None`: 1.
         parameter_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradients of the part's linear weights and
-            biases; the gradient that flows on is whole. `None`: 1.
+            biases, that of the L1 term too; the gradient that flows on is whole. `None`: 1.
         dial (`Tensor`, *optional*): (batch,), fp32, range [0, 1]: how much of the part's output takes part in the forward
             pass of each example. `None`: 1. The original MLP has none.
     """
@@ -73,6 +73,15 @@ class TokenRouting:
     def of(self, module: str | None) -> PartRouting:
         """The routing of an auxiliary module, or of the original MLP for `None`."""
         return self.original if module is None else self.modules.get(module, _LEFT_ALONE)
+
+    def l1_mask(self, module: str | None, shape: torch.Size) -> Tensor | None:
+        """(batch, seq), fp32: 1 on the tokens whose activation the L1 norm counts: real ones, of examples that the module
+        takes part in. `None`: all 1. A module that is off for an example is to learn nothing from it."""
+        dial = self.of(module).dial
+        if dial is None:
+            return self.activation_mask
+        takes_part = (dial > 0).to(torch.float32)[:, None]
+        return takes_part.expand(shape) if self.activation_mask is None else takes_part * self.activation_mask
 
 
 _LEFT_ALONE = PartRouting()
@@ -132,7 +141,7 @@ def make_router(values: str | Mapping[str, Any]) -> Router:
     name = settings.pop("name", None)
     if name is None:
         raise ValueError(f"`router` should be a name, or a mapping with `name`, got {short_repr(values)}.")
-    if name not in ROUTERS:
+    if not isinstance(name, str) or name not in ROUTERS:
         raise ValueError(unknown_value_message("router", name, sorted(ROUTERS)))
     known = [item.name for item in dataclasses.fields(ROUTERS[name])]
     for key in settings:
@@ -165,32 +174,44 @@ def build_token_routing(
         shape (`tuple[int, ...]`, *optional*): (batch, seq) of the input ids, which the routing weights must have.
 
     Raises:
-        ValueError: as `check_routing_weight`; or for a dial of an unknown module, or of another number of examples.
+        ValueError: as `check_routing_weight`; or for a dial of an unknown module, of another number of examples, or (on a
+            CPU) with a value that is not in [0, 1].
     """
     if routing_weight is None and not measure_activation_l1 and not dials:
         return None
-    routing = TokenRouting()
+    routed = TokenRouting()
     if routing_weight is not None:
         check_routing_weight(routing_weight, shape)
-        routing = router.route(routing_weight.to(torch.float32), modules)
+        routed = router.route(routing_weight.to(torch.float32), modules)
+    # What the router gave is left as it is: it may give several modules the same object.
+    parts = dict(routed.modules)
     for name, dial in (dials or {}).items():
         _check_dial(name, dial, modules, shape)
-        part = routing.modules.setdefault(name, PartRouting())
-        dial = dial.to(torch.float32)
-        part.dial = dial if part.dial is None else part.dial * dial
-    routing.measure_activation_l1 = measure_activation_l1
+        part, dial = routed.of(name), dial.to(torch.float32)
+        parts[name] = PartRouting(
+            part.activation_multiplier, part.parameter_multiplier, dial if part.dial is None else part.dial * dial
+        )
+    mask = None
     if measure_activation_l1 and attention_mask is not None and attention_mask.dim() == 2:
-        routing.activation_mask = attention_mask.to(torch.float32)
-    return routing
+        mask = attention_mask.to(torch.float32)
+    return TokenRouting(routed.original, parts, measure_activation_l1, mask)
 
 
 def _check_dial(name: str, dial: Tensor, modules: Sequence[str], shape: tuple[int, ...] | None) -> None:
     if name not in modules:
         raise ValueError(unknown_key_message("`module_dials`", name, list(modules)))
-    if dial.dim() != 1 or (shape is not None and len(dial) != shape[0]):
-        rows = "one per example" if shape is None else str(shape[0])
+    rows = "one per example" if shape is None else f"one per example, {shape[0]}"
+    if not isinstance(dial, Tensor) or dial.dim() != 1 or (shape is not None and len(dial) != shape[0]):
+        given = f"the shape {tuple(dial.shape)}" if isinstance(dial, Tensor) else short_repr(dial)
+        raise ValueError(f"`module_dials`: `{name}` should be a tensor of numbers ({rows}), got {given}.")
+    # As for routing weights, values are looked at where that costs nothing.
+    if torch.compiler.is_compiling() or dial.device.type != "cpu" or not dial.numel():
+        return
+    lowest, highest = torch.aminmax(dial.detach().to(torch.float32))
+    if not (lowest >= 0 and highest <= 1):  # NaN is neither
         raise ValueError(
-            f"`module_dials`: `{name}` should have one number per example ({rows}), got {tuple(dial.shape)}."
+            f"`module_dials`: `{name}` should be in [0, 1] (0 is off, 1 is on), got values from {lowest.item():g} to "
+            f"{highest.item():g}."
         )
 
 

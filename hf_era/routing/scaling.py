@@ -71,7 +71,7 @@ def check_factor_shape(activation: Tensor, factor: Tensor) -> None:
 
 
 def activation_l1(activation: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Sum of |activation| over real tokens, a scalar in fp32.
+    """Sum of |activation| over real tokens, a scalar in fp32 (fp64 for fp64 activations).
 
     It is taken *before* the routing's scaling point, so its gradient is not scaled; and it leaves padding out, so that
     it does not depend on how a batch was cut into micro-batches.
@@ -80,8 +80,12 @@ def activation_l1(activation: Tensor, mask: Tensor | None = None) -> Tensor:
         activation (`Tensor`): (batch, seq, hidden).
         mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens, 0 on padding.
     """
-    per_token = torch.linalg.vector_norm(activation, ord=1, dim=-1, dtype=torch.float32)  # (batch, seq)
+    per_token = torch.linalg.vector_norm(activation, ord=1, dim=-1, dtype=_sum_dtype(activation))  # (batch, seq)
     return per_token.sum() if mask is None else (per_token * mask).sum()
+
+
+def _sum_dtype(activation: Tensor) -> torch.dtype:
+    return torch.promote_types(activation.dtype, torch.float32)
 
 
 # ---- At the activation, fused ----
@@ -119,11 +123,11 @@ class _RoutedGelu(torch.autograd.Function):
         width = inputs.shape[-1]
         rows = inputs.reshape(-1, width)
         activation = torch.empty_like(rows)
-        norms = torch.zeros(len(rows), dtype=torch.float32, device=rows.device) if measure_l1 else None
+        norms = torch.zeros(len(rows), dtype=_sum_dtype(rows), device=rows.device) if measure_l1 else None
         for block in _blocks(rows):
             torch.ops.aten.gelu.out(rows[block], approximate=approximate, out=activation[block])
             if norms is not None:
-                norms[block] = torch.linalg.vector_norm(activation[block], ord=1, dim=-1, dtype=torch.float32)
+                norms[block] = torch.linalg.vector_norm(activation[block], ord=1, dim=-1, dtype=norms.dtype)
         if norms is None:
             return activation.view(inputs.shape), None
         return activation.view(inputs.shape), (norms if mask is None else norms * mask.reshape(-1)).sum()
@@ -139,7 +143,7 @@ class _RoutedGelu(torch.autograd.Function):
         factors = None if factor is None else factor.reshape(-1, 1).to(rows.dtype)
         l1_factors = None
         if l1_gradient is not None:
-            ones = torch.ones(len(rows), device=rows.device) if mask is None else mask.reshape(-1)
+            ones = l1_gradient.new_ones(len(rows)) if mask is None else mask.reshape(-1).to(l1_gradient.dtype)
             l1_factors = (ones * l1_gradient).unsqueeze(-1).to(rows.dtype)
         result = torch.empty_like(rows)
         for block in _blocks(rows):
@@ -183,7 +187,8 @@ def routed_gelu(
         measure_l1 (`bool`, *optional*, defaults to `False`): also return the norm.
         mask (`Tensor`, *optional*): (batch, seq), fp32: 1 on tokens that the norm counts, else 0. `None`: all 1.
 
-    Returns: the activation, shape and dtype of `inputs`, and the norm, a scalar in fp32, or `None`.
+    Returns: the activation, shape and dtype of `inputs`, and the norm, a scalar in fp32 (fp64 for fp64 inputs), or
+    `None`.
 
     Raises:
         ValueError: if the shape of `factor` is not that of `inputs` without its last dimension.

@@ -1,5 +1,9 @@
 """What a forward pass tells its target layers, and the L1 norm."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from torch.distributed.utils import _apply_to_tensors
@@ -7,8 +11,12 @@ from torch.distributed.utils import _apply_to_tensors
 from hf_era.routing import (
     ActivationRouter,
     GradientMultipliers,
+    PartRouting,
+    Router,
+    TokenRouting,
     activation_l1,
     build_token_routing,
+    routed_gelu,
     scale_gradient,
 )
 
@@ -91,3 +99,54 @@ def test_l1_is_summed_in_fp32(dtype: torch.dtype) -> None:
     norm = activation_l1(activation)
     assert norm.dtype == torch.float32
     assert norm.item() == 4096.125  # bf16 would stop growing at 256, fp16 would lose the last summand
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])], ids=["whole", "padded"])
+def test_l1_of_fp64_is_fp64_and_so_is_its_gradient(mask: torch.Tensor | None) -> None:
+    inputs = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = torch.nn.functional.gelu(inputs, approximate="tanh")
+    by_hand = (plain.abs().sum(-1) * (1 if mask is None else mask)).sum()
+    for norm in (activation_l1(plain, mask), routed_gelu(inputs, measure_l1=True, mask=mask)[1]):
+        assert norm is not None
+        assert norm.dtype == torch.float64
+        torch.testing.assert_close(norm, by_hand, rtol=1e-15, atol=0)
+        gradients = [torch.autograd.grad(0.1 * value, inputs, retain_graph=True)[0] for value in (norm, by_hand)]
+        torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-15)
+
+
+@dataclass(frozen=True)
+class OneForAll(Router):
+    """Gives every module the same object, which it keeps."""
+
+    name = "one for all"
+
+    def route(self, routing_weight: torch.Tensor, modules: Sequence[str]) -> TokenRouting:
+        return TokenRouting(modules=dict.fromkeys(modules, SHARED))
+
+
+SHARED = PartRouting(parameter_multiplier=torch.zeros(2, 3), dial=torch.tensor([1.0, 0.5]))
+
+
+def test_a_dial_is_of_the_module_it_names_alone_and_of_this_forward_pass() -> None:
+    arguments: Any = (torch.ones(2, 3), OneForAll(), ["forest", "sea"])
+    routing = build_token_routing(*arguments, {"sea": torch.tensor([0.5, 0.5])})
+    assert routing is not None
+    dials = [routing.of(name).dial for name in ("sea", "forest")]
+    assert [dial.tolist() for dial in dials if dial is not None] == [[0.5, 0.25], [1.0, 0.5]]
+    assert routing.of("sea").parameter_multiplier is SHARED.parameter_multiplier
+    assert SHARED.dial is not None
+    assert SHARED.dial.tolist() == [1.0, 0.5]
+
+
+def test_the_l1_norm_leaves_out_examples_that_a_module_is_off_for() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    dials = {"sea": torch.tensor([0.5, 0.0])}
+    for attention_mask, whole in ((mask, mask), (None, None)):
+        routing = build_token_routing(None, ROUTER, ["forest", "sea"], dials, attention_mask, True)
+        assert routing is not None
+        counted = {name: routing.l1_mask(name, torch.Size((2, 3))) for name in (None, "forest", "sea")}
+        sea = counted.pop("sea")
+        assert sea is not None
+        assert sea.tolist() == [[1.0, 1.0, float(whole is None)], [0.0, 0.0, 0.0]]
+        for other in counted.values():
+            assert (None if other is None else other.tolist()) == (None if whole is None else whole.float().tolist())

@@ -51,7 +51,7 @@ class RoutedActivation(nn.Module):
             routing.of(self.module).activation_multiplier,
             approximate=self.approximate,
             measure_l1=routing.measure_activation_l1,
-            mask=routing.activation_mask,
+            mask=routing.l1_mask(self.module, inputs.shape[:2]) if routing.measure_activation_l1 else None,
         )
         if norm is not None:
             self.call.add_l1(norm)
