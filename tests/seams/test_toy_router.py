@@ -395,6 +395,7 @@ def test_the_trainer_trains_with_it(make_expanded: Callable[..., Any], batch: Ba
         model,
         GradientRoutingConfig(
             output_dir=str(tmp_path),
+            router={"name": "toy", "original_forget": 0.0},
             max_steps=2,
             per_device_train_batch_size=2,
             learning_rate=1e-2,
@@ -409,7 +410,7 @@ def test_the_trainer_trains_with_it(make_expanded: Callable[..., Any], batch: Ba
         train_dataset=Dataset.from_dict({"input_ids": rows, "routing_weight": [[0.0] * 12] * 3}),
         data_collator=RoutingCollator(pad_token_id=0),
     )
-    model.router = ToyRouter(original_forget=0.0)  # after the trainer has set its own
+    assert model.router == ToyRouter(original_forget=0.0)
     trainer.train()
     assert {name for name, value in model.named_parameters() if torch.equal(value, before[name])} == {
         name for name in before if is_target(name)
