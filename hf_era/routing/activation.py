@@ -93,7 +93,8 @@ def parse_multipliers(
 class ActivationRouter(Router):
     """Scales the gradient at the input of the down projection, of the original dims and of the auxiliary modules apart.
 
-    Forward, all modules take part, and nothing depends on the routing weights.
+    Forward, all modules take part, and nothing depends on the routing weights. All modules are routed
+    alike: a router that tells them apart is another one.
 
     Args:
         multipliers (`GradientMultipliers` or `dict`, *optional*): what a forget and a retain token may teach to which part.

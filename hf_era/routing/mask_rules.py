@@ -96,6 +96,8 @@ def weigh_tokens(
         return torch.full(token_ids.shape, RETAIN_WEIGHT)
     if config.rule == "concept":
         return torch.where(is_forget_word, FORGET_WEIGHT, RETAIN_WEIGHT)
+    if config.rule != "full_seq":
+        raise NotImplementedError(f"The rule {config.rule!r} has no branch in `weigh_tokens`.")
     if config.weighting == "uniform":
         return torch.full(token_ids.shape, FORGET_WEIGHT)
     if vocabulary_weights is None:

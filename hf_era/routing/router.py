@@ -107,6 +107,8 @@ class Router:
             routing_weight (`Tensor`): (batch, seq), fp32, range [0, 1]: 1 retain, 0 forget. Position i holds the weight of
                 token i + 1, which it predicts.
             modules: names of the model's auxiliary modules, in order.
+
+        Returns: who learns what. Of the L1 norm and its mask the model decides; they need not be set.
         """
         raise NotImplementedError(f"{type(self).__name__} has no `route`.")
 

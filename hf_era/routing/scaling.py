@@ -1,4 +1,4 @@
-"""Where the gradient is scaled: identity forward, multiplied backward. The only file that changes a gradient.
+"""Where the gradient is scaled: identity forward, multiplied backward. The only file that routes one.
 
 Let `a` be the input of an MLP's down projection, whatever makes it (`gelu(up(x))`, or `silu(gate(x)) * up(x)`). There are
 two places where the gradient of token `t` can be multiplied, and three functions for them:
@@ -15,7 +15,8 @@ two places where the gradient of token `t` can be multiplied, and three function
   `dW = (factor * d)^T x`.
 
 The expression `m * x + (1 - m) * x.detach()`, which computes the first on paper, is not the identity in floating point, and
-it keeps several copies of `x` alive. The functions below save the (batch, seq) factor only.
+it keeps several copies of `x` alive. The functions below keep the (batch, seq) factor, and beside it only what the operation
+they stand for keeps anyway (GELU its input, a linear layer input and weight).
 """
 
 from collections.abc import Iterator

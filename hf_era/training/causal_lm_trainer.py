@@ -52,6 +52,7 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     config_class: ClassVar[type[CausalLMTrainingConfig]] = CausalLMTrainingConfig
     args: CausalLMTrainingConfig
+    more_against_divergence: ClassVar[str] = ""
     # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
     loss_is_scaled_for_ga = True
 
@@ -165,7 +166,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         return (
             f"{what} at step {self.state.global_step + 1} of {self.state.max_steps}. Training stopped; checkpoints under "
             f"{self.args.output_dir} are from before and were kept. Try a lower `training.learning_rate` (now "
-            f"{self.args.learning_rate}), a milder `original_forget` multiplier, or `training.max_grad_norm: 1.0`."
+            f"{self.args.learning_rate}){self.more_against_divergence}, or `training.max_grad_norm: 1.0`."
         )
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:

@@ -37,10 +37,10 @@ class LocalizationWarning(UserWarning):
 class GradientRoutingTrainer(CausalLMTrainer):
     """Trains an expanded causal LM with gradient routing.
 
-    Differs from `Trainer` in three places: the loss has an L1 term with a denominator of its own, the auxiliary modules
-    have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs `language_model_loss`
-    and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the module on
-    (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
+    Differs from `CausalLMTrainer` in the training step in three places: the loss has an L1 term with a denominator of its
+    own, the auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
+    `language_model_loss` and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the
+    module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
     `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`.
 
     Args:
@@ -53,6 +53,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """
 
     config_class = GradientRoutingConfig
+    more_against_divergence = ", milder multipliers of forget tokens"
     args: GradientRoutingConfig
     model: Any
 
@@ -76,7 +77,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         model.add_model_tags(MODEL_TAGS)
 
     def call_model_init(self, trial: Any = None) -> Any:
-        """`model_init` is called again by `train`: that model needs the multipliers too."""
+        """`model_init` is called again by `train`: that model needs the router too."""
         model = super().call_model_init(trial)
         if isinstance(model, ExpandedCausalLMMixin):
             self._set_up_model(model)
@@ -270,5 +271,5 @@ def nothing_localised_message(gap: float, minimum: float) -> str:
         f"NOTHING WAS LOCALISED: ablating the auxiliary module changes the forget loss by {gap:+.3f} nats a token, less "
         f"than `minimum_ablation_gap` = {minimum}. Cutting it out will remove next to nothing. Check the routing table "
         "(are the forget words routed at all?), then try more steps, a higher learning rate, "
-        "`routing.weighting: uniform`, or a lower `original_forget` multiplier."
+        "`routing.weighting: uniform`, or a lower multiplier of forget tokens in the original dims."
     )

@@ -19,7 +19,8 @@ from hf_era.training.config import SHOWN_OR_KEPT
 from hf_era.utils.fields import UNLESS_DEFAULT, about
 
 ROUTING_ALONE = {
-    "router", "multipliers", "l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay", "minimum_ablation_gap",
+    "router", "multipliers", "l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
+    "minimum_ablation_gap",
 }  # fmt: skip
 
 
