@@ -31,7 +31,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import UNLESS_DEFAULT, about
+from hf_era.utils.fields import UNLESS_DEFAULT, about, default_of
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
@@ -240,46 +240,38 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
     for path in paths:
         values = merge(values, read_yaml(path))
-    return RunConfig.from_dict(merge(values, parse_overrides(overrides, _sections(), default="training")))
+    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in SECTIONS.items()}
+    names[""] = [name for name in names[""] if name not in SECTIONS]
+    return RunConfig.from_dict(merge(values, parse_overrides(overrides, names, default="training")))
 
 
-def section_classes() -> dict[str, Any]:
-    """Section of a config -> the class of its fields."""
-    return {
-        "model": ModelConfig,
-        "expansion": ExpansionConfig,
-        "routing": RoutingRuleConfig,
-        "data": DataConfig,
-        "training": GradientRoutingConfig,
-        "pretraining": GradientRoutingConfig,
-        "coherence": CoherenceConfig,
-        "evaluation": EvaluationConfig,
-        "generation": SamplingConfig,
-        "relearn": RelearnConfig,
-    }
-
-
-def _sections() -> dict[str, list[str]]:
-    kinds = {"": RunConfig, **section_classes()}
-    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in kinds.items()}
-    names[""] = [name for name in names[""] if name not in kinds]
-    return names
+SECTIONS: dict[str, type] = {
+    "": RunConfig,
+    "model": ModelConfig,
+    "expansion": ExpansionConfig,
+    "routing": RoutingRuleConfig,
+    "data": DataConfig,
+    "training": GradientRoutingConfig,
+    "pretraining": GradientRoutingConfig,
+    "coherence": CoherenceConfig,
+    "evaluation": EvaluationConfig,
+    "generation": SamplingConfig,
+    "relearn": RelearnConfig,
+}
+"""Section of a config -> the class of its fields; the top level's name is empty."""
 
 
 def describe_fields() -> str:
     """Every field of a config, one a line: name, default, help."""
     lines = []
-    for section, names in {"": RunConfig, **section_classes()}.items():
-        for item in dataclasses.fields(names):
-            if not item.init or (not section and item.name in section_classes()):
+    for section, kind in SECTIONS.items():
+        for item in dataclasses.fields(kind):
+            if not item.init or (not section and item.name in SECTIONS):
                 continue
-            default = item.default if item.default is not dataclasses.MISSING else None
-            if item.default_factory is not dataclasses.MISSING:
-                default = item.default_factory()
             name = f"{section}.{item.name}" if section else item.name
             # argparse-style help texts write a percent sign twice
             text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
-            lines.append(f"--{name} (default: {default!r})\n      {text}")
+            lines.append(f"--{name} (default: {default_of(item)!r})\n      {text}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_era.run.config import RunConfig, section_classes
+from hf_era.run.config import SECTIONS, RunConfig
 from hf_era.training import CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.config import SHOWN_OR_KEPT
 from hf_era.utils.fields import identity_values
@@ -17,7 +17,7 @@ from hf_era.utils.fields import identity_values
 def identity_settings(config: RunConfig, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
     """The settings that the method's training depends on; `arguments` say how this process was launched."""
     values = identity_values(RunConfig, config.to_dict())
-    sections = {name: kind for name, kind in section_classes().items() if name in values}
+    sections = {name: kind for name, kind in SECTIONS.items() if name in values}
     found = {name: identity_values(kind, values[name], SHOWN_OR_KEPT) for name, kind in sections.items()}
     return {**values, **found, "launch": launch_settings(arguments)}
 

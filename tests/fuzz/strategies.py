@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hf_era.run.config import _section_kinds
+from hf_era.run.config import SECTIONS
 
 STRANGE_TEXTS = (
     "", " ", "\n", "\0", "a\0b", "tree", "Tree.", "...", "!?", "\N{DECIDUOUS TREE}", "\U0001f468‍\U0001f469‍\U0001f467",
@@ -58,7 +58,7 @@ def setting_of(kind: Any) -> st.SearchStrategy[Any]:
 @st.composite
 def config_values(draw: Any) -> dict[str, Any]:
     """A config as YAML could hold it: a few fields of a few sections; values that fit, extremes, and junk."""
-    kinds = _section_kinds()
+    kinds = SECTIONS
     values: dict[str, Any] = {}
     for section in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=3, unique=True)):
         hints = typing.get_type_hints(kinds[section])
