@@ -159,7 +159,9 @@ class RunConfig:
     relearn: RelearnConfig = field(default_factory=RelearnConfig, metadata=about("Section.", identity=False))
 
     def __post_init__(self) -> None:
-        self._check_method()
+        method = get_method(self.method)
+        self.method_settings = _method_settings(method, self.method_settings)
+        method.check(self)
         check_name("name", self.name)
         check_count("seed", self.seed, 0, LARGEST_SEED)
         for name in ("output_dir", "data_filtering"):
@@ -168,24 +170,13 @@ class RunConfig:
         self.training = checked_training(self.training, "training")
         self.pretraining = checked_training(self.pretraining, "pretraining")
 
-    def _check_method(self) -> None:
-        method = get_method(self.method)
-        self.method_settings = _method_settings(method, self.method_settings)
-        method.check(self)
-
     @property
     def start(self) -> str:
-        """`pretrained` or `scratch`."""
         return self.model.start
 
     @property
     def base_control(self) -> bool:
-        """With `scratch`: whether a stock model is trained beside it, to compare with."""
         return self.model.base_control
-
-    @property
-    def router_name(self) -> str:
-        return self.router if isinstance(self.router, str) else str(self.router["name"])
 
     @property
     def output_path(self) -> Path:
@@ -212,9 +203,8 @@ class RunConfig:
     def _arguments(self, kind: type[Arguments], output_dir: str | Path, values: dict[str, Any]) -> Arguments:
         try:
             return kind(output_dir=str(output_dir), **{"seed": self.seed, **values})
-        except (
-            Exception
-        ) as error:  # also transformers' own: unknown schedules and optimizers, packages that are missing
+        # Also transformers' own: unknown schedules and optimizers, packages that are missing.
+        except Exception as error:
             text = error_text(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
@@ -307,11 +297,9 @@ def _method_settings(method: Method, values: Any) -> Any:
                 "them out."
             )
         return None
-    return (
-        values
-        if isinstance(values, method.settings_class)
-        else build(method.settings_class, values or {}, "method_settings")
-    )
+    if isinstance(values, method.settings_class):
+        return values
+    return build(method.settings_class, values or {}, "method_settings")
 
 
 def without_routing(training: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from hf_era import GradientRoutingConfig, RunConfig
 from hf_era.run.config import SECTIONS
-from hf_era.run.identity import identity_settings
+from hf_era.run.context import identity_settings
 from hf_era.utils.fields import UNLESS_DEFAULT, about, identity_values
 
 CONFIGS = SECTIONS
