@@ -45,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.command == "fields":
         if overrides:
             parser.error(f"unexpected: {' '.join(overrides)}")
-        print(_fields_text())
+        from hf_era.run.config import describe_fields
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            print(describe_fields())
         return 0
     if known.command in _COMMANDS:
         if overrides and known.command not in _WITH_OVERRIDES:
@@ -171,11 +175,3 @@ def _is_ours(error: BaseException) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("hf_era")
-
-
-def _fields_text() -> str:
-    from hf_era.run.config import describe_fields
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return describe_fields()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
         "card",
         help="render model card and report of a run anew",
         description="Renders the model card (README.md) and the report of a run from its result file. Nothing is measured.",
@@ -19,7 +19,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--output", help="folder for README.md and report.html (default: those of the run)")
     parser.add_argument("--repository", help="hub id to show, `owner/name`")
     parser.add_argument("--license", help="licence identifier for the metadata, e.g. apache-2.0")
-    return parser
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -32,12 +31,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     path = path / "result.json" if path.is_dir() else path
     with broken_result(path):
         result = RunResult.load(path)
-    if options.output is not None:
-        card_folder = report_folder = Path(options.output)
-    else:
-        report_folder, card_folder = path.parent, path.parent / "model"
-    if options.output is None and not card_folder.is_dir():
-        raise ValueError(f"There is no folder {card_folder} for the card. Name one: `--output FOLDER`.")
+    report_folder = card_folder = Path(path.parent if options.output is None else options.output)
+    if options.output is None:
+        card_folder = report_folder / "model"
+        if not card_folder.is_dir():
+            raise ValueError(f"There is no folder {card_folder} for the card. Name one: `--output FOLDER`.")
     with broken_result(path):
         card = write_model_card(result, card_folder, options.repository, options.license)
         report = write_report(result, report_folder / "report.html")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
         "compare",
         help="put results side by side: Markdown, CSV, JSON, HTML",
         description="Writes comparison.md, .csv, .json, .html and plots of several results. Results of the same name are "
@@ -20,7 +20,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "results", nargs="+", help="result files of `hf-era run`, `eval` or `relearn`, or run directories"
     )
     parser.add_argument("--output", default="comparison", help="folder for the files (default: comparison)")
-    return parser
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -29,8 +29,8 @@ class ModelCommand:
     description: str
     attacks: bool
 
-    def add_parser(self, commands: Any) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(
+    def add_parser(self, commands: Any) -> None:
+        parser = commands.add_parser(
             self.name,
             help=self.help,
             description=self.description,
@@ -46,7 +46,6 @@ class ModelCommand:
             parser.add_argument(
                 "--allow-fewer", action="store_true", help="use fewer stories or trials where there are too few"
             )
-        return parser
 
     def run(self, options: argparse.Namespace, overrides: Sequence[str]) -> int:
         from hf_era.evaluation.model_evaluation import evaluate_model
@@ -94,12 +93,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder for result.json and report.html (default: NAME-eval)")
 
 
-_PLAIN = (
-    "model", "forget", "retain", "attack", "before", "data_filtering", "tokenizer", "name", "forget_words", "text_column",
-    "split", "max_characters", "max_tokens", "device", "dtype", "seed",
-)  # fmt: skip
-
-
 def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> ModelEvaluationConfig:
     """The config that options and overrides describe; raises `ValueError` for what does not fit."""
     from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
@@ -107,12 +100,9 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
     from hf_era.run.parsing import build, merge, parse_overrides
 
     kinds = {"evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig}
-    sections: dict[str, list[str]] = {
-        name: [item.name for item in dataclasses.fields(kind)] for name, kind in kinds.items()
-    }
-    values: dict[str, Any] = {
-        name: getattr(options, name) for name in _PLAIN if getattr(options, name, None) is not None
-    }
+    sections = {name: [item.name for item in dataclasses.fields(kind)] for name, kind in kinds.items()}
+    given = {item.name: getattr(options, item.name, None) for item in dataclasses.fields(ModelEvaluationConfig)}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.batch_size not in (None, "auto"):
         size = {"batch_size": options.batch_size}
         values |= {"evaluation": dict(size), "relearn": dict(size)}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
         "matrix",
         help="run recipes with several seeds and compare them",
         description="Runs every cell of a matrix (recipes x seeds), each in a process of its own, and compares all results. "
@@ -20,23 +20,20 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--cell", type=int, metavar="N", help="run only cell N, from 0: for SLURM arrays")
     parser.add_argument("--aggregate", action="store_true", help="run nothing, only compare what is there")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the file")
-    return parser
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
-    from hf_era.run.matrix import aggregate_cells, finished_cells, load_matrix, run_cells
+    from hf_era.run.matrix import aggregate_cells, load_matrix, run_cells
 
     console = Console(stderr=True, soft_wrap=True)
     changes = {} if options.seeds is None else {"seeds": options.seeds}
     matrix, cells = load_matrix(options.config, changes)
-    done = finished_cells(cells)
     if options.list:
         for number, cell in enumerate(cells):
-            print(
-                f"{number:3d}  {'done' if cell in done else '    '}  {cell.row}  seed {cell.seed}  {cell.result_file}"
-            )
+            done = "    " if cell.result() is None else "done"
+            print(f"{number:3d}  {done}  {cell.row}  seed {cell.seed}  {cell.result_file}")
         return 0
     if options.cell is not None and not 0 <= options.cell < len(cells):
         raise ValueError(
@@ -46,15 +43,15 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     failed = []
     if not options.aggregate:
         rows, seeds = len(matrix.runs), ", ".join(map(str, matrix.seeds))
+        finished = sum(cell.result() is not None for cell in cells)
         console.print(
-            f"{len(cells)} cells: {rows} rows, seeds {seeds}; {len(done)} have a result. To run: {len(chosen)}."
+            f"{len(cells)} cells: {rows} rows, seeds {seeds}; {finished} have a result. To run: {len(chosen)}."
         )
         failed = run_cells(matrix, chosen, console)
-    if options.cell is None and finished_cells(cells):
+    finished = sum(cell.result() is not None for cell in cells)
+    if options.aggregate or (options.cell is None and finished):
         folder = aggregate_cells(matrix, cells)
-        console.print(f"{len(finished_cells(cells))} of {len(cells)} cells compared in {folder / 'comparison.html'}")
-    elif options.aggregate:
-        raise ValueError(f"None of the {len(cells)} cells has a result yet. Run the matrix first.")
+        console.print(f"{finished} of {len(cells)} cells compared in {folder / 'comparison.html'}")
     if failed:
         names = ", ".join(f"{cell.row} (seed {cell.seed})" for cell in failed)
         console.print(f"[bold red]Failed: {names}.[/] Give the same command again once the cause is mended.")

@@ -13,15 +13,16 @@ from torch import Tensor
 from hf_era.utils.checks import check_count, short_repr
 
 IGNORE_INDEX = -100
-OPTIONAL_COLUMNS = ("attention_mask", "labels", "routing_weight", "is_forget_word")
+# What padding holds in the optional columns of a batch: it counts for nothing.
+PADDING = {"attention_mask": 0, "labels": IGNORE_INDEX, "routing_weight": 1.0, "is_forget_word": False}
 _LARGEST_ID = 2**31 - 1
-# What the numbers of a column are, in words, and the kinds of numpy dtype that hold them.
-_KINDS = {
-    "input_ids": ("integers", "iu"),
-    "labels": ("integers", "iu"),
-    "attention_mask": ("0 or 1", "iub"),
-    "routing_weight": ("floating numbers in [0, 1]", "fiu"),
-    "is_forget_word": ("true or false", "biu"),
+# What the numbers of a column are, in words; the kinds of numpy dtype that hold them; their dtype in a batch.
+_KINDS: dict[str, tuple[str, str, Any]] = {
+    "input_ids": ("integers", "iu", np.int64),
+    "labels": ("integers", "iu", np.int64),
+    "attention_mask": ("0 or 1", "iub", np.int64),
+    "routing_weight": ("floating numbers in [0, 1]", "fiu", np.float32),
+    "is_forget_word": ("true or false", "biu", np.bool_),
 }
 
 
@@ -33,7 +34,7 @@ def check_examples(examples: Sequence[dict[str, Any]]) -> list[str]:
     """
     if not examples:
         raise ValueError("The batch is empty. A collator needs at least one example.")
-    present = [name for name in OPTIONAL_COLUMNS if any(name in example for example in examples)]
+    present = [name for name in PADDING if any(name in example for example in examples)]
     for row, example in enumerate(examples):
         if "input_ids" not in example:
             raise ValueError(
@@ -91,7 +92,7 @@ def checked_values(name: str, examples: Sequence[dict[str, Any]], vocabulary_siz
 
 def _numbers(name: str, row: int, values: Any) -> np.ndarray[Any, Any]:
     """One example's values as an array; of one dimension, and numbers of the right kind."""
-    spelled, kinds = _KINDS[name]
+    spelled, kinds, _ = _KINDS[name]
     try:
         array = np.asarray(values)
     except Exception as error:  # rows of unlike length, tensors on another device: numpy and torch say it in their ways
@@ -102,9 +103,6 @@ def _numbers(name: str, row: int, values: Any) -> np.ndarray[Any, Any]:
             f"{array.shape}."
         )
     return array
-
-
-PADDING_ROUTING_WEIGHT = 1.0
 
 
 @dataclass
@@ -139,32 +137,26 @@ class RoutingCollator:
         check_count("vocabulary_size", self.vocabulary_size)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        columns = check_examples(examples)
+        present = check_examples(examples)
         lengths = np.array([len(example["input_ids"]) for example in examples])
         longest = int(lengths.max())
         if self.pad_to_multiple_of:
             longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         is_token = np.arange(longest) < lengths[:, None]
 
-        def padded(name: str, padding: Any, dtype: Any) -> Tensor:
-            column = np.full(is_token.shape, padding, dtype)
+        def padded(name: str, padding: Any) -> Tensor:
+            column = np.full(is_token.shape, padding, _KINDS[name][-1])
             # End to end, then all at once: row by row takes several times as long, and every training step waits for it.
             column[is_token] = checked_values(name, examples, self.vocabulary_size)
             return torch.from_numpy(column)
 
         batch = {
-            "input_ids": padded("input_ids", self.pad_token_id, np.int64),
+            "input_ids": padded("input_ids", self.pad_token_id),
             "attention_mask": torch.from_numpy(is_token.astype(np.int64)),
-            "labels": padded("labels" if "labels" in columns else "input_ids", IGNORE_INDEX, np.int64),
+            **{name: padded(name, PADDING[name]) for name in present},
         }
-        if "attention_mask" in columns:
-            batch["attention_mask"] = padded("attention_mask", 0, np.int64)
-            if "labels" not in columns:
-                batch["labels"][batch["attention_mask"] == 0] = IGNORE_INDEX
-        if "routing_weight" in columns:
-            batch["routing_weight"] = padded("routing_weight", PADDING_ROUTING_WEIGHT, np.float32)
-        if "is_forget_word" in columns:
-            batch["is_forget_word"] = padded("is_forget_word", False, np.bool_)
+        if "labels" not in present:
+            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
         return batch
 
 

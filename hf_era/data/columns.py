@@ -36,11 +36,6 @@ def map_tables(
     return mapped.with_format(None)
 
 
-def numpy_column(table: pa.Table, name: str) -> np.ndarray[Any, Any]:
-    """A column of numbers or bools, shape (stories,). May be read-only."""
-    return table[name].to_numpy()
-
-
 def flat_column(table: pa.Table, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A column of lists: all values end to end, shape (tokens,), and the length of each list, shape (stories,).
 
@@ -52,13 +47,8 @@ def flat_column(table: pa.Table, name: str) -> tuple[np.ndarray[Any, Any], np.nd
 
 def list_column(values: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> pa.ListArray:
     """The inverse of `flat_column`: lists of the given lengths, as an Arrow array."""
-    return pa.ListArray.from_arrays(pa.array(list_ends(lengths, with_start=True), pa.int32()), pa.array(values))
-
-
-def list_ends(lengths: np.ndarray[Any, Any], with_start: bool = False) -> np.ndarray[Any, Any]:
-    """Where each list ends among the flat values, shape (stories,); `with_start` puts a 0 in front."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    return np.concatenate([np.zeros(1, np.int64), ends]) if with_start else ends
+    starts_and_end = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(starts_and_end, pa.int32()), pa.array(values))
 
 
 def order_of_longest_first(stories: Any) -> np.ndarray:

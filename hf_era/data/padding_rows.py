@@ -13,20 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from hf_era.data.collator import IGNORE_INDEX, PADDING_ROUTING_WEIGHT
+from hf_era.data.collator import PADDING
 
 PADDING_ROW_MARK = "_is_padding_row"
 PADDING_ROW_TOKENS = 2  # the shortest row that has a predicted position
-# What a padding row holds in each column of a batch; other columns keep what the story had.
-PADDING_ROW_VALUES = {
-    "attention_mask": 0,
-    "labels": IGNORE_INDEX,
-    "routing_weight": PADDING_ROUTING_WEIGHT,
-    "is_forget_word": False,
-}
 
 
 class StoriesWithPaddingRows(Dataset):
@@ -43,13 +35,10 @@ class StoriesWithPaddingRows(Dataset):
         if len(stories) == 0:
             raise ValueError("The data set is empty: there is no story to share out to the processes. Give it one.")
         self.stories = stories
-        first = stories[0]
-        self.padding_row = {
-            name: value[:PADDING_ROW_TOKENS]
-            if isinstance(value, (list, tuple, Tensor)) or hasattr(value, "shape")
-            else value
-            for name, value in first.items()
-        } | {PADDING_ROW_MARK: True}
+        self.padding_row: dict[str, Any] = {PADDING_ROW_MARK: True}
+        for name, value in stories[0].items():
+            is_per_token = isinstance(value, (list, tuple)) or hasattr(value, "shape")
+            self.padding_row[name] = value[:PADDING_ROW_TOKENS] if is_per_token else value
 
     def __len__(self) -> int:
         return len(self.stories)
@@ -118,7 +107,7 @@ class PaddingRowCollator:
             )
         if "attention_mask" not in batch:
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        for name, value in PADDING_ROW_VALUES.items():
+        for name, value in PADDING.items():  # other columns keep what the story had
             if name in batch:
                 batch[name][is_padding] = value
         return batch

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from hf_era.data.columns import arrow_batches, flat_column, numpy_column
+from hf_era.data.columns import arrow_batches, flat_column
 from hf_era.data.config import GENERATOR, DataConfig
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, check_words_have_tokens
 from hf_era.data.routing_weights import add_routing_weights, frequency_table
@@ -95,10 +95,7 @@ def prepare_data(
     """Tokenises the splits and gives each training token its routing weight.
 
     Args:
-        splits (`StorySplits`): from `load_splits`.
         tokenizer: a fast tokenizer.
-        config (`DataConfig`): cuts, special tokens, forget words.
-        rule (`RoutingRuleConfig`): the mask rule.
         vocabulary_size (`int`): of the model; at least that of the tokenizer.
     """
     check_words_have_tokens(config.forget_words, tokenizer)
@@ -145,7 +142,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
 def _training_counts(train: Dataset) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for table in arrow_batches(train, ["label", "is_forget_word", "routing_weight"]):
-        labels = numpy_column(table, "label")
+        labels = table["label"].to_numpy()
         words, _ = flat_column(table, "is_forget_word")
         weights, lengths = flat_column(table, "routing_weight")
         below_one = np.zeros(len(labels), dtype=bool)

@@ -2,7 +2,7 @@
 
 It is kept in the folder `hf_era` of the `datasets` cache (`HF_DATASETS_CACHE`), one folder per key, and all runs share
 it. The key covers everything that the prepared data depends on, so nothing stale is ever found; what is there is trusted
-only if every file still has the checksum that was written down last. The folder may be deleted at any time.
+only if every file is still as its manifest says. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_era.data.columns import arrow_batches
 from hf_era.data.config import DataConfig
 from hf_era.data.preparation import PreparedData, Sources
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
-from hf_era.utils.files import digest_of_file, read_json, recover_leftovers, whole_directory, write_json
+from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 from hf_era.version import __version__
 
 FORMAT = 1
@@ -38,17 +38,13 @@ _RECORD = "prepared.json"
 
 @dataclass(frozen=True)
 class CachedData:
-    """What is kept under a key.
-
-    Attributes:
-        data (`PreparedData`): ready for the collator.
-        fingerprint (`str`): `data_fingerprint` of the splits it was made from.
-        trained_tokenizer (`str`, *optional*): the tokenizer as JSON, if it was trained on these stories.
-    """
+    """What is kept under a key."""
 
     data: PreparedData
     fingerprint: str
+    """`data_fingerprint` of the splits that it was made from."""
     trained_tokenizer: str | None = None
+    """The tokenizer as JSON, if it was trained on these stories."""
 
 
 def prepared_data_key(
@@ -62,8 +58,6 @@ def prepared_data_key(
     """The key of prepared data: the contents of all that it is made of, and the versions that make it.
 
     Args:
-        sources (`Sources`): the stories, as loaded.
-        config (`DataConfig`), seed (`int`), rule (`RoutingRuleConfig`): as for `split_sources` and `prepare_data`.
         tokenizer: a fast tokenizer, or the vocabulary size to train one with on these stories.
         vocabulary_size (`int`, *optional*): of the model; `None`: that of the tokenizer.
     """
@@ -108,12 +102,8 @@ def _digest_of_texts(stories: Dataset) -> str:
 
 
 def _identity_of(tokenizer: Any) -> list[Any]:
-    special = [
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-        tokenizer.unk_token_id,
-        sorted(tokenizer.all_special_ids),
-    ]
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    special.append(sorted(tokenizer.all_special_ids))
     options = [tokenizer.split_special_tokens, getattr(tokenizer, "clean_up_tokenization_spaces", None)]
     return [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), special, options]
 
@@ -140,15 +130,14 @@ def _write(folder: Path, kept: CachedData) -> CachedData | None:
             for name in _PARTS:
                 # One file each: an empty part would be saved in none, and could not be loaded again.
                 getattr(kept.data, name).save_to_disk(temporary / name, num_shards=1)
-            files = sorted(path for path in temporary.rglob("*") if path.is_file())
             record = {
                 "fingerprint": kept.fingerprint,
                 "trained_tokenizer": kept.trained_tokenizer,
                 "summary": kept.data.summary,
                 "frequency_rows": [row.to_dict() for row in kept.data.frequency_rows],
-                "files": {path.relative_to(temporary).as_posix(): digest_of_file(path) for path in files},
             }
             write_json(temporary / _RECORD, record)
+            write_manifest(temporary)
     except OSError as error:
         warnings.warn(f"Prepared data cannot be kept for the next run: {error}", stacklevel=2)
         return None
@@ -157,10 +146,10 @@ def _write(folder: Path, kept: CachedData) -> CachedData | None:
 
 def _read(folder: Path) -> CachedData | None:
     """What is kept in a folder; `None` if it is not there, or not as it was written."""
+    if damage_of(folder) is not None:
+        return None
     record = read_json(folder / _RECORD)
     try:
-        if record is None or any(digest_of_file(folder / name) != value for name, value in record["files"].items()):
-            return None
         parts: dict[str, Any] = {name: load_from_disk(str(folder / name)) for name in _PARTS}
         rows = [FrequencyRow(**row) for row in record["frequency_rows"]]
         data = PreparedData(frequency_rows=rows, summary=record["summary"], **parts)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from hf_era.data.columns import arrow_batches, flat_column, list_column, list_ends, map_tables, numpy_column
+from hf_era.data.columns import arrow_batches, flat_column, list_column, map_tables
 from hf_era.data.labelling import FORGET
 from hf_era.routing import (
     FrequencyTable,
@@ -26,8 +26,9 @@ def frequency_table(train: Dataset, rule: RoutingRuleConfig, vocabulary_size: in
         tokens, lengths = flat_column(table, "input_ids")
         is_counted = np.ones(len(tokens), dtype=bool)
         if skip_bos:
-            is_counted[(list_ends(lengths) - lengths)[lengths > 0]] = False
-        labelled_forget = numpy_column(table, "label") == FORGET
+            starts = np.cumsum(lengths) - lengths
+            is_counted[starts[lengths > 0]] = False
+        labelled_forget = table["label"].to_numpy() == FORGET
         for is_forget in counts:
             of_kind = labelled_forget == is_forget
             of_kind &= of_kind.cumsum() <= stories_left[is_forget]
@@ -46,7 +47,7 @@ def add_routing_weights(
     def weigh(batch: pa.Table) -> pa.Table:
         ids, lengths = flat_column(batch, "input_ids")
         is_forget_word, _ = flat_column(batch, "is_forget_word")
-        in_forget = np.repeat(numpy_column(batch, "label") == FORGET, lengths)
+        in_forget = np.repeat(batch["label"].to_numpy() == FORGET, lengths)
         weights = torch.ones(len(ids))
         weights[torch.from_numpy(in_forget)] = weigh_tokens(
             rule,

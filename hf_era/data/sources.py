@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,23 +129,21 @@ def _without_log() -> Iterator[None]:
 
 
 def _load_text_files(names: list[str]) -> Dataset:
-    # `from_generator` caches by these arguments: without the versions a file that changed would go unnoticed.
-    versions = [f"{file.st_mtime_ns}-{file.st_size}" for file in map(os.stat, names)]
-    arguments = {"files": names, "versions": versions}
-    try:
-        return cached_table(
-            names,
-            lambda folder: Dataset.from_generator(
-                _stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments, cache_dir=folder
-            ),
+    def make(folder: str) -> Dataset:
+        arguments = {"files": names}
+        return Dataset.from_generator(
+            _stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments, cache_dir=folder
         )
+
+    try:
+        return cached_table(names, make)
     except ValueError:
-        if next(_stories_of_text_files(**arguments), None) is None:
+        if next(_stories_of_text_files(names), None) is None:
             return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
         raise
 
 
-def _stories_of_text_files(files: list[str], versions: list[str]) -> Iterator[dict[str, str]]:
+def _stories_of_text_files(files: list[str]) -> Iterator[dict[str, str]]:
     """Stories between `<|endoftext|>` marks where a file has them, else one story a line."""
     for name in files:
         content = Path(name).read_text(encoding="utf-8")
@@ -186,24 +183,24 @@ def _load_hub(source: str, field: str, split: str, subset: str | None) -> Datase
 def _only_text(stories: Dataset, field: str, source: str, text_column: str | None) -> Dataset:
     features: dict[str, Any] = stories.features
     with_text = [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
-    column = text_column
-    if column is None:
-        candidates = [name for name in TEXT_COLUMNS if name in with_text] or (with_text if len(with_text) == 1 else [])
-        column = candidates[0] if candidates else None
-    unreadable = next((name for name in ([text_column] if text_column else TEXT_COLUMNS) if name in features), None)
-    if unreadable is not None and column not in with_text:
+    names = TEXT_COLUMNS if text_column is None else (text_column,)
+    candidates = [name for name in names if name in with_text]
+    if not candidates and text_column is None and len(with_text) == 1:
+        candidates = with_text
+    if candidates:
+        stories = stories.select_columns(candidates[:1])
+        return stories if candidates[0] == "text" else stories.rename_column(candidates[0], "text")
+    unreadable = next((name for name in names if name in features), None)
+    if unreadable is not None:
         raise ValueError(
             f"`{field}`: the column `{unreadable}` of {source} holds {_kind(features[unreadable])}, but every value should "
             f"be a string (or null). Repair it, or name another with `--data.text_column`: {', '.join(features)}."
         )
-    if column is None or column not in with_text:
-        asked = f"no text column `{text_column}`" if text_column else "no column that is clearly the text"
-        raise ValueError(
-            f"`{field}`: {source} has {asked}. Its columns: {', '.join(features) or 'none'}. "
-            "Name the one with the stories: `--data.text_column NAME`."
-        )
-    stories = stories.select_columns([column])
-    return stories if column == "text" else stories.rename_column(column, "text")
+    asked = f"no text column `{text_column}`" if text_column else "no column that is clearly the text"
+    raise ValueError(
+        f"`{field}`: {source} has {asked}. Its columns: {', '.join(features) or 'none'}. "
+        "Name the one with the stories: `--data.text_column NAME`."
+    )
 
 
 def _kind(feature: Any) -> str:

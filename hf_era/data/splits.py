@@ -34,7 +34,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     """
     pool = validation if validation is not None else train
     first_of_train = set() if validation is None else {story_key(text) for text in train["text"][:]}
-    unique, dropped = _unique_indices(pool, first_of_train)
+    unique = _unique_indices(pool, first_of_train)
     labels = pool["label"][:]
     order = random.Random(f"split-{seed}")
     chosen: dict[int, list[int]] = {}
@@ -54,7 +54,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         validation_forget=pool.select(forget),
         validation_retain=pool.select(retain),
         attack_forget=pool.select(attack),
-        duplicates_dropped=dropped,
+        duplicates_dropped=len(pool) - len(unique),
     )
 
 
@@ -75,15 +75,15 @@ def story_key(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _unique_indices(stories: Dataset, seen: set[str]) -> tuple[list[int], int]:
-    seen = set(seen)
+def _unique_indices(stories: Dataset, seen: set[str]) -> list[int]:
+    """Of stories that neither repeat an earlier one nor are among those `seen` before."""
     unique = []
     for index, text in enumerate(stories["text"][:]):
         key = story_key(text)
         if key not in seen:
             seen.add(key)
             unique.append(index)
-    return unique, len(stories) - len(unique)
+    return unique
 
 
 def _check_counts(train: Dataset, pool: dict[int, list[int]], config: DataConfig, from_train: bool) -> None:

@@ -7,12 +7,10 @@ manifest of hashes; whatever is wrong with it, it is made anew from the files.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,11 +18,11 @@ import datasets
 from datasets import Dataset
 from filelock import FileLock
 
-from hf_era.utils.files import MANIFEST, damage_of, write_manifest
+from hf_era.utils.files import MANIFEST, damage_of, fingerprint, write_manifest
 from hf_era.utils.storage_errors import as_storage_error
 
 
-def cached_table(files: Iterable[str], make: Callable[[str], Dataset]) -> Dataset:
+def cached_table(files: Sequence[str], make: Callable[[str], Dataset]) -> Dataset:
     """The table of local files, from the cache if it is there and whole.
 
     Args:
@@ -34,8 +32,8 @@ def cached_table(files: Iterable[str], make: Callable[[str], Dataset]) -> Datase
     Raises:
         StorageError: if the cache cannot be written to.
     """
-    files = list(files)
-    folder = _folder_of(files)
+    versions = [[name, os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in files]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_era" / "tables" / fingerprint(versions)
     # A file that may not be read is no fault of the cache.
     with as_storage_error(folder) if all(os.access(name, os.R_OK) for name in files) else nullcontext():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,9 +55,3 @@ def cached_table(files: Iterable[str], make: Callable[[str], Dataset]) -> Datase
                 raise
             write_manifest(folder)
             return table
-
-
-def _folder_of(files: Iterable[str]) -> Path:
-    versions = [[name, os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in files]
-    key = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:32]
-    return Path(datasets.config.HF_DATASETS_CACHE) / "hf_era" / "tables" / key

@@ -9,8 +9,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["BOS_TOKEN", "EOS_TOKEN", "MINIMUM_VOCAB_SIZE", "PAD_TOKEN", "tokenizer_from_json", "train_tokenizer"]
-
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<|bos|>", "<|eos|>", "<|pad|>"
 """The special tokens; their ids are 0, 1 and 2."""
 
@@ -21,26 +19,20 @@ MINIMUM_VOCAB_SIZE = 256 + 3
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 2048, model_max_length: int = 2048
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on `texts`. The same texts in the same order give the same tokenizer.
+    """A byte-level BPE tokenizer, trained on `texts`. The same texts in the same order give the same tokenizer.
 
-    It adds no special token when it encodes: BOS and EOS are put in once, where examples are built. Every text can be
-    encoded and decoded without loss, emoji and unknown scripts included, and character offsets are available
-    (`return_offsets_mapping=True`), which the labelling of words needs.
+    It adds no special token when it encodes: BOS and EOS (ids 0, 1) are put in once, where examples are built. Every text
+    is encoded and decoded without loss, emoji and unknown scripts included. Padding (id 2) is on the right.
 
     Args:
-        texts (`Iterable[str]`): Training texts; at least one must hold more than whitespace. Read once, so a generator
-            will do.
-        vocab_size (`int`, *optional*, defaults to `2048`): Most vocabulary entries, bytes and special tokens included;
-            at least `MINIMUM_VOCAB_SIZE`. Few texts may give fewer entries: `len(tokenizer)` is the true number.
-        model_max_length (`int`, *optional*, defaults to `2048`): Longest input of the model in tokens, at least 1. It
-            is what `truncation=True` cuts to.
-
-    Returns:
-        `PreTrainedTokenizerFast`: With BOS, EOS and padding tokens (ids 0, 1, 2), padding on the right.
+        texts (`Iterable[str]`): at least one must hold more than white space. Read once, so a generator will do.
+        vocab_size (`int`, *optional*, defaults to `2048`): most entries, bytes and special tokens included; at least
+            `MINIMUM_VOCAB_SIZE`. Few texts may give fewer: `len(tokenizer)` is the true number.
+        model_max_length (`int`, *optional*, defaults to `2048`): longest input in tokens, which `truncation=True` cuts to.
 
     Raises:
-        ValueError: If `vocab_size` or `model_max_length` is too small, or there is nothing to train on.
-        TypeError: If `texts` is one string rather than several.
+        ValueError: if `vocab_size` or `model_max_length` is too small, or there is nothing to train on.
+        TypeError: if `texts` is one string rather than several.
     """
     if isinstance(texts, str):
         raise TypeError("`texts` should be an iterable of strings, got one string. Pass a list: `[text]`.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method
@@ -11,11 +13,18 @@ from hf_era.models.loading import causal_lm_from_config
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig
 
 
-def train_base(run: Run, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
-    """Trains a stock model on all training stories, without routing: a base, or the base control of a run from scratch."""
+def train_stock(
+    run: Run, arguments: CausalLMTrainingConfig, folder: Path, stories: Dataset | None = None
+) -> tuple[Any, Any]:
+    """Trains a stock model from random weights, without routing; as `Run.train`."""
     set_seed(run.seed)
     model = causal_lm_from_config(run.base_config, run.seed)
-    trainer, output = run.train(CausalLMTrainer, model, arguments, run.folder("base"))
+    return run.train(CausalLMTrainer, model, arguments, folder, stories)
+
+
+def train_base(run: Run, key: str) -> dict[str, Any]:
+    """Trains a base, or the base control of a run from scratch: on all stories."""
+    trainer, output = train_stock(run, run.stock_arguments("base", key), run.folder("base"))
     return {"steps": trainer.state.global_step, "train_loss": output.training_loss}
 
 

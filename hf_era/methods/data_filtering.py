@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from transformers import set_seed
-
 from hf_era.data import RETAIN
+from hf_era.methods.base import train_stock
 from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
-from hf_era.models.loading import causal_lm_from_config
-from hf_era.training import CausalLMTrainer
 from hf_era.utils.files import fingerprint
 
 
@@ -48,15 +46,12 @@ class DataFiltering(Method):
 
         def work(key: str) -> dict[str, Any]:
             arguments = run.stock_arguments("filter", key)
-            set_seed(run.seed)
-            model = causal_lm_from_config(run.base_config, run.seed)
             # Forget stories that lost their label are left out too: this is the control with perfect labels.
             retain = stories_labelled(run.data, RETAIN)
-            trainer, _ = run.train(CausalLMTrainer, model, arguments, run.folder("model"), retain)
+            trainer, _ = train_stock(run, arguments, run.folder("model"), retain)
             return run.training_report(trainer, arguments)
 
-        title = "Training on the retain stories alone"
-        clean_up = lambda: run.remove_checkpoints("filter", key)  # noqa: E731
+        title, clean_up = "Training on the retain stories alone", partial(run.remove_checkpoints, "filter", key)
         return [Phase("filter", title, key, work, (run.folder("model"),), clean_up)]
 
     def stages(self, run: Run) -> list[Stage]:

@@ -66,25 +66,16 @@ class GradientRouting(Method):
         route = fingerprint(run.identity, run.base_key if run.start == "pretrained" else None)
         contract = fingerprint(route, "contract")
         coherence = fingerprint(contract, run.coherence.to_dict())
-        is_tuned = run.coherence.enabled
+        title = "Saving the final model, without coherence fine-tuning"
+        if run.coherence.enabled:
+            title = "Coherence fine-tuning"
+        expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
+        routed = partial(run.remove_checkpoints, "route", route)
+        tuned = partial(run.remove_checkpoints, "coherence", coherence)
         return [
-            Phase(
-                "route",
-                "Training with gradient routing",
-                route,
-                partial(self._route, run),
-                (run.folder("expanded"),),
-                partial(run.remove_checkpoints, "route", route),
-            ),
-            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (run.folder("contracted"),)),
-            Phase(
-                "coherence",
-                "Coherence fine-tuning" if is_tuned else "Saving the final model, without coherence fine-tuning",
-                coherence,
-                partial(_coherence, run),
-                (run.folder("model"),),
-                partial(run.remove_checkpoints, "coherence", coherence),
-            ),
+            Phase("route", "Training with gradient routing", route, partial(self._route, run), (expanded,), routed),
+            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,)),
+            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned),
         ]
 
     def stages(self, run: Run) -> list[Stage]:

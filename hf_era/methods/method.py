@@ -143,7 +143,7 @@ class Run(Settings, Protocol):
         """Saves a model, with its own `save`, and the tokenizer, whole or not at all; the main process writes."""
 
     def remove_checkpoints(self, phase: str, key: str) -> None:
-        """Removes the checkpoints of a phase. Every process calls it."""
+        """Removes the checkpoints of a phase, and nothing else. Every process calls it."""
 
     def checkpoints(self, phase: str, key: str) -> Path:
         """Where an unfinished phase keeps its checkpoints."""

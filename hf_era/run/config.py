@@ -31,7 +31,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import UNLESS_DEFAULT, about
+from hf_era.utils.fields import UNLESS_DEFAULT, about, default_of
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
@@ -159,7 +159,9 @@ class RunConfig:
     relearn: RelearnConfig = field(default_factory=RelearnConfig, metadata=about("Section.", identity=False))
 
     def __post_init__(self) -> None:
-        self._check_method()
+        method = get_method(self.method)
+        self.method_settings = _method_settings(method, self.method_settings)
+        method.check(self)
         check_name("name", self.name)
         check_count("seed", self.seed, 0, LARGEST_SEED)
         for name in ("output_dir", "data_filtering"):
@@ -168,24 +170,13 @@ class RunConfig:
         self.training = checked_training(self.training, "training")
         self.pretraining = checked_training(self.pretraining, "pretraining")
 
-    def _check_method(self) -> None:
-        method = get_method(self.method)
-        self.method_settings = _method_settings(method, self.method_settings)
-        method.check(self)
-
     @property
     def start(self) -> str:
-        """`pretrained` or `scratch`."""
         return self.model.start
 
     @property
     def base_control(self) -> bool:
-        """With `scratch`: whether a stock model is trained beside it, to compare with."""
         return self.model.base_control
-
-    @property
-    def router_name(self) -> str:
-        return self.router if isinstance(self.router, str) else str(self.router["name"])
 
     @property
     def output_path(self) -> Path:
@@ -212,9 +203,8 @@ class RunConfig:
     def _arguments(self, kind: type[Arguments], output_dir: str | Path, values: dict[str, Any]) -> Arguments:
         try:
             return kind(output_dir=str(output_dir), **{"seed": self.seed, **values})
-        except (
-            Exception
-        ) as error:  # also transformers' own: unknown schedules and optimizers, packages that are missing
+        # Also transformers' own: unknown schedules and optimizers, packages that are missing.
+        except Exception as error:
             text = error_text(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
@@ -240,46 +230,38 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
     for path in paths:
         values = merge(values, read_yaml(path))
-    return RunConfig.from_dict(merge(values, parse_overrides(overrides, _sections(), default="training")))
+    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in SECTIONS.items()}
+    names[""] = [name for name in names[""] if name not in SECTIONS]
+    return RunConfig.from_dict(merge(values, parse_overrides(overrides, names, default="training")))
 
 
-def section_classes() -> dict[str, Any]:
-    """Section of a config -> the class of its fields."""
-    return {
-        "model": ModelConfig,
-        "expansion": ExpansionConfig,
-        "routing": RoutingRuleConfig,
-        "data": DataConfig,
-        "training": GradientRoutingConfig,
-        "pretraining": GradientRoutingConfig,
-        "coherence": CoherenceConfig,
-        "evaluation": EvaluationConfig,
-        "generation": SamplingConfig,
-        "relearn": RelearnConfig,
-    }
-
-
-def _sections() -> dict[str, list[str]]:
-    kinds = {"": RunConfig, **section_classes()}
-    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in kinds.items()}
-    names[""] = [name for name in names[""] if name not in kinds]
-    return names
+SECTIONS: dict[str, type] = {
+    "": RunConfig,
+    "model": ModelConfig,
+    "expansion": ExpansionConfig,
+    "routing": RoutingRuleConfig,
+    "data": DataConfig,
+    "training": GradientRoutingConfig,
+    "pretraining": GradientRoutingConfig,
+    "coherence": CoherenceConfig,
+    "evaluation": EvaluationConfig,
+    "generation": SamplingConfig,
+    "relearn": RelearnConfig,
+}
+"""Section of a config -> the class of its fields; the top level's name is empty."""
 
 
 def describe_fields() -> str:
     """Every field of a config, one a line: name, default, help."""
     lines = []
-    for section, names in {"": RunConfig, **section_classes()}.items():
-        for item in dataclasses.fields(names):
-            if not item.init or (not section and item.name in section_classes()):
+    for section, kind in SECTIONS.items():
+        for item in dataclasses.fields(kind):
+            if not item.init or (not section and item.name in SECTIONS):
                 continue
-            default = item.default if item.default is not dataclasses.MISSING else None
-            if item.default_factory is not dataclasses.MISSING:
-                default = item.default_factory()
             name = f"{section}.{item.name}" if section else item.name
             # argparse-style help texts write a percent sign twice
             text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
-            lines.append(f"--{name} (default: {default!r})\n      {text}")
+            lines.append(f"--{name} (default: {default_of(item)!r})\n      {text}")
     return "\n".join(lines)
 
 
@@ -315,11 +297,9 @@ def _method_settings(method: Method, values: Any) -> Any:
                 "them out."
             )
         return None
-    return (
-        values
-        if isinstance(values, method.settings_class)
-        else build(method.settings_class, values or {}, "method_settings")
-    )
+    if isinstance(values, method.settings_class):
+        return values
+    return build(method.settings_class, values or {}, "method_settings")
 
 
 def without_routing(training: dict[str, Any]) -> dict[str, Any]:

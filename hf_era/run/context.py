@@ -1,4 +1,4 @@
-"""A run as its phases see it: what they read, where they write, and how they train and save."""
+"""A run as its phases see it: what identifies it, what they read, where they write, and how they train and save."""
 
 from __future__ import annotations
 
@@ -12,46 +12,57 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
-from hf_era.run.config import RunConfig, without_routing
-from hf_era.run.directory import RunPaths
-from hf_era.run.identity import launch_settings, mixed_precision, training_identity
+from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.coherence import BEST
+from hf_era.training.config import SHOWN_OR_KEPT
 from hf_era.utils.environment import git_revision, machine_description, package_versions
+from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, whole_directory
 
 
-class Run:
-    """What a method is given, as `hf_era.methods.Run` describes it.
+def identity_settings(config: RunConfig, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
+    """The settings that the method's training depends on, as each field says (`hf_era.utils.fields`), and the launch."""
+    values = identity_values(RunConfig, config.to_dict())
+    sections = {name: kind for name, kind in SECTIONS.items() if name in values}
+    found = {name: identity_values(kind, values[name], SHOWN_OR_KEPT) for name, kind in sections.items()}
+    return {**values, **found, "launch": launch_settings(arguments)}
 
-    Args:
+
+def launch_settings(arguments: CausalLMTrainingConfig) -> dict[str, Any]:
+    """What a launch decides and the weights depend on."""
+    return {"processes": arguments.world_size, "mixed_precision": mixed_precision(arguments)}
+
+
+def mixed_precision(arguments: CausalLMTrainingConfig) -> str:
+    """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
+    return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
+
+
+class Run:
+    """What a method is given; `hf_era.methods.Run` describes the attributes and functions that a method may use.
+
+    Attributes:
         config (`RunConfig`), inputs (`RunInputs`): of the run.
-        arguments (`GradientRoutingConfig`): of the method's training; they know the device and the launch.
-        state (`PartialState`): of this process among the launched ones; one of them writes.
-        identity (`str`): fingerprint of everything that the method's training depends on.
+        settings (`dict`): the settings behind its identity. The stories are identified by their contents.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        inputs: RunInputs,
-        arguments: GradientRoutingConfig,
-        state: PartialState,
-        identity: str,
+        self, config: RunConfig, inputs: RunInputs, arguments: GradientRoutingConfig, state: PartialState
     ) -> None:
-        self.config, self.inputs, self.arguments, self.state, self.identity = config, inputs, arguments, state, identity
+        self.config, self.inputs, self.arguments, self.state = config, inputs, arguments, state
         self.seed, self.start, self.base_control = config.seed, config.start, config.base_control
         self.expansion, self.router, self.routing = config.expansion, config.router, config.routing
         self.coherence, self.method_settings = config.coherence, config.method_settings
         self.base_config, self.tokenizer, self.data = inputs.base_config, inputs.tokenizer, inputs.data
-        self.paths = RunPaths(config.output_path, config.base_path)
-        self.base_key = self._base_key()
+        self.settings = identity_settings(config, arguments)
+        self.identity = fingerprint(self.settings, inputs.data_fingerprint, inputs.base_fingerprint)
+        self.base_key = self._base_key() if config.model.trains_base else inputs.base_fingerprint
 
     @property
     def before_model(self) -> str | Path:
-        """Where the model before the method is: the given base, or what was trained here."""
-        return self.config.model.base or self.paths.model("base")
+        return self.config.model.base or self.folder("base")
 
     @property
     def before_kind(self) -> str | None:
@@ -61,14 +72,12 @@ class Run:
         return "base_control" if self.base_control else None
 
     def _base_key(self) -> str:
-        """Fingerprint of the base or base control that is trained here, else of the given base."""
-        if not self.config.model.trains_base:
-            return self.inputs.base_fingerprint
         architecture = self.base_config.to_diff_dict()
         architecture.pop("transformers_version", None)
         # As earlier versions wrote it down, whose base was trained with the routing's config and without an L1 term.
         settings = {**without_routing(self._stock_training()), "l1_coefficient": 0.0}
-        training = {**training_identity(settings), **launch_settings(self.arguments)}
+        training = identity_values(GradientRoutingConfig, settings, SHOWN_OR_KEPT)
+        training |= launch_settings(self.arguments)
         return fingerprint(self.inputs.data_fingerprint, architecture, self.seed, training)
 
     def _stock_training(self) -> dict[str, Any]:
@@ -79,21 +88,19 @@ class Run:
     # ---- Where ----
 
     def folder(self, name: str) -> Path:
-        """The folder of a model of this name."""
-        return self.paths.model(name)
+        return self.config.base_path / "model" if name == "base" else self.config.output_path / name
 
     def checkpoints(self, phase: str, key: str) -> Path:
-        """Where an unfinished phase keeps its checkpoints."""
-        return self.paths.checkpoints(phase, key)
+        # With the key: a phase never goes on from a checkpoint that was made with other settings.
+        where = self.config.base_path if phase == "base" else self.config.output_path
+        return where / "checkpoints" / f"{phase}-{key}"
 
     # ---- Train and save ----
 
     def training_arguments(self, phase: str, key: str, **changes: Any) -> GradientRoutingConfig:
-        """The section `training` with these changes, and the checkpoints of a phase."""
         return self.config.training_arguments(self.checkpoints(phase, key), **{**changes, "push_to_hub": False})
 
     def stock_arguments(self, phase: str, key: str) -> CausalLMTrainingConfig:
-        """The same for a stock model, without what only routing has."""
         values = {**self._stock_training(), "push_to_hub": False, "save_total_limit": 1}
         return self.config.stock_training_arguments(self.checkpoints(phase, key), **values)
 
@@ -105,7 +112,6 @@ class Run:
         folder: Path,
         stories: Dataset | None = None,
     ) -> tuple[Any, Any]:
-        """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in a folder."""
         trainer = trainer_class(
             model,
             arguments,
@@ -114,15 +120,11 @@ class Run:
             processing_class=self.tokenizer,
         )
         output = trainer.train(resume_from_checkpoint=True)
-        self._save(trainer.save_whole_model, folder, all_take_part=True)
+        self.save(trainer.save_whole_model, folder, all_take_part=True)
         return trainer, output
 
-    def save(self, save: Callable[[Path], Any], folder: Path) -> None:
-        """Saves a model, with its own `save`, and the tokenizer, whole or not at all; the main process writes."""
-        self._save(save, folder)
-
-    def _save(self, save: Callable[[Path], Any], folder: Path, all_take_part: bool = False) -> None:
-        """Where the weights are sharded all processes take part in gathering them; the main one alone writes."""
+    def save(self, save: Callable[[Path], Any], folder: Path, all_take_part: bool = False) -> None:
+        # Where the weights are sharded all processes take part in gathering them; the main one alone writes.
         if self.state.is_main_process:
             with whole_directory(folder) as temporary:
                 save(temporary)
@@ -132,7 +134,6 @@ class Run:
         self.state.wait_for_everyone()
 
     def remove_checkpoints(self, phase: str, key: str) -> None:
-        """Removes the checkpoints of a phase, and nothing else (a logger may have written there). Every process calls it."""
         checkpoints = self.checkpoints(phase, key)
         self.state.wait_for_everyone()
         if self.state.is_main_process:
@@ -140,14 +141,13 @@ class Run:
             (checkpoints / f"{BEST}-history.json").unlink(missing_ok=True)
             for folder in (*checkpoints.glob("checkpoint-*"), checkpoints / BEST):
                 shutil.rmtree(folder, ignore_errors=True)
-            if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+            if checkpoints.is_dir() and not any(checkpoints.iterdir()):  # a logger may have written there
                 checkpoints.rmdir()
         gc.collect()
 
     # ---- Reports ----
 
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
-        """What a result says of a training."""
         used = {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS if hasattr(arguments, name)}
         return {
             "steps": trainer.state.global_step,
@@ -158,7 +158,6 @@ class Run:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """Time, versions, machine and revision."""
         return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": package_versions(),

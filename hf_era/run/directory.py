@@ -20,40 +20,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_era.utils.files import (
-    digests_of,
-    empty_directory,
-    first_damage,
-    read_json,
-    recover_leftovers,
-    write_json,
-)
+from hf_era.utils.files import digests_of, empty_directory, first_damage, read_json, recover_leftovers, write_json
 from hf_era.utils.storage_errors import as_storage_error, check_writable
 
 RUN_FILE = "run.json"
-
-
-class RunPaths:
-    """Where a run writes what.
-
-    Args:
-        output (`Path`): its output directory. base (`Path`): where a base that is trained here lives, which several runs can
-            share.
-    """
-
-    def __init__(self, output: Path, base: Path) -> None:
-        self.output, self.base = output, base
-        self.phases = output / "phases"
-        self.result, self.report = output / "result.json", output / "report.html"
-
-    def model(self, name: str) -> Path:
-        """The folder of a model: `base`, `expanded`, `contracted`, `model` (the final one), or a method's own."""
-        return self.base / "model" if name == "base" else self.output / name
-
-    def checkpoints(self, phase: str, key: str) -> Path:
-        """Where an unfinished phase keeps its checkpoints. key: the fingerprint of its inputs, so that a phase never goes on
-        from a checkpoint that was made with other settings."""
-        return (self.base if phase == "base" else self.output) / "checkpoints" / f"{phase}-{key}"
 
 
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
@@ -82,11 +52,9 @@ class RunDirectory:
         """Makes sure that the directory is new or holds this very run; nothing is changed.
 
         Args:
-            identity (`str`): fingerprint of everything that the routed training depends on.
-            settings (`dict`): the config's parts behind it, to say what differs.
-            overwrite (`bool`, *optional*, defaults to `False`): another run may be thrown away.
-            inputs (*optional*): paths that the run reads; a directory that holds one of them is not thrown away.
-            field (`str`, *optional*): name of the setting, for messages.
+            identity: fingerprint of the run. settings: the config's parts behind it, to say what differs.
+            overwrite: another run may be thrown away, if none of the paths `inputs`, which this run reads, is inside.
+            field: name of the setting, for messages.
 
         Raises:
             ValueError: if it holds another run, or files that are no run.
@@ -136,11 +104,8 @@ class RunDirectory:
     def lock(self, wait: bool = False) -> Iterator[None]:
         """Keeps other launches out of this directory while the block runs; only the writing process takes the lock.
 
-        Args:
-            wait (`bool`, *optional*, defaults to `False`): wait until the other launch is done, instead of failing.
-
         Raises:
-            ValueError: if another launch is at work here and `wait` is off.
+            ValueError: if another launch is at work here; with `wait`, it is waited for instead.
         """
         if not self.writes:
             yield
@@ -183,29 +148,6 @@ class RunDirectory:
         if self.writes:
             hashes = {folder.name: digests_of(folder, _NOT_HASHED) for folder in outputs}
             write_json(self._record(phase), {"inputs": inputs, "outputs": hashes, "report": report})
-
-    def run_phase(
-        self,
-        phase: str,
-        inputs: str,
-        work: Callable[[], dict[str, Any]],
-        outputs: Iterable[Path] = (),
-        synchronise: Callable[[], None] = lambda: None,
-    ) -> tuple[dict[str, Any], bool]:
-        """Runs `work` unless the phase is finished. Returns its report and whether it was skipped. `outputs` are the folders
-        that it makes.
-
-        `synchronise` waits for all processes of a launch: each has decided before one can finish the work and thereby
-        change what the others would decide.
-        """
-        outputs = list(outputs)
-        report = self.finished(phase, inputs, outputs)
-        synchronise()
-        if report is not None:
-            return report, True
-        report = work()
-        self.record(phase, inputs, report, outputs)
-        return report, False
 
     def _record(self, phase: str) -> Path:
         return self.path / "phases" / f"{phase}.json"

@@ -55,14 +55,17 @@ def load_inputs(config: RunConfig) -> RunInputs:
     family = get_family(base_config.model_type)
     config.expansion.resolve_layers(family.layers_of(base_config))
     _check_length(config, base_config)
-    tokenizer = _given_tokenizer(config)
+    name = config.model.tokenizer or base
+    tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the stories
     if base is not None:
         _check_vocabulary(tokenizer, base_config.vocab_size)
     kept = _prepared_data(config, tokenizer, None if base is None else base_config.vocab_size)
     if kept.trained_tokenizer is not None:
         tokenizer = tokenizer_from_json(kept.trained_tokenizer)
     if base is None:
-        base_config = _sized_for(base_config, tokenizer)
+        base_config.vocab_size = len(tokenizer)
+        base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        base_config.pad_token_id = tokenizer.pad_token_id
     get_method(config.method).check_data(config, kept.data.summary["train_retain"])
     check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = identity_values(DataConfig, config.data.to_dict())
@@ -124,19 +127,6 @@ def _check_model_can_be_built(base_config: Any) -> None:
             AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
     except Exception as error:  # values that do not go together: no heads, an unknown activation
         raise ValueError(f"`model.architecture` cannot be built: {error_text(error)}") from error
-
-
-def _sized_for(base_config: Any, tokenizer: Any) -> Any:
-    base_config.vocab_size = len(tokenizer)
-    base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    base_config.pad_token_id = tokenizer.pad_token_id
-    return base_config
-
-
-def _given_tokenizer(config: RunConfig) -> Any:
-    """The tokenizer that the settings name; `None`: one is trained on the stories."""
-    name = config.model.tokenizer or config.model.base
-    return None if name is None else load_tokenizer(name)
 
 
 def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:

@@ -43,9 +43,9 @@ class MatrixRun:
         settings (`dict`, *optional*): what this row changes, e.g. `{routing: {rule: none}}`.
     """
 
-    name: str = field(metadata={"help": "Name of the runs."})
-    recipe: str = field(metadata={"help": "YAML file of a recipe, relative to this file."})
-    settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "What this row changes."})
+    name: str
+    recipe: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,9 +53,10 @@ class MatrixConfig:
     """Recipes x seeds.
 
     Args:
-        output_dir (`str`): where the comparison goes; the runs go where their own settings say.
-        seeds (`list[int]`): of every row.
-        runs (`list[MatrixRun]`): the rows.
+        output_dir (`str`, *optional*, defaults to `"runs/matrix"`): where the comparison goes; the runs go where their own
+            settings say.
+        seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): of every row.
+        runs (`list`): the rows, each a mapping with the fields of `MatrixRun`.
         overlays (`list[str]`, *optional*): YAML files laid over every recipe, relative to the matrix's own file.
         settings (`dict`, *optional*): laid over every run, before a row's own.
         data_filtering (`str`, *optional*): name of the row whose figures stand beside the others', seed by seed.
@@ -66,16 +67,16 @@ class MatrixConfig:
         ValueError: for an empty matrix, a name that stands twice, or an unknown row.
     """
 
-    output_dir: str = field(default="runs/matrix", metadata={"help": "Where the comparison goes."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of every row."})
-    runs: list[Any] = field(default_factory=list, metadata={"help": "The rows: name, recipe, settings."})
-    overlays: list[str] = field(default_factory=list, metadata={"help": "YAML files laid over every recipe."})
-    settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "Laid over every run."})
-    data_filtering: str | None = field(default=None, metadata={"help": "Row that is the yardstick."})
-    launcher: list[str] = field(default_factory=list, metadata={"help": "Command that runs a config file."})
+    output_dir: str = "runs/matrix"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    runs: list[Any] = field(default_factory=list)
+    overlays: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    data_filtering: str | None = None
+    launcher: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.runs = [run if isinstance(run, MatrixRun) else _row(index, run) for index, run in enumerate(self.runs)]
+        self.runs = [_row(f"runs[{index}]", values) for index, values in enumerate(self.runs)]
         if not self.runs or not self.seeds:
             raise ValueError("The matrix is empty. Give at least one of `runs` and one of `seeds`.")
         names = [run.name for run in self.runs]
@@ -94,10 +95,8 @@ def _first_repeated(values: Sequence[Any]) -> Any:
     return min((value for value, number in Counter(values).items() if number > 1), default=None)
 
 
-def _row(index: int, values: Any) -> MatrixRun:
-    where = f"runs[{index}]"
-    missing = [name for name in ("name", "recipe") if not isinstance(values, dict) or name not in values]
-    if missing:
+def _row(where: str, values: Any) -> MatrixRun:
+    if not isinstance(values, dict) or not {"name", "recipe"} <= set(values):
         raise ValueError(f"`{where}` should have `name` and `recipe`, got {short_repr(values)}.")
     row: MatrixRun = build(MatrixRun, values, where)
     return row
@@ -115,6 +114,13 @@ class Cell:
     @property
     def result_file(self) -> Path:
         return self.config.output_path / "result.json"
+
+    def result(self) -> RunResult | None:
+        """Its result, if there is one that can be read; one of another hf_era, say, has to be made again."""
+        try:
+            return RunResult.load(self.result_file) if self.result_file.is_file() else None
+        except ValueError:
+            return None
 
 
 def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[MatrixConfig, list[Cell]]:
@@ -176,19 +182,6 @@ def _run_cell(command: Sequence[str]) -> int:
     return status
 
 
-def finished_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """Those that have a result that can be read; one of another hf_era, say, has to be made again."""
-    return [cell for cell in cells if cell.result_file.is_file() and _is_readable(cell.result_file)]
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        RunResult.load(path)
-    except ValueError:
-        return False
-    return True
-
-
 def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
     """Puts data filtering beside every result of the same seed, writes their reports anew and the comparison of all.
 
@@ -198,21 +191,20 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
     Raises:
         ValueError: if no cell has a result yet.
     """
-    done = finished_cells(cells)
-    if not done:
+    rows = [run.name for run in matrix.runs]
+    ordered = sorted(cells, key=lambda cell: (rows.index(cell.row), cell.seed))
+    results = {(cell.row, cell.seed): result for cell in ordered if (result := cell.result()) is not None}
+    if not results:
         raise ValueError(f"None of the {len(cells)} cells has a result yet. Run the matrix first.")
-    results = {(cell.row, cell.seed): RunResult.load(cell.result_file) for cell in done}
-    for cell in done:
-        filtered = results.get((str(matrix.data_filtering), cell.seed))
-        if filtered is not None and cell.row != matrix.data_filtering:
-            result = results[cell.row, cell.seed]
-            result.data_filtering = _control_values_for(result, filtered)
-            write_outputs(result, cell.config.output_path)
     folder = Path(matrix.output_dir)
-    ordered = sorted(done, key=lambda cell: ([run.name for run in matrix.runs].index(cell.row), cell.seed))
-    for cell in ordered:
-        results[cell.row, cell.seed].save(folder / f"seed{cell.seed}" / f"{cell.row}.json")
-    write_comparison_files([results[cell.row, cell.seed] for cell in ordered], folder)
+    folders = {(cell.row, cell.seed): cell.config.output_path for cell in cells}
+    for (row, seed), result in results.items():
+        filtered = results.get((str(matrix.data_filtering), seed))
+        if filtered is not None and row != matrix.data_filtering:
+            result.data_filtering = _control_values_for(result, filtered)
+            write_outputs(result, folders[row, seed])
+        result.save(folder / f"seed{seed}" / f"{row}.json")
+    write_comparison_files(list(results.values()), folder)
     return folder
 
 

@@ -23,18 +23,13 @@ from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
 from hf_era.methods import Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
 from hf_era.models.loading import load_causal_lm
-from hf_era.run.context import Run
-from hf_era.run.identity import mixed_precision
+from hf_era.run.context import Run, mixed_precision
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import share_out
 
 AUDIT_STORIES = 32
 """Labelled forget training stories behind the gradients of the leak audit."""
-_DIFFERENCES = {
-    "ablation": {"forget": "ablation_gap", "retain": "retain_ablation_gap"},
-    "method": {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"},
-}
 
 
 class Measuring:
@@ -47,36 +42,23 @@ class Measuring:
     def __init__(self, run: Run, method: Method) -> None:
         self.run, self.method, self.config, self.state = run, method, run.config, run.state
         self.device, self.padding = run.arguments.device, padding_token_id(run.tokenizer)
+        self.records = run.config.output_path / "phases"
         before = [Stage("before", run.before_model)] if run.before_kind is not None else []
         self.stages = {stage.name: stage for stage in (*before, *method.stages(run))}
         self.final_stage = list(self.stages)[-1]
 
     def phases(self, model_key: str) -> list[Phase]:
         """Evaluation, generations and relearn attack. `model_key`: of the phase that made the final model."""
-        config, base_key = self.config, self.run.base_key
+        config, models = self.config, (model_key, self.run.base_key)
         sizes = identity_values(EvaluationConfig, asdict(config.evaluation)).values()
-        words = config.data.forget_words
-        attack = fingerprint(model_key, base_key, config.relearn.to_dict())
+        evaluation = fingerprint(*models, *sizes, "with the leak audit")
+        generation = fingerprint(*models, asdict(config.generation), config.data.forget_words)
+        attack = fingerprint(*models, config.relearn.to_dict())
+        title = "Attacking: relearning forget stories"
         return [
-            Phase(
-                "evaluation",
-                "Evaluating",
-                fingerprint(model_key, base_key, *sizes, "with the leak audit"),
-                self.evaluate,
-            ),
-            Phase(
-                "generation",
-                "Generating",
-                fingerprint(model_key, base_key, asdict(config.generation), words),
-                self.generate,
-            ),
-            Phase(
-                "attack",
-                "Attacking: relearning forget stories",
-                attack,
-                self.attack,
-                clean_up=self.remove_kept_trials,
-            ),
+            Phase("evaluation", "Evaluating", evaluation, self.evaluate),
+            Phase("generation", "Generating", generation, self.generate),
+            Phase("attack", title, attack, self.attack, clean_up=self.remove_kept_trials),
         ]
 
     # ---- Losses and leak audit ----
@@ -131,12 +113,16 @@ class Measuring:
     def _differences(
         self, evaluator: Evaluator, measured: dict[str, dict[str, StoryLosses]]
     ) -> dict[str, dict[str, Any]]:
-        pairs = {"ablation": ("after_ablation", "before_ablation"), "method": (self.final_stage, "before")}
+        ablation = {"forget": "ablation_gap", "retain": "retain_ablation_gap"}
+        method = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
         found: dict[str, dict[str, Any]] = {}
-        for what, (later, earlier) in pairs.items():
+        for later, earlier, names in (
+            ("after_ablation", "before_ablation", ablation),
+            (self.final_stage, "before", method),
+        ):
             if later in measured and earlier in measured and later != earlier:
                 differences = evaluator.differences(measured[later], measured[earlier])
-                found |= {name: differences[kind] for kind, name in _DIFFERENCES[what].items()}
+                found |= {name: differences[kind] for kind, name in names.items()}
         return found
 
     def _leak_audit(self, evaluator: Evaluator, trained: Any, all_on: dict[str, StoryLosses]) -> dict[str, Any]:
@@ -200,7 +186,7 @@ class Measuring:
         before = None
         if self.run.before_kind is not None:
             before = experiment.losses(load_causal_lm(self.run.before_model))
-        kept = KeptTrials(self.run.paths.phases, key, self.state)
+        kept = KeptTrials(self.records, key, self.state)
         model = load_causal_lm(self.stages[self.final_stage].model)
         result = experiment.run(model, before, done=kept.found, on_trial=kept.add)
         return {"attack": result.to_dict()}
@@ -209,4 +195,4 @@ class Measuring:
         """Once the attack is written down as done. Every process calls it; one removes."""
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            remove_kept_trials(self.run.paths.phases)
+            remove_kept_trials(self.records)

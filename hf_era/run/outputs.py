@@ -27,24 +27,20 @@ def describe_plan(config: RunConfig, device: Any) -> str:
         start = f"from a base pretrained here ({config.base_path})"
     else:
         start = "from random weights" + (", beside a base control" if config.model.base_control else "")
+    attack = "left out"
+    if config.relearn.enabled:
+        stories = ", ".join(map(str, config.relearn.stories))
+        limits = f"{config.relearn.steps} steps at most, {config.relearn.trials} trials each"
+        attack = f"fine-tuning on {stories} forget stories, {limits}"
     lines = [
         ("model", start),
         *get_method(config.method).plan(config),
         ("data", f"{config.data.train}; forgetting: {', '.join(config.data.forget_words)}"),
-        ("attack", describe_attack(config)),
+        ("attack", attack),
         ("output", config.output_path),
     ]
     told = [f"  {label:<10} {text}" for label, text in lines]
     return "\n".join([f"[bold]{config.name}[/], seed {config.seed}, on {device}", *told])
-
-
-def describe_attack(config: RunConfig) -> str:
-    """The relearn attacks of a run, in a few words."""
-    relearn = config.relearn
-    if not relearn.enabled:
-        return "left out"
-    stories = ", ".join(map(str, relearn.stories))
-    return f"fine-tuning on {stories} forget stories, {relearn.steps} steps at most, {relearn.trials} trials each"
 
 
 def finish(
@@ -78,17 +74,16 @@ def write_outputs(result: RunResult, folder: Path) -> None:
 def _push(result: RunResult, config: RunConfig, folder: Path, console: Console) -> None:
     import huggingface_hub
 
-    repository = config.training.get("hub_model_id") or config.output_path.name
-    token = config.training.get("hub_token")
-    private = config.training.get("hub_private_repo")
+    settings = config.training
+    repository, token = settings.get("hub_model_id") or config.output_path.name, settings.get("hub_token")
+    private = settings.get("hub_private_repo")
     repository = huggingface_hub.create_repo(repository, token=token, private=private, exist_ok=True).repo_id
-    revision = config.training.get("hub_revision")
     write_model_card(result, folder, repository=repository)
     huggingface_hub.upload_folder(
         repo_id=repository,
         folder_path=str(folder),
         commit_message="Contracted model of hf_era",
         token=token,
-        revision=revision,
+        revision=settings.get("hub_revision"),
     )
     console.print(f"Pushed to {repository}")

@@ -11,16 +11,37 @@ from typing import Any
 
 import yaml
 
-from hf_era.utils.checks import check_path_text, check_plain, check_text, error_text, short_repr, unknown_key_message
+from hf_era.utils.checks import (
+    MAXIMUM_DEPTH,
+    check_path_text,
+    check_plain,
+    check_text,
+    error_text,
+    short_repr,
+    unknown_key_message,
+)
+
+MAXIMUM_BYTES = 1_000_000
+MAXIMUM_VALUES = 100_000
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file with a mapping at the top; raises `ValueError` if it is missing or something else."""
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: if it is missing, too large, no YAML, no mapping, or more than `parse_yaml` takes; it names the file.
+    """
     check_path_text("config", str(path))
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"The config file {path} does not exist. Pass a YAML file such as recipes/configs/demo.yaml.")
-    content = read_yaml_file(path)
+    size = path.stat().st_size
+    if size > MAXIMUM_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, a config at most {MAXIMUM_BYTES:,}. Did you mean another file?")
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: also a date or number that is none
+        raise ValueError(f"{path} is no valid YAML: {error_text(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold a mapping such as `seed: 0`, got {type(content).__name__}.")
     return content
@@ -153,14 +174,11 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
         except (TypeError, ValueError, OverflowError):
             number = None
         if number is not None and (kind is float or not isinstance(value, float) or number == value):
-            check_plain(
-                name, number if kind is int else None
-            )  # text and floats were no integers when they were looked at
+            if kind is int:  # text and floats were no integers when they were looked at
+                check_plain(name, number)
             return number
-    if kind not in (bool, str, int, float):
-        if not isinstance(kind, type) or not isinstance(
-            value, kind
-        ):  # an enum or the like, made of its value; its own class checks that
+    if kind not in (bool, str, int, float):  # an enum or the like, made of its value; its own class checks that
+        if not isinstance(kind, type) or not isinstance(value, kind):
             check_plain(name, value)
         return value
     raise ValueError(f"`{name}` should be {_spelled(kind)}, got {short_repr(value)}.")
@@ -170,26 +188,6 @@ def _spelled(kind: Any) -> str:
     names = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     return " or ".join(names.get(option, str(option)) for option in options)
-
-
-MAXIMUM_BYTES = 1_000_000
-MAXIMUM_VALUES = 100_000
-MAXIMUM_DEPTH = 50
-
-
-def read_yaml_file(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        ValueError: if it is too large, no YAML, or more than `parse_yaml` takes; the message names the file.
-    """
-    size = path.stat().st_size
-    if size > MAXIMUM_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, a config at most {MAXIMUM_BYTES:,}. Did you mean another file?")
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: also a date or number that is none
-        raise ValueError(f"{path} is no valid YAML: {error_text(error)}") from error
 
 
 def parse_yaml(text: str) -> Any:

@@ -9,6 +9,7 @@ stopped goes on where it was: `hf-era run CONFIG` again. What is written where: 
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,11 @@ from hf_era.methods.base import train_base
 from hf_era.run.config import RunConfig
 from hf_era.run.context import Run
 from hf_era.run.directory import RunDirectory
-from hf_era.run.identity import identity_settings
 from hf_era.run.inputs import RunInputs, load_inputs
 from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
-from hf_era.run.phase_runner import PhaseRunner
-from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import in_all, main_first
+from hf_era.utils.signals import stop_if_requested
 
 
 def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult:
@@ -57,22 +56,59 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     console.print(describe_plan(config, arguments.device))
 
     inputs = main_first(lambda: load_inputs(config), state)
-    settings = identity_settings(config, arguments)
-    identity = fingerprint(settings, inputs.data_fingerprint, inputs.base_fingerprint)
-    run = Run(config, inputs, arguments, state, identity)
+    run = Run(config, inputs, arguments, state)
     shared = RunDirectory(config.base_path, state.is_main_process, tell)
     filtering = _data_filtering(config, inputs)
-    directory.check(identity, settings, config.overwrite_output_dir, inputs=_local_inputs(config))
+    directory.check(run.identity, run.settings, config.overwrite_output_dir, inputs=_local_inputs(config))
     if config.model.trains_base:
         _check_shared_base(shared, run)
     state.wait_for_everyone()
     with directory.lock():
-        directory.claim(identity, settings, config.overwrite_output_dir)
+        directory.claim(run.identity, run.settings, config.overwrite_output_dir)
         state.wait_for_everyone()
         result = _run_phases(PhaseRunner(directory, console, state), run, shared)
         result.data_filtering = filtering
         finish(result, config, directory, console, state)
     return result
+
+
+class PhaseRunner:
+    """Runs phases on all processes of a launch, or skips those that are done already; says so, and takes the time.
+
+    Args:
+        directory (`RunDirectory`): that remembers what is done.
+        console (`Console`): where it says what it does.
+        state (`PartialState`): of this process among the launched ones.
+
+    Attributes:
+        seconds (`dict[str, float]`): phase -> how long it took, when it was run.
+    """
+
+    def __init__(self, directory: RunDirectory, console: Console, state: PartialState) -> None:
+        self.directory, self.console, self.state = directory, console, state
+        self.seconds: dict[str, float] = {}
+
+    def run(self, phase: Phase, directory: RunDirectory | None = None) -> dict[str, Any]:
+        """What the phase reported, now or when it was run. `directory`: that remembers it, if not the run's own."""
+        directory = directory or self.directory
+        stop_if_requested()  # a signal that came too late for the last phase to stop at it
+        self.state.wait_for_everyone()
+        report = directory.finished(phase.name, phase.key, phase.outputs)
+        # Each process has decided before one can finish the work and thereby change what the others would decide.
+        self.state.wait_for_everyone()
+        said = "already done, skipped"
+        if report is None:
+            self.console.print(f"[bold]{phase.title}[/] ...")
+            start = time.monotonic()
+            report = phase.work(phase.key)
+            report = {**report, "seconds": round(time.monotonic() - start, 1)}
+            directory.record(phase.name, phase.key, report, phase.outputs)
+            said = f"done in {report['seconds']:.1f} s"
+        phase.clean_up()  # also where it was done before: a run that was killed in between has left it there
+        self.state.wait_for_everyone()
+        self.seconds[phase.name] = report["seconds"]
+        self.console.print(f"[bold]{phase.title}[/]: {said}")
+        return report
 
 
 def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResult:
@@ -119,7 +155,7 @@ def _base_phase(run: Run) -> Phase:
         "base",
         "Pretraining the base" if run.start == "pretrained" else "Training the base control",
         key,
-        lambda key: train_base(run, run.stock_arguments("base", key)),
+        partial(train_base, run),
         (run.folder("base"),),
         partial(run.remove_checkpoints, "base", key),
     )
@@ -140,7 +176,7 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
 
 def _check_shared_base(shared: RunDirectory, run: Run) -> None:
     """A base inside the output directory is covered by that directory's own check."""
-    if not run.paths.base.is_relative_to(run.paths.output):
+    if not run.config.base_path.is_relative_to(run.config.output_path):
         shared.check(run.base_key, {}, field="model.base_dir")
 
 

@@ -106,11 +106,8 @@ MAXIMUM_NAME_BYTES = 100
 
 def check_name(name: str, value: str) -> None:
     """Raises `ValueError` for a name that cannot become a part of a file's or directory's name."""
-    if (
-        not value.strip()
-        or value.startswith(".")
-        or any(character in "/\\" or not character.isprintable() for character in value)
-    ):
+    is_plain = value.isprintable() and not {"/", "\\"} & set(value)
+    if not value.strip() or value.startswith(".") or not is_plain:
         raise ValueError(
             f"`{name}` becomes part of a path: letters, digits, '-' and '_' are fine, got {short_repr(value)}."
         )
@@ -135,13 +132,10 @@ def unknown_key_message(where: str, key: object, known: Iterable[str]) -> str:
     """The message for a key that is none of `known`; `where` names the section or file."""
     names = list(known)
     is_plain = isinstance(key, str) and len(key) <= SHOWN_CHARACTERS and key.isprintable()
-    return f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, names)} {_listed(names)}"
-
-
-def _listed(names: list[str]) -> str:
+    listed = f"Known: {', '.join(names)}."
     if len(names) > MAXIMUM_LISTED:
-        return f"`hf-era fields` lists all {len(names)} settings."
-    return f"Known: {', '.join(names)}."
+        listed = f"`hf-era fields` lists all {len(names)} settings."
+    return f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, names)} {listed}"
 
 
 def _hint(value: object, names: list[str]) -> str:
@@ -151,21 +145,12 @@ def _hint(value: object, names: list[str]) -> str:
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
-def machine_memory() -> int:
-    """Bytes of main memory that this machine has."""
-    return int(psutil.virtual_memory().total)
-
-
 def check_memory(name: str, value: str, needed: float, way_out: str) -> None:
-    """Raises `ValueError` if `needed` bytes are more than this machine has.
+    """Raises `ValueError` if `needed` bytes, a lower bound, are more than this machine has.
 
-    Args:
-        name (`str`): the setting, or several.
-        value (`str`): its value, in words.
-        needed (`float`): bytes, a lower bound.
-        way_out (`str`): what to do instead, a sentence.
+    `name` is the setting, or several; `value` its value in words; `way_out` a sentence that says what to do instead.
     """
-    available = machine_memory()
+    available = psutil.virtual_memory().total
     if needed > available:
         raise ValueError(
             f"`{name}`: {value} needs at least {_gigabytes(needed)} of memory, and this machine has "

@@ -37,12 +37,7 @@ class _Metadata(Mapping[str, Any]):
 
 
 def about(help: str, *, identity: bool | str) -> Mapping[str, Any]:
-    """The `metadata` of a config's field.
-
-    Args:
-        help (`str`): a sentence, with unit and special values.
-        identity (`bool` or `UNLESS_DEFAULT`): see above.
-    """
+    """The `metadata` of a config's field: its help, a sentence with unit and special values, and its identity, see above."""
     return _Metadata(help, identity)
 
 
@@ -51,11 +46,8 @@ def identity_values(
 ) -> dict[str, Any]:
     """Those of a config's values that identify a run. A name that the class does not have is left out.
 
-    Args:
-        config_class (`type`): a dataclass.
-        values (`dict`): its fields' values, or some of them.
-        inherited_without_effect (*optional*): names of fields that a class of another library declares, and that say nothing
-            of themselves, but have no effect. Any other such field identifies, so that a new one is never overlooked.
+    Fields that a class of another library declares say nothing of themselves. Those in `inherited_without_effect` have no
+    effect; any other such field identifies, so that a new one is never overlooked.
     """
     found = {}
     for item in dataclasses.fields(config_class):

@@ -32,10 +32,7 @@ def share_of(tasks: Sequence[Task], state: PartialState | None = None) -> list[T
 def share_out(tasks: Sequence[Task], work: Callable[[Task], Result], state: PartialState | None = None) -> list[Result]:
     """The results of all tasks, in order, the same in every process; each task is done by one of them.
 
-    Args:
-        tasks: the same ones in every process.
-        work: does one task. It must not itself wait for other processes.
-        state (`PartialState`, *optional*): of this process among the launched ones. Not given: there is one.
+    `work` does one task, and must not itself wait for other processes.
 
     Raises:
         Exception: what `work` raised, in every process, the first of several. Each process hears of it after its first

@@ -18,6 +18,11 @@ _REASONS = {
     errno.EPERM: "there is no permission to write there",
     errno.EIO: "the device reported an input/output error",
 }
+_WAYS_OUT = {
+    errno.ENOSPC: "Free some space, or choose another `--output_dir`",
+    errno.EDQUOT: "Free some space, or choose another `--output_dir`",
+    errno.EIO: "Check the device, or choose another `--output_dir`",
+}
 # Libraries with writers of their own (safetensors, Arrow) pass on the system's words instead of its error.
 _WORDS = {
     "no space left on device": errno.ENOSPC,
@@ -63,9 +68,7 @@ def check_writable(folder: str | Path, field: str) -> None:
     Raises:
         StorageError: if not; `field` names the setting.
     """
-    existing = Path(folder)
-    while not existing.exists() and existing.parent != existing:
-        existing = existing.parent
+    existing = _nearest(Path(folder))
     # `os.access` knows a read-only file system too, even for root.
     if not os.access(existing, os.W_OK | os.X_OK):
         with as_storage_error(folder):
@@ -73,7 +76,7 @@ def check_writable(folder: str | Path, field: str) -> None:
             probe.touch()  # says why not
             probe.unlink()
         return
-    if shutil.disk_usage(existing).free == 0:
+    if _free_bytes(existing) == 0:
         message = f"`{field}`: {_message(Path(folder), errno.ENOSPC)}"
         raise StorageError(message, Path(folder), errno.ENOSPC)
 
@@ -87,18 +90,18 @@ def _number_of(error: BaseException) -> int | None:
 
 
 def _message(path: Path, number: int) -> str:
-    ways_out = {
-        errno.ENOSPC: f"{_free(path)}Free some space, or choose another `--output_dir`",
-        errno.EDQUOT: "Free some space, or choose another `--output_dir`",
-        errno.EIO: "Check the device, or choose another `--output_dir`",
-    }
-    way_out = ways_out.get(number, "Choose another `--output_dir`, or change that")
+    free = f"{_free_bytes(path) / 2**20:.0f} MiB are free there. " if number == errno.ENOSPC else ""
+    way_out = _WAYS_OUT.get(number, "Choose another `--output_dir`, or change that")
     return (
-        f"{path} cannot be written: {_REASONS[number]}. {way_out}, then give the same command again. What was saved before "
-        "is whole and was kept."
+        f"{path} cannot be written: {_REASONS[number]}. {free}{way_out}, then give the same command again. What was saved "
+        "before is whole and was kept."
     )
 
 
-def _free(path: Path) -> str:
-    existing = next((folder for folder in (path, *path.parents) if folder.exists()), None)
-    return "" if existing is None else f"{shutil.disk_usage(existing).free / 2**20:.0f} MiB are free there. "
+def _nearest(path: Path) -> Path:
+    """What is there of a path: itself, or the nearest folder above it."""
+    return next((folder for folder in (path, *path.parents) if folder.exists()), Path())
+
+
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(_nearest(path)).free

@@ -118,15 +118,13 @@ def stopped_attack(measuring: Measuring) -> dict[str, Any]:
     RelearnAttack.run = run  # type: ignore[method-assign]
     try:
         error = said(lambda: measuring.attack("stopped"))
-        kept = [
-            read_json(path)["trials"] for path in sorted(measuring.run.paths.phases.glob("attack-unfinished*.json"))
-        ]
+        kept = [read_json(path)["trials"] for path in sorted(measuring.records.glob("attack-unfinished*.json"))]
         in_all(lambda: None, measuring.state)  # all have looked before it goes on
         before = len(made)
         report = measuring.attack("stopped")
         measuring.remove_kept_trials()
         in_all(lambda: None, measuring.state)
-        left = list(measuring.run.paths.phases.glob("attack-unfinished*"))
+        left = list(measuring.records.glob("attack-unfinished*"))
     finally:
         RelearnAttack.run = original  # type: ignore[method-assign]
     return {"error": error, "kept": kept, "made again": len(made) - before, "report": report, "left": left}

@@ -23,7 +23,7 @@ from transformers import GPTNeoModel
 
 from hf_era import cli
 from hf_era.methods import Phase
-from hf_era.run.phase_runner import PhaseRunner
+from hf_era.run.pipeline import PhaseRunner
 
 RANK = os.environ.get("RANK", "0")
 SAVING = ("rename", "replace", "fsync", "rmtree", "serialize_file")

@@ -9,8 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hf_era.run.config import RunConfig
-from hf_era.training import GradientRoutingConfig
+from hf_era.run.config import SECTIONS
 
 STRANGE_TEXTS = (
     "", " ", "\n", "\0", "a\0b", "tree", "Tree.", "...", "!?", "\N{DECIDUOUS TREE}", "\U0001f468‍\U0001f469‍\U0001f467",
@@ -56,16 +55,10 @@ def setting_of(kind: Any) -> st.SearchStrategy[Any]:
     return plain.get(kind, junk)
 
 
-def section_kinds() -> dict[str, Any]:
-    """Section -> its dataclass; the top level is the section without a name."""
-    sections = {name: kind for name, kind in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(kind)}
-    return {"": RunConfig, **sections, "training": GradientRoutingConfig, "pretraining": GradientRoutingConfig}
-
-
 @st.composite
 def config_values(draw: Any) -> dict[str, Any]:
     """A config as YAML could hold it: a few fields of a few sections; values that fit, extremes, and junk."""
-    kinds = section_kinds()
+    kinds = SECTIONS
     values: dict[str, Any] = {}
     for section in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=3, unique=True)):
         hints = typing.get_type_hints(kinds[section])

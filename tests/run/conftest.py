@@ -13,7 +13,7 @@ import pytest
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
 from hf_era.methods import Phase
-from hf_era.run.phase_runner import PhaseRunner
+from hf_era.run.pipeline import PhaseRunner
 from hf_era.training import GradientRoutingTrainer
 
 ARCHITECTURE = {

@@ -146,7 +146,7 @@ def test_a_run_killed_before_saving_does_not_train_another_step(
 ) -> None:
     config = make_run_config(tmp_path, model={"start": "scratch", "base_control": False}, coherence={"enabled": False})
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_save", lambda self, *args, **kwargs: (_ for _ in ()).throw(KilledError))
+        patch.setattr(Run, "save", lambda self, *args, **kwargs: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             run_pipeline(config)
     (checkpoint,) = (config.output_path / "checkpoints").glob("route-*/checkpoint-4")

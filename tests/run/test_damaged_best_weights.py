@@ -23,7 +23,7 @@ def test_the_phase_begins_anew(
     whole = make_run_config(tmp_path / "whole", **scratch)
     expected = run_pipeline(whole)
     config = make_run_config(tmp_path / "killed", **scratch)
-    original = Run._save
+    original = Run.save
 
     def killed(self: Any, save: Any, folder: Path, **kwargs: Any) -> None:
         if folder == self.folder("model"):
@@ -31,7 +31,7 @@ def test_the_phase_begins_anew(
         original(self, save, folder, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_save", killed)
+        patch.setattr(Run, "save", killed)
         with pytest.raises(KilledError):
             run_pipeline(config)
     (best,) = (config.output_path / "checkpoints").glob("coherence-*/best/model.safetensors")

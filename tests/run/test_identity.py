@@ -9,11 +9,11 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_era import GradientRoutingConfig, RunConfig
-from hf_era.run.config import section_classes
-from hf_era.run.identity import identity_settings
+from hf_era.run.config import SECTIONS
+from hf_era.run.context import identity_settings
 from hf_era.utils.fields import UNLESS_DEFAULT, about, identity_values
 
-CONFIGS = {"": RunConfig, **section_classes()}
+CONFIGS = SECTIONS
 
 
 def without_identity(config_class: type) -> list[str]:
