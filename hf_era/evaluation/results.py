@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
-from hf_era.evaluation.earlier_methods import EARLIER_METHODS
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnResult
 from hf_era.utils.checks import unknown_value_message
@@ -19,8 +18,6 @@ SCHEMA_VERSION = 3
 EARLIER_VERSION = 2
 """Read as well: `upgraded` fills in what has been added since."""
 KINDS = {"run": "the `result.json` of `hf-era run`", "model": "a result of `hf-era eval` or `hf-era relearn`"}
-
-Result = TypeVar("Result")
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
@@ -50,23 +47,6 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_result(cls: type[Result], path: str | Path, kind: str) -> Result:
-    """Reads a result of one kind; raises `ValueError` as `read_values`, or for another kind or missing fields."""
-    values = read_values(path)
-    found = values.get("kind", "run")
-    if found != kind:
-        raise ValueError(f"{path} is {KINDS.get(found, f'a result of kind {found!r}')}. Pass {KINDS[kind]}.")
-    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
-    missing = sorted(
-        name
-        for name, item in known.items()
-        if name not in values and item.default is MISSING and item.default_factory is MISSING
-    )
-    if missing:
-        raise ValueError(f"{path} lacks fields of a result file: {', '.join(missing)}. Evaluate again.")
-    return cls(**{name: value for name, value in values.items() if name in known})
-
-
 # ---- Methods and stages ----
 
 STAGE_TITLES = {
@@ -84,11 +64,16 @@ CONTROL = "control"
 UNTOUCHED = "untouched"
 """Role of a method that trains nothing: there is no checkpoint of its own."""
 
-METHODS = tuple(EARLIER_METHODS)
+EARLIER_METHODS = {
+    "gradient_routing": ("gradient routing", "method", ABLATION_STAGES),
+    "data_filtering": ("data filtering", CONTROL, ("after_training",)),
+    "base": ("the model before the method", UNTOUCHED, ("before",)),
+}
+"""Those of version 2: title, role, and the stages that every run of it has. Newer files say that themselves."""
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a result file of schema version 2 as version 3 has them; those of version 3 as they are.
+    """The values of a result file of schema version 2 as version 3 has them, without prose; those of version 3 as they are.
 
     Raises:
         ValueError: for a method that version 2 did not have.
@@ -99,36 +84,68 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("kind", "run") != "run":
         return values
     method, losses = values.get("method", "gradient_routing"), values.get("losses")
-    if method not in METHODS:
-        raise ValueError(unknown_value_message("method", method, METHODS))
-    return {**values, **method_fields(method, losses if isinstance(losses, dict) else {})}
-
-
-def method_fields(method: str, measured: Collection[str]) -> dict[str, Any]:
-    """What a `RunResult` records of one of the three first methods.
-
-    Args:
-        method (`str`): one of `METHODS`.
-        measured: names of the stages whose losses are known. The method's own stages are listed in any case.
-    """
-    known = EARLIER_METHODS[method]
-    stages = [
-        {"name": name, "title": title} for name, title in STAGE_TITLES.items() if name in (*known.stages, *measured)
-    ]
+    if method not in list(EARLIER_METHODS):  # in a file it may be anything
+        raise ValueError(unknown_value_message("method", method, EARLIER_METHODS))
+    title, role, own_stages = EARLIER_METHODS[method]
+    names = {*own_stages, *(losses if isinstance(losses, dict) else ())}
     return {
+        **values,
         "method": method,
-        "method_title": known.title,
-        "method_role": known.role,
-        "method_texts": dict(known.texts),
-        "stages": stages,
+        "method_title": title,
+        "method_role": role,
+        "method_texts": {},
+        "stages": [{"name": name, "title": text} for name, text in STAGE_TITLES.items() if name in names],
     }
 
 
 # ---- Results ----
 
 
+class Result:
+    """What results of both kinds can do."""
+
+    attack: dict[str, Any] | None
+    differences: dict[str, dict[str, float | None]]
+    kind: str
+
+    @property
+    def relearning(self) -> RelearnResult | None:
+        """The relearn attacks on the final model; `None` if there were none."""
+        return None if self.attack is None else RelearnResult.from_dict(self.attack)
+
+    def estimate(self, name: str) -> Estimate:
+        """A difference such as `unlearning`, with its interval where one was computed; without a value if not measured."""
+        stored = self.differences.get(name)
+        return Estimate(getattr(self, name, None)) if stored is None else Estimate(**stored)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)  # type: ignore[call-overload]
+        return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
+
+    def save(self, path: str | Path) -> Path:
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a result file of this kind.
+
+        Raises:
+            ValueError: if it is none, is not whole, or of another schema version or kind.
+        """
+        values = read_values(path)
+        found = values.get("kind", "run")
+        if found != cls.kind:
+            raise ValueError(f"{path} is {KINDS.get(found, f'a result of kind {found!r}')}. Pass {KINDS[cls.kind]}.")
+        known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+        needed = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
+        missing = sorted(needed - values.keys())
+        if missing:
+            raise ValueError(f"{path} lacks fields of a result file: {', '.join(missing)}. Evaluate again.")
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
 @dataclass(kw_only=True)
-class RunResult:
+class RunResult(Result):
     """Everything that a report needs. Losses are token-weighted, in nats a token.
 
     Attributes:
@@ -199,18 +216,6 @@ class RunResult:
         high, low = self.loss(later, kind), self.loss(earlier, kind)
         return None if high is None or low is None else high - low
 
-    def estimate(self, name: str) -> Estimate:
-        """A difference such as `ablation_gap` with its interval over stories, where one was computed."""
-        stored = self.differences.get(name)
-        if stored is not None:
-            return Estimate(**stored)
-        return Estimate(getattr(self, name) if hasattr(self, name) else None)
-
-    @property
-    def relearning(self) -> RelearnResult | None:
-        """The relearn attacks on the final model; `None` if there were none."""
-        return None if self.attack is None else RelearnResult.from_dict(self.attack)
-
     @property
     def stage_titles(self) -> dict[str, str]:
         """Name of each stage -> its title, in order."""
@@ -258,24 +263,11 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         derived = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "localised")
-        values = asdict(self)
-        return {
-            "schema_version": values.pop("schema_version"),
-            **values,
-            "derived": {name: getattr(self, name) for name in derived},
-        }
-
-    def save(self, path: str | Path) -> Path:
-        return write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> RunResult:
-        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version."""
-        return read_result(cls, path, "run")
+        return {**super().to_dict(), "derived": {name: getattr(self, name) for name in derived}}
 
 
 @dataclass
-class ModelResult:
+class ModelResult(Result):
     """Losses, generations and relearn attacks of one causal LM. Losses are token-weighted, in nats a token.
 
     Attributes:
@@ -314,32 +306,11 @@ class ModelResult:
     kind: str = "model"
     schema_version: int = SCHEMA_VERSION
 
-    def estimate(self, name: str) -> Estimate:
-        """A difference to the model before the method, with its interval; without a value where there is none."""
-        return Estimate(**self.differences[name]) if name in self.differences else Estimate(None)
-
     @property
     def stage_titles(self) -> dict[str, str]:
         """Name of each stage -> its title, in order."""
         before = {} if self.before is None else {"before": STAGE_TITLES["before"]}
         return {**before, self.final_stage: "This model"}
-
-    @property
-    def relearning(self) -> RelearnResult | None:
-        """The relearn attacks; `None` if there were none."""
-        return None if self.attack is None else RelearnResult.from_dict(self.attack)
-
-    def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
-
-    def save(self, path: str | Path) -> Path:
-        return write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> ModelResult:
-        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version."""
-        return read_result(cls, path, "model")
 
 
 AnyResult = RunResult | ModelResult
