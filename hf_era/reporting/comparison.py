@@ -44,8 +44,9 @@ def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     rows = []
     for result in results:
         figures = summary_of(result)
-        row: dict[str, Any] = {name: getattr(figures, name) for name in ("name", "seed", "method", "rule", "start")}
-        row |= {"before": figures.before_name, "stories": str(result.data.get("fingerprint") or "")[:8]}
+        row: dict[str, Any] = {name: getattr(result, name) for name in ("name", "seed", "method")}
+        row |= {"rule": figures.rule, "start": figures.start, "before": figures.before_name}
+        row |= {"stories": str(result.data.get("fingerprint") or "")[:8]}
         row |= figure_values(figures)
         for name in DIFFERENCES:
             row |= {f"{name}_low": figures.differences[name].low, f"{name}_high": figures.differences[name].high}

@@ -37,7 +37,7 @@ def headline_sentences(result: AnyResult) -> list[str]:
     """The figures that a result is judged by, a sentence or two each; what was not measured is left out or said so."""
     figures, minimum = summary_of(result), minimum_gap(result)
     found = [_what_it_is(result, figures)]
-    if figures.has_module:
+    if figures.result.has_module:
         found += _ablation(figures)
     if not figures.is_untouched:
         found += _differences(figures, minimum)
@@ -51,7 +51,7 @@ def cautions(result: AnyResult) -> list[Caution]:
     found = []
     if any(value is not None and not is_number(value) for value in values):
         found.append(Caution("A loss is not finite", "The model broke while it was trained or evaluated."))
-    if figures.has_module:
+    if figures.result.has_module:
         found += _localisation_cautions(figures, minimum)
     if not figures.is_untouched:
         found += _removal_cautions(result, figures, minimum)
@@ -197,7 +197,7 @@ def _differences(figures: ResultSummary, minimum: float) -> list[str]:
     if tax is not None and tax < -minimum:
         found.append(
             "The model also went on learning: its retain loss is lower than before. The comparison mixes what was removed "
-            f"with what the further steps taught{'; the ablation gap does not' if figures.has_module else ''}."
+            f"with what the further steps taught{'; the ablation gap does not' if figures.result.has_module else ''}."
         )
     return found
 

@@ -26,7 +26,7 @@ def generation_parts(result: AnyResult) -> list[Any]:
     if not any(texts.values()):
         return []
     figures = summary_of(result)
-    stages = sorted(texts, key=[*figures.stages, *texts].index)
+    stages = sorted(texts, key=[*result.stage_titles, *texts].index)
     titles = {stage: name_of(stage_title(figures, stage)) for stage in stages}
     words, prompts = forget_words(result), values.get("prompts") or []
     samples = []

@@ -33,10 +33,10 @@ def render_report(result: AnyResult) -> str:
     """
     figures = summary_of(result)
     about = [
-        figures.title,
+        result.method_title,
         figures.rule and f"mask rule {figures.rule}",
         STARTS.get(figures.start, ""),
-        f"seed {figures.seed}",
+        f"seed {result.seed}",
     ]
     return render_page(
         "report_template.html",

@@ -134,7 +134,7 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
         "label_fraction": _label_fraction(result),
         "before": escape_markdown(before_text(result)),
         "has_before": result.before_kind is not None,
-        "final_stage": escape_markdown(stage_title(figures, figures.final_stage)),
+        "final_stage": escape_markdown(stage_title(figures, result.final_stage)),
         "has_intervals": any_interval(losses),
         "has_difference_intervals": any_interval(list(figures.differences.values())),
         "has_coherence": "after_coherence" in result.losses,

@@ -50,16 +50,16 @@ def draw(results: Results) -> Figure:
     for figures in shown:
         if not _is_whole(figures.final):
             continue
-        style = styles[figures.name]
+        style = styles[figures.result.name]
         if figures.is_control:
             style = Look(style.color, "none", "*")
         if _is_whole(figures.before) and not figures.is_untouched:
             _arrow(panel, figures, style)
         _cross(panel, figures.final, style)
-        if figures.name not in named:
+        if figures.result.name not in named:
             handles.append(_handle(style))
-            labels.append(label(figures.name))
-            named.add(figures.name)
+            labels.append(label(figures.result.name))
+            named.add(figures.result.name)
     for name, losses in _yardsticks(shown):
         style = Look(INK, "none", "*")
         _cross(panel, losses, style)
@@ -81,7 +81,7 @@ def _yardsticks(shown: Sequence[ResultSummary]) -> list[tuple[str, Losses]]:
             found.setdefault((control.name, control.seed), control.losses)
     for figures in shown:
         if figures.is_control:
-            found.pop((figures.name, figures.seed), None)
+            found.pop((figures.result.name, figures.result.seed), None)
     return [(f"{label(name)} (data filtering)", losses) for (name, _), losses in found.items()]
 
 
