@@ -10,16 +10,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from hf_era.evaluation.results import AnyResult
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import (
-    FORGET,
-    MUTED,
-    RETAIN,
-    SERIES,
-    Results,
-    label,
-    legend_below,
-    new_figure,
-)  # fmt: skip
+from hf_era.reporting.plots.style import FORGET, MUTED, RETAIN, SERIES, Results, label, legend_below, new_figure
 from hf_era.reporting.tables import routed_tokens
 from hf_era.reporting.text import token_text
 

@@ -14,17 +14,7 @@ from matplotlib.lines import Line2D
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import (
-    INK,
-    MUTED,
-    Look,
-    Results,
-    bounds,
-    label,
-    legend_below,
-    looks,
-    new_figure,
-)  # fmt: skip
+from hf_era.reporting.plots.style import INK, MUTED, Look, Results, bounds, label, legend_below, looks, new_figure
 
 Losses = dict[str, Estimate]
 
@@ -115,4 +105,4 @@ def _place(losses: Losses) -> tuple[float, float]:
 
 
 def _is_whole(losses: Losses) -> bool:
-    return all(is_number(losses[kind].value) if kind in losses else False for kind in ("forget", "retain"))
+    return all(kind in losses and is_number(losses[kind].value) for kind in ("forget", "retain"))
