@@ -2,7 +2,7 @@
 
 One trial is here: one model, one set of stories, one learning rate; the whole curve of forget and retain loss. The attack
 runs on a copy in the fast class of its architecture; batches are padded once and stay on the device, and evaluation never
-holds logits. The experiment made of many trials is in `relearn_experiment.py`.
+holds logits. The experiment made of many trials is in `experiment.py`.
 """
 
 from __future__ import annotations
@@ -227,9 +227,8 @@ class MeasuredStories:
             parts = share_out(batches, lambda pair: story_losses(model, [pair[1]], autocast=self.autocast), state)
             found = {}
             for name in self._batches:
-                own = [part for (owner, _), part in zip(batches, parts, strict=True) if owner == name]
-                losses = concatenated(own)
-                found[name] = float(losses.nll.sum() / losses.tokens.sum())
+                own = concatenated([part for (owner, _), part in zip(batches, parts, strict=True) if owner == name])
+                found[name] = float(own.nll.sum() / own.tokens.sum())
             return found
 
         # A process whose trial had to halve its batches has other ones than the rest.

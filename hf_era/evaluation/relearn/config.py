@@ -19,19 +19,10 @@ FULL, LORA = "full", "lora"
 
 @dataclass
 class RelearnAttackConfig:
-    """What the trials of all attacks have in common. Defaults: the reference's.
+    """What the trials of all attacks have in common. Defaults: the reference's. Each field's `help` says what it is.
 
-    Args:
-        steps (`int`, *optional*, defaults to `40`): steps at most.
-        learning_rate (`float`, *optional*, defaults to `5e-5`): AdamW's, constant; betas (0.9, 0.95).
-        patience (`int`, *optional*, defaults to `3`): stop after so many evaluations in a row whose forget loss rose.
-            `None`: never.
-        evaluate_every (`int`, *optional*, defaults to `1`): steps between evaluations; the last step is always evaluated.
-        batch_size (`int`, *optional*, defaults to `16`): stories in memory at a time; changes speed and memory only.
-        lora_rank (`int`, *optional*, defaults to `8`), lora_alpha (`float`, *optional*, defaults to `16`): of adapters.
-        bf16 (`bool`, *optional*): run the passes in bf16 autocast; weights stay in fp32. Not given: as the run was trained,
-            and fp32 outside of a run.
-        seed (`int`, *optional*, defaults to `0`): of adapters, dropout and, in an experiment, the choice of stories.
+    The optimizer is AdamW with betas (0.9, 0.95); the last step is always evaluated. With `bf16` the passes run in autocast
+    and the weights stay in fp32; outside of a run, not given means fp32.
 
     Raises:
         ValueError: for a number out of range.
@@ -68,22 +59,9 @@ class RelearnAttackConfig:
 class RelearnConfig(RelearnAttackConfig):
     """The relearn attacks on one model: several N, several trials each, a sweep of learning rates, and LoRA.
 
-    Args:
-        enabled (`bool`, *optional*, defaults to `True`): `False` leaves the attacks out.
-        stories (`list[int]`, *optional*, defaults to `[1, 4, 16, 64]`): forget stories of the attacker, N; all N are the
-            batch of every step.
-        trials (`int`, *optional*, defaults to `5`): trials for each N; they share no story, so N x trials are needed.
-        sweep_stories (`int`, *optional*): N of the sweep and of LoRA. Not given: the largest of `stories`.
-        sweep_learning_rates (`list[float]`, *optional*, defaults to `[1e-5, 5e-5, 2e-4, 1e-3]`): also attack with these;
-            an attack that is made already is not repeated. Empty: no sweep.
-        sweep_trials (`int`, *optional*): trials for each learning rate of the sweep and of LoRA. Not given: as `trials`.
-        lora (`bool`, *optional*, defaults to `True`): also attack through low-rank adapters.
-        lora_learning_rates (`list[float]`, *optional*, defaults to `[1e-3]`): theirs.
-        evaluation_stories (`int`, *optional*, defaults to `64`): measure on at most so many forget and so many retain
-            stories, always the same ones. `None`: on all.
-        allow_fewer (`bool`, *optional*, defaults to `False`): with too few stories, make fewer trials, or use fewer
-            stories, and say so in the result. `False`: that is an error.
-        kwargs: the fields of `RelearnAttackConfig`.
+    Each field's `help` says what it is. All N stories are the batch of every step. N x `trials` stories are needed; with
+    `allow_fewer`, what was cut is said in the result. An attack that the sweep would repeat is made once. The stories that
+    attacks are measured on are always the same ones.
 
     Raises:
         ValueError: for a number out of range, no N at all, or LoRA without a learning rate.
