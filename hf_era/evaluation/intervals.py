@@ -101,8 +101,8 @@ def ratio_of_means_estimate(
     if samples == 0:
         return Estimate(mean / lower_mean)
     generator = torch.Generator().manual_seed(seed)
-    resampled = [_resampled(_ratio_of_sums(*part), len(part[0]), samples, generator) for part in sets]
-    return Estimate(mean / lower_mean, *(_percentiles(resampled[0] / resampled[1]) or (None, None)))
+    means, lower_means = (_resampled(_ratio_of_sums(*part), len(part[0]), samples, generator) for part in sets)
+    return Estimate(mean / lower_mean, *(_percentiles(means / lower_means) or (None, None)))
 
 
 def paired_difference(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,7 @@ from torch import Tensor
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
 
-@dataclass(frozen=True)
-class StoryLosses:
+class StoryLosses(NamedTuple):
     """Sums per story; all of shape (stories,), fp64.
 
     Attributes:
@@ -102,15 +101,8 @@ def story_losses(
                 nll, counted = _token_losses_of(model, moved["input_ids"], mask, moved["labels"])
             words = moved.get("is_forget_word")
             of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)
-            rows = torch.stack(
-                [
-                    nll.double().sum(1),
-                    counted.double().sum(1),
-                    (nll * of_words).double().sum(1),
-                    of_words.double().sum(1),
-                ],
-                dim=1,
-            )  # (batch, 4)
+            columns = (nll, counted, nll * of_words, of_words)
+            rows = torch.stack([column.double().sum(1) for column in columns], dim=1)  # (batch, 4)
             parts.append((gather(rows) if gather is not None else rows).cpu())
     finally:
         model.train(was_training)
@@ -120,9 +112,7 @@ def story_losses(
 
 def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:
     """The losses of all stories of the parts, in order."""
-    names = [item.name for item in fields(StoryLosses)]
-    none = torch.zeros(0, dtype=torch.float64)
-    return StoryLosses(*(torch.cat([none, *(getattr(part, name) for part in parts)]) for name in names))
+    return StoryLosses(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def loss_estimate(

@@ -27,7 +27,6 @@ from hf_era.evaluation import (
     RelearnExperiment,
     SamplingConfig,
     StoryLosses,
-    check_attack,
     describe_generations,
     generate_texts,
     load_result,
@@ -64,11 +63,14 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
         raise ValueError(
             f"`data_filtering`: {config.data_filtering} was measured on other stories. Evaluate that model on those files."
         )
-    experiment = _experiment(config, inputs, state) if attack else None
+    shared = {"device": config.resolved_device, "progress": state.is_main_process, "state": state}
+    measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer))
+    evaluator = Evaluator(*measured, config.evaluation, **shared)
+    experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared) if attack else None
     console.print(_plan(config, inputs, experiment))
     seconds: dict[str, float] = {}
     start = time.monotonic()
-    result = _measured(config, inputs, state)
+    result = _measured(config, inputs, evaluator)
     seconds["evaluation"] = round(time.monotonic() - start, 1)
     result.generations = _generations(config, inputs, state)
     seconds["generation"] = round(time.monotonic() - start - seconds["evaluation"], 1)
@@ -80,22 +82,6 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     result.seconds = seconds
     result.data_filtering = None if filtering is None else comparison_values(filtering)
     return result
-
-
-def _experiment(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> RelearnExperiment:
-    pool: Any = inputs.pool
-    check_attack(config.relearn, len(pool))
-    padding = padding_token_id(inputs.tokenizer)
-    return RelearnExperiment(
-        pool,
-        inputs.forget,
-        inputs.retain,
-        padding,
-        config.relearn,
-        device=config.resolved_device,
-        progress=state.is_main_process,
-        state=state,
-    )
 
 
 def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None) -> str:
@@ -110,17 +96,7 @@ def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: Relear
     return "\n".join(lines)
 
 
-def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> ModelResult:
-    padding = padding_token_id(inputs.tokenizer)
-    evaluator = Evaluator(
-        inputs.forget,
-        inputs.retain,
-        padding,
-        config.evaluation,
-        device=config.resolved_device,
-        progress=state.is_main_process,
-        state=state,
-    )
+def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Evaluator) -> ModelResult:
     measured = {"final": evaluator.measure(inputs.model, "The model")}
     _check_finite(config, measured["final"], config.model)
     if config.before is not None:
@@ -242,7 +218,7 @@ class ModelInputs:
     tokenizer: Any
     forget: Dataset
     retain: Dataset
-    pool: Dataset | None
+    pool: Any  # `None` without an attack
     data: dict[str, Any]
 
 
