@@ -33,11 +33,7 @@ def write_comparison_files(results: Sequence[AnyResult], folder: str | Path) -> 
 
 
 def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
-    """One flat dict per result, in the order given: what CSV and JSON hold.
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    """One flat dict per result, in the order given: what CSV and JSON hold. Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
     attack = ("kind", "stories", "learning_rate", "trials", "lowest_step", "recovered", "steps_to_recover")

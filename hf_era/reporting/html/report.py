@@ -57,16 +57,13 @@ def write_report(result: AnyResult, path: str | Path) -> Path:
 def _sections(result: AnyResult) -> list[Section]:
     sections = [Section("losses", "Losses", _losses(result)), Section("attacks", "Relearn attacks", _attacks(result))]
     if isinstance(result, RunResult):
-        routed = tables.routing_table(result, ROUTED_TOKENS)
+        table = tables.routing_table(result, ROUTED_TOKENS)
+        routed = [Folded("As a table", [table])] if table is not None else []
         sections += [
             Section("audit", "Leak audit", [*plots_of([result], ["leak_audit"]), *leak_audit_parts(result)]),
-            Section("selectivity", "Selectivity", [*plots_of([result], ["selectivity"])]),
-            Section(
-                "tokens",
-                "Routed tokens",
-                [*plots_of([result], ["token_weights"]), *([Folded("As a table", [routed])] if routed else [])],
-            ),
-            Section("training", "Training", [*plots_of([result], ["training"])]),
+            Section("selectivity", "Selectivity", plots_of([result], ["selectivity"])),
+            Section("tokens", "Routed tokens", [*plots_of([result], ["token_weights"]), *routed]),
+            Section("training", "Training", plots_of([result], ["training"])),
         ]
     return [
         *sections,
