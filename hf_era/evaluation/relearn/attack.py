@@ -188,11 +188,11 @@ class MeasuredStories:
         device: Any = "cpu",
         bf16: bool = False,
     ) -> None:
-        self.device, self.batch_size = torch.device(device), batch_size
+        self.device = torch.device(device)
         self._stories, self._pad_token_id = {"forget": forget, "retain": retain}, pad_token_id
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
         self.counts: dict[str, int] = {}
-        self._batches = self._padded(batch_size)
+        self._pad(batch_size)
         for name, batches in self._batches.items():
             if not batches:
                 raise ValueError(
@@ -202,11 +202,11 @@ class MeasuredStories:
             self.counts[f"{name}_stories"] = sum(len(batch["labels"]) for batch in batches)
             self.counts[f"{name}_tokens"] = count_labels(batches)
 
-    def _padded(self, batch_size: int) -> dict[str, list[dict[str, Tensor]]]:
-        return {
-            name: padded_batches(stories, self._pad_token_id, batch_size, self.device)
-            for name, stories in self._stories.items()
-        }
+    def _pad(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._batches: dict[str, list[dict[str, Tensor]]] = {}  # those there were go before the others come
+        for name, stories in self._stories.items():
+            self._batches[name] = padded_batches(stories, self._pad_token_id, batch_size, self.device)
 
     def losses(self, model: Any, state: PartialState | None = None) -> dict[str, float]:
         """`forget`, `retain` -> loss, token-weighted, nats a token. The model is on this device already.
@@ -221,8 +221,7 @@ class MeasuredStories:
 
         def read(size: int) -> dict[str, float]:
             if size != self.batch_size:
-                self._batches = {}  # before the others come
-                self._batches, self.batch_size = self._padded(size), size
+                self._pad(size)
             batches = [(name, batch) for name, part in self._batches.items() for batch in part]
             parts = share_out(batches, lambda pair: story_losses(model, [pair[1]], autocast=self.autocast), state)
             found = {}
@@ -258,15 +257,11 @@ def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device:
     """Stories (`input_ids`, `length`) padded once, like with like, on the device. A story with fewer than two tokens has
     nothing to predict and is left out."""
     examples = longest_first(stories)
-    examples = examples.select(range(sum(length > 1 for length in examples["length"]))).select_columns(["input_ids"])
-    collator = RoutingCollator(pad_token_id)
-    return [
-        {
-            name: value.to(device)
-            for name, value in collator(examples.select(range(start, min(start + batch_size, len(examples))))).items()
-        }
-        for start in range(0, len(examples), batch_size)
-    ]
+    kept, collator = sum(length > 1 for length in examples["length"]), RoutingCollator(pad_token_id)
+    examples = examples.select_columns(["input_ids"])
+    parts = [range(start, min(start + batch_size, kept)) for start in range(0, kept, batch_size)]
+    batches = [collator(examples.select(part)) for part in parts]
+    return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
 
 
 def count_labels(batches: list[dict[str, Tensor]]) -> int:
@@ -281,12 +276,8 @@ _PEFT_NOISE = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is s
 def with_lora(model: Any, rank: int, alpha: float) -> Any:
     """Puts LoRA adapters (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the LM head, in place.
 
-    Only the adapters can be trained afterwards. They start as no change, at random: seed torch before. What is returned is
-    the model itself and not peft's wrapper, so that a fast class keeps its chunked loss; its linear layers are called as
-    modules, and take part with their adapters.
-
-    Args:
-        model: a causal LM. rank (`int`): of the adapters. alpha (`float`): their scale is alpha / rank.
+    Only the adapters can be trained afterwards; their scale is alpha / rank. They start as no change, at random: seed torch
+    before. What is returned is the model itself and not peft's wrapper, so that a fast class keeps its chunked loss.
 
     Raises:
         ValueError: if peft finds no layer to put them on, or knows it not.

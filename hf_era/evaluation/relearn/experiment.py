@@ -33,8 +33,7 @@ class RelearnExperiment:
         forget, retain (`Dataset`): what is measured, or a fixed choice of it (`evaluation_stories`); the same columns.
         pad_token_id (`int`): any valid id.
         config (`RelearnConfig`): the attacks. Its `enabled` is for the caller to heed.
-        device (*optional*, defaults to `"cpu"`): where they run.
-        progress (`bool`, *optional*, defaults to `True`): show a bar over all steps that this process makes.
+        device (*optional*, defaults to `"cpu"`), progress (`bool`, *optional*, defaults to `True`): where; show a bar.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the trials out and all
             get all of them. Each must then make the same calls in the same order. Not given: this process does it all.
 
@@ -84,11 +83,7 @@ class RelearnExperiment:
 
     def losses(self, model: Any) -> dict[str, float]:
         """`forget`, `retain` -> a model's loss on the stories that attacks are measured on, nats a token, token-weighted,
-        in the precision of an attack. The model is left as it is.
-
-        Raises:
-            ValueError: as `check`.
-        """
+        in the precision of an attack. The model is left as it is. Raises `ValueError` as `check`."""
         self.check(model)
         return self._measured.losses(attackable_copy(model, self._measured.device), self._state)
 
@@ -254,7 +249,7 @@ class KeptTrials:
         folder (`Path`): for the files. It need not be shared between machines: each process reads what it finds, and all get
             the trials of all.
         key (`str`): fingerprint of the attack's inputs; trials that were kept under another one are not found.
-        state (`PartialState`): of this process among the launched ones, all of which do the same.
+        state (`PartialState`): of this process.
 
     Attributes:
         found (`list[RelearnTrial]`): those kept before, the same in every process, none twice.

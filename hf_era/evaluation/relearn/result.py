@@ -167,7 +167,7 @@ class RelearnResult:
         return self.trials[0].curve.points[0].forget_loss - self.before["forget"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, the summaries and the strongest attack among it for readers without hf_era."""
+        """As JSON, with the summaries and the strongest attack for readers without hf_era."""
         strongest = self.strongest()
         return {
             **asdict(self),
