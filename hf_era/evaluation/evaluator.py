@@ -59,10 +59,8 @@ class Evaluator:
 
     Args:
         forget, retain (`Dataset`): tokenised stories with `input_ids`, `is_forget_word`, `length`.
-        pad_token_id (`int`): any valid id.
-        config (`EvaluationConfig`): batch size and resamples.
-        device: where models run. Models are moved there.
-        progress (`bool`, *optional*, defaults to `True`): show a bar.
+        pad_token_id (`int`): any valid id. config (`EvaluationConfig`): batch size and resamples.
+        device (*optional*, defaults to `"cpu"`): models are moved there. progress (`bool`, *optional*): show a bar.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
             get all losses. Each must then measure the same, in the same order. Not given: this process does it all.
 

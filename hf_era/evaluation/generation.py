@@ -24,8 +24,8 @@ from hf_era.evaluation.text_metrics import count_target_words, mean_repetition
 from hf_era.utils.processes import share_out
 
 BATCHES, SMALLEST_BATCH = 8, 4
-"""Prompts are generated in at most so many batches of at least so many, so that several processes have a share, and always
-in the same ones, so that the texts do not depend on how many processes there are."""
+"""Prompts are generated in at most so many batches of at least so many: several processes have a share, and the texts do not
+depend on how many processes there are."""
 
 
 class GeneratedTexts(NamedTuple):
@@ -56,10 +56,8 @@ def generate_texts(
         state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
             get all texts. Not given: this process does it all.
 
-    Returns:
-        `GeneratedTexts`: `texts`, in the order of the prompts, each beginning with its prompt to the letter, without
-            special tokens; and `new_tokens`, `config.new_tokens` or what the longest prompt leaves of the model's
-            positions, if that is less.
+    Returns: the texts, in the order of the prompts, each beginning with its prompt to the letter, without special tokens;
+        and `config.new_tokens`, or what the longest prompt leaves of the model's positions, if that is less.
 
     Raises:
         ValueError: if a prompt has no token or leaves no room in the model's positions, if the tokenizer is not the
@@ -112,22 +110,18 @@ def describe_generations(
     """The texts of several stages with their target words and repetition, as JSON.
 
     Args:
-        texts_by_stage: stage -> whole texts, one per prompt.
-        prompts, words: see `count_target_words`.
+        texts_by_stage: stage -> whole texts, one per prompt. prompts, words: see `count_target_words`.
         settings (`SamplingConfig`): how they were made.
         new_tokens (`int`, *optional*): how many there could be at most, from `generate_texts`. Not given: as in `settings`.
 
-    Returns:
-        `dict`: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`), `prompts`, and by stage `texts`,
-            `target_words` (`all`, `without_prompt`: sums over the texts) and `repetition` (mean over the texts).
+    Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`), `prompts`, and by stage `texts`, `target_words`
+        (`all`, `without_prompt`: sums over the texts) and `repetition` (mean over the texts).
     """
     counts = {stage: count_target_words(texts, words, prompts) for stage, texts in texts_by_stage.items()}
     return {
         "settings": {
             "new_tokens": settings.new_tokens if new_tokens is None else new_tokens,
-            "temperature": settings.temperature,
-            "top_k": settings.top_k,
-            "seed": settings.seed,
+            **{name: getattr(settings, name) for name in ("temperature", "top_k", "seed")},
         },
         "prompts": list(prompts),
         "texts": {stage: list(texts) for stage, texts in texts_by_stage.items()},

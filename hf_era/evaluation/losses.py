@@ -6,7 +6,7 @@ a short story's tokens more weight and depends on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
 
@@ -57,14 +58,19 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns: two tensors of shape (batch, seq - 1): nats (0 where the label is -100), fp32; and a bool mask.
     """
     targets = labels[:, 1:]
-    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
-    return nll, targets != -100
+    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return nll, targets != IGNORE_INDEX
+
+
+def count_labels(batches: Iterable[Mapping[str, Tensor]]) -> int:
+    """Tokens that are predicted in all batches together."""
+    return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
 
 
 def _token_losses_of(model: Any, input_ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """As `token_losses`; a fast model makes them without ever holding the logits."""
     if hasattr(model, "label_losses"):
-        return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != -100
+        return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != IGNORE_INDEX
     return token_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels)
 
 
@@ -137,10 +143,7 @@ def mean_of_batch_means(nll: Tensor, tokens: Tensor, batch_size: int) -> float |
 
     Args:
         nll, tokens (`Tensor`): (stories,): summed negative log-likelihood and predicted tokens of each, in order.
-        batch_size (`int`): stories a batch; the last may be smaller. A batch without tokens is left out.
-
-    Raises:
-        ValueError: if `batch_size` is below 1.
+        batch_size (`int`): stories a batch, at least 1; the last may be smaller. A batch without tokens is left out.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` should be at least 1, got {batch_size}. Pass a number of stories.")

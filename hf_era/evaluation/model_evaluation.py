@@ -44,12 +44,8 @@ _DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": 
 def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console | None = None) -> ModelResult:
     """Measures a model: losses, generations and, with `attack`, what relearn attacks bring back.
 
-    The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures.
-
-    Args:
-        config (`ModelEvaluationConfig`): which model and stories.
-        attack (`bool`): also make the attacks.
-        console (*optional*): where it says what it does. Not given: standard error.
+    The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures. What
+    is done is said on the console, or on standard error.
 
     Raises:
         ValueError: for bad input, before any long work; or if a loss is not finite.
@@ -103,10 +99,7 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
         measured["before"] = evaluator.measure(load_model(config, config.before, "before"), "Before the method")
         _check_finite(config, measured["before"], config.before)
     losses = {stage: evaluator.estimates(part) for stage, part in measured.items()}
-    differences: dict[str, Any] = {}
-    if "before" in measured:
-        found = evaluator.differences(measured["final"], measured["before"])
-        differences = {name: found[kind] for kind, name in _DIFFERENCES.items()}
+    found = evaluator.differences(measured["final"], measured["before"]) if "before" in measured else {}
     return ModelResult(
         name=_name(config),
         model=config.model,
@@ -117,7 +110,7 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
         losses=losses["final"],
         seed=config.seed,
         before=None if config.before is None else {"model": config.before, "losses": losses["before"]},
-        differences=differences,
+        differences={_DIFFERENCES[kind]: difference for kind, difference in found.items()},
         mean_of_batch_means={
             "batch_size": config.evaluation.mean_of_batch_means_size,
             **{stage: evaluator.means_of_batch_means(part) for stage, part in measured.items()},
@@ -229,11 +222,7 @@ def load_model(config: ModelEvaluationConfig, name: str, field_name: str = "mode
 
 
 def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> ModelInputs:
-    """Loads model, tokenizer and stories and checks them against each other.
-
-    Args:
-        config (`ModelEvaluationConfig`): what to load.
-        pool_size (`int`, *optional*, defaults to `0`): stories to take out of `forget` for an attack.
+    """Loads model, tokenizer and stories, `pool_size` of them taken out of `forget` for an attack, and checks them.
 
     Raises:
         ValueError: for a file without stories, a story that is in two of the sets, more tokens than the model has positions

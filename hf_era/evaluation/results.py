@@ -21,11 +21,8 @@ KINDS = {"run": "the `result.json` of `hf-era run`", "model": "a result of `hf-e
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """The content of a result file of any kind.
-
-    Raises:
-        ValueError: if there is no such file, it is cut off, it is no result, or it has another schema version.
-    """
+    """The content of a result file of any kind. Raises `ValueError` if there is none, it is cut off, or it is of another
+    schema version."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"The result file {path} does not exist. Pass {' or '.join(KINDS.values())}.")
@@ -74,10 +71,7 @@ EARLIER_METHODS = {
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a result file of schema version 2 as version 3 has them, without prose; those of version 3 as they are.
-
-    Raises:
-        ValueError: for a method that version 2 did not have.
-    """
+    Raises `ValueError` for a method that version 2 did not have."""
     if values.get("schema_version") != EARLIER_VERSION:
         return values
     values = {**values, "schema_version": SCHEMA_VERSION}
@@ -127,11 +121,7 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads a result file of this kind.
-
-        Raises:
-            ValueError: if it is none, is not whole, or of another schema version or kind.
-        """
+        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version or kind."""
         values = read_values(path)
         found = values.get("kind", "run")
         if found != cls.kind:
@@ -160,10 +150,9 @@ class RunResult(Result):
         method (`str`): its name in configs. method_title (`str`): what reports call it, e.g. `gradient routing`.
         method_role (`str`): `method`; `control`: its figures are those that others are compared with; `untouched`:
             nothing was trained, so there is no checkpoint.
-        method_texts (`dict[str, str]`): what reports say of the method, each left out where there is nothing to say:
-            `summary` (a sentence for the headline), `introduction` and `training` (paragraphs of the model card, in
-            Markdown: emphasis and links to papers; `{version}` stands for that of hf_era), `labels` (a sentence on forget
-            stories without a label).
+        method_texts (`dict[str, str]`): what the method says of itself, each where there is something to say: `summary` (a
+            sentence for the headline), `introduction`, `training` and `labels` (of the model card, in Markdown: emphasis
+            and links to papers; `{version}` stands for that of hf_era).
         stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
             model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.
         differences (`dict`): `ablation_gap`, `retain_ablation_gap`, `unlearning`, `retain_tax`, `forget_words_unlearning`
@@ -172,8 +161,7 @@ class RunResult(Result):
         leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
         generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
         attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
-        data_filtering (`dict`, *optional*): the same figures of data filtering on the same stories, as `yardstick` makes
-            them, and under `name` which run they are of.
+        data_filtering (`dict`, *optional*): of data filtering on the same stories, as `comparison_values` makes it.
     """
 
     name: str
@@ -323,10 +311,9 @@ def load_result(path: str | Path) -> AnyResult:
 
 @contextmanager
 def broken_result(*paths: Path) -> Iterator[None]:
-    """Turns an error that a value of the wrong kind causes into a `ValueError` that names the files. Our own pass through.
+    """Turns an error that a value of the wrong kind causes into a `ValueError` that names the files; others pass through.
 
-    Their shape is not checked field by field: a result holds hundreds, and hf_era wrote them itself. The original error
-    stays its cause.
+    The shape of results is not checked field by field: one holds hundreds, and hf_era wrote them itself.
     """
     try:
         yield

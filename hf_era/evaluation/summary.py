@@ -18,18 +18,13 @@ ROBUST = "robust_unlearning"
 
 @dataclass(frozen=True)
 class ControlFigures:
-    """What a result keeps of data filtering on the same stories, see `comparison_values`.
-
-    Attributes:
-        name (`str`), seed (`int`): of the run. losses (`dict`): kind -> loss. differences (`dict`): as in `ResultSummary`.
-        attacks (`dict`): kind, stories, learning rate -> robust unlearning under that attack.
-    """
+    """What a result keeps of a run of data filtering on the same stories, see `comparison_values`."""
 
     name: str
     seed: int
-    losses: dict[str, Estimate]
-    differences: dict[str, Estimate]
-    attacks: dict[tuple[str, int, float], Estimate]
+    losses: dict[str, Estimate]  # by kind
+    differences: dict[str, Estimate]  # as in `ResultSummary`
+    attacks: dict[tuple[str, int, float], Estimate]  # kind, stories, learning rate -> robust unlearning
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,7 @@ def target_word_spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
     """The character spans (start, end) of the counted words in `text`, in order, without punctuation around them.
 
     Only phrases can overlap: in "tree tree tree" the phrase "tree tree" stands twice. Without words there are no spans.
-
-    Raises:
-        ValueError: if a word is blank.
+    Raises `ValueError` if a word is blank.
     """
     phrases = _by_core(words)
     pieces = [_piece(match.group(), match.start()) for match in _NOT_SPACE.finditer(text)]
@@ -144,11 +142,8 @@ def trigram_repetition(text: str) -> float:
 
 
 def mean_repetition(texts: Sequence[str]) -> float:
-    """The plain mean of `trigram_repetition` over texts; each text counts the same, however long.
-
-    Raises:
-        ValueError: if there is no text, or one string is given instead of several.
-    """
+    """The plain mean of `trigram_repetition` over texts; each text counts the same, however long. Raises `ValueError` if
+    there is no text, or one string is given instead of several."""
     _check_list("texts", texts)
     if not texts:
         raise ValueError("`texts` is empty, so there is no mean. Pass at least one text.")

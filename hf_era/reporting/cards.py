@@ -21,11 +21,8 @@ COMMAND = "make cards"
 def render_cards(results_folder: str | Path, output_folder: str | Path, check: bool = False) -> list[Path]:
     """Renders each result of a folder to a card: `<results_folder>/NAME.json` to `<output_folder>/NAME.md`.
 
-    Args:
-        results_folder, output_folder: folders. JSON files that are no result of a run are skipped.
-        check (`bool`, *optional*, defaults to `False`): write nothing, compare.
-
-    Returns: the cards' paths, sorted.
+    JSON files that are no result of a run are skipped. With `check` nothing is written, but compared. Returns the cards'
+    paths, sorted.
 
     Raises:
         ValueError: if there is no such folder or no result in it, or a result has another schema version; with `check`,

@@ -21,9 +21,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_era.data import RoutingCollator, longest_first
-from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.losses import concatenated, story_losses
+from hf_era.evaluation.losses import concatenated, count_labels, story_losses
 from hf_era.evaluation.relearn.config import FULL, LORA, RelearnAttackConfig
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, rises_at_the_end
 from hf_era.models.loading import fast_class_of
@@ -40,8 +39,7 @@ class RelearnAttack:
     Args:
         stories (`Dataset`): forget stories that neither training nor evaluation saw, with `input_ids` and `length`; all
             are the batch of every step.
-        measured (`MeasuredStories`): what the curve is measured on.
-        pad_token_id (`int`): any valid id.
+        measured (`MeasuredStories`): what the curve is measured on. pad_token_id (`int`): any valid id.
         config (`RelearnAttackConfig`): steps, learning rate and so on.
         kind (`str`, *optional*, defaults to `"full"`): `full`: all weights are trained. `lora`: adapters only.
 
@@ -165,8 +163,7 @@ class MeasuredStories:
     """The forget and retain stories that attacks are measured on.
 
     Args:
-        forget, retain (`Dataset`): with `input_ids` and `length`.
-        pad_token_id (`int`): any valid id.
+        forget, retain (`Dataset`): with `input_ids` and `length`. pad_token_id (`int`): any valid id.
         batch_size (`int`, *optional*, defaults to `16`): stories a batch; changes speed and memory only.
         device (*optional*, defaults to `"cpu"`): where they are kept, and attacks run.
         bf16 (`bool`, *optional*, defaults to `False`): attacks and measurements run in bf16 autocast.
@@ -214,9 +211,6 @@ class MeasuredStories:
         Args:
             state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out. Not
                 given: this process reads them all, and waits for no other.
-
-        Raises:
-            BatchMemoryError: if memory does not suffice for a single story.
         """
 
         def read(size: int) -> dict[str, float]:
@@ -262,11 +256,6 @@ def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device:
     parts = [range(start, min(start + batch_size, kept)) for start in range(0, kept, batch_size)]
     batches = [collator(examples.select(part)) for part in parts]
     return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
-
-
-def count_labels(batches: list[dict[str, Tensor]]) -> int:
-    """Tokens that are predicted."""
-    return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
 
 
 # Both are peft's own business: it asks transformers by an old name, and corrects a setting for GPT-2's layers by itself.

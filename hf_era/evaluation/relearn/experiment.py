@@ -31,8 +31,7 @@ class RelearnExperiment:
         pool (`Dataset`): forget stories that neither training nor any evaluation saw; `input_ids`, `length`. Those with
             fewer than two tokens teach nothing and do not count.
         forget, retain (`Dataset`): what is measured, or a fixed choice of it (`evaluation_stories`); the same columns.
-        pad_token_id (`int`): any valid id.
-        config (`RelearnConfig`): the attacks. Its `enabled` is for the caller to heed.
+        pad_token_id (`int`): any valid id. config (`RelearnConfig`): the attacks; its `enabled` is for the caller to heed.
         device (*optional*, defaults to `"cpu"`), progress (`bool`, *optional*, defaults to `True`): where; show a bar.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the trials out and all
             get all of them. Each must then make the same calls in the same order. Not given: this process does it all.
@@ -112,10 +111,9 @@ class RelearnExperiment:
         done: Iterable[RelearnTrial] = (),
         on_trial: Callable[[RelearnTrial], None] | None = None,
     ) -> RelearnResult:
-        """Attacks copies of a model; the model itself is left as it is.
+        """Attacks copies of a model, any causal LM; the model itself is left as it is.
 
         Args:
-            model: any causal LM.
             before (*optional*): `forget`, `retain` -> loss of the model before the method, from `losses`. Not given:
                 robust unlearning and recovery are not known.
             done (*optional*): trials of an earlier run *of the same experiment on the same model* that was stopped; they

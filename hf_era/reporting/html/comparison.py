@@ -21,15 +21,8 @@ Results = Sequence[AnyResult]
 
 
 def render_comparison(results: Results, title: str = "Comparison") -> str:
-    """The page as text. The same results in the same order always give the same text.
-
-    Args:
-        results: at least one; those of the same name count as seeds of one recipe.
-        title (`str`, *optional*, defaults to `"Comparison"`): of the page.
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    """The page as text; results of the same name count as seeds of one recipe. The same results in the same order always
+    give the same text. Raises `ValueError` if there is no result."""
     sections = [section for section in _sections(results) if section.parts]
     names = {result.name for result in results}
     return render_page(

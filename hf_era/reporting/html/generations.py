@@ -65,13 +65,8 @@ def _counts(values: dict[str, Any], titles: dict[str, str]) -> list[Table]:
 
 
 def continuation(text: str, prompt: str, words: Sequence[str]) -> Markup:
-    """A generated text as HTML: its prompt set apart, the target words marked, everything escaped.
-
-    Args:
-        text (`str`): with the prompt. Beyond `MAXIMUM_TEXT` characters it is cut, and says so.
-        prompt (`str`): what the text starts with; where it does not, nothing is set apart.
-        words: the target words.
-    """
+    """A generated text as HTML: the prompt that it starts with set apart, the target words marked, everything escaped.
+    Beyond `MAXIMUM_TEXT` characters it is cut, and says so."""
     shown = text[:MAXIMUM_TEXT]
     prompt_end = min(len(prompt), len(shown)) if text.startswith(prompt) else 0
     spans = target_word_spans(shown, list(words))

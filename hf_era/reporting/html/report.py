@@ -26,11 +26,8 @@ ROUTED_TOKENS = 40
 
 
 def render_report(result: AnyResult) -> str:
-    """The page about a run or a model, as text. The same result always gives the same text.
-
-    Args:
-        result (`RunResult` or `ModelResult`): what it does not hold is left out, or shows as not measured.
-    """
+    """The page about a run or a model, as text: what was not measured is left out, or shows as that. The same result always
+    gives the same text."""
     figures = summary_of(result)
     about = [
         result.method_title,

@@ -52,13 +52,8 @@ def draw(results: Results) -> Figure:
 
 
 def trials_mean(trials: Sequence[RelearnTrial], name: str) -> tuple[list[int], list[Estimate]]:
-    """Mean and interval over trials at every step that any trial measured.
-
-    Args:
-        trials: of one attack. name (`str`): `forget_loss` or `retain_loss`.
-
-    Returns: the steps, and as many estimates; a trial counts with its last loss at or before the step.
-    """
+    """The steps that any trial of an attack measured, and at each the mean and interval over trials of `forget_loss` or
+    `retain_loss`; a trial counts with its last loss at or before the step."""
     steps = sorted({point.step for trial in trials for point in trial.curve.points})
     estimates = []
     for step in steps:
@@ -70,19 +65,16 @@ def trials_mean(trials: Sequence[RelearnTrial], name: str) -> tuple[list[int], l
 def strongest_per_stories(relearning: RelearnResult) -> dict[int, AttackSummary]:
     """N -> the attack with so many stories and the lowest mean of the lowest forget losses, by rising N."""
     found: dict[int, AttackSummary] = {}
-    for part in relearning.summaries():
-        value, best = part.lowest_forget.value, found.get(part.stories)
-        if not is_number(value):
-            continue
-        if best is None or (value or 0.0) < (best.lowest_forget.value or 0.0):
-            found[part.stories] = part
+    finite = [part for part in relearning.summaries() if is_number(part.lowest_forget.value)]
+    for part in sorted(finite, key=lambda part: part.lowest_forget.value or 0.0):
+        found.setdefault(part.stories, part)
     return dict(sorted(found.items()))
 
 
 def _attacked(results: Results) -> list[Attacked]:
     pairs = [(result.name, result.relearning) for result in results]
     found = [(name, part, strongest_per_stories(part)) for name, part in pairs if part is not None]
-    return [(name, part, strongest) for name, part, strongest in found if strongest]
+    return [attacked for attacked in found if attacked[-1]]
 
 
 def _draw_one(relearning: RelearnResult, strongest: dict[int, AttackSummary]) -> Figure:
