@@ -38,11 +38,10 @@ def halving_batches(
         work: takes a batch size. It begins anew each time. Where it shares out work over processes, it raises the error
             of one process in all of them (`hf_era.utils.processes` does), so that all go on with the same size.
         batch_size (`int`): to start with.
-        doing (`str`): what is done, for messages: "Evaluating".
-        setting (`str`): what to lower, for messages: "`evaluation.batch_size`".
+        doing, setting (`str`): for messages, what is done and what to lower: "Evaluating", "`evaluation.batch_size`".
         state (`PartialState`, *optional*): of a launch whose processes all are here: the main one alone warns.
 
-    Returns: what `work` returned, and the size with which it did.
+    Returns: what `work` returned, and with which size.
 
     Raises:
         BatchMemoryError: if memory does not suffice for a batch of one.

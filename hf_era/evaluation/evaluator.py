@@ -14,7 +14,7 @@ from rich.progress import Progress
 from hf_era.data import RoutingCollator, longest_first
 from hf_era.data.columns import order_of_longest_first
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.intervals import Estimate, paired_difference
+from hf_era.evaluation.intervals import paired_difference
 from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, mean_of_batch_means, story_losses
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
 from hf_era.utils.checks import check_count
@@ -27,14 +27,10 @@ GPU_BATCH_SIZE = 512
 
 @dataclass
 class EvaluationConfig:
-    """How the evaluation runs.
+    """How the evaluation runs. Each field's `help` says what it is.
 
-    Args:
-        batch_size (`int`, *optional*): stories a batch; it changes the speed, not the figures. Not given: 16 on a CPU, 512
-            on a GPU. Where memory does not suffice it is halved until it does.
-        bootstrap_samples (`int`, *optional*, defaults to `1000`): resamples of the intervals. 0: no intervals.
-        mean_of_batch_means_size (`int`, *optional*, defaults to `80`): stories a batch of the reference's way of
-            averaging losses, which is reported beside the token-weighted one. The seed's batches had 80.
+    A `batch_size` that is not given is 16 on a CPU and 512 on a GPU. Where memory does not suffice it is halved until it
+    does. The batches of the reference's mean of batch means had 80 stories.
 
     Raises:
         ValueError: for a number out of range.
@@ -63,10 +59,8 @@ class Evaluator:
 
     Args:
         forget, retain (`Dataset`): tokenised stories with `input_ids`, `is_forget_word`, `length`.
-        pad_token_id (`int`): any valid id.
-        config (`EvaluationConfig`): batch size and resamples.
-        device: where models run. Models are moved there.
-        progress (`bool`, *optional*, defaults to `True`): show a bar.
+        pad_token_id (`int`): any valid id. config (`EvaluationConfig`): batch size and resamples.
+        device (*optional*, defaults to `"cpu"`): models are moved there. progress (`bool`, *optional*): show a bar.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
             get all losses. Each must then measure the same, in the same order. Not given: this process does it all.
 
@@ -94,7 +88,8 @@ class Evaluator:
                 raise ValueError(f"There is no {name} story to evaluate on. Give at least one.")
         # Long stories first and like with like: less padding, and too large a batch fails at once.
         self.sets = {name: longest_first(stories).select_columns(columns) for name, stories in given.items()}
-        self._orders = {name: torch.as_tensor(order_of_longest_first(stories)) for name, stories in given.items()}
+        orders = {name: torch.as_tensor(order_of_longest_first(stories)) for name, stories in given.items()}
+        self._given_orders = {name: order.argsort() for name, order in orders.items()}
         self.collator, self.config, self.device, self.progress = RoutingCollator(pad_token_id), config, device, progress
         self.state = state
         on_cpu = torch.device(device).type == "cpu"
@@ -120,7 +115,7 @@ class Evaluator:
             setting="`evaluation.batch_size`",
             state=self.state,
         )
-        return self._in_given_order(name, losses)
+        return StoryLosses(*(values[self._given_orders[name]] for values in losses))
 
     def _read(
         self, model: Any, name: str, description: str, meter: AuxiliaryActivationMeter | None, size: int
@@ -164,26 +159,15 @@ class Evaluator:
         self, later: Mapping[str, StoryLosses], earlier: Mapping[str, StoryLosses]
     ) -> dict[str, dict[str, Any]]:
         """`forget`, `retain`, `forget_words` -> later minus earlier loss on the same stories, an `Estimate` as a dict."""
-        found = {name: self._difference(later[name].nll, earlier[name].nll, later[name].tokens) for name in later}
-        words, before = later["forget"], earlier["forget"]
-        found["forget_words"] = self._difference(
-            words.forget_word_nll, before.forget_word_nll, words.forget_word_tokens
-        )
+        samples = self.config.bootstrap_samples
+        found = {
+            name: paired_difference(part.nll, earlier[name].nll, part.tokens, samples) for name, part in later.items()
+        }
+        words, before = later["forget"], earlier["forget"].forget_word_nll
+        found["forget_words"] = paired_difference(words.forget_word_nll, before, words.forget_word_tokens, samples)
         return {name: estimate.to_dict() for name, estimate in found.items()}
 
     def means_of_batch_means(self, measured: Mapping[str, StoryLosses]) -> dict[str, float | None]:
         """`forget`, `retain` -> mean of batch means of the stories in the order given, nats a token."""
         size = self.config.mean_of_batch_means_size
         return {name: mean_of_batch_means(part.nll, part.tokens, size) for name, part in measured.items()}
-
-    def _difference(self, later: torch.Tensor, earlier: torch.Tensor, tokens: torch.Tensor) -> Estimate:
-        return paired_difference(later, earlier, tokens, self.config.bootstrap_samples)
-
-    def _in_given_order(self, name: str, losses: StoryLosses) -> StoryLosses:
-        order = self._orders[name]
-        parts = []
-        for values in (losses.nll, losses.tokens, losses.forget_word_nll, losses.forget_word_tokens):
-            sorted_back = torch.empty_like(values)
-            sorted_back[order] = values
-            parts.append(sorted_back)
-        return StoryLosses(*parts)

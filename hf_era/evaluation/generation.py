@@ -19,16 +19,13 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from hf_era.data.collator import padding_token_id
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.sampling import PROMPTS, SamplingConfig, choice_of_tokens
+from hf_era.evaluation.sampling import SamplingConfig, choice_of_tokens
 from hf_era.evaluation.text_metrics import count_target_words, mean_repetition
 from hf_era.utils.processes import share_out
 
-__all__ = ["PROMPTS", "GeneratedTexts", "SamplingConfig", "describe_generations", "generate_texts"]
-
-
 BATCHES, SMALLEST_BATCH = 8, 4
-"""Prompts are generated in at most so many batches of at least so many, so that several processes have a share, and always
-in the same ones, so that the texts do not depend on how many processes there are."""
+"""Prompts are generated in at most so many batches of at least so many: several processes have a share, and the texts do not
+depend on how many processes there are."""
 
 
 class GeneratedTexts(NamedTuple):
@@ -51,19 +48,16 @@ def generate_texts(
     A BOS is put in front if the tokenizer has one, never a second one; a text ends at the tokenizer's EOS.
 
     Args:
-        model: a causal LM of transformers.
-        tokenizer: its tokenizer.
+        model: a causal LM of transformers. tokenizer: its tokenizer.
         config (`SamplingConfig`): prompts, length, temperature, top-k, seed.
         device (*optional*): the model is moved there. Not given: it stays where it is.
         batch_size (`int`, *optional*): prompts at a time. Not given: an eighth of them, but at least 4. It changes the speed
             only, and is halved where memory does not suffice.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
-            get all texts. The batches do not depend on how many there are. Not given: this process does it all.
+            get all texts. Not given: this process does it all.
 
-    Returns:
-        `GeneratedTexts`: `texts`, in the order of the prompts, each beginning with its prompt to the letter, without
-            special tokens; and `new_tokens`, `config.new_tokens` or what the longest prompt leaves of the model's
-            positions, if that is less.
+    Returns: the texts, in the order of the prompts, each beginning with its prompt to the letter, without special tokens;
+        and `config.new_tokens`, or what the longest prompt leaves of the model's positions, if that is less.
 
     Raises:
         ValueError: if a prompt has no token or leaves no room in the model's positions, if the tokenizer is not the
@@ -75,7 +69,14 @@ def generate_texts(
         model.to(device)
     rows = _encode(config.prompts, tokenizer, model)
     new_tokens = _room(model, rows, config)
-    settings = _generation_config(model, tokenizer, new_tokens)
+    padding = padding_token_id(tokenizer)
+    settings = GenerationConfig(
+        do_sample=False,  # sampling is in the noise
+        max_new_tokens=new_tokens,
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=padding if padding < _vocabulary_size(model) else 0,  # added to the tokenizer alone
+    )
 
     def continue_batch(numbers: range) -> list[list[int]]:
         return _continue(model, [rows[number] for number in numbers], settings, choice_of_tokens(config, numbers))
@@ -99,16 +100,6 @@ def generate_texts(
     return GeneratedTexts(texts, new_tokens)
 
 
-def _generation_config(model: Any, tokenizer: Any, new_tokens: int) -> GenerationConfig:
-    return GenerationConfig(
-        do_sample=False,  # sampling is in the noise
-        max_new_tokens=new_tokens,
-        use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=_in_vocabulary(padding_token_id(tokenizer), model),
-    )
-
-
 def describe_generations(
     texts_by_stage: Mapping[str, Sequence[str]],
     prompts: Sequence[str],
@@ -119,22 +110,18 @@ def describe_generations(
     """The texts of several stages with their target words and repetition, as JSON.
 
     Args:
-        texts_by_stage: stage -> whole texts, one per prompt.
-        prompts, words: see `count_target_words`.
+        texts_by_stage: stage -> whole texts, one per prompt. prompts, words: see `count_target_words`.
         settings (`SamplingConfig`): how they were made.
         new_tokens (`int`, *optional*): how many there could be at most, from `generate_texts`. Not given: as in `settings`.
 
-    Returns:
-        `dict`: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`), `prompts`, and by stage `texts`,
-            `target_words` (`all`, `without_prompt`: sums over the texts) and `repetition` (mean over the texts).
+    Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`), `prompts`, and by stage `texts`, `target_words`
+        (`all`, `without_prompt`: sums over the texts) and `repetition` (mean over the texts).
     """
     counts = {stage: count_target_words(texts, words, prompts) for stage, texts in texts_by_stage.items()}
     return {
         "settings": {
             "new_tokens": settings.new_tokens if new_tokens is None else new_tokens,
-            "temperature": settings.temperature,
-            "top_k": settings.top_k,
-            "seed": settings.seed,
+            **{name: getattr(settings, name) for name in ("temperature", "top_k", "seed")},
         },
         "prompts": list(prompts),
         "texts": {stage: list(texts) for stage, texts in texts_by_stage.items()},
@@ -148,8 +135,7 @@ def describe_generations(
 
 def _encode(prompts: Sequence[str], tokenizer: Any, model: Any) -> list[list[int]]:
     """The token ids of each prompt, with one BOS in front if there is one."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    bos = tokenizer.bos_token_id
+    vocabulary, bos = _vocabulary_size(model), tokenizer.bos_token_id
     rows = []
     for prompt in prompts:
         # The special tokens are ours: what a tokenizer adds by itself may double the BOS, or end the text.
@@ -184,9 +170,8 @@ def _room(model: Any, rows: list[list[int]], config: SamplingConfig) -> int:
     return min(config.new_tokens, positions - max(map(len, rows)))
 
 
-def _in_vocabulary(token: int, model: Any) -> int:
-    """The token, or 0 if the model has no such one: a padding token may have been added to the tokenizer alone."""
-    return token if token < model.get_input_embeddings().weight.shape[0] else 0
+def _vocabulary_size(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 # ---- Generation ----
@@ -205,11 +190,8 @@ def _continue(
         generation_config=settings,
         logits_processor=choice,
     )
-    return [_up_to(settings.eos_token_id, row) for row in tokens[:, longest:].tolist()]
-
-
-def _up_to(end: int | None, tokens: list[int]) -> list[int]:
-    return tokens[: tokens.index(end)] if end is not None and end in tokens else tokens
+    end, new = settings.eos_token_id, tokens[:, longest:].tolist()
+    return [row[: row.index(end)] if end in row else row for row in new]
 
 
 def _new_text(tokenizer: Any, row: list[int], new: list[int]) -> str:

@@ -63,12 +63,10 @@ def bootstrap(
 def ratio_estimate(
     numerators: Tensor, denominators: Tensor, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> Estimate:
-    """sum(numerators) / sum(denominators) over stories: a token-weighted mean, with its interval.
+    """sum(numerators) / sum(denominators) over stories: a token-weighted mean, with its interval as `bootstrap` makes it.
 
-    Args:
-        numerators, denominators (`Tensor`): (stories,): for instance summed losses and tokens; the latter >= 0. Stories
-            with a denominator of 0 are left out. None left: no value.
-        samples, seed (`int`, *optional*): as in `bootstrap`.
+    Both are of shape (stories,), for instance summed losses and tokens; the latter >= 0. Stories with a denominator of 0 are
+    left out. None left: no value.
     """
     above, below = _counted(numerators, denominators)
     if not len(below):
@@ -82,15 +80,9 @@ def ratio_of_means_estimate(
 ) -> Estimate:
     """The weighted mean over one set of stories divided by that over another set, with its interval.
 
-    The two sets have nothing in common, so each is resampled on its own. There is no interval if the lower mean of some
-    resample is 0.
-
-    Args:
-        upper, lower (`tuple[Tensor, Tensor]`): numerators and denominators of each set, as in `ratio_estimate`; the two
-            sets may differ in size.
-        samples, seed (`int`, *optional*): as in `bootstrap`.
-
-    Returns: no value if a set has no story that counts, or if the lower mean is 0.
+    Each set is given by its numerators and denominators, as in `ratio_estimate`, and resampled on its own: they have nothing
+    in common, and may differ in size. There is no interval if the lower mean of some resample is 0, and no value if a set
+    has no story that counts, or if the lower mean is 0.
     """
     sets = [_counted(*upper), _counted(*lower)]
     if not all(len(below) for _, below in sets):
@@ -101,8 +93,8 @@ def ratio_of_means_estimate(
     if samples == 0:
         return Estimate(mean / lower_mean)
     generator = torch.Generator().manual_seed(seed)
-    resampled = [_resampled(_ratio_of_sums(*part), len(part[0]), samples, generator) for part in sets]
-    return Estimate(mean / lower_mean, *(_percentiles(resampled[0] / resampled[1]) or (None, None)))
+    means, lower_means = (_resampled(_ratio_of_sums(*part), len(part[0]), samples, generator) for part in sets)
+    return Estimate(mean / lower_mean, *(_percentiles(means / lower_means) or (None, None)))
 
 
 def paired_difference(
@@ -110,10 +102,8 @@ def paired_difference(
 ) -> Estimate:
     """Token-weighted mean of `later` minus that of `earlier` on the same stories, with its interval over stories.
 
-    Args:
-        later, earlier (`Tensor`): (stories,): summed negative log-likelihoods of the same stories in the same order.
-        tokens (`Tensor`): (stories,): tokens of each. Stories without any are left out.
-        samples, seed (`int`, *optional*): as in `bootstrap`.
+    All are of shape (stories,), in the same order: summed negative log-likelihoods, and tokens. Stories without any token
+    are left out.
     """
     return ratio_estimate(later.double() - earlier.double(), tokens, samples, seed)
 
@@ -166,10 +156,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 def student_t(degrees_of_freedom: int) -> float:
     """The two-sided 95 % point of Student's t, to three digits; beyond 30 degrees, by the Cornish-Fisher expansion.
-
-    Raises:
-        ValueError: for less than one degree of freedom.
-    """
+    Raises `ValueError` for less than one degree of freedom."""
     if degrees_of_freedom < 1:
         raise ValueError(
             f"`degrees_of_freedom` should be at least 1, got {degrees_of_freedom}. Pass two values or more."

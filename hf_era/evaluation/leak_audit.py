@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, paired_difference
-from hf_era.evaluation.losses import StoryLosses
+from hf_era.evaluation.losses import StoryLosses, count_labels
 from hf_era.models.expanded import ExpandedCausalLMMixin
 
 Batch = dict[str, Tensor]
@@ -91,7 +90,7 @@ def _checked_label_count(model: Any, batches: Sequence[Batch]) -> int:
     for name in _INPUTS:
         if any(name not in batch for batch in batches):
             raise ValueError(f"`batches`: a batch has no `{name}`. The leak audit needs {', '.join(_INPUTS)}.")
-    labels = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+    labels = count_labels(batches)
     if not labels:
         raise ValueError("`batches`: no label to predict. Give at least one story of two tokens or more.")
     return labels
@@ -159,19 +158,15 @@ def _parts(model: Any) -> dict[str, tuple[int, str]]:
 
 
 def _shares(gradients: Gradients, parts: dict[str, tuple[int, str]]) -> dict[str, Any]:
-    squares = dict.fromkeys(parts.values(), 0.0)
-    rest = 0.0
+    squares: dict[Any, float] = dict.fromkeys([*parts.values(), None], 0.0)
     for name, gradient in gradients.items():
-        if name in parts:
-            squares[parts[name]] += _dot(gradient, gradient)
-        else:
-            rest += _dot(gradient, gradient)
-    total = rest + sum(squares.values())
+        squares[parts.get(name)] += _dot(gradient, gradient)
+    total, rest = sum(squares.values()), squares.pop(None)
 
     def share(square: float) -> float | None:
         return square / total if total else None
 
-    layers, sums = {}, {"original": 0.0, "auxiliary": 0.0}
+    layers, sums = {}, {"original": 0.0, "auxiliary": 0.0, "rest": rest}
     for layer in sorted({layer for layer, _ in squares}):
         up, down = squares[layer, _UP], squares[layer, _DOWN]
         auxiliary = squares[layer, _AUXILIARY_UP] + squares[layer, _AUXILIARY_DOWN]
@@ -185,7 +180,7 @@ def _shares(gradients: Gradients, parts: dict[str, tuple[int, str]]) -> dict[str
             "auxiliary_norm": auxiliary**0.5,
             "auxiliary_share": share(auxiliary),
         }
-    whole = {f"{name}_share": share(square) for name, square in {**sums, "rest": rest}.items()}
+    whole = {f"{name}_share": share(square) for name, square in sums.items()}
     return {"total_norm": total**0.5, **whole, "layers": layers}
 
 
@@ -205,10 +200,7 @@ def _dot(left: Tensor, right: Tensor) -> float:
 @contextmanager
 def ablated_layers(model: Any, layers: Iterable[int]) -> Iterator[Any]:
     """Within this context the auxiliary modules of these layers are off and all others on; afterwards each is as before.
-
-    Raises:
-        ValueError: for a layer without an auxiliary module.
-    """
+    Raises `ValueError` for a layer without an auxiliary module."""
     modules, off = model.auxiliary_modules(), set(layers)
     unknown = sorted(off - set(modules))
     if unknown:
@@ -238,8 +230,7 @@ def ablation_audit(
     Args:
         model: an expanded causal LM. Its modules are on or off afterwards as they were before.
         measure: `forget` or `retain` -> the losses of those stories, always in the same order, under the model as it is.
-        samples (`int`, *optional*, defaults to `1000`): bootstrap resamples. 0: no intervals.
-        seed (`int`, *optional*, defaults to `0`): of the resampling.
+        samples (`int`, *optional*, defaults to `1000`): bootstrap resamples; 0: no intervals. seed (`int`): of these.
         all_on (*optional*): `forget`, `retain` -> losses with all modules on, where they are known. Not given: measured.
 
     Returns: `all`, and each target layer -> `forget`, `retain` -> an `Estimate` as a dict.
@@ -250,23 +241,20 @@ def ablation_audit(
     layers = list(model.auxiliary_modules())
     with ablated_layers(model, []):
         before = all_on or {name: measure(name) for name in ("forget", "retain")}
+
+    def difference(name: str) -> dict[str, float | None]:
+        later, earlier = measure(name), before[name]
+        if not torch.equal(later.tokens, earlier.tokens):
+            raise ValueError(
+                f"`measure`: `{name}` gave other stories, or another order, than before. Give the same each time."
+            )
+        return paired_difference(later.nll, earlier.nll, later.tokens, samples, seed).to_dict()
+
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for key, off in {"all": layers, **{str(layer): [layer] for layer in layers}}.items():
         if key != "all" and off == layers:  # a single target layer
             found[key] = found["all"]
             continue
         with ablated_layers(model, off):
-            found[key] = {
-                name: _difference(name, measure(name), before[name], samples, seed) for name in ("forget", "retain")
-            }
+            found[key] = {name: difference(name) for name in ("forget", "retain")}
     return found
-
-
-def _difference(
-    name: str, later: StoryLosses, earlier: StoryLosses, samples: int, seed: int
-) -> dict[str, float | None]:
-    if not torch.equal(later.tokens, earlier.tokens):
-        raise ValueError(
-            f"`measure`: `{name}` gave other stories, or another order, than before. Give the same each time."
-        )
-    return paired_difference(later.nll, earlier.nll, later.tokens, samples, seed).to_dict()

@@ -6,20 +6,20 @@ a short story's tokens more weight and depends on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
 
-@dataclass(frozen=True)
-class StoryLosses:
+class StoryLosses(NamedTuple):
     """Sums per story; all of shape (stories,), fp64.
 
     Attributes:
@@ -58,14 +58,19 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns: two tensors of shape (batch, seq - 1): nats (0 where the label is -100), fp32; and a bool mask.
     """
     targets = labels[:, 1:]
-    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
-    return nll, targets != -100
+    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return nll, targets != IGNORE_INDEX
+
+
+def count_labels(batches: Iterable[Mapping[str, Tensor]]) -> int:
+    """Tokens that are predicted in all batches together."""
+    return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
 
 
 def _token_losses_of(model: Any, input_ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """As `token_losses`; a fast model makes them without ever holding the logits."""
     if hasattr(model, "label_losses"):
-        return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != -100
+        return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != IGNORE_INDEX
     return token_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels)
 
 
@@ -102,15 +107,8 @@ def story_losses(
                 nll, counted = _token_losses_of(model, moved["input_ids"], mask, moved["labels"])
             words = moved.get("is_forget_word")
             of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)
-            rows = torch.stack(
-                [
-                    nll.double().sum(1),
-                    counted.double().sum(1),
-                    (nll * of_words).double().sum(1),
-                    of_words.double().sum(1),
-                ],
-                dim=1,
-            )  # (batch, 4)
+            columns = (nll, counted, nll * of_words, of_words)
+            rows = torch.stack([column.double().sum(1) for column in columns], dim=1)  # (batch, 4)
             parts.append((gather(rows) if gather is not None else rows).cpu())
     finally:
         model.train(was_training)
@@ -120,9 +118,7 @@ def story_losses(
 
 def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:
     """The losses of all stories of the parts, in order."""
-    names = [item.name for item in fields(StoryLosses)]
-    none = torch.zeros(0, dtype=torch.float64)
-    return StoryLosses(*(torch.cat([none, *(getattr(part, name) for part in parts)]) for name in names))
+    return StoryLosses(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def loss_estimate(
@@ -147,10 +143,7 @@ def mean_of_batch_means(nll: Tensor, tokens: Tensor, batch_size: int) -> float |
 
     Args:
         nll, tokens (`Tensor`): (stories,): summed negative log-likelihood and predicted tokens of each, in order.
-        batch_size (`int`): stories a batch; the last may be smaller. A batch without tokens is left out.
-
-    Raises:
-        ValueError: if `batch_size` is below 1.
+        batch_size (`int`): stories a batch, at least 1; the last may be smaller. A batch without tokens is left out.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` should be at least 1, got {batch_size}. Pass a number of stories.")

@@ -27,7 +27,6 @@ from hf_era.evaluation import (
     RelearnExperiment,
     SamplingConfig,
     StoryLosses,
-    check_attack,
     describe_generations,
     generate_texts,
     load_result,
@@ -45,12 +44,8 @@ _DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": 
 def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console | None = None) -> ModelResult:
     """Measures a model: losses, generations and, with `attack`, what relearn attacks bring back.
 
-    The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures.
-
-    Args:
-        config (`ModelEvaluationConfig`): which model and stories.
-        attack (`bool`): also make the attacks.
-        console (*optional*): where it says what it does. Not given: standard error.
+    The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures. What
+    is done is said on the console, or on standard error.
 
     Raises:
         ValueError: for bad input, before any long work; or if a loss is not finite.
@@ -64,11 +59,14 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
         raise ValueError(
             f"`data_filtering`: {config.data_filtering} was measured on other stories. Evaluate that model on those files."
         )
-    experiment = _experiment(config, inputs, state) if attack else None
+    shared = {"device": config.resolved_device, "progress": state.is_main_process, "state": state}
+    measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer))
+    evaluator = Evaluator(*measured, config.evaluation, **shared)
+    experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared) if attack else None
     console.print(_plan(config, inputs, experiment))
     seconds: dict[str, float] = {}
     start = time.monotonic()
-    result = _measured(config, inputs, state)
+    result = _measured(config, inputs, evaluator)
     seconds["evaluation"] = round(time.monotonic() - start, 1)
     result.generations = _generations(config, inputs, state)
     seconds["generation"] = round(time.monotonic() - start - seconds["evaluation"], 1)
@@ -80,22 +78,6 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     result.seconds = seconds
     result.data_filtering = None if filtering is None else comparison_values(filtering)
     return result
-
-
-def _experiment(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> RelearnExperiment:
-    pool: Any = inputs.pool
-    check_attack(config.relearn, len(pool))
-    padding = padding_token_id(inputs.tokenizer)
-    return RelearnExperiment(
-        pool,
-        inputs.forget,
-        inputs.retain,
-        padding,
-        config.relearn,
-        device=config.resolved_device,
-        progress=state.is_main_process,
-        state=state,
-    )
 
 
 def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None) -> str:
@@ -110,27 +92,14 @@ def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: Relear
     return "\n".join(lines)
 
 
-def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> ModelResult:
-    padding = padding_token_id(inputs.tokenizer)
-    evaluator = Evaluator(
-        inputs.forget,
-        inputs.retain,
-        padding,
-        config.evaluation,
-        device=config.resolved_device,
-        progress=state.is_main_process,
-        state=state,
-    )
+def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Evaluator) -> ModelResult:
     measured = {"final": evaluator.measure(inputs.model, "The model")}
     _check_finite(config, measured["final"], config.model)
     if config.before is not None:
         measured["before"] = evaluator.measure(load_model(config, config.before, "before"), "Before the method")
         _check_finite(config, measured["before"], config.before)
     losses = {stage: evaluator.estimates(part) for stage, part in measured.items()}
-    differences: dict[str, Any] = {}
-    if "before" in measured:
-        found = evaluator.differences(measured["final"], measured["before"])
-        differences = {name: found[kind] for kind, name in _DIFFERENCES.items()}
+    found = evaluator.differences(measured["final"], measured["before"]) if "before" in measured else {}
     return ModelResult(
         name=_name(config),
         model=config.model,
@@ -141,7 +110,7 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, state: Partial
         losses=losses["final"],
         seed=config.seed,
         before=None if config.before is None else {"model": config.before, "losses": losses["before"]},
-        differences=differences,
+        differences={_DIFFERENCES[kind]: difference for kind, difference in found.items()},
         mean_of_batch_means={
             "batch_size": config.evaluation.mean_of_batch_means_size,
             **{stage: evaluator.means_of_batch_means(part) for stage, part in measured.items()},
@@ -242,7 +211,7 @@ class ModelInputs:
     tokenizer: Any
     forget: Dataset
     retain: Dataset
-    pool: Dataset | None
+    pool: Any  # `None` without an attack
     data: dict[str, Any]
 
 
@@ -253,11 +222,7 @@ def load_model(config: ModelEvaluationConfig, name: str, field_name: str = "mode
 
 
 def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> ModelInputs:
-    """Loads model, tokenizer and stories and checks them against each other.
-
-    Args:
-        config (`ModelEvaluationConfig`): what to load.
-        pool_size (`int`, *optional*, defaults to `0`): stories to take out of `forget` for an attack.
+    """Loads model, tokenizer and stories, `pool_size` of them taken out of `forget` for an attack, and checks them.
 
     Raises:
         ValueError: for a file without stories, a story that is in two of the sets, more tokens than the model has positions

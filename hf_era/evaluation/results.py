@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
-from hf_era.evaluation.earlier_methods import EARLIER_METHODS
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnResult
 from hf_era.utils.checks import unknown_value_message
@@ -20,15 +19,10 @@ EARLIER_VERSION = 2
 """Read as well: `upgraded` fills in what has been added since."""
 KINDS = {"run": "the `result.json` of `hf-era run`", "model": "a result of `hf-era eval` or `hf-era relearn`"}
 
-Result = TypeVar("Result")
-
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """The content of a result file of any kind.
-
-    Raises:
-        ValueError: if there is no such file, it is cut off, it is no result, or it has another schema version.
-    """
+    """The content of a result file of any kind. Raises `ValueError` if there is none, it is cut off, or it is of another
+    schema version."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"The result file {path} does not exist. Pass {' or '.join(KINDS.values())}.")
@@ -50,23 +44,6 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_result(cls: type[Result], path: str | Path, kind: str) -> Result:
-    """Reads a result of one kind; raises `ValueError` as `read_values`, or for another kind or missing fields."""
-    values = read_values(path)
-    found = values.get("kind", "run")
-    if found != kind:
-        raise ValueError(f"{path} is {KINDS.get(found, f'a result of kind {found!r}')}. Pass {KINDS[kind]}.")
-    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
-    missing = sorted(
-        name
-        for name, item in known.items()
-        if name not in values and item.default is MISSING and item.default_factory is MISSING
-    )
-    if missing:
-        raise ValueError(f"{path} lacks fields of a result file: {', '.join(missing)}. Evaluate again.")
-    return cls(**{name: value for name, value in values.items() if name in known})
-
-
 # ---- Methods and stages ----
 
 STAGE_TITLES = {
@@ -84,51 +61,81 @@ CONTROL = "control"
 UNTOUCHED = "untouched"
 """Role of a method that trains nothing: there is no checkpoint of its own."""
 
-METHODS = tuple(EARLIER_METHODS)
+EARLIER_METHODS = {
+    "gradient_routing": ("gradient routing", "method", ABLATION_STAGES),
+    "data_filtering": ("data filtering", CONTROL, ("after_training",)),
+    "base": ("the model before the method", UNTOUCHED, ("before",)),
+}
+"""Those of version 2: title, role, and the stages that every run of it has. Newer files say that themselves."""
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a result file of schema version 2 as version 3 has them; those of version 3 as they are.
-
-    Raises:
-        ValueError: for a method that version 2 did not have.
-    """
+    """The values of a result file of schema version 2 as version 3 has them, without prose; those of version 3 as they are.
+    Raises `ValueError` for a method that version 2 did not have."""
     if values.get("schema_version") != EARLIER_VERSION:
         return values
     values = {**values, "schema_version": SCHEMA_VERSION}
     if values.get("kind", "run") != "run":
         return values
     method, losses = values.get("method", "gradient_routing"), values.get("losses")
-    if method not in METHODS:
-        raise ValueError(unknown_value_message("method", method, METHODS))
-    return {**values, **method_fields(method, losses if isinstance(losses, dict) else {})}
-
-
-def method_fields(method: str, measured: Collection[str]) -> dict[str, Any]:
-    """What a `RunResult` records of one of the three first methods.
-
-    Args:
-        method (`str`): one of `METHODS`.
-        measured: names of the stages whose losses are known. The method's own stages are listed in any case.
-    """
-    known = EARLIER_METHODS[method]
-    stages = [
-        {"name": name, "title": title} for name, title in STAGE_TITLES.items() if name in (*known.stages, *measured)
-    ]
+    if method not in list(EARLIER_METHODS):  # in a file it may be anything
+        raise ValueError(unknown_value_message("method", method, EARLIER_METHODS))
+    title, role, own_stages = EARLIER_METHODS[method]
+    names = {*own_stages, *(losses if isinstance(losses, dict) else ())}
     return {
+        **values,
         "method": method,
-        "method_title": known.title,
-        "method_role": known.role,
-        "method_texts": dict(known.texts),
-        "stages": stages,
+        "method_title": title,
+        "method_role": role,
+        "method_texts": {},
+        "stages": [{"name": name, "title": text} for name, text in STAGE_TITLES.items() if name in names],
     }
 
 
 # ---- Results ----
 
 
+class Result:
+    """What results of both kinds can do."""
+
+    attack: dict[str, Any] | None
+    differences: dict[str, dict[str, float | None]]
+    kind: str
+
+    @property
+    def relearning(self) -> RelearnResult | None:
+        """The relearn attacks on the final model; `None` if there were none."""
+        return None if self.attack is None else RelearnResult.from_dict(self.attack)
+
+    def estimate(self, name: str) -> Estimate:
+        """A difference such as `unlearning`, with its interval where one was computed; without a value if not measured."""
+        stored = self.differences.get(name)
+        return Estimate(getattr(self, name, None)) if stored is None else Estimate(**stored)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)  # type: ignore[call-overload]
+        return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
+
+    def save(self, path: str | Path) -> Path:
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version or kind."""
+        values = read_values(path)
+        found = values.get("kind", "run")
+        if found != cls.kind:
+            raise ValueError(f"{path} is {KINDS.get(found, f'a result of kind {found!r}')}. Pass {KINDS[cls.kind]}.")
+        known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+        needed = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
+        missing = sorted(needed - values.keys())
+        if missing:
+            raise ValueError(f"{path} lacks fields of a result file: {', '.join(missing)}. Evaluate again.")
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
 @dataclass(kw_only=True)
-class RunResult:
+class RunResult(Result):
     """Everything that a report needs. Losses are token-weighted, in nats a token.
 
     Attributes:
@@ -143,10 +150,9 @@ class RunResult:
         method (`str`): its name in configs. method_title (`str`): what reports call it, e.g. `gradient routing`.
         method_role (`str`): `method`; `control`: its figures are those that others are compared with; `untouched`:
             nothing was trained, so there is no checkpoint.
-        method_texts (`dict[str, str]`): what reports say of the method, each left out where there is nothing to say:
-            `summary` (a sentence for the headline), `introduction` and `training` (paragraphs of the model card, in
-            Markdown: emphasis and links to papers; `{version}` stands for that of hf_era), `labels` (a sentence on forget
-            stories without a label).
+        method_texts (`dict[str, str]`): what the method says of itself, each where there is something to say: `summary` (a
+            sentence for the headline), `introduction`, `training` and `labels` (of the model card, in Markdown: emphasis
+            and links to papers; `{version}` stands for that of hf_era).
         stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
             model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.
         differences (`dict`): `ablation_gap`, `retain_ablation_gap`, `unlearning`, `retain_tax`, `forget_words_unlearning`
@@ -155,8 +161,7 @@ class RunResult:
         leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
         generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
         attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
-        data_filtering (`dict`, *optional*): the same figures of data filtering on the same stories, as `yardstick` makes
-            them, and under `name` which run they are of.
+        data_filtering (`dict`, *optional*): of data filtering on the same stories, as `comparison_values` makes it.
     """
 
     name: str
@@ -198,18 +203,6 @@ class RunResult:
             return None
         high, low = self.loss(later, kind), self.loss(earlier, kind)
         return None if high is None or low is None else high - low
-
-    def estimate(self, name: str) -> Estimate:
-        """A difference such as `ablation_gap` with its interval over stories, where one was computed."""
-        stored = self.differences.get(name)
-        if stored is not None:
-            return Estimate(**stored)
-        return Estimate(getattr(self, name) if hasattr(self, name) else None)
-
-    @property
-    def relearning(self) -> RelearnResult | None:
-        """The relearn attacks on the final model; `None` if there were none."""
-        return None if self.attack is None else RelearnResult.from_dict(self.attack)
 
     @property
     def stage_titles(self) -> dict[str, str]:
@@ -258,24 +251,11 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         derived = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "localised")
-        values = asdict(self)
-        return {
-            "schema_version": values.pop("schema_version"),
-            **values,
-            "derived": {name: getattr(self, name) for name in derived},
-        }
-
-    def save(self, path: str | Path) -> Path:
-        return write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> RunResult:
-        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version."""
-        return read_result(cls, path, "run")
+        return {**super().to_dict(), "derived": {name: getattr(self, name) for name in derived}}
 
 
 @dataclass
-class ModelResult:
+class ModelResult(Result):
     """Losses, generations and relearn attacks of one causal LM. Losses are token-weighted, in nats a token.
 
     Attributes:
@@ -314,32 +294,11 @@ class ModelResult:
     kind: str = "model"
     schema_version: int = SCHEMA_VERSION
 
-    def estimate(self, name: str) -> Estimate:
-        """A difference to the model before the method, with its interval; without a value where there is none."""
-        return Estimate(**self.differences[name]) if name in self.differences else Estimate(None)
-
     @property
     def stage_titles(self) -> dict[str, str]:
         """Name of each stage -> its title, in order."""
         before = {} if self.before is None else {"before": STAGE_TITLES["before"]}
         return {**before, self.final_stage: "This model"}
-
-    @property
-    def relearning(self) -> RelearnResult | None:
-        """The relearn attacks; `None` if there were none."""
-        return None if self.attack is None else RelearnResult.from_dict(self.attack)
-
-    def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
-
-    def save(self, path: str | Path) -> Path:
-        return write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> ModelResult:
-        """Reads a result file; raises `ValueError` if it is none, is not whole, or of another schema version."""
-        return read_result(cls, path, "model")
 
 
 AnyResult = RunResult | ModelResult
@@ -352,10 +311,9 @@ def load_result(path: str | Path) -> AnyResult:
 
 @contextmanager
 def broken_result(*paths: Path) -> Iterator[None]:
-    """Turns an error that a value of the wrong kind causes into a `ValueError` that names the files. Our own pass through.
+    """Turns an error that a value of the wrong kind causes into a `ValueError` that names the files; others pass through.
 
-    Their shape is not checked field by field: a result holds hundreds, and hf_era wrote them itself. The original error
-    stays its cause.
+    The shape of results is not checked field by field: one holds hundreds, and hf_era wrote them itself.
     """
     try:
         yield

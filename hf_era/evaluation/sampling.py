@@ -29,16 +29,10 @@ PROMPTS = (
 
 @dataclass
 class SamplingConfig:
-    """How texts are generated. Defaults: the reference's.
+    """How texts are generated. Defaults: the reference's. Each field's `help` says what it is.
 
-    Args:
-        enabled (`bool`, *optional*, defaults to `True`): `False` leaves generation out.
-        prompts (`list[str]`, *optional*, defaults to `PROMPTS`): what texts begin with.
-        new_tokens (`int`, *optional*, defaults to `200`): tokens to add at most; fewer where the model has no room for
-            them, or ends the text itself.
-        temperature (`float`, *optional*, defaults to `0.7`): of sampling. 0: greedy, the likeliest token.
-        top_k (`int`, *optional*, defaults to `50`): only the k likeliest tokens are sampled. 0: all.
-        seed (`int`, *optional*, defaults to `0`): of sampling, which leaves the caller's random state alone.
+    There are fewer than `new_tokens` where the model has no room for them, or ends the text itself. Sampling leaves the
+    caller's random state alone.
 
     Raises:
         ValueError: for no prompt, or a number out of range.

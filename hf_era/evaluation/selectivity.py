@@ -81,17 +81,17 @@ class AuxiliaryActivationMeter:
         Raises:
             RuntimeError: if a layer has several modules and they ran on different numbers of stories.
         """
-        return {layer: self._rows_of(layer) for layer in self._parts}
-
-    def _rows_of(self, layer: int) -> tuple[Tensor, Tensor]:
-        tables = [torch.cat(parts, dim=1).cpu().double() for parts in self._parts[layer] if parts]
-        if len({table.shape for table in tables}) > 1:
-            raise RuntimeError(
-                f"The auxiliary modules of layer {layer} ran on different numbers of stories: one was ablated for a while. "
-                "Switch modules on or off before measuring, or `reset()` the meter."
-            )
-        sums, counts = torch.stack(tables).sum(0) if tables else torch.zeros(2, 0, dtype=torch.float64)
-        return sums, counts
+        found: StoryRows = {}
+        for layer, measured in self._parts.items():
+            tables = [torch.cat(parts, dim=1).cpu().double() for parts in measured if parts]
+            if len({table.shape for table in tables}) > 1:
+                raise RuntimeError(
+                    f"The auxiliary modules of layer {layer} ran on different numbers of stories: one was ablated for a "
+                    "while. Switch modules on or off before measuring, or `reset()` the meter."
+                )
+            sums, counts = torch.stack(tables).sum(0) if tables else torch.zeros(2, 0, dtype=torch.float64)
+            found[layer] = sums, counts
+        return found
 
     @property
     def sums(self) -> dict[int, float]:
@@ -126,14 +126,11 @@ def selectivity_estimates(
 ) -> dict[int, Estimate]:
     """layer -> selectivity with its 95 % bootstrap interval; forget and retain stories are resampled independently.
 
-    Both means are weighted by tokens.
+    Both means are weighted by tokens. There is no value where the mean on retain stories is 0, or where no module ran.
 
     Args:
         forget, retain: what `AuxiliaryActivationMeter.story_rows` gave after each set.
-        samples (`int`, *optional*, defaults to `1000`): resamples. 0: no intervals.
-        seed (`int`, *optional*, defaults to `0`): of the resampling.
-
-    Returns: no value where the mean on retain stories is 0, or where no module ran.
+        samples (`int`, *optional*, defaults to `1000`): resamples; 0: no intervals. seed (`int`): of the resampling.
 
     Raises:
         ValueError: if the two do not have the same layers.

@@ -18,31 +18,22 @@ ROBUST = "robust_unlearning"
 
 @dataclass(frozen=True)
 class ControlFigures:
-    """What a result keeps of data filtering on the same stories, see `comparison_values`.
-
-    Attributes:
-        name (`str`), seed (`int`): of the run. losses (`dict`): kind -> loss. differences (`dict`): as in `ResultSummary`.
-        attacks (`dict`): kind, stories, learning rate -> robust unlearning under that attack.
-    """
+    """What a result keeps of a run of data filtering on the same stories, see `comparison_values`."""
 
     name: str
     seed: int
-    losses: dict[str, Estimate]
-    differences: dict[str, Estimate]
-    attacks: dict[tuple[str, int, float], Estimate]
+    losses: dict[str, Estimate]  # by kind
+    differences: dict[str, Estimate]  # as in `ResultSummary`
+    attacks: dict[tuple[str, int, float], Estimate]  # kind, stories, learning rate -> robust unlearning
 
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """What is shown of a result. Losses are in nats a token; texts are as they were given, not escaped.
+    """What is shown of a result, of whichever kind. Losses are in nats a token; texts are as they were given, not escaped.
 
     Attributes:
-        name (`str`): of the recipe or model. seed (`int`): of the run.
-        method, title, role (`str`): the method's name, what reports call it, and its role, as in `RunResult`.
-        has_module (`bool`): whether there was an auxiliary module that was ablated.
         rule (`str`): the mask rule, e.g. `full_seq (frequency)`; empty where nothing was routed by a rule.
         start (`str`): `pretrained`, `scratch`, or empty. before_name (`str`): what "before the method" is; empty if none.
-        stages (`dict`): name of each stage -> its title, in order. final_stage (`str`): name of the last.
         losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> loss; only what was measured.
         differences (`dict`): each of `DIFFERENCES`, and `robust_unlearning` under the strongest attack -> an estimate,
             without a value where it was not measured.
@@ -50,17 +41,10 @@ class ResultSummary:
         control (`ControlFigures`, *optional*): data filtering on the same stories.
     """
 
-    name: str
-    seed: int
-    method: str
-    title: str
-    role: str
-    has_module: bool
+    result: AnyResult
     rule: str
     start: str
     before_name: str
-    stages: dict[str, str]
-    final_stage: str
     losses: dict[str, dict[str, Estimate]]
     differences: dict[str, Estimate]
     relearning: RelearnResult | None
@@ -69,11 +53,11 @@ class ResultSummary:
 
     @property
     def is_control(self) -> bool:
-        return self.role == CONTROL
+        return self.result.method_role == CONTROL
 
     @property
     def is_untouched(self) -> bool:
-        return self.role == UNTOUCHED
+        return self.result.method_role == UNTOUCHED
 
     @property
     def before(self) -> dict[str, Estimate]:
@@ -83,7 +67,7 @@ class ResultSummary:
     @property
     def final(self) -> dict[str, Estimate]:
         """Losses of the final model."""
-        return self.losses.get(self.final_stage, {})
+        return self.losses.get(self.result.final_stage, {})
 
 
 def summary_of(result: AnyResult) -> ResultSummary:
@@ -93,17 +77,10 @@ def summary_of(result: AnyResult) -> ResultSummary:
     config = result.config if isinstance(result, RunResult) else {}
     robust = Estimate(None) if strongest is None else strongest.robust_unlearning
     return ResultSummary(
-        name=result.name,
-        seed=result.seed,
-        method=result.method,
-        title=result.method_title,
-        role=result.method_role,
-        has_module=result.has_module,
+        result=result,
         rule=rule_label(config) if result.has_module else "",
         start=str((config.get("model") or {}).get("start") or ""),
         before_name=_before_name(result),
-        stages=result.stage_titles,
-        final_stage=result.final_stage,
         losses={stage: part for stage, losses in _stage_losses(result).items() if (part := _estimates(losses))},
         differences={**{name: result.estimate(name) for name in DIFFERENCES}, ROBUST: robust},
         relearning=relearning,
@@ -117,8 +94,8 @@ def comparison_values(result: AnyResult) -> dict[str, Any]:
     figures = summary_of(result)
     attacks = [] if figures.relearning is None else [part.to_dict() for part in figures.relearning.summaries()]
     return {
-        "name": figures.name,
-        "seed": figures.seed,
+        "name": result.name,
+        "seed": result.seed,
         "losses": {kind: estimate.to_dict() for kind, estimate in figures.final.items()},
         "differences": {name: figures.differences[name].to_dict() for name in DIFFERENCES},
         "attacks": attacks,
@@ -201,7 +178,13 @@ def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One dict per name over its seeds: `name`, `method`, `method_title`, `method_role`, `rule`, `start`, `seeds`, `figures`
     (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t), `attacks` (kind, N and learning rate ->
     the same), `recovered`, `attacked` (seeds whose strongest attack recovered the capability in any trial, of those that
-    were attacked)."""
+    were attacked).
+
+    Raises:
+        ValueError: if there is no result.
+    """
+    if not results:
+        raise ValueError("`results` is empty. Pass at least one result.")
     groups: dict[str, list[ResultSummary]] = {}
     for result in results:
         groups.setdefault(result.name, []).append(summary_of(result))
@@ -217,14 +200,15 @@ def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
             if value is not None and math.isfinite(value):
                 attacks.setdefault(f"{summary.kind} {summary.stories} {summary.learning_rate:g}", []).append(value)
     reached = [bool(part.strongest.recovered) for part in parts if part.strongest and part.before]
+    first = parts[0]
     return {
         "name": name,
-        "method": parts[0].method,
-        "method_title": parts[0].title,
-        "method_role": parts[0].role,
-        "rule": parts[0].rule,
-        "start": parts[0].start,
-        "seeds": [part.seed for part in parts],
+        "method": first.result.method,
+        "method_title": first.result.method_title,
+        "method_role": first.result.method_role,
+        "rule": first.rule,
+        "start": first.start,
+        "seeds": [part.result.seed for part in parts],
         "figures": {figure: _over_seeds([table[figure] for table in tables]) for figure in tables[0]},
         "attacks": {attack: mean_interval(values).to_dict() for attack, values in attacks.items()},
         "recovered": sum(reached),

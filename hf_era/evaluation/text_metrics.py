@@ -68,7 +68,15 @@ def count_target_words(
     total = sum(map(len, found))
     if prompts is None:
         return TargetWordCounts(total, None)
-    _check_prompts(texts, prompts)
+    _check_list("prompts", prompts)
+    if len(texts) != len(prompts):
+        raise ValueError(f"`prompts` should hold one prompt per text, got {len(prompts)} for {len(texts)} texts.")
+    for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        if not text.startswith(prompt):
+            raise ValueError(
+                f"`texts[{number}]` should begin with its prompt {prompt!r}, got {text[: len(prompt) + 20]!r}. "
+                "Pass whole texts, prompt included, or leave the prompts out."
+            )
     beyond = (end > len(prompt) for spans, prompt in zip(found, prompts, strict=True) for _, end in spans)
     return TargetWordCounts(total, sum(beyond))
 
@@ -77,9 +85,7 @@ def target_word_spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
     """The character spans (start, end) of the counted words in `text`, in order, without punctuation around them.
 
     Only phrases can overlap: in "tree tree tree" the phrase "tree tree" stands twice. Without words there are no spans.
-
-    Raises:
-        ValueError: if a word is blank.
+    Raises `ValueError` if a word is blank.
     """
     phrases = _by_core(words)
     pieces = [_piece(match.group(), match.start()) for match in _NOT_SPACE.finditer(text)]
@@ -124,18 +130,6 @@ def _check_list(name: str, values: Sequence[str]) -> None:
         raise ValueError(f"`{name}` should be a list of strings, got the string {values!r}. Pass [{values!r}].")
 
 
-def _check_prompts(texts: Sequence[str], prompts: Sequence[str]) -> None:
-    _check_list("prompts", prompts)
-    if len(texts) != len(prompts):
-        raise ValueError(f"`prompts` should hold one prompt per text, got {len(prompts)} for {len(texts)} texts.")
-    for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-        if not text.startswith(prompt):
-            raise ValueError(
-                f"`texts[{number}]` should begin with its prompt {prompt!r}, got {text[: len(prompt) + 20]!r}. "
-                "Pass whole texts, prompt included, or leave the prompts out."
-            )
-
-
 def trigram_repetition(text: str) -> float:
     """1 - distinct / all word trigrams, in [0, 1): 0 where no three words in a row come twice.
 
@@ -148,13 +142,9 @@ def trigram_repetition(text: str) -> float:
 
 
 def mean_repetition(texts: Sequence[str]) -> float:
-    """The plain mean of `trigram_repetition` over texts; each text counts the same, however long.
-
-    Raises:
-        ValueError: if there is no text, or one string is given instead of several.
-    """
-    if isinstance(texts, str):
-        raise ValueError(f"`texts` should be a list of strings, got the string {texts[:40]!r}. Pass a list.")
+    """The plain mean of `trigram_repetition` over texts; each text counts the same, however long. Raises `ValueError` if
+    there is no text, or one string is given instead of several."""
+    _check_list("texts", texts)
     if not texts:
         raise ValueError("`texts` is empty, so there is no mean. Pass at least one text.")
     return sum(map(trigram_repetition, texts)) / len(texts)

@@ -16,18 +16,13 @@ from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.utils.files import read_json, write_text
 
 COMMAND = "make cards"
-# What only a run's result has, in any schema version.
-_MARKS = {"schema_version", "name", "config", "losses"}
 
 
 def render_cards(results_folder: str | Path, output_folder: str | Path, check: bool = False) -> list[Path]:
     """Renders each result of a folder to a card: `<results_folder>/NAME.json` to `<output_folder>/NAME.md`.
 
-    Args:
-        results_folder, output_folder: folders. JSON files that are no result of a run are skipped.
-        check (`bool`, *optional*, defaults to `False`): write nothing, compare.
-
-    Returns: the cards' paths, sorted.
+    JSON files that are no result of a run are skipped. With `check` nothing is written, but compared. Returns the cards'
+    paths, sorted.
 
     Raises:
         ValueError: if there is no such folder or no result in it, or a result has another schema version; with `check`,
@@ -36,38 +31,27 @@ def render_cards(results_folder: str | Path, output_folder: str | Path, check: b
     results_folder, output_folder = Path(results_folder), Path(output_folder)
     if not results_folder.is_dir():
         raise ValueError(f"`results_folder`: {results_folder} is no folder. Pass the one with the runs' result files.")
-    found = {path: _load(path) for path in sorted(results_folder.glob("*.json"))}
-    cards = {
-        output_folder / f"{path.stem}.md": result
-        for path, result in found.items()
-        if result is not None and result.has_checkpoint
-    }
+    results = {path: RunResult.load(path) for path in sorted(results_folder.glob("*.json")) if _is_of_a_run(path)}
+    cards = {output_folder / f"{path.stem}.md": result for path, result in results.items() if result.has_checkpoint}
     if not cards:
         raise ValueError(
             f"`results_folder`: {results_folder} holds no result of a run (`*.json`), so there is no card."
         )
     for path, result in cards.items():
         text = render_model_card(result)
-        if check:
-            _compare(path, text)
-        else:
+        if not check:
             write_text(path, text)
+        elif not path.is_file():
+            raise ValueError(f"The card {path} is missing. Run `{COMMAND}`.")
+        elif path.read_text(encoding="utf-8") != text:
+            raise ValueError(f"The card {path} is not the one that its result gives. Run `{COMMAND}`.")
     return list(cards)
 
 
-def _load(path: Path) -> RunResult | None:
-    """The result in a file; `None` if the file holds something else."""
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a file has what only a run's result has, in any schema version."""
     values = read_json(path)
-    if not isinstance(values, dict) or not values.keys() >= _MARKS:
-        return None
-    return RunResult.load(path)
-
-
-def _compare(path: Path, text: str) -> None:
-    if not path.is_file():
-        raise ValueError(f"The card {path} is missing. Run `{COMMAND}`.")
-    if path.read_text(encoding="utf-8") != text:
-        raise ValueError(f"The card {path} is not the one that its result gives. Run `{COMMAND}`.")
+    return isinstance(values, dict) and values.keys() >= {"schema_version", "name", "config", "losses"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,19 +33,16 @@ def write_comparison_files(results: Sequence[AnyResult], folder: str | Path) -> 
 
 
 def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
-    """One flat dict per result, in the order given: what CSV and JSON hold.
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    """One flat dict per result, in the order given: what CSV and JSON hold. Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
     attack = ("kind", "stories", "learning_rate", "trials", "lowest_step", "recovered", "steps_to_recover")
     rows = []
     for result in results:
         figures = summary_of(result)
-        row: dict[str, Any] = {name: getattr(figures, name) for name in ("name", "seed", "method", "rule", "start")}
-        row |= {"before": figures.before_name, "stories": str(result.data.get("fingerprint") or "")[:8]}
+        row: dict[str, Any] = {name: getattr(result, name) for name in ("name", "seed", "method")}
+        row |= {"rule": figures.rule, "start": figures.start, "before": figures.before_name}
+        row |= {"stories": str(result.data.get("fingerprint") or "")[:8]}
         row |= figure_values(figures)
         for name in DIFFERENCES:
             row |= {f"{name}_low": figures.differences[name].low, f"{name}_high": figures.differences[name].high}

@@ -62,7 +62,7 @@ def strongest_attacks_table(results: Sequence[AnyResult]) -> Table | None:
 
 
 def _names(figures: ResultSummary) -> list[str]:
-    return [name_of(figures.name), name_of(figures.seed)]
+    return [name_of(figures.result.name), name_of(figures.result.seed)]
 
 
 # ---- Over seeds: rows are those of `aggregate` ----

@@ -7,7 +7,7 @@ minus that before the method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 
 from hf_era.evaluation.intervals import Estimate
@@ -36,8 +36,8 @@ class Caution:
 def headline_sentences(result: AnyResult) -> list[str]:
     """The figures that a result is judged by, a sentence or two each; what was not measured is left out or said so."""
     figures, minimum = summary_of(result), minimum_gap(result)
-    found = [_what_it_is(result, figures)]
-    if figures.has_module:
+    found = [_what_it_is(figures)]
+    if figures.result.has_module:
         found += _ablation(figures)
     if not figures.is_untouched:
         found += _differences(figures, minimum)
@@ -51,10 +51,10 @@ def cautions(result: AnyResult) -> list[Caution]:
     found = []
     if any(value is not None and not is_number(value) for value in values):
         found.append(Caution("A loss is not finite", "The model broke while it was trained or evaluated."))
-    if figures.has_module:
+    if figures.result.has_module:
         found += _localisation_cautions(figures, minimum)
     if not figures.is_untouched:
-        found += _removal_cautions(result, figures, minimum)
+        found += _removal_cautions(figures, minimum)
     return found
 
 
@@ -73,7 +73,7 @@ def _localisation_cautions(figures: ResultSummary, minimum: float) -> list[Cauti
     ]
 
 
-def _removal_cautions(result: AnyResult, figures: ResultSummary, minimum: float) -> list[Caution]:
+def _removal_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
     names = ("unlearning", "retain_tax", "forget_words_unlearning", "robust_unlearning")
     unlearning, tax, words, robust = (figures.differences[name].value for name in names)
     if unlearning is None or not is_number(unlearning):
@@ -82,8 +82,8 @@ def _removal_cautions(result: AnyResult, figures: ResultSummary, minimum: float)
     if unlearning < minimum:
         better = "this model predicts forget stories better than that one"
         text = (
-            f"The forget loss at the end minus that of {before_text(result)} is {format_difference(unlearning)} nats a "
-            f"token: {better if unlearning < 0 else f'less than the threshold of {minimum:g}'}."
+            f"The forget loss at the end minus that of {before_text(figures.result)} is {format_difference(unlearning)} "
+            f"nats a token: {better if unlearning < 0 else f'less than the threshold of {minimum:g}'}."
         )
         if words is not None and words >= minimum:
             text += (
@@ -152,17 +152,14 @@ def change(what: str, estimate: Estimate) -> str:
 # ---- Sentences ----
 
 
-def _what_it_is(result: AnyResult, figures: ResultSummary) -> str:
-    losses, summary = _losses(figures.final), str(result.method_texts.get("summary") or "")
+def _what_it_is(figures: ResultSummary) -> str:
+    known = [(kind, figures.final[kind]) for kind in ("forget", "retain") if kind in figures.final]
+    parts = [f"{kind} loss {format_estimate(estimate)}" for kind, estimate in known if estimate.value is not None]
+    losses = f"{' and '.join(parts)} nats a token" if parts else ""
+    summary = str(figures.result.method_texts.get("summary") or "")
     if summary:
         return f"{summary} {losses[:1].upper()}{losses[1:]}.".removesuffix(" .")
     return f"At the end: {losses}." if losses else "The losses were not measured."
-
-
-def _losses(losses: Mapping[str, Estimate]) -> str:
-    known = [(kind, losses[kind]) for kind in ("forget", "retain") if kind in losses]
-    parts = [f"{kind} loss {format_estimate(estimate)}" for kind, estimate in known if estimate.value is not None]
-    return f"{' and '.join(parts)} nats a token" if parts else ""
 
 
 def _ablation(figures: ResultSummary) -> list[str]:
@@ -197,7 +194,7 @@ def _differences(figures: ResultSummary, minimum: float) -> list[str]:
     if tax is not None and tax < -minimum:
         found.append(
             "The model also went on learning: its retain loss is lower than before. The comparison mixes what was removed "
-            f"with what the further steps taught{'; the ablation gap does not' if figures.has_module else ''}."
+            f"with what the further steps taught{'; the ablation gap does not' if figures.result.has_module else ''}."
         )
     return found
 
@@ -236,11 +233,7 @@ def _attack_sentences(figures: ResultSummary, minimum: float) -> list[str]:
 
 def _strongest(figures: ResultSummary, relearning: RelearnResult, attack: AttackSummary, minimum: float) -> str:
     number = len(relearning.summaries())
-    subject = (
-        f"The strongest of {number} attacks, {attack_title(attack)},"
-        if number > 1
-        else f"The attack, {attack_title(attack)},"
-    )
+    subject = f"The {f'strongest of {number} attacks' if number > 1 else 'attack'}, {attack_title(attack)},"
     lowest = attack.lowest_forget.value or 0.0
     if attack.lowest_step == 0 or attack.start_forget - lowest < 0.0005:
         return f"{subject} made the forget loss no lower than it was at the start ({attack.start_forget:.3f})."
@@ -263,12 +256,8 @@ def _recovery(relearning: RelearnResult, strongest: AttackSummary) -> list[str]:
     if strongest.start_forget < relearning.before["forget"] + RECOVERY_MARGIN:
         return [f"The forget loss was below {level} already before the attacks: there was nothing to bring back."]
     found = [f"Under the strongest attack the forget loss was {_recovered(relearning, strongest, level)}."]
-    others = [part for part in relearning.summaries() if part.steps_to_recover is not None]
-    fastest = min(others, key=lambda part: part.steps_to_recover or 0.0, default=None)
-    slower = strongest.steps_to_recover is None or (
-        fastest is not None and (fastest.steps_to_recover or 0.0) < strongest.steps_to_recover
-    )
-    if fastest is not None and slower:
+    fastest = min(relearning.summaries(), key=_steps_to_recover)
+    if _steps_to_recover(fastest) < _steps_to_recover(strongest):
         found.append(f"Fastest back was {attack_title(fastest)}: {_recovered(relearning, fastest, level)}.")
     return found
 
@@ -277,14 +266,14 @@ def _recovered(relearning: RelearnResult, attack: AttackSummary, level: str) -> 
     trials = "the only trial" if attack.trials == 1 else f"{attack.recovered} of {attack.trials} trials"
     if attack.recovered and attack.steps_to_recover is not None:
         return f"back at {level} after {_steps(attack.steps_to_recover)} in {trials}"
-    curves = [
-        trial.curve
-        for trial in relearning.trials
-        if trial.attack == (attack.kind, attack.stories, attack.learning_rate)
-    ]
-    last = max(curve.points[-1].step for curve in curves)
+    key = attack.kind, attack.stories, attack.learning_rate
+    last = max(trial.curve.points[-1].step for trial in relearning.trials if trial.attack == key)
     none = "in the only trial" if attack.trials == 1 else f"in any of {attack.trials} trials"
     return f"not back at {level} within {_steps(last)} {none}"
+
+
+def _steps_to_recover(attack: AttackSummary) -> float:
+    return math.inf if attack.steps_to_recover is None else attack.steps_to_recover
 
 
 # ---- Parts ----

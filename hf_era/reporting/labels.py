@@ -102,13 +102,13 @@ SETTINGS = {
 
 def stage_title(figures: ResultSummary, stage: str) -> str:
     """`After ablation`, `Before the method (pretrained base)`; of an unknown stage its name."""
-    title = figures.stages.get(stage, stage)
+    title = figures.result.stage_titles.get(stage, stage)
     return f"{title} ({figures.before_name})" if stage == "before" and figures.before_name else title
 
 
 def method_title(figures: ResultSummary) -> str:
     """`gradient routing, concept`, `data filtering`: the method, with its mask rule."""
-    return f"{figures.title}, {figures.rule}" if figures.rule else figures.title
+    return f"{figures.result.method_title}, {figures.rule}" if figures.rule else figures.result.method_title
 
 
 def attack_title(attack: AttackSummary | RelearnTrial) -> str:

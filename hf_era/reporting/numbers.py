@@ -45,12 +45,8 @@ def format_estimate(
     spelled: Callable[[Any, int], str] = format_difference if signed else format_number
     if estimate is None or estimate.value is None:
         return missing
-    text = spelled(estimate.value, digits)
-    return (
-        f"{text} [{spelled(estimate.low, digits)}, {spelled(estimate.high, digits)}]"
-        if _has_interval(estimate)
-        else text
-    )
+    value, low, high = (spelled(part, digits) for part in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]" if _has_interval(estimate) else value
 
 
 def _has_interval(estimate: Estimate) -> bool:

@@ -206,7 +206,7 @@ def not_tested(result: AnyResult) -> list[str]:
         found.append(
             "No comparison with data filtering: how much a model would forget that never saw the data is not known."
         )
-    if isinstance(result, RunResult) and figures.has_module and not result.leak_audit:
+    if isinstance(result, RunResult) and result.has_module and not result.leak_audit:
         found.append("No leak audit was made.")
     if not result.generations:
         found.append("No text was generated.")

@@ -30,7 +30,7 @@ class Table:
 def losses_table(result: AnyResult) -> Table:
     """One row per stage, one column per kind of token."""
     figures = summary_of(result)
-    stages = dict.fromkeys([*figures.stages, *figures.losses])
+    stages = dict.fromkeys([*result.stage_titles, *figures.losses])
     rows = [
         [name_of(stage_title(figures, stage)), *(format_estimate(figures.losses.get(stage, {}).get(k)) for k in KINDS)]
         for stage in stages
@@ -71,7 +71,7 @@ def differences_table(result: AnyResult) -> Table | None:
     control, rows = figures.control, []
     for name, label in DIFFERENCES.items():
         estimate = figures.differences[name]
-        if estimate.value is None and (figures.is_untouched or (name in NEED_A_MODULE and not figures.has_module)):
+        if estimate.value is None and (figures.is_untouched or (name in NEED_A_MODULE and not result.has_module)):
             continue
         beside = [] if control is None else [format_estimate(control.differences[name], signed=True)]
         rows.append([label.long, format_estimate(estimate, signed=True), *beside])

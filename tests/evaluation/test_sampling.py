@@ -10,8 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_era.evaluation.generation import PROMPTS, SamplingConfig, describe_generations, generate_texts
-from hf_era.evaluation.sampling import choice_of_tokens
+from hf_era.evaluation.generation import describe_generations, generate_texts
+from hf_era.evaluation.sampling import PROMPTS, SamplingConfig, choice_of_tokens
 
 
 def test_defaults_are_those_of_the_reference() -> None:

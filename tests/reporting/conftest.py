@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.results import RunResult, method_fields
+from hf_era.evaluation.results import RunResult
+
+from .samples import made_of
 
 
 def estimate(loss: float, half_width: float = 0.025, tokens: int = 15_212, stories: int = 100) -> dict[str, Any]:
@@ -152,8 +154,6 @@ def make_result() -> Callable[..., RunResult]:
     """Makes the result; keyword arguments replace its attributes."""
 
     def make(**overrides: Any) -> RunResult:
-        values = {**result_values(), **overrides}
-        method = method_fields(values.get("method", "gradient_routing"), values["losses"])
-        return RunResult(**{**method, **values})
+        return made_of({**result_values(), **overrides})
 
     return make

@@ -8,7 +8,8 @@ from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.results import METHODS, ModelResult, RunResult, method_fields
+from hf_era.evaluation.results import ModelResult, RunResult, upgraded
+from hf_era.methods import METHODS, get_method
 
 WORDS = ["tree", "trees", "forest", "forests", "woodland", "woodlands"]
 PROMPTS = ["Once upon a time, Timmy went to the forest", "Tom liked to climb", "One day, a boy went for a walk in the"]
@@ -220,7 +221,10 @@ def run_values(name: str = "posttrain_fullseq", seed: int = 0, shift: float = 0.
 def made_of(values: dict[str, Any]) -> RunResult:
     """The result of these values; what they do not say of the method is that of the built-in method of that name."""
     method = values.get("method", "gradient_routing")
-    return RunResult(**{**(method_fields(method, values["losses"]) if method in METHODS else {}), **values})
+    if method not in METHODS:
+        return RunResult(**values)
+    earlier = upgraded({"schema_version": 2, **values})
+    return RunResult(**{**earlier, "method_texts": dict(get_method(method).texts), **values})
 
 
 def run_result(**overrides: Any) -> RunResult:

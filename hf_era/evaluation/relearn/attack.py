@@ -2,7 +2,7 @@
 
 One trial is here: one model, one set of stories, one learning rate; the whole curve of forget and retain loss. The attack
 runs on a copy in the fast class of its architecture; batches are padded once and stay on the device, and evaluation never
-holds logits. The experiment made of many trials is in `relearn_experiment.py`.
+holds logits. The experiment made of many trials is in `experiment.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_era.data import RoutingCollator, longest_first
-from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.losses import concatenated, story_losses
+from hf_era.evaluation.losses import concatenated, count_labels, story_losses
 from hf_era.evaluation.relearn.config import FULL, LORA, RelearnAttackConfig
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, rises_at_the_end
 from hf_era.models.loading import fast_class_of
@@ -40,8 +39,7 @@ class RelearnAttack:
     Args:
         stories (`Dataset`): forget stories that neither training nor evaluation saw, with `input_ids` and `length`; all
             are the batch of every step.
-        measured (`MeasuredStories`): what the curve is measured on.
-        pad_token_id (`int`): any valid id.
+        measured (`MeasuredStories`): what the curve is measured on. pad_token_id (`int`): any valid id.
         config (`RelearnAttackConfig`): steps, learning rate and so on.
         kind (`str`, *optional*, defaults to `"full"`): `full`: all weights are trained. `lora`: adapters only.
 
@@ -165,8 +163,7 @@ class MeasuredStories:
     """The forget and retain stories that attacks are measured on.
 
     Args:
-        forget, retain (`Dataset`): with `input_ids` and `length`.
-        pad_token_id (`int`): any valid id.
+        forget, retain (`Dataset`): with `input_ids` and `length`. pad_token_id (`int`): any valid id.
         batch_size (`int`, *optional*, defaults to `16`): stories a batch; changes speed and memory only.
         device (*optional*, defaults to `"cpu"`): where they are kept, and attacks run.
         bf16 (`bool`, *optional*, defaults to `False`): attacks and measurements run in bf16 autocast.
@@ -188,11 +185,11 @@ class MeasuredStories:
         device: Any = "cpu",
         bf16: bool = False,
     ) -> None:
-        self.device, self.batch_size = torch.device(device), batch_size
+        self.device = torch.device(device)
         self._stories, self._pad_token_id = {"forget": forget, "retain": retain}, pad_token_id
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
         self.counts: dict[str, int] = {}
-        self._batches = self._padded(batch_size)
+        self._pad(batch_size)
         for name, batches in self._batches.items():
             if not batches:
                 raise ValueError(
@@ -202,11 +199,11 @@ class MeasuredStories:
             self.counts[f"{name}_stories"] = sum(len(batch["labels"]) for batch in batches)
             self.counts[f"{name}_tokens"] = count_labels(batches)
 
-    def _padded(self, batch_size: int) -> dict[str, list[dict[str, Tensor]]]:
-        return {
-            name: padded_batches(stories, self._pad_token_id, batch_size, self.device)
-            for name, stories in self._stories.items()
-        }
+    def _pad(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._batches: dict[str, list[dict[str, Tensor]]] = {}  # those there were go before the others come
+        for name, stories in self._stories.items():
+            self._batches[name] = padded_batches(stories, self._pad_token_id, batch_size, self.device)
 
     def losses(self, model: Any, state: PartialState | None = None) -> dict[str, float]:
         """`forget`, `retain` -> loss, token-weighted, nats a token. The model is on this device already.
@@ -214,22 +211,17 @@ class MeasuredStories:
         Args:
             state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out. Not
                 given: this process reads them all, and waits for no other.
-
-        Raises:
-            BatchMemoryError: if memory does not suffice for a single story.
         """
 
         def read(size: int) -> dict[str, float]:
             if size != self.batch_size:
-                self._batches = {}  # before the others come
-                self._batches, self.batch_size = self._padded(size), size
+                self._pad(size)
             batches = [(name, batch) for name, part in self._batches.items() for batch in part]
             parts = share_out(batches, lambda pair: story_losses(model, [pair[1]], autocast=self.autocast), state)
             found = {}
             for name in self._batches:
-                own = [part for (owner, _), part in zip(batches, parts, strict=True) if owner == name]
-                losses = concatenated(own)
-                found[name] = float(losses.nll.sum() / losses.tokens.sum())
+                own = concatenated([part for (owner, _), part in zip(batches, parts, strict=True) if owner == name])
+                found[name] = float(own.nll.sum() / own.tokens.sum())
             return found
 
         # A process whose trial had to halve its batches has other ones than the rest.
@@ -259,20 +251,11 @@ def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device:
     """Stories (`input_ids`, `length`) padded once, like with like, on the device. A story with fewer than two tokens has
     nothing to predict and is left out."""
     examples = longest_first(stories)
-    examples = examples.select(range(sum(length > 1 for length in examples["length"]))).select_columns(["input_ids"])
-    collator = RoutingCollator(pad_token_id)
-    return [
-        {
-            name: value.to(device)
-            for name, value in collator(examples.select(range(start, min(start + batch_size, len(examples))))).items()
-        }
-        for start in range(0, len(examples), batch_size)
-    ]
-
-
-def count_labels(batches: list[dict[str, Tensor]]) -> int:
-    """Tokens that are predicted."""
-    return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+    kept, collator = sum(length > 1 for length in examples["length"]), RoutingCollator(pad_token_id)
+    examples = examples.select_columns(["input_ids"])
+    parts = [range(start, min(start + batch_size, kept)) for start in range(0, kept, batch_size)]
+    batches = [collator(examples.select(part)) for part in parts]
+    return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
 
 
 # Both are peft's own business: it asks transformers by an old name, and corrects a setting for GPT-2's layers by itself.
@@ -282,12 +265,8 @@ _PEFT_NOISE = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is s
 def with_lora(model: Any, rank: int, alpha: float) -> Any:
     """Puts LoRA adapters (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the LM head, in place.
 
-    Only the adapters can be trained afterwards. They start as no change, at random: seed torch before. What is returned is
-    the model itself and not peft's wrapper, so that a fast class keeps its chunked loss; its linear layers are called as
-    modules, and take part with their adapters.
-
-    Args:
-        model: a causal LM. rank (`int`): of the adapters. alpha (`float`): their scale is alpha / rank.
+    Only the adapters can be trained afterwards; their scale is alpha / rank. They start as no change, at random: seed torch
+    before. What is returned is the model itself and not peft's wrapper, so that a fast class keeps its chunked loss.
 
     Raises:
         ValueError: if peft finds no layer to put them on, or knows it not.

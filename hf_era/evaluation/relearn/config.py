@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_era.utils.checks import check_count, short_repr
 from hf_era.utils.fields import about
@@ -17,44 +17,33 @@ FULL, LORA = "full", "lora"
 """Kinds of attack: all weights are trained, or low-rank adapters only."""
 
 
+def _setting(default: Any, help: str) -> Any:
+    """A field that identifies a run, as all settings of the attack do."""
+    return field(default=default, metadata=about(help, identity=True))
+
+
 @dataclass
 class RelearnAttackConfig:
-    """What the trials of all attacks have in common. Defaults: the reference's.
+    """What the trials of all attacks have in common. Defaults: the reference's. Each field's `help` says what it is.
 
-    Args:
-        steps (`int`, *optional*, defaults to `40`): steps at most.
-        learning_rate (`float`, *optional*, defaults to `5e-5`): AdamW's, constant; betas (0.9, 0.95).
-        patience (`int`, *optional*, defaults to `3`): stop after so many evaluations in a row whose forget loss rose.
-            `None`: never.
-        evaluate_every (`int`, *optional*, defaults to `1`): steps between evaluations; the last step is always evaluated.
-        batch_size (`int`, *optional*, defaults to `16`): stories in memory at a time; changes speed and memory only.
-        lora_rank (`int`, *optional*, defaults to `8`), lora_alpha (`float`, *optional*, defaults to `16`): of adapters.
-        bf16 (`bool`, *optional*): run the passes in bf16 autocast; weights stay in fp32. Not given: as the run was trained,
-            and fp32 outside of a run.
-        seed (`int`, *optional*, defaults to `0`): of adapters, dropout and, in an experiment, the choice of stories.
+    The optimizer is AdamW with betas (0.9, 0.95); the last step is always evaluated. With `bf16` the passes run in autocast
+    and the weights stay in fp32; outside of a run, not given means fp32.
 
     Raises:
         ValueError: for a number out of range.
     """
 
-    steps: int = field(default=40, metadata=about("Steps of a trial at most.", identity=True))
-    learning_rate: float = field(default=5e-5, metadata=about("Learning rate, constant, for every N.", identity=True))
-    patience: int | None = field(
-        default=3,
-        metadata=about(
-            "Stop after so many evaluations in a row with a higher forget loss; null: never.", identity=True
-        ),
+    steps: int = _setting(40, "Steps of a trial at most.")
+    learning_rate: float = _setting(5e-5, "Learning rate, constant, for every N.")
+    patience: int | None = _setting(
+        3, "Stop after so many evaluations in a row with a higher forget loss; null: never."
     )
-    evaluate_every: int = field(default=1, metadata=about("Steps between evaluations.", identity=True))
-    batch_size: int = field(
-        default=16, metadata=about("Stories in memory at a time; changes the speed only.", identity=True)
-    )
-    lora_rank: int = field(default=8, metadata=about("Rank of the adapters of a LoRA attack.", identity=True))
-    lora_alpha: float = field(default=16.0, metadata=about("Scale of the adapters of a LoRA attack.", identity=True))
-    bf16: bool | None = field(
-        default=None, metadata=about("Attack in bf16 autocast. Not given: as the run was trained.", identity=True)
-    )
-    seed: int = field(default=0, metadata=about("Of the choice of stories, the adapters and dropout.", identity=True))
+    evaluate_every: int = _setting(1, "Steps between evaluations.")
+    batch_size: int = _setting(16, "Stories in memory at a time; changes the speed only.")
+    lora_rank: int = _setting(8, "Rank of the adapters of a LoRA attack.")
+    lora_alpha: float = _setting(16.0, "Scale of the adapters of a LoRA attack.")
+    bf16: bool | None = _setting(None, "Attack in bf16 autocast. Not given: as the run was trained.")
+    seed: int = _setting(0, "Of the choice of stories, the adapters and dropout.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "patience", "evaluate_every", "batch_size", "lora_rank"):
@@ -68,57 +57,36 @@ class RelearnAttackConfig:
 class RelearnConfig(RelearnAttackConfig):
     """The relearn attacks on one model: several N, several trials each, a sweep of learning rates, and LoRA.
 
-    Args:
-        enabled (`bool`, *optional*, defaults to `True`): `False` leaves the attacks out.
-        stories (`list[int]`, *optional*, defaults to `[1, 4, 16, 64]`): forget stories of the attacker, N; all N are the
-            batch of every step.
-        trials (`int`, *optional*, defaults to `5`): trials for each N; they share no story, so N x trials are needed.
-        sweep_stories (`int`, *optional*): N of the sweep and of LoRA. Not given: the largest of `stories`.
-        sweep_learning_rates (`list[float]`, *optional*, defaults to `[1e-5, 5e-5, 2e-4, 1e-3]`): also attack with these;
-            an attack that is made already is not repeated. Empty: no sweep.
-        sweep_trials (`int`, *optional*): trials for each learning rate of the sweep and of LoRA. Not given: as `trials`.
-        lora (`bool`, *optional*, defaults to `True`): also attack through low-rank adapters.
-        lora_learning_rates (`list[float]`, *optional*, defaults to `[1e-3]`): theirs.
-        evaluation_stories (`int`, *optional*, defaults to `64`): measure on at most so many forget and so many retain
-            stories, always the same ones. `None`: on all.
-        allow_fewer (`bool`, *optional*, defaults to `False`): with too few stories, make fewer trials, or use fewer
-            stories, and say so in the result. `False`: that is an error.
-        kwargs: the fields of `RelearnAttackConfig`.
+    Each field's `help` says what it is. All N stories are the batch of every step. N x `trials` stories are needed; with
+    `allow_fewer`, what was cut is said in the result. An attack that the sweep would repeat is made once. The stories that
+    attacks are measured on are always the same ones.
 
     Raises:
         ValueError: for a number out of range, no N at all, or LoRA without a learning rate.
     """
 
-    enabled: bool = field(default=True, metadata=about("false leaves the attacks out.", identity=True))
+    enabled: bool = _setting(True, "false leaves the attacks out.")
     stories: list[int] = field(
         default_factory=lambda: [1, 4, 16, 64],
         metadata=about("Forget stories of the attacker, one attack each.", identity=True),
     )
-    trials: int = field(default=5, metadata=about("Trials of each attack; they share no story.", identity=True))
-    sweep_stories: int | None = field(
-        default=None,
-        metadata=about("Stories of the sweep and of LoRA. Not given: the largest of relearn.stories.", identity=True),
+    trials: int = _setting(5, "Trials of each attack; they share no story.")
+    sweep_stories: int | None = _setting(
+        None, "Stories of the sweep and of LoRA. Not given: the largest of relearn.stories."
     )
     sweep_learning_rates: list[float] = field(
         default_factory=lambda: [1e-5, 5e-5, 2e-4, 1e-3],
         metadata=about("Also attack with these learning rates. Empty: no sweep.", identity=True),
     )
-    sweep_trials: int | None = field(
-        default=None,
-        metadata=about("Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True),
-    )
-    lora: bool = field(default=True, metadata=about("Also attack through low-rank adapters (peft).", identity=True))
+    sweep_trials: int | None = _setting(None, "Trials of each attack of the sweep and of LoRA. Not given: as trials.")
+    lora: bool = _setting(True, "Also attack through low-rank adapters (peft).")
     lora_learning_rates: list[float] = field(
         default_factory=lambda: [1e-3], metadata=about("Learning rates of the LoRA attacks.", identity=True)
     )
-    evaluation_stories: int | None = field(
-        default=64,
-        metadata=about("Measure on at most so many forget and so many retain stories; null: on all.", identity=True),
+    evaluation_stories: int | None = _setting(
+        64, "Measure on at most so many forget and so many retain stories; null: on all."
     )
-    allow_fewer: bool = field(
-        default=False,
-        metadata=about("With too few stories: fewer trials or stories instead of an error.", identity=True),
-    )
+    allow_fewer: bool = _setting(False, "With too few stories: fewer trials or stories instead of an error.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,8 +118,7 @@ class PlannedAttack:
     trials: int
 
 
-@dataclass(frozen=True)
-class AttackPlan:
+class AttackPlan(NamedTuple):
     """The attacks that will be made, and in words what was asked for and cannot be done in full."""
 
     attacks: list[PlannedAttack]

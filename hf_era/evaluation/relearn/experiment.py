@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from hf_era.evaluation.relearn.attack import MeasuredStories, RelearnAttack, attackable_copy, seeded, with_lora
-from hf_era.evaluation.relearn.config import LORA, PlannedAttack, RelearnAttackConfig, RelearnConfig, plan_attacks
+from hf_era.evaluation.relearn.config import LORA, PlannedAttack, RelearnConfig, plan_attacks
 from hf_era.evaluation.relearn.result import RelearnPoint, RelearnResult, RelearnTrial, rises_at_the_end
 from hf_era.utils.files import read_json, write_json
 from hf_era.utils.processes import in_all, share_of, share_out
-
-OnStep = Callable[[RelearnPoint], None]
 
 
 class RelearnExperiment:
@@ -33,10 +31,8 @@ class RelearnExperiment:
         pool (`Dataset`): forget stories that neither training nor any evaluation saw; `input_ids`, `length`. Those with
             fewer than two tokens teach nothing and do not count.
         forget, retain (`Dataset`): what is measured, or a fixed choice of it (`evaluation_stories`); the same columns.
-        pad_token_id (`int`): any valid id.
-        config (`RelearnConfig`): the attacks. Its `enabled` is for the caller to heed.
-        device (*optional*, defaults to `"cpu"`): where they run.
-        progress (`bool`, *optional*, defaults to `True`): show a bar over all steps that this process makes.
+        pad_token_id (`int`): any valid id. config (`RelearnConfig`): the attacks; its `enabled` is for the caller to heed.
+        device (*optional*, defaults to `"cpu"`), progress (`bool`, *optional*, defaults to `True`): where; show a bar.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the trials out and all
             get all of them. Each must then make the same calls in the same order. Not given: this process does it all.
 
@@ -86,11 +82,7 @@ class RelearnExperiment:
 
     def losses(self, model: Any) -> dict[str, float]:
         """`forget`, `retain` -> a model's loss on the stories that attacks are measured on, nats a token, token-weighted,
-        in the precision of an attack. The model is left as it is.
-
-        Raises:
-            ValueError: as `check`.
-        """
+        in the precision of an attack. The model is left as it is. Raises `ValueError` as `check`."""
         self.check(model)
         return self._measured.losses(attackable_copy(model, self._measured.device), self._state)
 
@@ -119,10 +111,9 @@ class RelearnExperiment:
         done: Iterable[RelearnTrial] = (),
         on_trial: Callable[[RelearnTrial], None] | None = None,
     ) -> RelearnResult:
-        """Attacks copies of a model; the model itself is left as it is.
+        """Attacks copies of a model, any causal LM; the model itself is left as it is.
 
         Args:
-            model: any causal LM.
             before (*optional*): `forget`, `retain` -> loss of the model before the method, from `losses`. Not given:
                 robust unlearning and recovery are not known.
             done (*optional*): trials of an earlier run *of the same experiment on the same model* that was stopped; they
@@ -136,10 +127,10 @@ class RelearnExperiment:
         before = _checked_before(before)
         self.check(model)
         start = self._checked_start(model)
-        known = {_key(trial): trial for trial in done}
+        known = {trial.key: trial for trial in done}
         planned = [(attack, index) for attack in self._plan.attacks for index in range(attack.trials)]
         missing = [(attack, index) for attack, index in planned if self._key(attack, index) not in known]
-        known |= {_key(trial): trial for trial in self._make(model, missing, start, on_trial)}
+        known |= {trial.key: trial for trial in self._make(model, missing, start, on_trial)}
         trials = [known[self._key(attack, index)] for attack, index in planned]
         return RelearnResult(
             trials=trials,
@@ -158,14 +149,20 @@ class RelearnExperiment:
         on_trial: Callable[[RelearnTrial], None] | None,
     ) -> list[RelearnTrial]:
         """The trials with these numbers, each made by one process."""
-        steps, through = self.config.steps, 0
+        steps, through = self.config.steps, 0  # of a trial; trials that are through
         with Progress(transient=True, disable=not self._progress) as bar:
             task = bar.add_task("Relearn attack", total=len(share_of(missing, self._state)) * steps)
 
             def make(number: tuple[PlannedAttack, int]) -> RelearnTrial:
                 nonlocal through
-                bar.update(task, description=_title(*number))
-                trial = self._run_trial(model, *number, start, _stepper(bar, task, through * steps))
+                attack, index = number
+                title = f"Relearn {_name(attack)}, trial {index + 1} of {attack.trials}"
+                bar.update(task, description=title)
+
+                def on_step(point: RelearnPoint) -> None:
+                    bar.update(task, completed=through * steps + point.step)
+
+                trial = self._run_trial(model, attack, index, start, on_step)
                 if on_trial is not None:
                     on_trial(trial)
                 through += 1
@@ -187,18 +184,19 @@ class RelearnExperiment:
         return start
 
     def _run_trial(
-        self, model: Any, attack: PlannedAttack, index: int, start: RelearnPoint, on_step: OnStep
+        self,
+        model: Any,
+        attack: PlannedAttack,
+        index: int,
+        start: RelearnPoint,
+        on_step: Callable[[RelearnPoint], None],
     ) -> RelearnTrial:
-        curve = self._attack(attack, index).run(model, start, on_step)
-        seed = self.config.seed + index
-        return RelearnTrial(attack.kind, attack.stories, attack.learning_rate, index, seed, curve)
-
-    def _attack(self, attack: PlannedAttack, index: int) -> RelearnAttack:
         stories = self._pool.select(range(index * attack.stories, (index + 1) * attack.stories))
-        shared = {item.name: getattr(self.config, item.name) for item in fields(RelearnAttackConfig)}
-        own = {"learning_rate": attack.learning_rate, "seed": self.config.seed + index}
-        settings = RelearnAttackConfig(**{**shared, **own})
-        return RelearnAttack(stories, self._measured, self._pad_token_id, settings, attack.kind)
+        seed = self.config.seed + index
+        settings = replace(self.config, learning_rate=attack.learning_rate, seed=seed)
+        made = RelearnAttack(stories, self._measured, self._pad_token_id, settings, attack.kind)
+        curve = made.run(model, start, on_step)
+        return RelearnTrial(attack.kind, attack.stories, attack.learning_rate, index, seed, curve)
 
     def _note_of(self, trial: RelearnTrial) -> str | None:
         """What to say of a trial that ended before its steps and not by patience: its loss was no longer finite."""
@@ -212,22 +210,9 @@ class RelearnExperiment:
         )
 
 
-def _key(trial: RelearnTrial) -> tuple[Any, ...]:
-    return *trial.attack, trial.trial, trial.seed
-
-
 def _name(attack: PlannedAttack | RelearnTrial) -> str:
     kind = "LoRA attack" if attack.kind == LORA else "attack"
     return f"{kind} with N = {attack.stories} at {attack.learning_rate:g}"
-
-
-def _title(attack: PlannedAttack, index: int) -> str:
-    return f"Relearn {_name(attack)}, trial {index + 1} of {attack.trials}"
-
-
-def _stepper(bar: Progress, task: TaskID, through: int) -> OnStep:
-    """Moves the bar with the steps of a trial, of which `through` steps came before."""
-    return lambda point: bar.update(task, completed=through + point.step)
 
 
 def _shuffled(size: int, seed: int) -> list[int]:
@@ -236,9 +221,9 @@ def _shuffled(size: int, seed: int) -> list[int]:
 
 def _fixed_choice(stories: Dataset, number: int | None, seed: int) -> Dataset:
     """At most so many stories, chosen by the seed; the same ones for every model."""
-    return (
-        stories if number is None or number >= len(stories) else stories.select(_shuffled(len(stories), seed)[:number])
-    )
+    if number is None or number >= len(stories):
+        return stories
+    return stories.select(_shuffled(len(stories), seed)[:number])
 
 
 def _checked_before(before: Mapping[str, float] | None) -> dict[str, float] | None:
@@ -262,7 +247,7 @@ class KeptTrials:
         folder (`Path`): for the files. It need not be shared between machines: each process reads what it finds, and all get
             the trials of all.
         key (`str`): fingerprint of the attack's inputs; trials that were kept under another one are not found.
-        state (`PartialState`): of this process among the launched ones, all of which do the same.
+        state (`PartialState`): of this process.
 
     Attributes:
         found (`list[RelearnTrial]`): those kept before, the same in every process, none twice.
@@ -274,8 +259,7 @@ class KeptTrials:
         self._own = folder / f"{_NAME}{number}.json"
         # Gathering is waiting, too: all have read before one of them writes.
         everyones = in_all(lambda: list(self._read()), state)
-        distinct = {(*trial.attack, trial.trial, trial.seed): trial for trials in everyones for trial in trials}
-        self.found = list(distinct.values())
+        self.found = list({trial.key: trial for trials in everyones for trial in trials}.values())
         self._trials = list(self.found)  # an own file is written over: what stood there must not be lost
 
     def add(self, trial: RelearnTrial) -> None:

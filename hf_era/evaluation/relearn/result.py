@@ -46,9 +46,6 @@ class RelearnCurve:
         """The first point whose forget loss is below `loss`."""
         return next((point for point in self.points if point.forget_loss < loss), None)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def rises_at_the_end(points: list[RelearnPoint]) -> int:
     """How many of the last points each have a higher forget loss than the one before: what patience counts."""
@@ -81,6 +78,11 @@ class RelearnTrial:
     def attack(self) -> tuple[str, int, float]:
         """What trials are averaged over."""
         return self.kind, self.stories, self.learning_rate
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from all other trials of an experiment."""
+        return *self.attack, self.trial, self.seed
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -165,7 +167,7 @@ class RelearnResult:
         return self.trials[0].curve.points[0].forget_loss - self.before["forget"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, the summaries and the strongest attack among it for readers without hf_era."""
+        """As JSON, with the summaries and the strongest attack for readers without hf_era."""
         strongest = self.strongest()
         return {
             **asdict(self),

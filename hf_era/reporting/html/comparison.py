@@ -21,24 +21,16 @@ Results = Sequence[AnyResult]
 
 
 def render_comparison(results: Results, title: str = "Comparison") -> str:
-    """The page as text. The same results in the same order always give the same text.
-
-    Args:
-        results: at least one; those of the same name count as seeds of one recipe.
-        title (`str`, *optional*, defaults to `"Comparison"`): of the page.
-
-    Raises:
-        ValueError: if there is no result.
-    """
-    if not results:
-        raise ValueError("`results` is empty. Pass at least one result.")
-    names = list(dict.fromkeys(result.name for result in results))
+    """The page as text; results of the same name count as seeds of one recipe. The same results in the same order always
+    give the same text. Raises `ValueError` if there is no result."""
+    sections = [section for section in _sections(results) if section.parts]
+    names = {result.name for result in results}
     return render_page(
         "comparison_template.html",
         title=name_of(title),
         subtitle=f"{counted(len(results), 'result', 'results')} under {counted(len(names), 'name', 'names')}",
         warnings=comparability_warnings(results),
-        sections=[section for section in _sections(results) if section.parts],
+        sections=sections,
         version=__version__,
     )
 
@@ -50,12 +42,9 @@ def write_comparison(results: Results, path: str | Path, title: str = "Compariso
 
 def comparability_warnings(results: Results) -> list[str]:
     """Why losses of these results may not be compared; empty if nothing speaks against it."""
-    prints: dict[int, set[str]] = {}
-    for result in results:
-        if result.data.get("fingerprint"):
-            prints.setdefault(result.seed, set()).add(str(result.data["fingerprint"]))
+    prints = {(result.seed, str(result.data["fingerprint"])) for result in results if result.data.get("fingerprint")}
     found = []
-    if any(len(found_prints) > 1 for found_prints in prints.values()):  # each seed has a split of its own
+    if len(prints) > len({seed for seed, _ in prints}):  # each seed has a split of its own
         found.append(
             "These results were not measured on the same stories (their fingerprints differ): losses of different stories "
             "cannot be compared; only differences of the same result can, with care."
@@ -77,23 +66,23 @@ def _sections(results: Results) -> list[Section]:
     return [
         Section("results", "All results", [comparison_tables.results_table(results), *_flagged(results)]),
         Section("seeds", "Over seeds", over_seeds if several else []),
-        Section("trade-off", "Forgetting and its price", [*plots_of(results, ["trade_off"])]),
+        Section("trade-off", "Forgetting and its price", plots_of(results, ["trade_off"])),
         Section("attacks", "Relearn attacks", [*plots_of(results, ["relearn_curves"]), *filter(None, attacks)]),
-        Section("selectivity", "Selectivity", [*plots_of(results, ["selectivity"])]),
+        Section("selectivity", "Selectivity", plots_of(results, ["selectivity"])),
         Section("generations", "What they write", _generations(results)),
     ]
 
 
 def _flagged(results: Results) -> list[Any]:
     """What is wrong with single results."""
-    texts = [
-        f"{name_of(result.name)}, seed {name_of(result.seed)}: {part}"
-        for result in results
-        for part in cautions(result)
-    ]
+    texts = [f"{_name(result)}: {caution}" for result in results for caution in cautions(result)]
     return [Folded(counted(len(texts), "warning", "warnings"), [Paragraphs(texts, bullets=True)])] if texts else []
 
 
 def _generations(results: Results) -> list[Any]:
-    parts = [(f"{name_of(result.name)}, seed {result.seed}", generation_parts(result)) for result in results]
-    return [Folded(title, part) for title, part in parts if part]
+    parts = [(_name(result), generation_parts(result)) for result in results]
+    return [Folded(name, part) for name, part in parts if part]
+
+
+def _name(result: AnyResult) -> str:
+    return f"{name_of(result.name)}, seed {name_of(result.seed)}"

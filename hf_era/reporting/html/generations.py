@@ -16,7 +16,7 @@ from hf_era.reporting.numbers import format_number
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import MAXIMUM_TEXT, name_of, visible
 
-_SETTINGS = (("new_tokens", "new tokens"), ("temperature", "temperature"), ("top_k", "top-k"), ("seed", "seed"))
+_SETTINGS = {"new_tokens": "new tokens", "temperature": "temperature", "top_k": "top-k", "seed": "seed"}
 
 
 def generation_parts(result: AnyResult) -> list[Any]:
@@ -26,7 +26,7 @@ def generation_parts(result: AnyResult) -> list[Any]:
     if not any(texts.values()):
         return []
     figures = summary_of(result)
-    stages = sorted(texts, key=[*figures.stages, *texts].index)
+    stages = sorted(texts, key=[*result.stage_titles, *texts].index)
     titles = {stage: name_of(stage_title(figures, stage)) for stage in stages}
     words, prompts = forget_words(result), values.get("prompts") or []
     samples = []
@@ -38,7 +38,11 @@ def generation_parts(result: AnyResult) -> list[Any]:
             if number < len(texts[stage])
         }
         samples.append(Sample(name_of(prompt) or "(no prompt)", shown))
-    return [_settings(values), *_counts(values, titles), *samples]
+    settings = values.get("settings") or {}
+    given = [f"{title} {name_of(settings[key])}" for key, title in _SETTINGS.items() if settings.get(key) is not None]
+    made = f"Sampled with {', '.join(given)}. " if given else ""
+    about = f"{made}The prompt is set apart; forget words are marked. A few samples show the style, they prove nothing."
+    return [Paragraphs([about]), *_counts(values, titles), *samples]
 
 
 def forget_words(result: AnyResult) -> Sequence[str]:
@@ -46,27 +50,12 @@ def forget_words(result: AnyResult) -> Sequence[str]:
     return [str(word) for word in result.data.get("forget_words") or [] if str(word).strip()]
 
 
-def _settings(values: dict[str, Any]) -> Paragraphs:
-    settings = values.get("settings") or {}
-    given = [f"{title} {name_of(settings[key])}" for key, title in _SETTINGS if settings.get(key) is not None]
-    made = f"Sampled with {', '.join(given)}. " if given else ""
-    return Paragraphs(
-        [f"{made}The prompt is set apart; forget words are marked. A few samples show the style, they prove nothing."]
-    )
-
-
 def _counts(values: dict[str, Any], titles: dict[str, str]) -> list[Table]:
     words, repetition = (values.get(name) or {} for name in ("target_words", "repetition"))
     rows = []
     for stage, title in titles.items():
-        counted = words.get(stage) or {}
-        rows.append(
-            [
-                title,
-                *(format_number(counted.get(name), 0) for name in ("all", "without_prompt")),
-                format_number(repetition.get(stage)),
-            ]
-        )
+        counts = [(words.get(stage) or {}).get(name) for name in ("all", "without_prompt")]
+        rows.append([title, *(format_number(count, 0) for count in counts), format_number(repetition.get(stage))])
     header = ["Model", "Forget words, prompts included", "without the prompts", "Repetition"]
     caption = "Over all samples: how many forget words, and the share of word trigrams that repeat an earlier one."
     return [Table(caption, header, rows)] if words or repetition else []
@@ -76,13 +65,8 @@ def _counts(values: dict[str, Any], titles: dict[str, str]) -> list[Table]:
 
 
 def continuation(text: str, prompt: str, words: Sequence[str]) -> Markup:
-    """A generated text as HTML: its prompt set apart, the target words marked, everything escaped.
-
-    Args:
-        text (`str`): with the prompt. Beyond `MAXIMUM_TEXT` characters it is cut, and says so.
-        prompt (`str`): what the text starts with; where it does not, nothing is set apart.
-        words: the target words.
-    """
+    """A generated text as HTML: the prompt that it starts with set apart, the target words marked, everything escaped.
+    Beyond `MAXIMUM_TEXT` characters it is cut, and says so."""
     shown = text[:MAXIMUM_TEXT]
     prompt_end = min(len(prompt), len(shown)) if text.startswith(prompt) else 0
     spans = target_word_spans(shown, list(words))

@@ -77,9 +77,8 @@ def plots_of(results: Sequence[AnyResult], names: Sequence[str]) -> list[Plot]:
     made = []
     kinds = {kind.name: kind for kind in plots.plot_kinds(results)}
     for kind in (kinds[name] for name in names if name in kinds):
-        caption = kind.caption(results)
-        svg = plots.inline_svg(kind.draw(results), kind.name, f"{kind.title}. {caption}")
-        made.append(Plot(Markup(svg), f"{kind.title}. {caption}"))
+        caption = f"{kind.title}. {kind.caption(results)}"
+        made.append(Plot(Markup(plots.inline_svg(kind.draw(results), kind.name, caption)), caption))
     return made
 
 

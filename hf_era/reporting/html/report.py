@@ -26,17 +26,14 @@ ROUTED_TOKENS = 40
 
 
 def render_report(result: AnyResult) -> str:
-    """The page about a run or a model, as text. The same result always gives the same text.
-
-    Args:
-        result (`RunResult` or `ModelResult`): what it does not hold is left out, or shows as not measured.
-    """
+    """The page about a run or a model, as text: what was not measured is left out, or shows as that. The same result always
+    gives the same text."""
     figures = summary_of(result)
     about = [
-        figures.title,
+        result.method_title,
         figures.rule and f"mask rule {figures.rule}",
         STARTS.get(figures.start, ""),
-        f"seed {figures.seed}",
+        f"seed {result.seed}",
     ]
     return render_page(
         "report_template.html",
@@ -57,16 +54,13 @@ def write_report(result: AnyResult, path: str | Path) -> Path:
 def _sections(result: AnyResult) -> list[Section]:
     sections = [Section("losses", "Losses", _losses(result)), Section("attacks", "Relearn attacks", _attacks(result))]
     if isinstance(result, RunResult):
-        routed = tables.routing_table(result, ROUTED_TOKENS)
+        table = tables.routing_table(result, ROUTED_TOKENS)
+        routed = [Folded("As a table", [table])] if table is not None else []
         sections += [
             Section("audit", "Leak audit", [*plots_of([result], ["leak_audit"]), *leak_audit_parts(result)]),
-            Section("selectivity", "Selectivity", [*plots_of([result], ["selectivity"])]),
-            Section(
-                "tokens",
-                "Routed tokens",
-                [*plots_of([result], ["token_weights"]), *([Folded("As a table", [routed])] if routed else [])],
-            ),
-            Section("training", "Training", [*plots_of([result], ["training"])]),
+            Section("selectivity", "Selectivity", plots_of([result], ["selectivity"])),
+            Section("tokens", "Routed tokens", [*plots_of([result], ["token_weights"]), *routed]),
+            Section("training", "Training", plots_of([result], ["training"])),
         ]
     return [
         *sections,

@@ -17,8 +17,6 @@ def comparison_markdown(results: Sequence[AnyResult]) -> str:
     Raises:
         ValueError: if there is no result.
     """
-    if not results:
-        raise ValueError("`results` is empty. Pass at least one result.")
     rows = aggregate(results)
     blocks = ["# Comparison", *_block(comparison_tables.results_table(results))]
     if any(len(row["seeds"]) > 1 for row in rows):

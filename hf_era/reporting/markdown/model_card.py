@@ -110,7 +110,8 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
     """What the template shows; all that comes from data, config or the method is escaped."""
     figures = summary_of(result)
     losses = [estimate for part in figures.losses.values() for estimate in part.values()]
-    version = str(result.versions.get("hf-era", "unknown"))
+    version, settings = str(result.versions.get("hf-era", "unknown")), section(result, "data")
+    words, fraction = result.data.get("forget_words") or settings.get("forget_words"), settings.get("labelled_fraction")
     shown = {
         "losses_table": tables.losses_table(result),
         "differences_table": tables.differences_table(result),
@@ -130,11 +131,11 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
         "title": escape_markdown(repository or result.name),
         "load_from": repository or "path/to/this/folder",
         "plain_version": re.sub(r"[^\w.+-]", "", version),
-        "words": _forget_words(result),
-        "label_fraction": _label_fraction(result),
+        "words": ", ".join(f'"{escape_markdown(word)}"' for word in words or []) or NOT_RECORDED,
+        "label_fraction": format_share(fraction) if is_number(fraction) else NOT_RECORDED,
         "before": escape_markdown(before_text(result)),
         "has_before": result.before_kind is not None,
-        "final_stage": escape_markdown(stage_title(figures, figures.final_stage)),
+        "final_stage": escape_markdown(stage_title(figures, result.final_stage)),
         "has_intervals": any_interval(losses),
         "has_difference_intervals": any_interval(list(figures.differences.values())),
         "has_coherence": "after_coherence" in result.losses,
@@ -175,13 +176,3 @@ def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
         "attack_measured": escape_markdown(" and ".join(parts)),
         "attack_notes": [escape_markdown(note) for note in relearning.notes],
     }
-
-
-def _forget_words(result: RunResult) -> str:
-    words = result.data.get("forget_words") or section(result, "data").get("forget_words") or []
-    return ", ".join(f'"{escape_markdown(word)}"' for word in words) or NOT_RECORDED
-
-
-def _label_fraction(result: RunResult) -> str:
-    fraction = section(result, "data").get("labelled_fraction")
-    return format_share(fraction) if is_number(fraction) else NOT_RECORDED

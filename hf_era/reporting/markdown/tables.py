@@ -78,16 +78,8 @@ def selectivity_table(result: RunResult) -> str:
 
 
 def routing_table(result: RunResult, rows: int = 10) -> str:
-    """The frequency rule's tokens, most strongly routed first; frequencies are per 10,000 tokens.
-
-    Args:
-        result (`RunResult`): with a `routing_table`; other rules leave it empty.
-        rows (`int`, *optional*, defaults to `10`): how many tokens, at least 1.
-
-    Returns: the table, or an empty string if the result has none.
-
-    Raises:
-        ValueError: if `rows` is below 1.
+    """The frequency rule's tokens, most strongly routed first, at most `rows` of them; frequencies are per 10,000 tokens.
+    Empty if the result has no such table, as with other rules. Raises `ValueError` if `rows` is below 1.
     """
     if rows < 1:
         raise ValueError(f"`rows` should be at least 1, got {rows}.")

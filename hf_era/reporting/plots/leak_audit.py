@@ -37,6 +37,9 @@ _SHARES = (
     ("original_down_share", RETAIN, f"{PARTS['original']}, down projection"),
     ("auxiliary_share", FORGET, PARTS["auxiliary"]),
 )
+_EDGE: dict[str, Any] = {"edgecolor": INK, "linewidth": 0.5}
+_UNROUTED = "////"
+"""Hatching of what is without routing."""
 
 
 def has_data(results: Results) -> bool:
@@ -67,7 +70,10 @@ def draw(results: Results) -> Figure:
     _shares(shares, gradient)
     _alignment(alignment, gradient.get("alignment") or {})
     _ablation(ablation, audit.get("ablation") or {})
-    _legend(figure)
+    entries = [(colour, text) for _, colour, text in _SHARES] + [(MUTED, "rest")]
+    handles = [Patch(facecolor=colour, **_EDGE) for colour, _ in entries]
+    handles.append(Patch(facecolor="none", hatch=_UNROUTED, **_EDGE))
+    legend_below(figure, handles, [*(text for _, text in entries), "routing off"])
     return figure
 
 
@@ -90,24 +96,20 @@ def _shares(panel: Axes, gradient: dict[str, Any]) -> None:
     if not layers:
         return _without(panel)
     for side, part in ((-0.21, routed), (0.21, unrouted)):
-        hatch = "////" if side > 0 else None
+        drawn = {**_EDGE, "width": 0.38, "hatch": None if part is routed else _UNROUTED}
         for place, layer in enumerate(layers):
             bottom = 0.0
             for name, colour, _ in _SHARES:
                 share = ((part.get("layers") or {}).get(layer) or {}).get(name)
                 if share is not None and is_number(share):
-                    _bar(panel, place + side, share, bottom, colour, hatch)
+                    panel.bar(place + side, share, bottom=bottom, color=colour, **drawn)
                     bottom += share
         if is_number(part.get("rest_share")):
-            _bar(panel, len(layers) + side, part["rest_share"], 0.0, MUTED, hatch)
+            panel.bar(len(layers) + side, part["rest_share"], color=MUTED, **drawn)
     panel.set_xticks(range(len(layers) + 1), [*(label(layer, 8) for layer in layers), "rest"])
     panel.set_xlabel("target layer")
     panel.set_ylabel("share of the squared norm")
     panel.grid(True, axis="y")
-
-
-def _bar(panel: Axes, x: float, height: float, bottom: float, colour: str, hatch: str | None) -> None:
-    panel.bar(x, height, 0.38, bottom=bottom, color=colour, edgecolor=INK, linewidth=0.5, hatch=hatch)
 
 
 def _alignment(panel: Axes, alignment: dict[str, Any]) -> None:
@@ -120,13 +122,8 @@ def _alignment(panel: Axes, alignment: dict[str, Any]) -> None:
         known = [(place, value) for place, value in found if is_number(value)]
         if known:
             panel.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=5, label=PARTS[name])
-    panel.axhline(0, color=INK, linewidth=0.8)
-    panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
-    panel.set_xlim(-0.5, len(layers) - 0.5)
-    panel.set_xlabel("target layer")
-    panel.set_ylabel("1: unchanged, 0: blocked")
+    _name_axes(panel, layers, "target layer", "1: unchanged, 0: blocked")
     panel.legend(loc="best", fontsize=8)
-    panel.grid(True, axis="y")
 
 
 def _ablation(panel: Axes, ablation: dict[str, Any]) -> None:
@@ -134,33 +131,26 @@ def _ablation(panel: Axes, ablation: dict[str, Any]) -> None:
     layers = sorted(ablation, key=layer_order)
     if not layers:
         return _without(panel)
+    handles = []
     for side, (kind, colour, marker) in ((-0.12, ("forget", FORGET, "o")), (0.12, ("retain", RETAIN, "s"))):
         for place, layer in enumerate(layers):
             values = (ablation[layer] or {}).get(kind)
             if values:
                 point(panel, place + side, Estimate(**values), Look(colour, "none", marker))
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5))
+    _name_axes(panel, layers, "ablated layer", "added nats a token")
+    panel.legend(handles, ["forget loss", "retain loss"], loc="best", fontsize=8)
+
+
+def _name_axes(panel: Axes, layers: list[str], across: str, up: str) -> None:
     panel.axhline(0, color=INK, linewidth=0.8)
     panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
     panel.set_xlim(-0.5, len(layers) - 0.5)
-    panel.set_xlabel("ablated layer")
-    panel.set_ylabel("added nats a token")
-    kinds = ("forget loss", FORGET, "o"), ("retain loss", RETAIN, "s")
-    panel.legend(
-        [Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5) for _, colour, marker in kinds],
-        [text for text, *_ in kinds],
-        loc="best",
-        fontsize=8,
-    )
+    panel.set_xlabel(across)
+    panel.set_ylabel(up)
     panel.grid(True, axis="y")
 
 
 def _without(panel: Axes) -> None:
     panel.set_axis_off()
     panel.text(0.5, 0.5, NOT_MEASURED, ha="center", va="center", transform=panel.transAxes)
-
-
-def _legend(figure: Figure) -> None:
-    entries = [(colour, text) for _, colour, text in _SHARES] + [(MUTED, "rest")]
-    handles: list[Any] = [Patch(facecolor=colour, edgecolor=INK, linewidth=0.5) for colour, _ in entries]
-    handles += [Patch(facecolor="none", edgecolor=INK, linewidth=0.5, hatch="////")]
-    legend_below(figure, handles, [*(text for _, text in entries), "routing off"])

@@ -17,16 +17,7 @@ from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult, RelearnTrial
 from hf_era.reporting.labels import short_attack_title
 from hf_era.reporting.numbers import counted, is_number
-from hf_era.reporting.plots.style import (
-    INK,
-    Look,
-    Results,
-    label,
-    legend_below,
-    look,
-    looks,
-    new_figure,
-)
+from hf_era.reporting.plots.style import INK, Look, Results, label, legend_below, look, looks, new_figure
 
 MAXIMUM_ROWS = 4
 MAXIMUM_BANDS = 6
@@ -61,13 +52,8 @@ def draw(results: Results) -> Figure:
 
 
 def trials_mean(trials: Sequence[RelearnTrial], name: str) -> tuple[list[int], list[Estimate]]:
-    """Mean and interval over trials at every step that any trial measured.
-
-    Args:
-        trials: of one attack. name (`str`): `forget_loss` or `retain_loss`.
-
-    Returns: the steps, and as many estimates; a trial counts with its last loss at or before the step.
-    """
+    """The steps that any trial of an attack measured, and at each the mean and interval over trials of `forget_loss` or
+    `retain_loss`; a trial counts with its last loss at or before the step."""
     steps = sorted({point.step for trial in trials for point in trial.curve.points})
     estimates = []
     for step in steps:
@@ -79,19 +65,16 @@ def trials_mean(trials: Sequence[RelearnTrial], name: str) -> tuple[list[int], l
 def strongest_per_stories(relearning: RelearnResult) -> dict[int, AttackSummary]:
     """N -> the attack with so many stories and the lowest mean of the lowest forget losses, by rising N."""
     found: dict[int, AttackSummary] = {}
-    for part in relearning.summaries():
-        value, best = part.lowest_forget.value, found.get(part.stories)
-        if not is_number(value):
-            continue
-        if best is None or (value or 0.0) < (best.lowest_forget.value or 0.0):
-            found[part.stories] = part
+    finite = [part for part in relearning.summaries() if is_number(part.lowest_forget.value)]
+    for part in sorted(finite, key=lambda part: part.lowest_forget.value or 0.0):
+        found.setdefault(part.stories, part)
     return dict(sorted(found.items()))
 
 
 def _attacked(results: Results) -> list[Attacked]:
     pairs = [(result.name, result.relearning) for result in results]
     found = [(name, part, strongest_per_stories(part)) for name, part in pairs if part is not None]
-    return [(name, part, strongest) for name, part, strongest in found if strongest]
+    return [attacked for attacked in found if attacked[-1]]
 
 
 def _draw_one(relearning: RelearnResult, strongest: dict[int, AttackSummary]) -> Figure:
@@ -109,8 +92,7 @@ def _draw_one(relearning: RelearnResult, strongest: dict[int, AttackSummary]) ->
 
 
 def _draw_several(attacked: list[Attacked], styles: dict[str, Look]) -> Figure:
-    numbers = sorted({stories for *_, strongest in attacked for stories in strongest})
-    numbers = numbers[-MAXIMUM_ROWS:]
+    numbers = sorted({stories for *_, strongest in attacked for stories in strongest})[-MAXIMUM_ROWS:]
     names = list(dict.fromkeys(name for name, *_ in attacked))
     banded = len(attacked) <= MAXIMUM_BANDS
     figure, rows = new_figure(2.3 * len(numbers) + 0.6 + 0.12 * len(names), len(numbers), 2, sharex=True)
@@ -130,15 +112,20 @@ def _line(panels: list[Axes], relearning: RelearnResult, part: AttackSummary, st
     trials = [trial for trial in relearning.trials if trial.attack == attack]
     for panel, name in zip(panels, ("forget_loss", "retain_loss"), strict=True):
         steps, estimates = trials_mean(trials, name)
-        values = [float("nan") if estimate.value is None else estimate.value for estimate in estimates]
+        values = [_or_nan(estimate.value) for estimate in estimates]
         panel.plot(steps, values, color=style.color, linestyle=style.line_style, linewidth=1.6)
         if len(steps) == 1:
             panel.plot(steps, values, color=style.color, marker=style.marker)
-        with_band = [estimate.low is not None and is_number(estimate.low) for estimate in estimates]
-        if banded and any(with_band):
-            low = [estimate.low if estimate.low is not None else float("nan") for estimate in estimates]
-            high = [estimate.high if estimate.high is not None else float("nan") for estimate in estimates]
+        low, high = (
+            [_or_nan(estimate.low) for estimate in estimates],
+            [_or_nan(estimate.high) for estimate in estimates],
+        )
+        if banded and any(map(is_number, low)):
             panel.fill_between(steps, low, high, color=style.color, alpha=0.18, linewidth=0)
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _levels(panels: list[Axes], relearnings: Sequence[RelearnResult]) -> None:

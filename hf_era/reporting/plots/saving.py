@@ -16,20 +16,13 @@ from hf_era.utils.files import write_text
 
 @dataclass(frozen=True)
 class PlotKind:
-    """One kind of plot.
+    """One kind of plot."""
 
-    Attributes:
-        name (`str`): of its file, without the ending. title (`str`): in words.
-        module: draws it, with `draw`, `caption` (how to read it, as plain text) and `has_data`.
-        compares (`bool`): whether it shows several results; else only the first is drawn.
-        nothing (`str`): what stands in its place where nothing was measured.
-    """
-
-    name: str
+    name: str  # of its file, without the ending
     title: str
-    module: Any
-    compares: bool
-    nothing: str
+    module: Any  # with `draw`, `caption` (how to read it, as plain text) and `has_data`
+    compares: bool  # whether it shows several results; else only the first is drawn
+    nothing: str  # stands in its place where nothing was measured
 
     def has_data(self, results: Results) -> bool:
         return bool(self.module.has_data(results))
@@ -76,14 +69,6 @@ def plot_kinds(results: Results) -> list[PlotKind]:
 
 
 def save_plots(results: Results, folder: str | Path) -> list[Path]:
-    """Writes an SVG file per kind of plot that there are figures for, each in one go, and returns their paths.
-
-    Args:
-        results: one result for all kinds of plots, several for those that compare.
-        folder (`str` or `Path`): made if it is not there.
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    """Writes an SVG file of each of `plot_kinds`, in one go, and returns their paths. The folder need not be there."""
     kinds = plot_kinds(results)
     return [write_text(Path(folder) / f"{kind.name}.svg", figure_svg(kind.draw(results))) for kind in kinds]

@@ -10,15 +10,7 @@ from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import estimate_of
 from hf_era.reporting.labels import layer_order
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import (
-    INK,
-    Results,
-    label,
-    legend_below,
-    looks,
-    new_figure,
-    point,
-)  # fmt: skip
+from hf_era.reporting.plots.style import INK, Results, label, legend_below, looks, new_figure, point
 
 
 def has_data(results: Results) -> bool:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 
 from hf_era.evaluation.results import AnyResult
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import (
-    FORGET,
-    MUTED,
-    RETAIN,
-    SERIES,
-    Results,
-    label,
-    legend_below,
-    new_figure,
-)  # fmt: skip
+from hf_era.reporting.plots.style import FORGET, MUTED, RETAIN, SERIES, Results, label, legend_below, new_figure
 from hf_era.reporting.tables import routed_tokens
 from hf_era.reporting.text import token_text
 
@@ -30,7 +19,7 @@ SHOWN = 20
 
 
 def has_data(results: Results) -> bool:
-    return bool(_rows(results))
+    return bool(routed_tokens(results[0]))
 
 
 def caption(results: Results) -> str:
@@ -44,14 +33,14 @@ def caption(results: Results) -> str:
 
 def counts(result: AnyResult) -> tuple[int, int, int]:
     """How many tokens are routed strongly, how many moderately, and how many are listed."""
-    weights = [row["weight"] for row in _rows([result])]
+    weights = [row["weight"] for row in routed_tokens(result)]
     strongly = sum(weight < STRONGLY for weight in weights)
     return strongly, sum(weight < MODERATELY for weight in weights) - strongly, len(weights)
 
 
 def draw(results: Results) -> Figure:
     """A line per token: on the left its weight, on the right its frequencies per 10,000 tokens."""
-    rows = _rows(results[:1])[:SHOWN]
+    rows = routed_tokens(results[0])[:SHOWN]
     figure, [[left, right]] = new_figure(1.5 + 0.22 * len(rows), 1, 2, sharey=True)
     seen: list[float] = []
     for place, row in enumerate(rows):
@@ -81,8 +70,3 @@ def draw(results: Results) -> Figure:
 
 def _colour(weight: float) -> str:
     return SERIES[1] if weight < STRONGLY else SERIES[4] if weight < MODERATELY else MUTED
-
-
-def _rows(results: Results) -> list[dict[str, Any]]:
-    """The first result's rows with a weight, most strongly routed first."""
-    return routed_tokens(results[0]) if results else []

@@ -14,17 +14,7 @@ from matplotlib.lines import Line2D
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import (
-    INK,
-    MUTED,
-    Look,
-    Results,
-    bounds,
-    label,
-    legend_below,
-    looks,
-    new_figure,
-)  # fmt: skip
+from hf_era.reporting.plots.style import INK, MUTED, Look, Results, bounds, label, legend_below, looks, new_figure
 
 Losses = dict[str, Estimate]
 
@@ -50,16 +40,16 @@ def draw(results: Results) -> Figure:
     for figures in shown:
         if not _is_whole(figures.final):
             continue
-        style = styles[figures.name]
+        style = styles[figures.result.name]
         if figures.is_control:
             style = Look(style.color, "none", "*")
         if _is_whole(figures.before) and not figures.is_untouched:
             _arrow(panel, figures, style)
         _cross(panel, figures.final, style)
-        if figures.name not in named:
+        if figures.result.name not in named:
             handles.append(_handle(style))
-            labels.append(label(figures.name))
-            named.add(figures.name)
+            labels.append(label(figures.result.name))
+            named.add(figures.result.name)
     for name, losses in _yardsticks(shown):
         style = Look(INK, "none", "*")
         _cross(panel, losses, style)
@@ -81,7 +71,7 @@ def _yardsticks(shown: Sequence[ResultSummary]) -> list[tuple[str, Losses]]:
             found.setdefault((control.name, control.seed), control.losses)
     for figures in shown:
         if figures.is_control:
-            found.pop((figures.name, figures.seed), None)
+            found.pop((figures.result.name, figures.result.seed), None)
     return [(f"{label(name)} (data filtering)", losses) for (name, _), losses in found.items()]
 
 
@@ -115,4 +105,4 @@ def _place(losses: Losses) -> tuple[float, float]:
 
 
 def _is_whole(losses: Losses) -> bool:
-    return all(is_number(losses[kind].value) if kind in losses else False for kind in ("forget", "retain"))
+    return all(kind in losses and is_number(losses[kind].value) for kind in ("forget", "retain"))

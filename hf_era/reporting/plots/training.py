@@ -10,16 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import (
-    FORGET,
-    INK,
-    MUTED,
-    RETAIN,
-    Results,
-    first_run,
-    legend_below,
-    new_figure,
-)  # fmt: skip
+from hf_era.reporting.plots.style import FORGET, INK, MUTED, RETAIN, Results, first_run, legend_below, new_figure
 
 # Key of the log, colour, line style, marker, label.
 _LOSSES = (
