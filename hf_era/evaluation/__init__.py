@@ -17,7 +17,7 @@ from hf_era.evaluation.relearn.attack import RelearnAttack, RelearnAttackConfig
 from hf_era.evaluation.relearn.config import RelearnConfig, check_attack, stories_needed
 from hf_era.evaluation.relearn.experiment import RelearnExperiment
 from hf_era.evaluation.relearn.result import AttackSummary, RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.results import SCHEMA_VERSION, ModelResult, RunResult, load_result
+from hf_era.evaluation.results import SCHEMA_VERSION, ModelResult, RunResult, load_control, load_result
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity, selectivity_estimates
 from hf_era.evaluation.text_metrics import (
     TargetWordCounts,
@@ -55,6 +55,7 @@ __all__ = [
     "generate_texts",
     "gradient_audit",
     "load",
+    "load_control",
     "load_result",
     "loss_estimate",
     "mean_interval",

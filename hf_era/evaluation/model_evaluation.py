@@ -29,7 +29,7 @@ from hf_era.evaluation import (
     StoryLosses,
     describe_generations,
     generate_texts,
-    load_result,
+    load_control,
     stories_needed,
 )
 from hf_era.evaluation.summary import comparison_values
@@ -52,7 +52,7 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     """
     state = PartialState()
     console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
-    filtering = None if config.data_filtering is None else load_result(config.data_filtering)
+    filtering = None if config.data_filtering is None else load_control(config.data_filtering)
     pool_size = stories_needed(config.relearn) if attack and not config.attack else 0
     inputs = main_first(lambda: load_model_inputs(config, pool_size), state)
     if filtering is not None and filtering.data.get("fingerprint") != inputs.data["fingerprint"]:

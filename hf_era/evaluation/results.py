@@ -309,6 +309,17 @@ def load_result(path: str | Path) -> AnyResult:
     return ModelResult.load(path) if read_values(path).get("kind") == "model" else RunResult.load(path)
 
 
+def load_control(path: str | Path) -> AnyResult:
+    """The result that `data_filtering` names; raises `ValueError` too if it is of a run that is no control."""
+    result = load_result(path)
+    if isinstance(result, RunResult) and result.method_role != CONTROL:
+        raise ValueError(
+            f"`data_filtering`: {path} is the result of {result.method_title}, which is no control. Give the `result.json` "
+            "of a run with `method: data_filtering` on the same stories."
+        )
+    return result
+
+
 @contextmanager
 def broken_result(*paths: Path) -> Iterator[None]:
     """Turns an error that a value of the wrong kind causes into a `ValueError` that names the files; others pass through.

@@ -15,7 +15,8 @@ from hf_era.models import expand_base
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
-from hf_era.training.coherence import coherence_settings, damage_of_best, fine_tune_for_coherence
+from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
+from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 
 
@@ -33,9 +34,8 @@ class GradientRouting(Method):
         ),
         "training": (
             "An auxiliary module was added beside the MLP of the target layers. The model was trained on all stories, but "
-            "the gradient of each token was scaled by its routing weight (1 retain, 0 forget) at the input of the down "
-            "projections, by one multiplier for the original dims and another for the auxiliary module. Then the module was "
-            "cut out."
+            "how much of each token's gradient reached the original dims and the auxiliary module was decided by its "
+            "routing weight (1 retain, 0 forget), as the table says. Then the module was cut out."
         ),
         "labels": "Those without a label were trained as retain stories and are counted apart.",
     }
@@ -65,7 +65,7 @@ class GradientRouting(Method):
     def phases(self, run: Run) -> list[Phase]:
         route = fingerprint(run.identity, run.base_key if run.start == "pretrained" else None)
         contract = fingerprint(route, "contract")
-        coherence = fingerprint(contract, run.coherence.to_dict())
+        coherence = fingerprint(contract, identity_values(CoherenceConfig, run.coherence.to_dict()))
         title = "Saving the final model, without coherence fine-tuning"
         if run.coherence.enabled:
             title = "Coherence fine-tuning"

@@ -124,14 +124,15 @@ class Run(Settings, Protocol):
 
     def train(
         self,
-        trainer_class: type[CausalLMTrainer],
+        trainer_class: Callable[..., CausalLMTrainer],
         model: Any,
         arguments: CausalLMTrainingConfig,
         folder: Path,
         stories: Dataset | None = None,
+        **options: Any,
     ) -> tuple[Any, Any]:
         """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in a folder, whole
-        or not at all. Returns the trainer, and what its `train` returned."""
+        or not at all. `options` go to the trainer (`data_collator`, ...). Returns the trainer, and what its `train` did."""
 
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
         """What a result says of a training: steps, settings, log, versions and machine."""
@@ -158,7 +159,9 @@ class Method:
         texts (`dict[str, str]`): prose for reports: `summary`, a sentence; `introduction`, `training` and `labels`, Markdown
             of the model card. `{version}` stands for that of hf_era.
         settings_class (`type`, *optional*): a dataclass, for the section `method_settings`.
-        training_phase (`str`): the phase whose report the result keeps as its `training`.
+        training_phase (`str`): the phase whose report the result keeps as its `training`: that of `Run.training_report`, or
+            a dict with `provenance`, `steps` and `log_history`. The report of a phase `coherence`, if there is one, is kept
+            as the result's `coherence`.
     """
 
     name: ClassVar[str]

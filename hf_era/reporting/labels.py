@@ -48,7 +48,7 @@ MOMENTS = {"start": "at the start of training", "trained": "of the trained model
 STARTS = {"scratch": "from random weights", "pretrained": "from a pretrained model"}
 MACHINE = {"system": "system", "cpu_cores": "CPU cores", "device": "device"}
 """All that is shown of a machine: anything else may name it."""
-RULES = {
+RULE_TEXTS = {
     "full_seq (uniform)": "every token of a labelled forget story is routed (weight 0)",
     "full_seq (frequency)": "a token of a labelled forget story is routed the more, the commoner it is in forget "
     "stories than in retain stories: w = 1 - sigmoid(scale (f/r - r/f) + bias)",

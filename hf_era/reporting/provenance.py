@@ -10,7 +10,7 @@ import yaml
 
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import rule_label, summary_of
-from hf_era.reporting.labels import ATTACK_KINDS, COUNTS, MACHINE, PARTS, RULES, SETTINGS, SOURCES, layer_order
+from hf_era.reporting.labels import ATTACK_KINDS, COUNTS, MACHINE, PARTS, RULE_TEXTS, SETTINGS, SOURCES, layer_order
 from hf_era.reporting.numbers import counted, format_count, format_share, is_number
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import NOT_RECORDED, cut, name_of, pairs_text, recorded, source_kind, source_text, visible
@@ -81,7 +81,9 @@ def training_table(result: RunResult) -> Table:
         ["Steps", NOT_RECORDED if steps is None else format_count(steps)],
         ["Training settings", "; ".join([*given, "all others as hf_era sets them by default"])],
     ]
-    if result.has_module:
+    if result.config.get("method_settings"):
+        rows.append(["Settings of the method", pairs_text(section(result, "method_settings"))])
+    if result.has_module or result.coherence.get("enabled"):
         rows.append(["Coherence fine-tuning", _coherence(result)])
     return Table("Training", ["Training", "Value"], rows, text_columns=2)
 
@@ -99,20 +101,37 @@ def _start(result: RunResult) -> str:
 
 
 def _module_rows(result: RunResult, settings: dict[str, Any]) -> list[list[str]]:
-    width, layers = (section(result, "expansion").get(name) for name in ("width", "target_layers"))
-    known = layers if layers is not None else sorted(result.selectivity, key=layer_order)
-    named = ", ".join(map(name_of, known)) or NOT_RECORDED
-    where = f"all layers ({named})" if layers is None else f"layers {named}"
+    expansion = section(result, "expansion")
+    several = expansion.get("modules") or []
+    rows = [[f"Auxiliary module {name_of(module.get('name'))}", _module(result, module)] for module in several]
     routing, rule = section(result, "routing"), rule_label(result.config)
-    text = name_of(rule) + (f": {RULES[rule]}" if rule in RULES else "")
+    text = name_of(rule) + (f": {RULE_TEXTS[rule]}" if rule in RULE_TEXTS else "")
     if rule == "full_seq (frequency)":
         scale, bias = (recorded(routing.get(f"frequency_{name}")) for name in ("scale", "bias"))
         text += f"; scale {scale}, bias {bias}"
     return [
-        ["Auxiliary module", f"an MLP with {recorded(width)} hidden units beside the MLP of {where}"],
+        *(rows or [["Auxiliary module", _module(result, expansion)]]),
         ["Mask rule", text],
-        ["Gradient multipliers", _multipliers(settings.get("multipliers"))],
+        _router_row(result.config.get("router"), settings),
     ]
+
+
+def _module(result: RunResult, module: dict[str, Any]) -> str:
+    layers, kind = module.get("target_layers"), module.get("kind", "mlp")
+    known = layers if layers is not None else sorted(result.selectivity, key=layer_order)
+    named = ", ".join(map(name_of, known)) or NOT_RECORDED
+    where = f"all layers ({named})" if layers is None else f"layers {named}"
+    what = "an MLP" if kind == "mlp" else name_of(kind)
+    return f"{what} with {recorded(module.get('width'))} hidden units beside the MLP of {where}"
+
+
+def _router_row(router: Any, settings: dict[str, Any]) -> list[str]:
+    """Who said what a token teaches: the built-in router by its multipliers, another one by name and settings."""
+    values = dict(router) if isinstance(router, dict) else {"name": router}
+    name = values.pop("name", None)
+    if name in (None, "activation"):
+        return ["Gradient multipliers", _multipliers(settings.get("multipliers"))]
+    return ["Router", ", ".join(filter(None, [name_of(name), pairs_text(values)]))]
 
 
 def _multipliers(values: Any) -> str:

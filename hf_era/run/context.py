@@ -15,7 +15,7 @@ from datasets import Dataset
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
-from hf_era.training.coherence import BEST
+from hf_era.training.coherence import BEST, HISTORY
 from hf_era.training.config import SHOWN_OR_KEPT
 from hf_era.utils.environment import git_revision, machine_description, package_versions
 from hf_era.utils.fields import identity_values
@@ -106,11 +106,12 @@ class Run:
 
     def train(
         self,
-        trainer_class: type[CausalLMTrainer],
+        trainer_class: Callable[..., CausalLMTrainer],
         model: Any,
         arguments: CausalLMTrainingConfig,
         folder: Path,
         stories: Dataset | None = None,
+        **options: Any,
     ) -> tuple[Any, Any]:
         trainer = trainer_class(
             model,
@@ -118,6 +119,7 @@ class Run:
             train_dataset=self.data.train if stories is None else stories,
             eval_dataset={"forget": self.data.validation_forget, "retain": self.data.validation_retain},
             processing_class=self.tokenizer,
+            **options,
         )
         output = trainer.train(resume_from_checkpoint=True)
         self.save(trainer.save_whole_model, folder, all_take_part=True)
@@ -138,7 +140,7 @@ class Run:
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             # The history first: best weights without one are made again, a history without them would be believed.
-            (checkpoints / f"{BEST}-history.json").unlink(missing_ok=True)
+            (checkpoints / HISTORY).unlink(missing_ok=True)
             for folder in (*checkpoints.glob("checkpoint-*"), checkpoints / BEST):
                 shutil.rmtree(folder, ignore_errors=True)
             if checkpoints.is_dir() and not any(checkpoints.iterdir()):  # a logger may have written there

@@ -11,7 +11,9 @@ from hf_era.evaluation import (
     AuxiliaryActivationMeter,
     EvaluationConfig,
     Evaluator,
+    RelearnConfig,
     RelearnExperiment,
+    SamplingConfig,
     StoryLosses,
     ablation_audit,
     describe_generations,
@@ -52,8 +54,10 @@ class Measuring:
         config, models = self.config, (model_key, self.run.base_key)
         sizes = identity_values(EvaluationConfig, asdict(config.evaluation)).values()
         evaluation = fingerprint(*models, *sizes, "with the leak audit")
-        generation = fingerprint(*models, asdict(config.generation), config.data.forget_words)
-        attack = fingerprint(*models, config.relearn.to_dict())
+        generation = fingerprint(
+            *models, identity_values(SamplingConfig, asdict(config.generation)), config.data.forget_words
+        )
+        attack = fingerprint(*models, identity_values(RelearnConfig, config.relearn.to_dict()))
         title = "Attacking: relearning forget stories"
         return [
             Phase("evaluation", "Evaluating", evaluation, self.evaluate),

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from hf_era.evaluation import RunResult
-from hf_era.evaluation.results import load_result
+from hf_era.evaluation.results import load_control
 from hf_era.evaluation.summary import comparison_values
 from hf_era.methods import Phase, get_method
 from hf_era.methods.base import train_base
@@ -122,13 +122,13 @@ def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResul
     method = get_method(run.config.method)
     phases = method.phases(run)
     reports = {phase.name: runner.run(phase) for phase in phases}
+    training = reports[method.training_phase]
+    provenance = training.pop("provenance")  # of the training, whenever and wherever the rest was done
     measuring = Measuring(run, method)
     measured: dict[str, Any] = {}
     for phase in measuring.phases(model_key=phases[-1].key):
         measured |= runner.run(phase)
     del measured["seconds"]
-    training = reports[method.training_phase]
-    provenance = training.pop("provenance")  # of the training, whenever and wherever the rest was done
     return RunResult(
         name=run.config.name,
         seed=run.seed,
@@ -165,7 +165,7 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
     """The figures of the control that the config names, checked before any long work."""
     if config.data_filtering is None:
         return None
-    result = load_result(config.data_filtering)
+    result = load_control(config.data_filtering)
     if result.data.get("fingerprint") != inputs.data_fingerprint:
         raise ValueError(
             f"`data_filtering`: {config.data_filtering} was measured on other stories than this run's. Run the control with "

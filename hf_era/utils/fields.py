@@ -1,7 +1,8 @@
 """What a field of a config says of itself: its help, and whether it belongs to a run's identity.
 
-A run may go on from what it kept only if it is still the same run. Which settings make it another one stands on each field,
-and nowhere else:
+A run may go on from what it kept only if it is still the same run. Which settings make it another one stands on each field
+of a section (of what transformers declares: in `hf_era.training.config.SHOWN_OR_KEPT`; settings of a router or of a method
+identify whole):
 
 * `identity=True`: what is computed depends on it;
 * `identity=False`: it changes what is shown or kept, where, or how fast; or something else identifies what it leads to (the

@@ -15,7 +15,7 @@ from hf_era.utils.checks import unknown_value_message
 
 METRICS_FOLDER = Path(__file__).parent
 """`evaluate.load(str(METRICS_FOLDER / "target_words"))` works too; `evaluate` then copies the module into its own cache."""
-METRIC_NAMES = ("forget_retain_loss", "relearning", "repetition", "target_words")
+METRIC_NAMES = tuple(sorted(file.stem for file in METRICS_FOLDER.glob("*/*.py") if file.stem == file.parent.name))
 
 
 def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:

@@ -103,6 +103,27 @@ def test_a_control_says_that_it_routes_nothing(make_result):
     assert "most strongly routed" not in text
 
 
+def test_every_module_is_named_and_the_router_that_was_chosen(make_result):
+    result = make_result()
+    one = {"name": "forget", "width": 7, "target_layers": [0], "kind": "mlp"}
+    two = {"name": "biology", "width": 9, "target_layers": [1, 2], "kind": "lens"}
+    result.config["expansion"] = {"width": 64, "target_layers": None, "modules": [one, two]}
+    result.config["router"] = {"name": "toy", "share": 0.25}
+    text = render_model_card(result)
+    assert "| Auxiliary module forget | an MLP with 7 hidden units beside the MLP of layers 0 |" in text
+    assert "| Auxiliary module biology | lens with 9 hidden units beside the MLP of layers 1, 2 |" in text
+    assert "| Router | toy, share 0.25 |" in text
+    assert "64 hidden units" not in text
+    assert "Gradient multipliers" not in text
+
+
+def test_the_settings_of_a_method_are_shown(make_result):
+    result = make_result()
+    assert "Settings of the method" not in render_model_card(result)
+    result.config["method_settings"] = {"steering": 6.5}
+    assert "| Settings of the method | steering 6.5 |" in render_model_card(result)
+
+
 def test_data_filtering_is_not_called_gradient_routing(make_result):
     losses = {"before": make_result().losses["before"], "after_training": make_result().losses["after_coherence"]}
     result = make_result(method="data_filtering", losses=losses, selectivity={}, leak_audit={}, routing_table=[])
