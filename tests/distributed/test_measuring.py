@@ -61,8 +61,7 @@ def launched(
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         module = worker()
         measuring = module.make_phases(RunConfig.from_dict(values), PartialState(cpu=True))
-        phases = measuring.phases
-        make_models(phases, randomize_constants)
+        make_models(measuring, randomize_constants)
         alone = module.measured(measuring)
     done = subprocess.run(
         [
@@ -80,21 +79,22 @@ def launched(
     return alone, [torch.load(file, weights_only=False) for file in files], done
 
 
-def make_models(phases: Any, randomize_constants: Callable[..., None]) -> None:
+def make_models(measuring: Any, randomize_constants: Callable[..., None]) -> None:
     """The folders of a run, as training would have left them."""
     from hf_era.models.loading import causal_lm_from_config
 
-    phases._save(causal_lm_from_config(phases.inputs.base_config, 0).save_pretrained, phases.folders.base)
+    run, method = measuring.run, measuring.method
+    run.save(causal_lm_from_config(run.base_config, 0).save_pretrained, run.folder("base"))
     torch.manual_seed(1)
-    expanded = phases.start_model()
+    expanded = method.start_model(run)
     randomize_constants(expanded)
     with torch.no_grad():
         for named in expanded.auxiliary_modules().values():
             for module in named.values():
                 module.down_projection.weight.normal_(std=0.5)  # so that ablation does something
-    phases._save(expanded.save_pretrained, phases.folders.expanded)
-    phases.contract("key")
-    phases.coherence("key")
+    run.save(expanded.save_pretrained, run.folder("expanded"))
+    for phase in method.phases(run)[1:]:  # all but the training
+        phase.work(phase.key)
 
 
 def test_both_find_what_one_process_finds(launched: Any) -> None:
