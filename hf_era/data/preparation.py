@@ -15,7 +15,7 @@ from hf_era.data.config import GENERATOR, DataConfig
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, check_words_have_tokens
 from hf_era.data.routing_weights import add_routing_weights, frequency_table
 from hf_era.data.sources import load_stories
-from hf_era.data.splits import StorySplits, split_stories
+from hf_era.data.splits import PARTS, StorySplits, split_stories
 from hf_era.data.tokenising import label_stories, tokenise_stories
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 
@@ -101,8 +101,7 @@ def prepare_data(
     check_words_have_tokens(config.forget_words, tokenizer)
     train = tokenise_stories(splits.train, tokenizer, config, "training stories")
     others = {
-        name: tokenise_stories(getattr(splits, name), tokenizer, config, name.replace("_", " "))
-        for name in ("validation_forget", "validation_retain", "attack_forget")
+        name: tokenise_stories(getattr(splits, name), tokenizer, config, name.replace("_", " ")) for name in PARTS[1:]
     }
     table, rows = None, []
     if rule.needs_frequencies:
@@ -116,8 +115,8 @@ def prepare_data(
 def data_fingerprint(splits: StorySplits) -> str:
     """A hash of the stories themselves and where each went: a phase is run again when its data changed."""
     digest = hashlib.sha256()
-    for part in (splits.train, splits.validation_forget, splits.validation_retain, splits.attack_forget):
-        for table in arrow_batches(part, ["text", "label"]):
+    for part in PARTS:
+        for table in arrow_batches(getattr(splits, part), ["text", "label"]):
             rows = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
             digest.update("".join(f"{label}\0{text}\0" for label, text in rows).encode())
         digest.update(b"\1")

@@ -24,6 +24,7 @@ from filelock import FileLock
 from hf_era.data.columns import arrow_batches
 from hf_era.data.config import DataConfig
 from hf_era.data.preparation import PreparedData, Sources
+from hf_era.data.splits import PARTS
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 from hf_era.version import __version__
@@ -32,7 +33,6 @@ FORMAT = 1
 """To be raised with every change of what is made of the same stories, or of how it is kept."""
 
 _LIBRARIES = ("datasets", "tokenizers", "transformers")
-_PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
 _RECORD = "prepared.json"
 
 
@@ -127,7 +127,7 @@ def _write(folder: Path, kept: CachedData) -> CachedData | None:
     try:
         recover_leftovers(folder)
         with whole_directory(folder / "data") as temporary:
-            for name in _PARTS:
+            for name in PARTS:
                 # One file each: an empty part would be saved in none, and could not be loaded again.
                 getattr(kept.data, name).save_to_disk(temporary / name, num_shards=1)
             record = {
@@ -150,7 +150,7 @@ def _read(folder: Path) -> CachedData | None:
         return None
     record = read_json(folder / _RECORD)
     try:
-        parts: dict[str, Any] = {name: load_from_disk(str(folder / name)) for name in _PARTS}
+        parts: dict[str, Any] = {name: load_from_disk(str(folder / name)) for name in PARTS}
         rows = [FrequencyRow(**row) for row in record["frequency_rows"]]
         data = PreparedData(frequency_rows=rows, summary=record["summary"], **parts)
         return CachedData(data, record["fingerprint"], record["trained_tokenizer"])

@@ -96,10 +96,10 @@ def _load_files(files: list[Path], field: str) -> Dataset:
     names = [str(file.resolve()) for file in files]
     if not any(file.stat().st_size for file in files):
         return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
+    kind = SUFFIXES[suffix]
     try:
-        if suffix == ".txt":
+        if kind == "text":
             return _load_text_files(names)
-        kind = SUFFIXES[suffix]
         with _without_log():
             stories = cached_table(
                 names, lambda folder: load_dataset(kind, data_files=names, split="train", cache_dir=folder)
@@ -113,7 +113,7 @@ def _load_files(files: list[Path], field: str) -> Dataset:
             for file in files:
                 _raise_for_broken_line(file, field)
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        kind, told = SUFFIXES[suffix], error_text(cause or error)
+        told = error_text(cause or error)
         raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {told}") from error
 
 

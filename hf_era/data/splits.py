@@ -10,6 +10,8 @@ from datasets import Dataset
 from hf_era.data.config import DataConfig
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
 
+PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
+
 
 @dataclass(frozen=True)
 class StorySplits:

@@ -24,8 +24,6 @@ from hf_era.utils.files import digests_of, empty_directory, first_damage, read_j
 from hf_era.utils.storage_errors import as_storage_error, check_writable
 
 RUN_FILE = "run.json"
-
-
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
 
 

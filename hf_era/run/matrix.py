@@ -126,9 +126,7 @@ class Cell:
 def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[MatrixConfig, list[Cell]]:
     """Reads a matrix and makes the config of every cell, so that bad input is found before anything runs.
 
-    Args:
-        path: YAML file.
-        overrides (*optional*): fields of `MatrixConfig` over those of the file, e.g. `{"seeds": [0]}`.
+    `overrides` are fields of `MatrixConfig` over those of the YAML file, e.g. `{"seeds": [0]}`.
 
     Raises:
         ValueError: for a missing file, an unknown key, or two cells with the same output directory.

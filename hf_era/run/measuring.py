@@ -35,11 +35,7 @@ AUDIT_STORIES = 32
 
 
 class Measuring:
-    """The phases that measure a run's models. The processes of a launch share the work out; all return the whole report.
-
-    Args:
-        run (`Run`): whose models. method (`Method`): which says what they are.
-    """
+    """The phases that measure a run's models. The processes of a launch share the work out; all return the whole report."""
 
     def __init__(self, run: Run, method: Method) -> None:
         self.run, self.method, self.config, self.state = run, method, run.config, run.state

@@ -73,12 +73,8 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
 
 
 class PhaseRunner:
-    """Runs phases on all processes of a launch, or skips those that are done already; says so, and takes the time.
-
-    Args:
-        directory (`RunDirectory`): that remembers what is done.
-        console (`Console`): where it says what it does.
-        state (`PartialState`): of this process among the launched ones.
+    """Runs phases on all processes of a launch, or skips those that `directory` remembers as done; says so, and takes the
+    time.
 
     Attributes:
         seconds (`dict[str, float]`): phase -> how long it took, when it was run.

@@ -57,11 +57,8 @@ def share_out(tasks: Sequence[Task], work: Callable[[Task], Result], state: Part
 
 
 def in_all(work: Callable[[], Result], state: PartialState | None = None) -> list[Result]:
-    """What `work` returns in each process, in the order of the processes; all have the whole list.
-
-    Raises:
-        Exception: what `work` raised, in every process; of several, that of the first process.
-    """
+    """What `work` returns in each process, in the order of the processes; all have the whole list. Of several errors, that
+    of the first process is raised in all of them."""
     if not _several(state):
         return [work()]
     own: Exception | None = None
@@ -79,11 +76,7 @@ def in_all(work: Callable[[], Result], state: PartialState | None = None) -> lis
 
 
 def main_first(work: Callable[[], Result], state: PartialState | None = None) -> Result:
-    """Does the same work in every process, in the main one first: the others find what it put into a cache.
-
-    Raises:
-        Exception: what `work` raised, in every process.
-    """
+    """Does the same work in every process, in the main one first: the others find what it put into a cache."""
     found: list[Result] = []
     for main in (True, False):
         mine = not _several(state) or state.is_main_process == main

@@ -34,7 +34,7 @@ OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't al
 def make_phases(config: RunConfig, state: PartialState) -> Measuring:
     """In one process, as in a launch, after the inputs were loaded."""
     arguments = config.training_arguments(config.output_path / "checkpoints")
-    return Measuring(Run(config, load_inputs(config), arguments, state, "identity"), get_method(config.method))
+    return Measuring(Run(config, load_inputs(config), arguments, state), get_method(config.method))
 
 
 def measured(measuring: Measuring) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def launched(
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         module = worker()
         measuring = module.make_phases(RunConfig.from_dict(values), PartialState(cpu=True))
-        make_models(measuring.run, measuring.method, randomize_constants)
+        make_models(measuring, randomize_constants)
         alone = module.measured(measuring)
     done = subprocess.run(
         [
@@ -79,10 +79,11 @@ def launched(
     return alone, [torch.load(file, weights_only=False) for file in files], done
 
 
-def make_models(run: Any, method: Any, randomize_constants: Callable[..., None]) -> None:
+def make_models(measuring: Any, randomize_constants: Callable[..., None]) -> None:
     """The folders of a run, as training would have left them."""
     from hf_era.models.loading import causal_lm_from_config
 
+    run, method = measuring.run, measuring.method
     run.save(causal_lm_from_config(run.base_config, 0).save_pretrained, run.folder("base"))
     torch.manual_seed(1)
     expanded = method.start_model(run)
@@ -92,7 +93,7 @@ def make_models(run: Any, method: Any, randomize_constants: Callable[..., None])
             for module in named.values():
                 module.down_projection.weight.normal_(std=0.5)  # so that ablation does something
     run.save(expanded.save_pretrained, run.folder("expanded"))
-    for phase in method.phases(run)[1:]:  # contract, coherence
+    for phase in method.phases(run)[1:]:  # all but the training
         phase.work(phase.key)
 
 
