@@ -41,10 +41,7 @@ def halving_batches(
         doing, setting (`str`): for messages, what is done and what to lower: "Evaluating", "`evaluation.batch_size`".
         state (`PartialState`, *optional*): of a launch whose processes all are here: the main one alone warns.
 
-    Returns: what `work` returned, and with which size.
-
-    Raises:
-        BatchMemoryError: if memory does not suffice for a batch of one.
+    Returns: what `work` returned, and with which size. Raises `BatchMemoryError` if not even a batch of one fits.
     """
     while True:
         try:

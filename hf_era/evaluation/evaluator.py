@@ -102,11 +102,8 @@ class Evaluator:
     def measure_set(
         self, model: Any, name: str, description: str, meter: AuxiliaryActivationMeter | None = None
     ) -> StoryLosses:
-        """The losses of each story of one set, `forget` or `retain`, in the order given.
-
-        Args:
-            meter (*optional*): is told each batch's mask; its rows are in the order of reading, the longest first.
-        """
+        """The losses of each story of one set, `forget` or `retain`, in the order given. A meter is told each batch's mask;
+        its rows are in the order of reading, the longest first."""
         model.to(self.device)
         losses, self.batch_size = halving_batches(
             lambda size: self._read(model, name, description, meter, size),

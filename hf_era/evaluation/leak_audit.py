@@ -60,7 +60,7 @@ def gradient_audit(
         ValueError: if the model is not expanded, a column is missing, nothing is to be predicted, or a gradient is not
             finite.
     """
-    batches = [batches] if isinstance(batches, Mapping) else list(batches)
+    batches = [batches] if isinstance(batches, Mapping) else batches
     labels = _checked_label_count(model, batches)
     parts = _parts(model)
     with _audited(model, device):

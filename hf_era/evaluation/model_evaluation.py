@@ -231,8 +231,8 @@ def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> Mode
     model = load_model(config, config.model)
     tokenizer = load_tokenizer(config.tokenizer or config.model, "tokenizer" if config.tokenizer else "model")
     data_config = _data_config(config, model, tokenizer)
-    named = {"forget": config.forget, "retain": config.retain, **({"attack": config.attack} if config.attack else {})}
-    texts = {name: _labelled(config, data_config, name, source) for name, source in named.items()}
+    named = {"forget": config.forget, "retain": config.retain, "attack": config.attack}
+    texts = {name: _labelled(config, data_config, name, source) for name, source in named.items() if source}
     _check_disjoint(texts)
     if pool_size and not config.attack:
         texts["forget"], texts["attack"] = _split_pool(texts["forget"], pool_size, config)

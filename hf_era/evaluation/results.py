@@ -95,12 +95,37 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 # ---- Results ----
 
 
+@dataclass(kw_only=True)
 class Result:
-    """What results of both kinds can do."""
+    """What results of both kinds have. Losses are token-weighted, in nats a token.
 
-    attack: dict[str, Any] | None
-    differences: dict[str, dict[str, float | None]]
-    kind: str
+    Attributes:
+        name (`str`): of the recipe, or to be shown. created (`str`): ISO 8601, UTC.
+        versions, machine (`dict`): what it was measured on.
+        data (`dict`): counts of stories and tokens, forget words, and `fingerprint` of the stories: results are comparable
+            if it is the same.
+        differences (`dict`): `unlearning`, `retain_tax`, `forget_words_unlearning` and, of a run, `ablation_gap` and
+            `retain_ablation_gap` -> an `Estimate` as a dict, resampled in pairs over stories; without what was not measured.
+        mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`, `retain`.
+        generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
+        attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
+        data_filtering (`dict`, *optional*): of data filtering on the same stories, as `comparison_values` makes it.
+        seconds (`dict[str, float]`): per phase.
+    """
+
+    name: str
+    created: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    data: dict[str, Any]
+    differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
+    generations: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] | None = None
+    data_filtering: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    kind: str = ""
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def relearning(self) -> RelearnResult | None:
@@ -113,7 +138,7 @@ class Result:
         return Estimate(getattr(self, name, None)) if stored is None else Estimate(**stored)
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)  # type: ignore[call-overload]
+        values = asdict(self)
         return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
 
     def save(self, path: str | Path) -> Path:
@@ -126,7 +151,7 @@ class Result:
         found = values.get("kind", "run")
         if found != cls.kind:
             raise ValueError(f"{path} is {KINDS.get(found, f'a result of kind {found!r}')}. Pass {KINDS[cls.kind]}.")
-        known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+        known = {item.name: item for item in fields(cls)}
         needed = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
         missing = sorted(needed - values.keys())
         if missing:
@@ -136,17 +161,15 @@ class Result:
 
 @dataclass(kw_only=True)
 class RunResult(Result):
-    """Everything that a report needs. Losses are token-weighted, in nats a token.
+    """Of a run: everything that a report needs.
 
     Attributes:
-        name (`str`): of the recipe. seed (`int`): of the run. created (`str`): ISO 8601, UTC.
-        config (`dict`): the whole config, as run.
-        versions, machine (`dict`), git_revision (`str`, *optional*): what it ran on.
-        data (`dict`): counts of stories and tokens. routing_table (`list[dict]`): the frequency rule's rows.
+        seed (`int`): of the run. config (`dict`): the whole config, as run. git_revision (`str`, *optional*): of hf_era.
+        routing_table (`list[dict]`): the frequency rule's rows.
         before_kind (`str`, *optional*): what "before the method" is: `pretrained`, `base_control`, or not measured.
         losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict.
         selectivity (`dict`): layer -> forget over retain activation of the auxiliary module, an `Estimate` as a dict.
-        coherence, training (`dict`): what these phases report. seconds (`dict[str, float]`): per phase.
+        coherence, training (`dict`): what these phases report.
         method (`str`): its name in configs. method_title (`str`): what reports call it, e.g. `gradient routing`.
         method_role (`str`): `method`; `control`: its figures are those that others are compared with; `untouched`:
             nothing was trained, so there is no checkpoint.
@@ -155,43 +178,25 @@ class RunResult(Result):
             and links to papers; `{version}` stands for that of hf_era).
         stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
             model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.
-        differences (`dict`): `ablation_gap`, `retain_ablation_gap`, `unlearning`, `retain_tax`, `forget_words_unlearning`
-            -> an `Estimate` as a dict, resampled in pairs over stories; without what was not measured.
-        mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`, `retain`.
         leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
-        generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
-        attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
-        data_filtering (`dict`, *optional*): of data filtering on the same stories, as `comparison_values` makes it.
     """
 
-    name: str
     seed: int
-    created: str
     config: dict[str, Any]
-    versions: dict[str, str]
-    machine: dict[str, Any]
     git_revision: str | None
-    data: dict[str, Any]
     routing_table: list[dict[str, Any]]
     before_kind: str | None
     losses: dict[str, dict[str, dict[str, Any]]]
     selectivity: dict[str, dict[str, float | None]]
     coherence: dict[str, Any]
     training: dict[str, Any]
-    seconds: dict[str, float] = field(default_factory=dict)
     method: str
     method_title: str
     method_role: str
     method_texts: dict[str, str]
     stages: list[dict[str, str]]
-    differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
     leak_audit: dict[str, Any] = field(default_factory=dict)
-    generations: dict[str, Any] = field(default_factory=dict)
-    attack: dict[str, Any] | None = None
-    data_filtering: dict[str, Any] | None = None
     kind: str = "run"
-    schema_version: int = SCHEMA_VERSION
 
     def loss(self, stage: str, kind: str) -> float | None:
         """The loss of `kind` (`forget`, `retain`, `forget_words`) at a stage; `None` if it was not measured."""
@@ -254,19 +259,15 @@ class RunResult(Result):
         return {**super().to_dict(), "derived": {name: getattr(self, name) for name in derived}}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelResult(Result):
-    """Losses, generations and relearn attacks of one causal LM. Losses are token-weighted, in nats a token.
+    """Of one causal LM. Its stages are `final` and, with a model before the method, `before`.
 
     Attributes:
-        name (`str`): to be shown. model (`str`): where it was loaded from. created (`str`): ISO 8601, UTC.
-        versions, machine (`dict`): what it was measured on. data (`dict`): counts of stories and tokens, forget words,
-            and `fingerprint` of the stories: results are comparable if it is the same.
+        model (`str`): where it was loaded from.
         losses (`dict`): `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict.
+        seed (`int`, *optional*, defaults to `0`): of the evaluation.
         before (`dict`, *optional*): `model`, and `losses` of the model before the method on the same stories.
-        differences (`dict`): `unlearning`, `retain_tax`, `forget_words_unlearning` -> an `Estimate` as a dict.
-        mean_of_batch_means, generations, attack, data_filtering: as in `RunResult`, under the stages `final` and, with a
-            model before the method, `before`.
     """
 
     method: ClassVar[str] = "model"
@@ -276,23 +277,11 @@ class ModelResult(Result):
     final_stage: ClassVar[str] = "final"
     has_module: ClassVar[bool] = False
 
-    name: str
     model: str
-    created: str
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    data: dict[str, Any]
     losses: dict[str, dict[str, Any]]
     seed: int = 0
     before: dict[str, Any] | None = None
-    differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
-    generations: dict[str, Any] = field(default_factory=dict)
-    attack: dict[str, Any] | None = None
-    data_filtering: dict[str, Any] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
     kind: str = "model"
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def stage_titles(self) -> dict[str, str]:

@@ -77,10 +77,7 @@ class AuxiliaryActivationMeter:
 
     def story_rows(self) -> StoryRows:
         """layer -> what was measured of each story, in the order of the batches, on the CPU; empty where no module ran.
-
-        Raises:
-            RuntimeError: if a layer has several modules and they ran on different numbers of stories.
-        """
+        Raises `RuntimeError` if a layer has several modules and they ran on different numbers of stories."""
         found: StoryRows = {}
         for layer, measured in self._parts.items():
             tables = [torch.cat(parts, dim=1).cpu().double() for parts in measured if parts]
@@ -102,11 +99,8 @@ class AuxiliaryActivationMeter:
         return {layer: float(counts.sum()) for layer, (_, counts) in self.story_rows().items()}
 
     def means(self, total: Callable[[Tensor], Tensor] = lambda values: values) -> dict[int, float]:
-        """layer -> mean |activation|; 0 where nothing was measured.
-
-        Args:
-            total (*optional*): adds up a tensor (layers, 2), fp64, over processes. Not given: there is one process.
-        """
+        """layer -> mean |activation|; 0 where nothing was measured. `total` adds up a tensor (layers, 2), fp64, over
+        processes; not given: there is one process."""
         rows = self.story_rows()
         if not rows:
             return {}

@@ -178,11 +178,7 @@ def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One dict per name over its seeds: `name`, `method`, `method_title`, `method_role`, `rule`, `start`, `seeds`, `figures`
     (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t), `attacks` (kind, N and learning rate ->
     the same), `recovered`, `attacked` (seeds whose strongest attack recovered the capability in any trial, of those that
-    were attacked).
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    were attacked). Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
     groups: dict[str, list[ResultSummary]] = {}

@@ -19,12 +19,8 @@ _EDGES = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
 
 @dataclass(frozen=True)
 class TargetWordCounts:
-    """Forget words, summed over texts.
-
-    Attributes:
-        all (`int`): in the whole texts, prompts included.
-        without_prompt (`int`, *optional*): those that end beyond their text's prompt; None where no prompts were given.
-    """
+    """Forget words, summed over texts: all in the whole texts, prompts included, and those that end beyond their text's
+    prompt; None where no prompts were given."""
 
     all: int
     without_prompt: int | None

@@ -17,11 +17,8 @@ from hf_era.utils.files import write_json, write_text
 
 
 def write_comparison_files(results: Sequence[AnyResult], folder: str | Path) -> list[Path]:
-    """Writes `comparison.md`, `.csv`, `.json`, `.html` and `plots/` into a folder and returns their paths.
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    """Writes `comparison.md`, `.csv`, `.json`, `.html` and `plots/` into a folder and returns their paths. Raises
+    `ValueError` if there is no result."""
     folder = Path(folder)
     return [
         write_text(folder / "comparison.md", comparison_markdown(results)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import CONTROL, AnyResult
 from hf_era.evaluation.summary import ResultSummary, estimate_of, summary_of
 from hf_era.reporting.labels import DIFFERENCES, LOSSES, attack_title, method_title, short_attack_title
@@ -29,8 +30,8 @@ def results_table(results: Sequence[AnyResult]) -> Table:
                 *_names(figures),
                 name_of(method_title(figures)),
                 name_of(figures.start or "-"),
-                *(format_estimate(estimate, missing="-") for estimate in losses),
-                *(format_estimate(figures.differences[name], signed=True, missing="-") for name in DIFFERENCES),
+                *map(_cell, losses),
+                *(_cell(figures.differences[name], signed=True) for name in DIFFERENCES),
             ]
         )
     caption = "Losses and differences, nats a token, with 95 % intervals over stories (robust unlearning: over trials)."
@@ -51,7 +52,7 @@ def strongest_attacks_table(results: Sequence[AnyResult]) -> Table | None:
                 name_of(attack_title(attack)),
                 format_estimate(attack.lowest_forget),
                 format_estimate(attack.retain_at_lowest),
-                format_estimate(attack.robust_unlearning, signed=True, missing="-"),
+                _cell(attack.robust_unlearning, signed=True),
                 f"{recovered_text(attack)}{steps}",
             ]
         )
@@ -59,6 +60,10 @@ def strongest_attacks_table(results: Sequence[AnyResult]) -> Table | None:
               "Recovered"]  # fmt: skip
     caption = "The strongest attack on each result; losses in nats a token, means over trials with 95 % intervals."
     return Table(caption, header, rows, text_columns=3) if rows else None
+
+
+def _cell(estimate: Estimate | None, signed: bool = False) -> str:
+    return format_estimate(estimate, signed, missing="-")
 
 
 def _names(figures: ResultSummary) -> list[str]:
@@ -77,7 +82,7 @@ def differences_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
         cells = []
         for name in DIFFERENCES:
             estimate = estimate_of(row["figures"][name])
-            text = format_estimate(estimate, signed=True, missing="-")
+            text = _cell(estimate, signed=True)
             beside = None if control is None else control["figures"][name]["value"]
             if control is not None and beside is not None and row is not control and estimate.value is not None:
                 text += f" ({name_of(control['method_title'])} {format_difference(beside)})"
@@ -89,10 +94,7 @@ def differences_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
 
 def losses_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
     """Losses before the method, at the end and under the strongest attack, per name."""
-    body = [
-        [name_of(row["name"]), *(format_estimate(estimate_of(row["figures"][name]), missing="-") for name in LOSSES)]
-        for row in rows
-    ]
+    body = [[name_of(row["name"]), *(_cell(estimate_of(row["figures"][name])) for name in LOSSES)] for row in rows]
     caption = "Losses, nats a token: mean and 95 % interval over seeds (Student's t)."
     return Table(caption, ["Result", *LOSSES.values()], body)
 
@@ -102,13 +104,7 @@ def attacks_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
     attacks = list(dict.fromkeys(attack for row in rows for attack in row["attacks"]))
     if not attacks:
         return None
-    body = [
-        [
-            name_of(row["name"]),
-            *(format_estimate(estimate_of(row["attacks"].get(name)), missing="-") for name in attacks),
-        ]
-        for row in rows
-    ]
+    body = [[name_of(row["name"]), *(_cell(estimate_of(row["attacks"].get(name))) for name in attacks)] for row in rows]
     caption = (
         "Lowest forget loss that an attack reached, mean over trials and seeds, by kind, number of forget stories N and "
         "learning rate. Lower is more relearnt; compare with the rows of the model before the method and of data filtering."

@@ -64,13 +64,11 @@ def _localisation_cautions(figures: ResultSummary, minimum: float) -> list[Cauti
         return [Caution("It is not known whether anything was localised", "The ablation gap was not measured.")]
     if is_number(gap) and gap >= minimum:
         return []
-    return [
-        Caution(
-            "NOTHING WAS LOCALISED",
-            f"Ablating the auxiliary module changed the forget loss by {format_difference(gap)} nats a token, less than the "
-            f"threshold of {minimum:g}. Do not take this for a model whose capability was localised and cut out.",
-        )
-    ]
+    text = (
+        f"Ablating the auxiliary module changed the forget loss by {format_difference(gap)} nats a token, less than the "
+        f"threshold of {minimum:g}. Do not take this for a model whose capability was localised and cut out."
+    )
+    return [Caution("NOTHING WAS LOCALISED", text)]
 
 
 def _removal_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
@@ -92,21 +90,15 @@ def _removal_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
             )
         return [Caution("The capability was not removed", text)]
     if tax is not None and tax >= unlearning:
-        found.append(
-            Caution(
-                "The retain loss rose as much as the forget loss",
-                f"It is {format_difference(tax)} against {format_difference(unlearning)} nats a token: general damage, not "
-                "the removal of one capability.",
-            )
+        text = (
+            f"It is {format_difference(tax)} against {format_difference(unlearning)} nats a token: general damage, not the "
+            "removal of one capability."
         )
+        found.append(Caution("The retain loss rose as much as the forget loss", text))
     if robust is not None and robust < minimum and not figures.is_control:
-        found.append(
-            Caution(
-                "The removal does not hold",
-                "Under the strongest attack the forget loss minus that before the method falls to "
-                f"{format_difference(robust)} nats a token.",
-            )
-        )
+        least = f"falls to {format_difference(robust)} nats a token."
+        text = f"Under the strongest attack the forget loss minus that before the method {least}"
+        found.append(Caution("The removal does not hold", text))
     return found
 
 

@@ -126,11 +126,8 @@ class AttackPlan(NamedTuple):
 
 
 def plan_attacks(config: RelearnConfig, pool_size: int) -> AttackPlan:
-    """The attacks that a config asks for, with `pool_size` forget stories to draw from.
-
-    Raises:
-        ValueError: if there are too few stories and `allow_fewer` was not said, or none at all.
-    """
+    """The attacks that a config asks for, with `pool_size` forget stories to draw from. Raises `ValueError` if there are too
+    few and `allow_fewer` was not said, or none at all."""
     asked = _asked_attacks(config)
     too_large = [attack for attack in asked if attack.stories * attack.trials > pool_size]
     if too_large and (not config.allow_fewer or pool_size == 0):
@@ -186,11 +183,10 @@ def _too_few(config: RelearnConfig, attack: PlannedAttack, pool_size: int) -> st
     is_main = attack.kind == FULL and attack.learning_rate == config.learning_rate and attack.stories in config.stories
     trials = "trials" if is_main or config.sweep_trials is None else "sweep_trials"
     stories = "stories" if is_main or config.sweep_stories is None else "sweep_stories"
-    ways = f"Set more aside with `data.attack_stories`, lower `relearn.{trials}` or `relearn.{stories}`"
+    ways = "Set some aside with `data.attack_stories`, or leave the attack out with `--relearn.enabled false`"
     if pool_size:
-        ways += ", or take what there is with `--allow-fewer`"
-    else:
-        ways = "Set some aside with `data.attack_stories`, or leave the attack out with `--relearn.enabled false`"
+        ways = f"Set more aside with `data.attack_stories`, lower `relearn.{trials}` or `relearn.{stories}`, "
+        ways += "or take what there is with `--allow-fewer`"
     return (
         f"`relearn.{stories}` {attack.stories} with `relearn.{trials}` {attack.trials} needs "
         f"{_count(attack.stories * attack.trials, 'forget story', 'forget stories')}, for trials share none, but there "

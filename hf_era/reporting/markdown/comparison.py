@@ -12,11 +12,8 @@ from hf_era.reporting.tables import Table
 
 
 def comparison_markdown(results: Sequence[AnyResult]) -> str:
-    """The tables: every result, over seeds where a name has several, and the attacks.
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    """The tables: every result, over seeds where a name has several, and the attacks. Raises `ValueError` if there is no
+    result."""
     rows = aggregate(results)
     blocks = ["# Comparison", *_block(comparison_tables.results_table(results))]
     if any(len(row["seeds"]) > 1 for row in rows):

@@ -59,10 +59,7 @@ PLOT_KINDS = (
 
 def plot_kinds(results: Results) -> list[PlotKind]:
     """The kinds of plot that these results have figures for: all kinds for one result, those that compare for several.
-
-    Raises:
-        ValueError: if there is no result.
-    """
+    Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
     return [kind for kind in PLOT_KINDS if (kind.compares or len(results) == 1) and kind.has_data(results)]

@@ -43,9 +43,8 @@ def draw(results: Results) -> Figure:
     panel.set_xlabel("target layer")
     panel.set_ylabel("activation, forget / retain")
     if len(names) > 1:
-        handles = [
-            Line2D([], [], color=styles[name].color, marker=styles[name].marker, linestyle="none") for name in names
-        ]
+        shown = [styles[name] for name in names]
+        handles = [Line2D([], [], color=style.color, marker=style.marker, linestyle="none") for style in shown]
         legend_below(figure, handles, [label(name) for name in names])
     return figure
 
@@ -54,9 +53,8 @@ def _measured(results: Results) -> list[tuple[str, dict[str, Estimate]]]:
     found = []
     for result in results:
         values = result.selectivity if isinstance(result, RunResult) else {}
-        layers = {
-            str(layer): estimate for layer, part in values.items() if is_number((estimate := estimate_of(part)).value)
-        }
-        if layers:
-            found.append((result.name, layers))
+        estimates = {str(layer): estimate_of(part) for layer, part in values.items()}
+        known = {layer: estimate for layer, estimate in estimates.items() if is_number(estimate.value)}
+        if known:
+            found.append((result.name, known))
     return found

@@ -46,11 +46,10 @@ def draw(results: Results) -> Figure:
     """Losses on the left, gaps on the right (left out if there is none), against optimizer steps."""
     with_gaps = any(_curve(results, name) for name, *_ in _GAPS)
     figure, [panels] = new_figure(3.6, 1, 2 if with_gaps else 1)
-    handles, labels = _lines(panels[0], results, _LOSSES)
+    lines = _lines(panels[0], results, _LOSSES)
     panels[0].set_title("Loss", loc="left")
     if with_gaps:
-        more_handles, more_labels = _lines(panels[1], results, _GAPS)
-        handles, labels = handles + more_handles, labels + more_labels
+        lines += _lines(panels[1], results, _GAPS)
         minimum = _minimum(results)
         if minimum is not None:
             panels[1].axhline(minimum, color=INK, linestyle=":", linewidth=1)
@@ -59,22 +58,22 @@ def draw(results: Results) -> Figure:
     for panel in panels:
         panel.set_xlabel("optimizer step")
         panel.set_ylabel("nats a token")
-    legend_below(figure, handles, labels)
+    legend_below(figure, [handle for handle, _ in lines], [text for _, text in lines])
     return figure
 
 
-def _lines(panel: Axes, results: Results, parts: Sequence[tuple[str, ...]]) -> tuple[list[Line2D], list[str]]:
-    handles: list[Line2D] = []
-    labels = []
+def _lines(panel: Axes, results: Results, parts: Sequence[tuple[str, ...]]) -> list[tuple[Line2D, str]]:
+    """What was drawn, with its label."""
+    lines = []
     has_module = bool(_curve(results, "eval_forget_loss_ablated") or _curve(results, "eval_ablation_gap"))
     for name, colour, line_style, marker, text in parts:
         curve = _curve(results, name)
         if curve:
             shown = "" if len(curve) > 25 else marker or ("." if len(curve) == 1 else "")
             options: dict[str, Any] = {"color": colour, "linestyle": line_style, "linewidth": 1.4, "markersize": 4}
-            handles += panel.plot(*zip(*curve, strict=True), marker=shown, **options)
-            labels.append(text if has_module else text.removesuffix(", module on"))
-    return handles, labels
+            [handle] = panel.plot(*zip(*curve, strict=True), marker=shown, **options)
+            lines.append((handle, text if has_module else text.removesuffix(", module on")))
+    return lines
 
 
 def _curve(results: Results, name: str) -> list[tuple[int, float]]:
