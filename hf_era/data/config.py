@@ -1,11 +1,11 @@
 """`DataConfig`: which stories, how they are labelled, cut and split."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_era.data.generator import MAXIMUM_STORIES
 from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr
-from hf_era.utils.fields import about
+from hf_era.utils.fields import setting
 
 GENERATOR = "generator"
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
@@ -55,50 +55,24 @@ class DataConfig:
         ValueError: for an empty forget word, or a number out of range.
     """
 
-    train: str = field(
-        default=GENERATOR, metadata=about("generator, a file, a directory, or a hub data set id.", identity=False)
-    )
-    validation: str | None = field(
-        default=None, metadata=about("Likewise. Not given: taken out of the training data.", identity=False)
-    )
-    train_split: str = field(default="train", metadata=about("Split of a hub data set to train on.", identity=False))
-    validation_split: str = field(
-        default="validation", metadata=about("Split of a hub data set to evaluate on.", identity=False)
-    )
-    subset: str | None = field(default=None, metadata=about("Configuration name of a hub data set.", identity=False))
-    text_column: str | None = field(
-        default=None, metadata=about("Column with the story. Not given: found.", identity=False)
-    )
-    max_train_stories: int | None = field(
-        default=None, metadata=about("At most so many training stories.", identity=True)
-    )
-    generator_stories: int = field(default=6_000, metadata=about("Stories that the generator makes.", identity=False))
-    forget_words: list[str] = field(
-        default_factory=lambda: list(TREE_WORDS), metadata=about("Words to forget.", identity=True)
-    )
-    labelled_fraction: float = field(
-        default=1.0, metadata=about("Share of the forget stories that keep their label.", identity=False)
-    )
-    max_characters: int | None = field(
-        default=1_029, metadata=about("A story is cut at so many characters.", identity=True)
-    )
-    max_tokens: int = field(
-        default=256, metadata=about("And then at so many tokens, BOS and EOS included.", identity=True)
-    )
-    add_bos: bool = field(default=True, metadata=about("One BOS in front of each story.", identity=True))
-    add_eos: bool = field(
-        default=False, metadata=about("One EOS at the end of each story that was not cut.", identity=True)
-    )
-    forget_validation_stories: int = field(
-        default=150, metadata=about("Forget stories to evaluate on.", identity=False)
-    )
-    retain_validation_stories: int = field(
-        default=150, metadata=about("Retain stories to evaluate on.", identity=False)
-    )
-    attack_stories: int = field(
-        default=320, metadata=about("Forget stories held back for the relearn attack.", identity=False)
-    )
-    num_proc: int | None = field(default=None, metadata=about("Processes that label and tokenise.", identity=False))
+    train: str = setting(GENERATOR, "generator, a file, a directory, or a hub data set id.", identity=False)
+    validation: str | None = setting(None, "Likewise. Not given: taken out of the training data.", identity=False)
+    train_split: str = setting("train", "Split of a hub data set to train on.", identity=False)
+    validation_split: str = setting("validation", "Split of a hub data set to evaluate on.", identity=False)
+    subset: str | None = setting(None, "Configuration name of a hub data set.", identity=False)
+    text_column: str | None = setting(None, "Column with the story. Not given: found.", identity=False)
+    max_train_stories: int | None = setting(None, "At most so many training stories.", identity=True)
+    generator_stories: int = setting(6_000, "Stories that the generator makes.", identity=False)
+    forget_words: list[str] = setting(lambda: list(TREE_WORDS), "Words to forget.", identity=True)
+    labelled_fraction: float = setting(1.0, "Share of the forget stories that keep their label.", identity=False)
+    max_characters: int | None = setting(1_029, "A story is cut at so many characters.", identity=True)
+    max_tokens: int = setting(256, "And then at so many tokens, BOS and EOS included.", identity=True)
+    add_bos: bool = setting(True, "One BOS in front of each story.", identity=True)
+    add_eos: bool = setting(False, "One EOS at the end of each story that was not cut.", identity=True)
+    forget_validation_stories: int = setting(150, "Forget stories to evaluate on.", identity=False)
+    retain_validation_stories: int = setting(150, "Retain stories to evaluate on.", identity=False)
+    attack_stories: int = setting(320, "Forget stories held back for the relearn attack.", identity=False)
+    num_proc: int | None = setting(None, "Processes that label and tokenise.", identity=False)
 
     def __post_init__(self) -> None:
         if not self.forget_words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from hf_era.evaluation.intervals import paired_difference
 from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, mean_of_batch_means, story_losses
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
 from hf_era.utils.checks import check_count
-from hf_era.utils.fields import about
+from hf_era.utils.fields import setting
 from hf_era.utils.processes import share_of, share_out
 
 CPU_BATCH_SIZE = 16
@@ -36,16 +36,12 @@ class EvaluationConfig:
         ValueError: for a number out of range.
     """
 
-    batch_size: int | None = field(
-        default=None,
-        metadata=about("Stories a batch; not given: sized to memory. Changes the speed only.", identity=False),
+    batch_size: int | None = setting(
+        None, "Stories a batch; not given: sized to memory. Changes the speed only.", identity=False
     )
-    bootstrap_samples: int = field(
-        default=1_000, metadata=about("Bootstrap resamples (0 = no intervals).", identity=True)
-    )
-    mean_of_batch_means_size: int = field(
-        default=80,
-        metadata=about("Stories a batch of the reference's mean of batch means, reported beside ours.", identity=True),
+    bootstrap_samples: int = setting(1_000, "Bootstrap resamples (0 = no intervals).", identity=True)
+    mean_of_batch_means_size: int = setting(
+        80, "Stories a batch of the reference's mean of batch means, reported beside ours.", identity=True
     )
 
     def __post_init__(self) -> None:

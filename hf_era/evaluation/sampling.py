@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
 from hf_era.utils.checks import check_count, short_repr
-from hf_era.utils.fields import about
+from hf_era.utils.fields import setting
 
 PROMPTS = (
     "Once upon a time, Timmy went to the forest",
@@ -38,16 +38,12 @@ class SamplingConfig:
         ValueError: for no prompt, or a number out of range.
     """
 
-    enabled: bool = field(default=True, metadata=about("false leaves generation out.", identity=True))
-    prompts: list[str] = field(
-        default_factory=lambda: list(PROMPTS), metadata=about("What texts begin with.", identity=True)
-    )
-    new_tokens: int = field(default=200, metadata=about("Tokens to add at most.", identity=True))
-    temperature: float = field(default=0.7, metadata=about("Of sampling (0 = greedy).", identity=True))
-    top_k: int = field(
-        default=50, metadata=about("Sample from so many of the likeliest tokens (0 = from all).", identity=True)
-    )
-    seed: int = field(default=0, metadata=about("Of sampling.", identity=True))
+    enabled: bool = setting(True, "false leaves generation out.", identity=True)
+    prompts: list[str] = setting(lambda: list(PROMPTS), "What texts begin with.", identity=True)
+    new_tokens: int = setting(200, "Tokens to add at most.", identity=True)
+    temperature: float = setting(0.7, "Of sampling (0 = greedy).", identity=True)
+    top_k: int = setting(50, "Sample from so many of the likeliest tokens (0 = from all).", identity=True)
+    seed: int = setting(0, "Of sampling.", identity=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):

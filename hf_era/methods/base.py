@@ -1,4 +1,7 @@
-"""The model before the method: how it is trained here where none is given, and the run that only measures it."""
+"""The method `base`, which only measures the model before any method; and how that model is trained where none is given.
+
+What a method is, and how to add one: `hf_era.methods.method`.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from hf_era.models.families.family import get_family
 from hf_era.models.layers import MODULE_KINDS
 from hf_era.models.size import check_auxiliary_fits
 from hf_era.utils.checks import check_memory, short_repr, unknown_key_message, unknown_value_message
-from hf_era.utils.fields import UNLESS_DEFAULT, about
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 
 @dataclass
@@ -96,21 +96,16 @@ class ExpansionConfig:
         ValueError: as `ModuleConfig`; for two modules of one name, or both ways of describing modules at once.
     """
 
-    module_name: str = field(default="forget", metadata=about("Name of the auxiliary module.", identity=True))
-    width: int = field(
-        default=64, metadata=about("Hidden units of the auxiliary module in each target layer.", identity=True)
+    module_name: str = setting("forget", "Name of the auxiliary module.", identity=True)
+    width: int = setting(64, "Hidden units of the auxiliary module in each target layer.", identity=True)
+    target_layers: list[int] | None = setting(
+        None, "Layers that are expanded and routed, from 0. Not given: all layers.", identity=True
     )
-    target_layers: list[int] | None = field(
-        default=None,
-        metadata=about("Layers that are expanded and routed, from 0. Not given: all layers.", identity=True),
+    initialization_scale: float = setting(
+        1.0, "Factor of the model's own initializer_range for the auxiliary weights.", identity=True
     )
-    initialization_scale: float = field(
-        default=1.0,
-        metadata=about("Factor of the model's own initializer_range for the auxiliary weights.", identity=True),
-    )
-    modules: list[Any] = field(
-        default_factory=list,
-        metadata=about("Several modules: name, width, target_layers, ... each.", identity=UNLESS_DEFAULT),
+    modules: list[Any] = setting(
+        list, "Several modules: name, width, target_layers, ... each.", identity=UNLESS_DEFAULT
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,7 @@
-"""What the expanded causal LMs of all families share: expand, route, ablate, contract."""
+"""What the expanded causal LMs of all families share: expand, route, ablate, contract.
+
+Which modules are added, one or several, says `hf_era.models.config`; what a module computes, `hf_era.models.layers`.
+"""
 
 from __future__ import annotations
 

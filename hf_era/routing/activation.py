@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hf_era.routing.router import PartRouting, Router, TokenRouting, register_router
 from hf_era.utils.checks import unknown_key_message
-from hf_era.utils.fields import about
+from hf_era.utils.fields import setting
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,10 @@ class GradientMultipliers:
         ValueError: if a multiplier is not a finite number.
     """
 
-    original_forget: float = field(
-        default=-0.75, metadata=about("Original dims on forget tokens (signed).", identity=True)
-    )
-    original_retain: float = field(
-        default=1.0, metadata=about("Original dims on retain tokens (signed).", identity=True)
-    )
-    auxiliary_forget: float = field(
-        default=1.0, metadata=about("Auxiliary module on forget tokens (signed).", identity=True)
-    )
-    auxiliary_retain: float = field(
-        default=1.0, metadata=about("Auxiliary module on retain tokens (signed).", identity=True)
-    )
+    original_forget: float = setting(-0.75, "Original dims on forget tokens (signed).", identity=True)
+    original_retain: float = setting(1.0, "Original dims on retain tokens (signed).", identity=True)
+    auxiliary_forget: float = setting(1.0, "Auxiliary module on forget tokens (signed).", identity=True)
+    auxiliary_retain: float = setting(1.0, "Auxiliary module on retain tokens (signed).", identity=True)
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -101,9 +93,8 @@ class ActivationRouter(Router):
     """
 
     name: ClassVar[str] = "activation"
-    multipliers: GradientMultipliers = field(
-        default_factory=GradientMultipliers,
-        metadata=about("Gradient multipliers (original_forget, ...).", identity=True),
+    multipliers: GradientMultipliers = setting(
+        GradientMultipliers, "Gradient multipliers (original_forget, ...).", identity=True
     )
 
     def __post_init__(self) -> None:

@@ -5,14 +5,14 @@ Every rule gives a weight per *token*; `align_to_prediction` then moves it to th
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_era.utils.checks import check_count, unknown_value_message
-from hf_era.utils.fields import about
+from hf_era.utils.fields import setting
 
 RULES = ("full_seq", "concept", "none")
 WEIGHTINGS = ("uniform", "frequency")
@@ -44,17 +44,13 @@ class RoutingRuleConfig:
         ValueError: for an unknown rule or weighting, or a number out of range.
     """
 
-    rule: str = field(default="full_seq", metadata=about("full_seq, concept or none.", identity=True))
-    weighting: str = field(default="frequency", metadata=about("For full_seq: uniform or frequency.", identity=True))
-    frequency_scale: float = field(
-        default=1.0, metadata=about("Factor of f/r - r/f in the frequency rule.", identity=True)
-    )
-    frequency_bias: float = field(default=-4.0, metadata=about("Bias of the frequency rule.", identity=True))
-    frequency_stories: int = field(
-        default=25_000, metadata=about("Stories counted, forget and retain each.", identity=True)
-    )
-    table_minimum_per_10k: float = field(
-        default=5.0, metadata=about("Tokens above this overall frequency per 10,000 are reported.", identity=True)
+    rule: str = setting("full_seq", "full_seq, concept or none.", identity=True)
+    weighting: str = setting("frequency", "For full_seq: uniform or frequency.", identity=True)
+    frequency_scale: float = setting(1.0, "Factor of f/r - r/f in the frequency rule.", identity=True)
+    frequency_bias: float = setting(-4.0, "Bias of the frequency rule.", identity=True)
+    frequency_stories: int = setting(25_000, "Stories counted, forget and retain each.", identity=True)
+    table_minimum_per_10k: float = setting(
+        5.0, "Tokens above this overall frequency per 10,000 are reported.", identity=True
     )
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import UNLESS_DEFAULT, about, default_of
+from hf_era.utils.fields import UNLESS_DEFAULT, default_of, setting
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
@@ -63,23 +63,13 @@ class ModelConfig:
         ValueError: for an unknown start, or settings that contradict each other.
     """
 
-    start: str = field(default="pretrained", metadata=about("pretrained or scratch.", identity=True))
-    base: str | None = field(
-        default=None, metadata=about("Stock checkpoint: local directory or hub id.", identity=True)
-    )
-    architecture: dict[str, Any] = field(
-        default_factory=dict, metadata=about("Config fields where no base is given.", identity=True)
-    )
-    tokenizer: str | None = field(
-        default=None, metadata=about("Local directory or hub id. Not given: base's, or trained.", identity=True)
-    )
-    vocabulary_size: int = field(default=2_048, metadata=about("Of a tokenizer that is trained here.", identity=False))
-    base_control: bool = field(
-        default=True, metadata=about("Scratch: also train a base control to compare with.", identity=False)
-    )
-    base_dir: str | None = field(
-        default=None, metadata=about("Where a base that is trained here is kept.", identity=False)
-    )
+    start: str = setting("pretrained", "pretrained or scratch.", identity=True)
+    base: str | None = setting(None, "Stock checkpoint: local directory or hub id.", identity=True)
+    architecture: dict[str, Any] = setting(dict, "Config fields where no base is given.", identity=True)
+    tokenizer: str | None = setting(None, "Local directory or hub id. Not given: base's, or trained.", identity=True)
+    vocabulary_size: int = setting(2_048, "Of a tokenizer that is trained here.", identity=False)
+    base_control: bool = setting(True, "Scratch: also train a base control to compare with.", identity=False)
+    base_dir: str | None = setting(None, "Where a base that is trained here is kept.", identity=False)
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
@@ -122,41 +112,30 @@ class RunConfig:
         pretraining (`dict`): fields of `GradientRoutingConfig` that differ for a base that is pretrained here.
     """
 
-    name: str = field(default="run", metadata=about("Name of the recipe.", identity=False))
-    output_dir: str = field(
-        default="runs/{name}-seed{seed}", metadata=about("{name} and {seed} are filled in.", identity=False)
+    name: str = setting("run", "Name of the recipe.", identity=False)
+    output_dir: str = setting("runs/{name}-seed{seed}", "{name} and {seed} are filled in.", identity=False)
+    overwrite_output_dir: bool = setting(False, "Throw another run in that directory away.", identity=False)
+    method: str = setting("gradient_routing", f"One of {', '.join(METHODS)}.", identity=UNLESS_DEFAULT)
+    method_settings: Any = setting(
+        None, "Fields of the method's own settings, where it has any.", identity=UNLESS_DEFAULT
     )
-    overwrite_output_dir: bool = field(
-        default=False, metadata=about("Throw another run in that directory away.", identity=False)
+    data_filtering: str | None = setting(
+        None, "result.json of the data-filtering control, to compare with.", identity=False
     )
-    method: str = field(
-        default="gradient_routing", metadata=about(f"One of {', '.join(METHODS)}.", identity=UNLESS_DEFAULT)
+    seed: int = setting(0, "Of data order, splits and weights.", identity=True)
+    model: ModelConfig = setting(ModelConfig, "Section.", identity=True)
+    expansion: ExpansionConfig = setting(ExpansionConfig, "Section.", identity=True)
+    router: str | dict[str, Any] = setting(
+        "activation", "Router: its name, or a mapping with name and settings.", identity=UNLESS_DEFAULT
     )
-    method_settings: Any = field(
-        default=None, metadata=about("Fields of the method's own settings, where it has any.", identity=UNLESS_DEFAULT)
-    )
-    data_filtering: str | None = field(
-        default=None, metadata=about("result.json of the data-filtering control, to compare with.", identity=False)
-    )
-    seed: int = field(default=0, metadata=about("Of data order, splits and weights.", identity=True))
-    model: ModelConfig = field(default_factory=ModelConfig, metadata=about("Section.", identity=True))
-    expansion: ExpansionConfig = field(default_factory=ExpansionConfig, metadata=about("Section.", identity=True))
-    router: str | dict[str, Any] = field(
-        default="activation",
-        metadata=about("Router: its name, or a mapping with name and settings.", identity=UNLESS_DEFAULT),
-    )
-    routing: RoutingRuleConfig = field(default_factory=RoutingRuleConfig, metadata=about("Section.", identity=True))
-    data: DataConfig = field(default_factory=DataConfig, metadata=about("Section.", identity=False))
-    training: dict[str, Any] = field(
-        default_factory=dict, metadata=about("Fields of GradientRoutingConfig.", identity=True)
-    )
-    pretraining: dict[str, Any] = field(
-        default_factory=dict, metadata=about("What differs for the base.", identity=True)
-    )
-    coherence: CoherenceConfig = field(default_factory=CoherenceConfig, metadata=about("Section.", identity=False))
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=about("Section.", identity=False))
-    generation: SamplingConfig = field(default_factory=SamplingConfig, metadata=about("Section.", identity=False))
-    relearn: RelearnConfig = field(default_factory=RelearnConfig, metadata=about("Section.", identity=False))
+    routing: RoutingRuleConfig = setting(RoutingRuleConfig, "Section.", identity=True)
+    data: DataConfig = setting(DataConfig, "Section.", identity=False)
+    training: dict[str, Any] = setting(dict, "Fields of GradientRoutingConfig.", identity=True)
+    pretraining: dict[str, Any] = setting(dict, "What differs for the base.", identity=True)
+    coherence: CoherenceConfig = setting(CoherenceConfig, "Section.", identity=False)
+    evaluation: EvaluationConfig = setting(EvaluationConfig, "Section.", identity=False)
+    generation: SamplingConfig = setting(SamplingConfig, "Section.", identity=False)
+    relearn: RelearnConfig = setting(RelearnConfig, "Section.", identity=False)
 
     def __post_init__(self) -> None:
         method = get_method(self.method)

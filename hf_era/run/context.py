@@ -1,4 +1,7 @@
-"""A run as its phases see it: what identifies it, what they read, where they write, and how they train and save."""
+"""A run as its phases see it: what identifies it, what they read, where they write, and how they train and save.
+
+What of it a method may touch: the Protocol `Run` in `hf_era.methods.method`.
+"""
 
 from __future__ import annotations
 

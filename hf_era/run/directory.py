@@ -1,8 +1,9 @@
 """The output directory of a run: every path that a run writes, which phases are done, and whether another run lives there.
 
 run.json        whose directory this is: the run's identity and the settings behind it
-phases/         NAME.json: a finished phase: its key, the hashes of what it made, its report
-checkpoints/    PHASE-KEY/checkpoint-N: of a phase that is running
+phases/         NAME.json: a finished phase: its key, the hashes of what it made, its report; attack-unfinished-*.json: the
+                trials so far of an attack that is running
+checkpoints/    PHASE-KEY/checkpoint-N: of a phase that is running; PHASE-KEY/best, best-history.json: of coherence
 base/           the base, or base control, that was trained here (elsewhere with `model.base_dir`)
 expanded/       the routed model with its auxiliary modules, for `AutoModelForCausalLM` with `hf_era` imported
 contracted/     the stock model right after the cut

@@ -6,7 +6,7 @@ first candidate is "no change", so this phase never makes the retain loss worse 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.config import CausalLMTrainingConfig
 from hf_era.utils.checks import check_count, check_positive
-from hf_era.utils.fields import about
+from hf_era.utils.fields import setting
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 
 METRIC = "eval_loss"
@@ -39,13 +39,11 @@ class CoherenceConfig:
         ValueError: for a number out of range.
     """
 
-    enabled: bool = field(default=True, metadata=about("false leaves this phase out.", identity=True))
-    steps: int = field(default=500, metadata=about("Steps at most.", identity=True))
-    stories: int = field(default=64, metadata=about("Retain stories, the batch of every step.", identity=True))
-    learning_rate: float = field(default=5e-5, metadata=about("Learning rate, constant.", identity=True))
-    patience: int | None = field(
-        default=None, metadata=about("Stop after so many steps without a new best.", identity=True)
-    )
+    enabled: bool = setting(True, "false leaves this phase out.", identity=True)
+    steps: int = setting(500, "Steps at most.", identity=True)
+    stories: int = setting(64, "Retain stories, the batch of every step.", identity=True)
+    learning_rate: float = setting(5e-5, "Learning rate, constant.", identity=True)
+    patience: int | None = setting(None, "Stop after so many steps without a new best.", identity=True)
 
     def __post_init__(self) -> None:
         for name in ("steps", "stories", "patience"):

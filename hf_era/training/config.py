@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hf_era.routing import ActivationRouter, Router, make_router
 from hf_era.routing.activation import parse_multipliers
 from hf_era.utils.checks import check_count, unknown_value_message
-from hf_era.utils.fields import UNLESS_DEFAULT, about
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -53,39 +53,35 @@ class CausalLMTrainingConfig(TrainingArguments):
         ValueError: if one of these fields is out of range.
     """
 
-    learning_rate: float = field(default=5e-4, metadata=about("Peak learning rate.", identity=True))
-    lr_scheduler_type: str = field(
-        default="cosine_warmup_with_min_lr",
-        metadata=about("Learning-rate schedule; see transformers.", identity=True),
+    learning_rate: float = setting(5e-4, "Peak learning rate.", identity=True)
+    lr_scheduler_type: str = setting(
+        "cosine_warmup_with_min_lr", "Learning-rate schedule; see transformers.", identity=True
     )
-    warmup_steps: float = field(
-        default=100, metadata=about("Warm-up steps (below 1: share of all steps).", identity=True)
+    warmup_steps: float = setting(100, "Warm-up steps (below 1: share of all steps).", identity=True)
+    weight_decay: float = setting(0.1, "AdamW's weight decay.", identity=True)
+    adam_beta2: float = setting(0.95, "AdamW's second beta.", identity=True)
+    max_grad_norm: float = setting(0.0, "Gradient clipping (0 = off).", identity=True)
+    ddp_find_unused_parameters: bool | None = setting(
+        False, "Every parameter is used in every step, so DDP need not look.", identity=True
     )
-    weight_decay: float = field(default=0.1, metadata=about("AdamW's weight decay.", identity=True))
-    adam_beta2: float = field(default=0.95, metadata=about("AdamW's second beta.", identity=True))
-    max_grad_norm: float = field(default=0.0, metadata=about("Gradient clipping (0 = off).", identity=True))
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata=about("Every parameter is used in every step, so DDP need not look.", identity=True)
+    logging_steps: float = setting(20, "Log every so many steps.", identity=False)
+    logging_nan_inf_filter: bool = setting(
+        False, "Leave non-finite losses out of the logs; training stops at one anyway.", identity=False
     )
-    logging_steps: float = field(default=20, metadata=about("Log every so many steps.", identity=False))
-    logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata=about("Leave non-finite losses out of the logs; training stops at one anyway.", identity=False),
+    weight_decay_on_all_parameters: bool = setting(
+        True, "Weight decay on biases and norms too, as in the seed runs.", identity=True
     )
-    weight_decay_on_all_parameters: bool = field(
-        default=True, metadata=about("Weight decay on biases and norms too, as in the seed runs.", identity=True)
+    minimum_learning_rate_ratio: float = setting(
+        0.1, "The cosine ends at this share of the peak learning rate.", identity=True
     )
-    minimum_learning_rate_ratio: float = field(
-        default=0.1, metadata=about("The cosine ends at this share of the peak learning rate.", identity=True)
+    attn_implementation: str | None = setting(
+        None, "sdpa or eager. Not given: as the model was loaded (sdpa).", identity=True
     )
-    attn_implementation: str | None = field(
-        default=None, metadata=about("sdpa or eager. Not given: as the model was loaded (sdpa).", identity=True)
+    fused_activation: bool = setting(
+        True, "GELU as one operation, with the routing in its backward pass.", identity=True
     )
-    fused_activation: bool = field(
-        default=True, metadata=about("GELU as one operation, with the routing in its backward pass.", identity=True)
-    )
-    chunked_loss: bool = field(
-        default=True, metadata=about("LM head and cross entropy in chunks, at labelled positions only.", identity=True)
+    chunked_loss: bool = setting(
+        True, "LM head and cross entropy in chunks, at labelled positions only.", identity=True
     )
 
     def __post_init__(self) -> None:
@@ -137,27 +133,21 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         ValueError: if one of these fields is out of range.
     """
 
-    router: dict[str, Any] | str | None = field(
-        default=None,
-        metadata=about("Router: its name, or a dict (or JSON) with name and settings.", identity=UNLESS_DEFAULT),
+    router: dict[str, Any] | str | None = setting(
+        None, "Router: its name, or a dict (or JSON) with name and settings.", identity=UNLESS_DEFAULT
     )
-    multipliers: dict[str, Any] | str | None = field(
-        default=None,
-        metadata=about("Gradient multipliers (original_forget, ...) as a dict or JSON.", identity=True),
+    multipliers: dict[str, Any] | str | None = setting(
+        None, "Gradient multipliers (original_forget, ...) as a dict or JSON.", identity=True
     )
-    l1_coefficient: float = field(
-        default=1e-4, metadata=about("Coefficient of the activations' L1 norm per token (0 = off).", identity=True)
+    l1_coefficient: float = setting(1e-4, "Coefficient of the activations' L1 norm per token (0 = off).", identity=True)
+    auxiliary_learning_rate_factor: float = setting(
+        1.0, "Learning rate of the auxiliary modules over that of the rest.", identity=True
     )
-    auxiliary_learning_rate_factor: float = field(
-        default=1.0, metadata=about("Learning rate of the auxiliary modules over that of the rest.", identity=True)
+    auxiliary_weight_decay: float | None = setting(
+        None, "Weight decay of the auxiliary modules. Not given: that of the rest.", identity=True
     )
-    auxiliary_weight_decay: float | None = field(
-        default=None,
-        metadata=about("Weight decay of the auxiliary modules. Not given: that of the rest.", identity=True),
-    )
-    minimum_ablation_gap: float = field(
-        default=0.05,
-        metadata=about("Nats a token below which a warning says that nothing was localised.", identity=False),
+    minimum_ablation_gap: float = setting(
+        0.05, "Nats a token below which a warning says that nothing was localised.", identity=False
     )
 
     def __post_init__(self) -> None:

@@ -42,6 +42,14 @@ def about(help: str, *, identity: bool | str) -> Mapping[str, Any]:
     return _Metadata(help, identity)
 
 
+def setting(default: Any, help: str, *, identity: bool | str) -> Any:
+    """A config's field with `about` itself. A default that may be changed in place is given by what makes it: `list`."""
+    metadata = about(help, identity=identity)
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def identity_values(
     config_class: type, values: Mapping[str, Any], inherited_without_effect: Collection[str] = ()
 ) -> dict[str, Any]:

@@ -7,19 +7,14 @@ not fit is refused before anything is trained, or made smaller where the user sa
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from hf_era.utils.checks import check_count, short_repr
-from hf_era.utils.fields import about
+from hf_era.utils.fields import setting
 
 FULL, LORA = "full", "lora"
 """Kinds of attack: all weights are trained, or low-rank adapters only."""
-
-
-def _setting(default: Any, help: str) -> Any:
-    """A field that identifies a run, as all settings of the attack do."""
-    return field(default=default, metadata=about(help, identity=True))
 
 
 @dataclass
@@ -33,17 +28,17 @@ class RelearnAttackConfig:
         ValueError: for a number out of range.
     """
 
-    steps: int = _setting(40, "Steps of a trial at most.")
-    learning_rate: float = _setting(5e-5, "Learning rate, constant, for every N.")
-    patience: int | None = _setting(
-        3, "Stop after so many evaluations in a row with a higher forget loss; null: never."
+    steps: int = setting(40, "Steps of a trial at most.", identity=True)
+    learning_rate: float = setting(5e-5, "Learning rate, constant, for every N.", identity=True)
+    patience: int | None = setting(
+        3, "Stop after so many evaluations in a row with a higher forget loss; null: never.", identity=True
     )
-    evaluate_every: int = _setting(1, "Steps between evaluations.")
-    batch_size: int = _setting(16, "Stories in memory at a time; changes the speed only.")
-    lora_rank: int = _setting(8, "Rank of the adapters of a LoRA attack.")
-    lora_alpha: float = _setting(16.0, "Scale of the adapters of a LoRA attack.")
-    bf16: bool | None = _setting(None, "Attack in bf16 autocast. Not given: as the run was trained.")
-    seed: int = _setting(0, "Of the choice of stories, the adapters and dropout.")
+    evaluate_every: int = setting(1, "Steps between evaluations.", identity=True)
+    batch_size: int = setting(16, "Stories in memory at a time; changes the speed only.", identity=True)
+    lora_rank: int = setting(8, "Rank of the adapters of a LoRA attack.", identity=True)
+    lora_alpha: float = setting(16.0, "Scale of the adapters of a LoRA attack.", identity=True)
+    bf16: bool | None = setting(None, "Attack in bf16 autocast. Not given: as the run was trained.", identity=True)
+    seed: int = setting(0, "Of the choice of stories, the adapters and dropout.", identity=True)
 
     def __post_init__(self) -> None:
         for name in ("steps", "patience", "evaluate_every", "batch_size", "lora_rank"):
@@ -65,28 +60,28 @@ class RelearnConfig(RelearnAttackConfig):
         ValueError: for a number out of range, no N at all, or LoRA without a learning rate.
     """
 
-    enabled: bool = _setting(True, "false leaves the attacks out.")
-    stories: list[int] = field(
-        default_factory=lambda: [1, 4, 16, 64],
-        metadata=about("Forget stories of the attacker, one attack each.", identity=True),
+    enabled: bool = setting(True, "false leaves the attacks out.", identity=True)
+    stories: list[int] = setting(
+        lambda: [1, 4, 16, 64], "Forget stories of the attacker, one attack each.", identity=True
     )
-    trials: int = _setting(5, "Trials of each attack; they share no story.")
-    sweep_stories: int | None = _setting(
-        None, "Stories of the sweep and of LoRA. Not given: the largest of relearn.stories."
+    trials: int = setting(5, "Trials of each attack; they share no story.", identity=True)
+    sweep_stories: int | None = setting(
+        None, "Stories of the sweep and of LoRA. Not given: the largest of relearn.stories.", identity=True
     )
-    sweep_learning_rates: list[float] = field(
-        default_factory=lambda: [1e-5, 5e-5, 2e-4, 1e-3],
-        metadata=about("Also attack with these learning rates. Empty: no sweep.", identity=True),
+    sweep_learning_rates: list[float] = setting(
+        lambda: [1e-5, 5e-5, 2e-4, 1e-3], "Also attack with these learning rates. Empty: no sweep.", identity=True
     )
-    sweep_trials: int | None = _setting(None, "Trials of each attack of the sweep and of LoRA. Not given: as trials.")
-    lora: bool = _setting(True, "Also attack through low-rank adapters (peft).")
-    lora_learning_rates: list[float] = field(
-        default_factory=lambda: [1e-3], metadata=about("Learning rates of the LoRA attacks.", identity=True)
+    sweep_trials: int | None = setting(
+        None, "Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True
     )
-    evaluation_stories: int | None = _setting(
-        64, "Measure on at most so many forget and so many retain stories; null: on all."
+    lora: bool = setting(True, "Also attack through low-rank adapters (peft).", identity=True)
+    lora_learning_rates: list[float] = setting(lambda: [1e-3], "Learning rates of the LoRA attacks.", identity=True)
+    evaluation_stories: int | None = setting(
+        64, "Measure on at most so many forget and so many retain stories; null: on all.", identity=True
     )
-    allow_fewer: bool = _setting(False, "With too few stories: fewer trials or stories instead of an error.")
+    allow_fewer: bool = setting(
+        False, "With too few stories: fewer trials or stories instead of an error.", identity=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
