@@ -24,8 +24,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from hf_era.evaluation.results import broken_result, load_result
-    from hf_era.reporting.comparison import write_comparison_files
-    from hf_era.reporting.markdown.comparison import comparison_markdown
+    from hf_era.reporting.comparison import comparison_markdown, write_comparison_files
 
     paths = [Path(name) / "result.json" if Path(name).is_dir() else Path(name) for name in options.results]
     with broken_result(*paths):

@@ -69,14 +69,7 @@ def generate_texts(
         model.to(device)
     rows = _encode(config.prompts, tokenizer, model)
     new_tokens = _room(model, rows, config)
-    padding = padding_token_id(tokenizer)
-    settings = GenerationConfig(
-        do_sample=False,  # sampling is in the noise
-        max_new_tokens=new_tokens,
-        use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=padding if padding < _vocabulary_size(model) else 0,  # added to the tokenizer alone
-    )
+    settings = _generation_config(model, tokenizer, new_tokens)
 
     def continue_batch(numbers: range) -> list[list[int]]:
         return _continue(model, [rows[number] for number in numbers], settings, choice_of_tokens(config, numbers))
@@ -175,6 +168,17 @@ def _vocabulary_size(model: Any) -> int:
 
 
 # ---- Generation ----
+
+
+def _generation_config(model: Any, tokenizer: Any, new_tokens: int) -> GenerationConfig:
+    padding = padding_token_id(tokenizer)
+    return GenerationConfig(
+        do_sample=False,  # sampling is in the noise
+        max_new_tokens=new_tokens,
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=padding if padding < _vocabulary_size(model) else 0,  # added to the tokenizer alone
+    )
 
 
 def _continue(

@@ -49,8 +49,7 @@ def bootstrap(
     Args:
         statistic: takes indices (resamples, size), int64, and returns one value per row: (resamples,). It is called
             with a part of the resamples at a time.
-        size (`int`): number of stories.
-        samples (`int`, *optional*, defaults to `1000`): resamples. 0: no interval.
+        size (`int`): number of stories. samples (`int`, *optional*, defaults to `1000`): resamples. 0: no interval.
         seed (`int`, *optional*, defaults to `0`): of the resampling, which has a generator of its own.
 
     Returns: lower and upper bound; `None` without samples, without stories, or if a resample's value is not finite.

@@ -38,8 +38,7 @@ def gradient_audit(
 
     Args:
         model: an expanded causal LM; its `router` says what the routing does.
-        batches: one batch or several, of forget stories: `input_ids`, `attention_mask`, `labels`, `routing_weight`, each
-            (batch, seq). Other columns are not looked at.
+        batches: one or several, of forget stories: `input_ids`, `attention_mask`, `labels`, `routing_weight`: (batch, seq).
         device (*optional*): where it runs. Not given: where the model is.
 
     Returns: `stories`, `tokens` (predicted ones), `routed`, `unrouted` and `alignment`, all JSON-like.

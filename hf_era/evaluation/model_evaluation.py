@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,7 @@ class ModelEvaluationConfig:
         before (`str`, *optional*): the model before the method, to compare with.
         data_filtering (`str`, *optional*): result file of a model that was trained on retain stories alone, measured on the
             same stories: its figures stand beside.
-        tokenizer (`str`, *optional*): not given: the model's.
-        name (`str`, *optional*): to be shown. Not given: the last part of `model`.
+        tokenizer, name (`str`, *optional*): not given: the model's, and the last part of `model`. The name is shown.
         forget_words (`list[str]`, *optional*): words whose own loss is measured and that are counted in generations.
         max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): a story is cut there.
             Without `max_tokens`: at 256, or at the model's context if that is shorter.
@@ -281,8 +281,8 @@ def _labelled(config: ModelEvaluationConfig, data: DataConfig, name: str, source
 def _check_disjoint(texts: dict[str, Dataset]) -> None:
     """A story that is attacked with and measured on, or that is both forget and retain, makes the figures worthless."""
     keys = {name: {story_key(text) for text in part["text"][:]} for name, part in texts.items()}
-    for one, other in (("forget", "retain"), ("forget", "attack"), ("retain", "attack")):
-        shared = keys.get(one, set()) & keys.get(other, set())
+    for one, other in combinations(keys, 2):
+        shared = keys[one] & keys[other]
         if shared:
             raise ValueError(
                 f"`{one}` and `{other}` share {len(shared)} stories, for instance {sorted(shared)[0][:60]!r}. Take them out "

@@ -29,25 +29,15 @@ class ControlFigures:
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """What is shown of a result, of whichever kind. Losses are in nats a token; texts are as they were given, not escaped.
-
-    Attributes:
-        rule (`str`): the mask rule, e.g. `full_seq (frequency)`; empty where nothing was routed by a rule.
-        start (`str`): `pretrained`, `scratch`, or empty. before_name (`str`): what "before the method" is; empty if none.
-        losses (`dict`): stage -> `forget`, `retain`, `forget_words` -> loss; only what was measured.
-        differences (`dict`): each of `DIFFERENCES`, and `robust_unlearning` under the strongest attack -> an estimate,
-            without a value where it was not measured.
-        relearning (`RelearnResult`, *optional*), strongest (`AttackSummary`, *optional*): of the final model.
-        control (`ControlFigures`, *optional*): data filtering on the same stories.
-    """
+    """What is shown of a result of either kind. Losses are in nats a token; texts are as they were given, not escaped."""
 
     result: AnyResult
-    rule: str
-    start: str
-    before_name: str
-    losses: dict[str, dict[str, Estimate]]
-    differences: dict[str, Estimate]
-    relearning: RelearnResult | None
+    rule: str  # the mask rule, e.g. `full_seq (frequency)`; empty where nothing was routed by a rule
+    start: str  # `pretrained`, `scratch`, or empty
+    before_name: str  # what "before the method" is; empty if none
+    losses: dict[str, dict[str, Estimate]]  # stage -> `forget`, `retain`, `forget_words`; only what was measured
+    differences: dict[str, Estimate]  # each of `DIFFERENCES`, and `ROBUST`; without a value where it was not measured
+    relearning: RelearnResult | None  # of the final model
     strongest: AttackSummary | None
     control: ControlFigures | None
 

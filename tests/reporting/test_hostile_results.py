@@ -8,7 +8,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from hf_era.evaluation.results import RunResult
-from hf_era.reporting.markdown.comparison import comparison_markdown
+from hf_era.reporting.comparison import comparison_markdown
 from hf_era.reporting.markdown.model_card import render_model_card
 
 HOSTILE = [

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from hf_era.evaluation.results import RunResult
-from hf_era.reporting.comparison import write_comparison_files
+from hf_era.reporting.comparison import comparison_markdown, write_comparison_files
 from hf_era.reporting.headline import headline_sentences
 from hf_era.reporting.html.comparison import render_comparison
 from hf_era.reporting.html.report import render_report
-from hf_era.reporting.markdown.comparison import comparison_markdown
 from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.reporting.plots import figure_svg, plot_kinds
 from hf_era.reporting.provenance import not_tested

@@ -76,11 +76,8 @@ class RelearnAttack:
         A trial whose loss is no longer finite ends there, and its curve with the last finite point.
 
         Args:
-            start (`RelearnPoint`, *optional*): the point of step 0, where it is known. Not given: it is measured.
+            start (`RelearnPoint`, *optional*): the point of step 0. Not given: measured; `ValueError` if it is not finite.
             on_step (*optional*): called with every point of the curve.
-
-        Raises:
-            ValueError: if a loss is not finite before the attack.
         """
         with seeded(self.config.seed, self._measured.device):
             attacked = attackable_copy(model, self._measured.device)

@@ -156,13 +156,17 @@ class RelearnExperiment:
             def make(number: tuple[PlannedAttack, int]) -> RelearnTrial:
                 nonlocal through
                 attack, index = number
-                title = f"Relearn {_name(attack)}, trial {index + 1} of {attack.trials}"
-                bar.update(task, description=title)
+                bar.update(task, description=f"Relearn {_name(attack)}, trial {index + 1} of {attack.trials}")
+                stories = self._pool.select(range(index * attack.stories, (index + 1) * attack.stories))
+                seed = self.config.seed + index
+                settings = replace(self.config, learning_rate=attack.learning_rate, seed=seed)
+                attacker = RelearnAttack(stories, self._measured, self._pad_token_id, settings, attack.kind)
 
                 def on_step(point: RelearnPoint) -> None:
                     bar.update(task, completed=through * steps + point.step)
 
-                trial = self._run_trial(model, attack, index, start, on_step)
+                curve = attacker.run(model, start, on_step)
+                trial = RelearnTrial(attack.kind, attack.stories, attack.learning_rate, index, seed, curve)
                 if on_trial is not None:
                     on_trial(trial)
                 through += 1
@@ -182,21 +186,6 @@ class RelearnExperiment:
             with seeded(self.config.seed, self._measured.device):
                 with_lora(copied, self.config.lora_rank, self.config.lora_alpha)
         return start
-
-    def _run_trial(
-        self,
-        model: Any,
-        attack: PlannedAttack,
-        index: int,
-        start: RelearnPoint,
-        on_step: Callable[[RelearnPoint], None],
-    ) -> RelearnTrial:
-        stories = self._pool.select(range(index * attack.stories, (index + 1) * attack.stories))
-        seed = self.config.seed + index
-        settings = replace(self.config, learning_rate=attack.learning_rate, seed=seed)
-        made = RelearnAttack(stories, self._measured, self._pad_token_id, settings, attack.kind)
-        curve = made.run(model, start, on_step)
-        return RelearnTrial(attack.kind, attack.stories, attack.learning_rate, index, seed, curve)
 
     def _note_of(self, trial: RelearnTrial) -> str | None:
         """What to say of a trial that ended before its steps and not by patience: its loss was no longer finite."""
@@ -243,11 +232,8 @@ _NAME = "attack-unfinished"
 class KeptTrials:
     """The trials of an unfinished attack, in files of a folder: one a process, so that none waits for another.
 
-    Args:
-        folder (`Path`): for the files. It need not be shared between machines: each process reads what it finds, and all get
-            the trials of all.
-        key (`str`): fingerprint of the attack's inputs; trials that were kept under another one are not found.
-        state (`PartialState`): of this process.
+    The folder need not be shared between machines: each process reads what it finds, and all get the trials of all. `key` is
+    a fingerprint of the attack's inputs; trials that were kept under another one are not found.
 
     Attributes:
         found (`list[RelearnTrial]`): those kept before, the same in every process, none twice.

@@ -24,15 +24,12 @@ class PlotKind:
     compares: bool  # whether it shows several results; else only the first is drawn
     nothing: str  # stands in its place where nothing was measured
 
-    def has_data(self, results: Results) -> bool:
-        return bool(self.module.has_data(results))
-
     def caption(self, results: Results) -> str:
         return str(self.module.caption(results))
 
     def draw(self, results: Results) -> Figure:
         with own_style():
-            return self.module.draw(results) if self.has_data(results) else nothing_to_show(self.nothing)
+            return self.module.draw(results) if self.module.has_data(results) else nothing_to_show(self.nothing)
 
 
 PLOT_KINDS = (
@@ -62,7 +59,7 @@ def plot_kinds(results: Results) -> list[PlotKind]:
     Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
-    return [kind for kind in PLOT_KINDS if (kind.compares or len(results) == 1) and kind.has_data(results)]
+    return [kind for kind in PLOT_KINDS if (kind.compares or len(results) == 1) and kind.module.has_data(results)]
 
 
 def save_plots(results: Results, folder: str | Path) -> list[Path]:

@@ -36,12 +36,10 @@ def figure_svg(figure: Figure) -> str:
 
 
 def inline_svg(figure: Figure, identifier: str, label: str) -> str:
-    """An `<svg>` element to stand in a page, on a transparent ground.
+    """An `<svg>` element to stand in a page, on a transparent ground; the figure has the colours of `style`.
 
-    Args:
-        figure (`Figure`): drawn with the colours of `style`.
-        identifier (`str`): put before every id, so that several plots of one page do not share any. A plain word.
-        label (`str`): what the picture shows, for readers who cannot see it.
+    The identifier, a plain word, is put before every id, so that several plots of one page do not share any. The label says
+    what the picture shows, for readers who cannot see it.
     """
     with own_style(), io.StringIO() as file:
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)

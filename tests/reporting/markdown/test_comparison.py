@@ -8,9 +8,8 @@ import pytest
 
 from hf_era.evaluation.results import ModelResult
 from hf_era.evaluation.summary import aggregate
-from hf_era.reporting.comparison import comparison_csv, comparison_json, comparison_rows
+from hf_era.reporting.comparison import comparison_csv, comparison_json, comparison_markdown, comparison_rows
 from hf_era.reporting.comparison_tables import differences_over_seeds
-from hf_era.reporting.markdown.comparison import comparison_markdown
 
 
 def with_gap(make_result, seed, gap, **overrides):

@@ -59,12 +59,7 @@ class Relearning(evaluate.Metric):
             "robust_unlearning": summary.robust_unlearning,
             "retain_loss_at_recovery": summary.retain_at_recovery,
         }
-        found = {
-            "trials": summary.trials,
-            "lowest_step": summary.lowest_step,
-            "recovered": summary.recovered,
-            "steps_to_recover": summary.steps_to_recover,
-        }
+        found = {name: getattr(summary, name) for name in ("trials", "lowest_step", "recovered", "steps_to_recover")}
         for name, estimate in estimates.items():
             found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return found
