@@ -1,7 +1,7 @@
-"""A method in one file: its settings, its checks, its phase, its stage, and what reports call it."""
+"""Methods in one file: settings, checks, phases, stages, and what reports call them. One trains nothing, one trains."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from hf_era.methods import METHODS, Method, Phase, Run, Settings, Stage, registe
 from hf_era.models.loading import load_causal_lm
 from hf_era.reporting.html.report import render_report
 from hf_era.reporting.markdown.model_card import render_model_card
-from hf_era.utils.fields import about
+from hf_era.training import CausalLMTrainer
+from hf_era.utils.fields import setting
 from hf_era.utils.files import fingerprint
 
 
@@ -23,7 +24,7 @@ from hf_era.utils.files import fingerprint
 class ShrinkingSettings:
     """By how much."""
 
-    factor: float = field(default=0.5, metadata=about("Factor of every matrix, in (0, 1).", identity=True))
+    factor: float = setting(0.5, "Factor of every matrix, in (0, 1).", identity=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < 1:
@@ -63,11 +64,53 @@ class Shrinking(Method):
         return [Stage("after_shrinking", run.folder("model"), title="After shrinking")]
 
 
+class DifferenceTrainer(CausalLMTrainer):
+    """The loss of retain tokens, minus a part of that of forget tokens (Liu et al. 2022, "gradient difference")."""
+
+    def __init__(self, *args: Any, ascent: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ascent = ascent
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns.append("routing_weight")
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        weight, labels = inputs["routing_weight"][:, :-1], inputs["labels"][:, 1:]
+        logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        return (torch.where(weight < 0.5, -self.ascent, 1.0) * losses).sum() / (labels >= 0).sum()
+
+
+class GradientDifference(Method):
+    """Trains the model before the method with that loss."""
+
+    name = "gradient_difference"
+    title = "gradient difference"
+    training_phase = "difference"
+
+    def phases(self, run: Run) -> list[Phase]:
+        def train(key: str) -> dict[str, Any]:
+            arguments = run.training_arguments("difference", key)
+            model = load_causal_lm(run.before_model)
+            trainer, _ = run.train(DifferenceTrainer, model, arguments, run.folder("model"), ascent=30.0)
+            return run.training_report(trainer, arguments)
+
+        key = fingerprint(run.identity, run.base_key)
+        return [Phase("difference", "Training on the difference", key, train, (run.folder("model"),))]
+
+    def stages(self, run: Run) -> list[Stage]:
+        return [Stage("after_training", run.folder("model"))]
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    register_method(Shrinking())
+    methods = (Shrinking(), GradientDifference())
+    for method in methods:
+        register_method(method)
     yield
-    del METHODS["shrinking"]
+    for method in methods:
+        del METHODS[method.name]
 
 
 @pytest.fixture
@@ -111,6 +154,18 @@ def test_the_same_command_skips_it_and_other_settings_are_another_run(
     other = make_run_config(tmp_path, method="shrinking", method_settings={"factor": 0.5})
     with pytest.raises(ValueError, match=r"holds another run \(`method_settings.factor` was 0.25, is now 0.5\)"):
         run_pipeline(other)
+
+
+def test_one_that_trains_with_a_loss_of_its_own(tmp_path: Path, make_run_config: Callable[..., RunConfig]) -> None:
+    routing = {"rule": "full_seq", "weighting": "uniform"}
+    training = {"max_steps": 20, "learning_rate": 1e-2, "logging_steps": 1}
+    config = make_run_config(tmp_path, method="gradient_difference", routing=routing, training=training)
+    result = run_pipeline(config)
+    assert result.training["steps"] == len(
+        {entry["step"] for entry in result.training["log_history"] if "loss" in entry}
+    )
+    assert result.estimate("unlearning").value > result.estimate("retain_tax").value + 0.05
+    assert "gradient difference" in render_model_card(result)
 
 
 @pytest.mark.parametrize(
