@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from hf_era.evaluation import (
 from hf_era.evaluation.summary import comparison_values
 from hf_era.models.loading import load_causal_lm, load_tokenizer
 from hf_era.utils.checks import unknown_value_message
-from hf_era.utils.environment import machine_description, package_versions
+from hf_era.utils.environment import provenance
 from hf_era.utils.processes import main_first
 
 _DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
@@ -104,9 +103,7 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
     return ModelResult(
         name=_name(config),
         model=config.model,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=package_versions(),
-        machine=machine_description(config.resolved_device),
+        **provenance(config.resolved_device),
         data=inputs.data,
         losses=losses["final"],
         seed=config.seed,

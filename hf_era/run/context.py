@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hf_era.run.inputs import RunInputs
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.coherence import BEST, HISTORY
 from hf_era.training.config import SHOWN_OR_KEPT
-from hf_era.utils.environment import git_revision, machine_description, package_versions
+from hf_era.utils.environment import git_revision, provenance
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, whole_directory
 
@@ -163,12 +162,7 @@ class Run:
         }
 
     def provenance(self) -> dict[str, Any]:
-        return {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": package_versions(),
-            "machine": machine_description(self.arguments.device),
-            "git_revision": git_revision(),
-        }
+        return {**provenance(self.arguments.device), "git_revision": git_revision()}
 
 
 # Settings as the Trainer resolved them; no paths, no tokens.

@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("hf-era", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
+
+
+def provenance(device: Any) -> dict[str, Any]:
+    """When, with which versions and on what kind of machine: `created`, `versions` and `machine` of a result."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+        "machine": machine_description(device),
+    }
 
 
 def package_versions() -> dict[str, str]:

@@ -6,11 +6,10 @@ not fit is refused before anything is trained, or made smaller where the user sa
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from hf_era.utils.checks import check_count, short_repr
+from hf_era.utils.checks import check_count, check_positive, short_repr
 from hf_era.utils.fields import setting
 
 FULL, LORA = "full", "lora"
@@ -45,7 +44,7 @@ class RelearnAttackConfig:
             check_count(f"relearn.{name}", getattr(self, name), 1, 1_000_000)
         check_count("relearn.seed", self.seed, 0, 2**32 - 1)
         for name in ("learning_rate", "lora_alpha"):
-            check_positive(name, getattr(self, name))
+            check_positive(f"relearn.{name}", getattr(self, name))
 
 
 @dataclass
@@ -95,7 +94,7 @@ class RelearnConfig(RelearnAttackConfig):
             check_count("relearn.stories", stories)
         for name in ("sweep_learning_rates", "lora_learning_rates"):
             for value in getattr(self, name):
-                check_positive(name, value)
+                check_positive(f"relearn.{name}", value)
         if self.lora and not self.lora_learning_rates:
             raise ValueError("`relearn.lora_learning_rates` is empty. Give one, or set `relearn.lora` to false.")
 
@@ -151,11 +150,6 @@ def check_attack(config: RelearnConfig, pool_size: int) -> None:
     """Raises `ValueError` if the attacks could not be made with `pool_size` stories; to be called before any training."""
     if config.enabled:
         plan_attacks(config, pool_size)
-
-
-def check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`relearn.{name}` should be a positive number, got {value}.")
 
 
 def _asked_attacks(config: RelearnConfig) -> list[PlannedAttack]:

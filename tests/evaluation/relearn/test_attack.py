@@ -232,7 +232,7 @@ def test_nothing_to_learn_from_or_to_measure_is_refused() -> None:
 def test_numbers_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"`relearn.{name}` should be at least 1, got 0"):
         RelearnAttackConfig(**{name: 0})
-    with pytest.raises(ValueError, match=r"`relearn.learning_rate` should be a positive number, got 0"):
+    with pytest.raises(ValueError, match=r"`relearn.learning_rate` should be positive and finite, got 0"):
         RelearnAttackConfig(learning_rate=0.0)
 
 
@@ -247,17 +247,17 @@ def test_numbers_out_of_range_are_refused(name: str) -> None:
         ({"seed": -1}, r"`relearn.seed` should be at least 0, got -1"),
         (
             {"sweep_learning_rates": [1e-3, -1.0]},
-            r"`relearn.sweep_learning_rates` should be a positive number, got -1.0",
+            r"`relearn.sweep_learning_rates` should be positive and finite, got -1.0",
         ),
         (
             {"lora_learning_rates": [float("nan")]},
-            r"`relearn.lora_learning_rates` should be a positive number, got nan",
+            r"`relearn.lora_learning_rates` should be positive and finite, got nan",
         ),
         (
             {"lora_learning_rates": []},
             r"`relearn.lora_learning_rates` is empty. Give one, or set `relearn.lora` to false",
         ),
-        ({"lora_alpha": 0.0}, r"`relearn.lora_alpha` should be a positive number, got 0.0"),
+        ({"lora_alpha": 0.0}, r"`relearn.lora_alpha` should be positive and finite, got 0.0"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
