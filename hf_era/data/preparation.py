@@ -25,7 +25,8 @@ class PreparedData:
     """Tokenised stories, ready for the collator, and what is to be said of them.
 
     Attributes:
-        train (`Dataset`): `input_ids`, `routing_weight`, `is_forget_word`, `label`, `length`, `text`.
+        train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`,
+            `length`, `text`.
         validation_forget, validation_retain, attack_forget (`Dataset`): the same but for `routing_weight`.
         frequency_rows (`list[FrequencyRow]`): the frequency rule's table; empty under other rules.
         summary (`dict`): counts, for the result file and the model card.

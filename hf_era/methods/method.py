@@ -120,7 +120,8 @@ class Run(Settings, Protocol):
         """The section `training` with these changes, and the checkpoints of a phase."""
 
     def stock_arguments(self, phase: str, key: str) -> CausalLMTrainingConfig:
-        """The same without what only routing has: for a stock model that is trained as the method's own is."""
+        """The same without what only routing has, and with what the section `pretraining` says: for a stock model that
+        starts from random weights. What goes on from a pretrained model takes `training_arguments`."""
 
     def train(
         self,
@@ -132,7 +133,8 @@ class Run(Settings, Protocol):
         **options: Any,
     ) -> tuple[Any, Any]:
         """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in a folder, whole
-        or not at all. `options` go to the trainer (`data_collator`, ...). Returns the trainer, and what its `train` did."""
+        or not at all. `options` go to the trainer (`data_collator`, a frozen reference model, ...): what is its own
+        it looks after itself, for the model alone is wrapped, sharded and saved. Returns the trainer, and what `train` did."""
 
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
         """What a result says of a training: steps, settings, log, versions and machine."""

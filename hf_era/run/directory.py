@@ -10,6 +10,8 @@ contracted/     the stock model right after the cut
 model/          the final stock checkpoint, tokenizer and card: this is what a push uploads
 result.json     figures, config, versions
 report.html     the same to look at: one file, plots and texts in it
+
+Beside it lies `.NAME.lock`; tokenised stories are kept in the `datasets` cache (`hf_era.data.prepared_cache`).
 """
 
 from __future__ import annotations

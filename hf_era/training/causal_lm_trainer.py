@@ -40,6 +40,9 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     One process, DDP and FSDP2 train alike, and what they save is the same: see `hf_era.training.distributed`.
 
+    A subclass with a loss of its own divides the sum over a batch by the `num_items_in_batch` that `compute_loss` is given
+    (tokens of the whole accumulated batch), and names the columns that it wants beside the model's in `extra_columns`.
+
     Args:
         args (`CausalLMTrainingConfig`): `TrainingArguments` and ours.
         data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`, which refuses
@@ -53,6 +56,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     config_class: ClassVar[type[CausalLMTrainingConfig]] = CausalLMTrainingConfig
     args: CausalLMTrainingConfig
     more_against_divergence: ClassVar[str] = ""
+    extra_columns: ClassVar[tuple[str, ...]] = ()
     # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
     loss_is_scaled_for_ga = True
 
@@ -99,8 +103,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        if PADDING_ROW_MARK not in columns:
-            columns.append(PADDING_ROW_MARK)
+        columns.extend({PADDING_ROW_MARK, *self.extra_columns}.difference(columns))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)

@@ -53,6 +53,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """
 
     config_class = GradientRoutingConfig
+    extra_columns = ("routing_weight",)  # a wrapper of the model hides it
     more_against_divergence = ", milder multipliers of forget tokens"
     args: GradientRoutingConfig
     model: Any
@@ -98,12 +99,6 @@ class GradientRoutingTrainer(CausalLMTrainer):
             )
 
     # ---- Loss ----
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: Any = self._signature_columns
-        if "routing_weight" not in columns:  # hidden by a wrapper's signature
-            columns.append("routing_weight")
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
         """Also counts the real tokens of the whole accumulated batch: the denominator of the L1 term."""

@@ -30,6 +30,7 @@ def three(run_several: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
     return run_several(tmp_path_factory.mktemp("three"), cases, processes=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_continued_run_ends_bit_for_bit(name: str, three: dict[str, Any]) -> None:
     result = three[name]

@@ -19,6 +19,12 @@ from hf_era.training import CausalLMTrainer, GradientRoutingTrainer
 from hf_era.utils.files import read_json
 
 
+@pytest.fixture(autouse=True)
+def _a_short_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page with its plots is a quarter of a tiny run, and has tests of its own."""
+    monkeypatch.setattr("hf_era.run.outputs.write_report", lambda result, path: path.write_text(result.name))
+
+
 class KilledError(Exception):
     pass
 
@@ -156,6 +162,7 @@ def test_a_run_killed_before_saving_does_not_train_another_step(
     assert (config.output_path / "expanded" / "model.safetensors").read_bytes() == trained
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_localisation_warning")
 def test_scratch_shares_its_base_control_with_a_posttrain_base(
     tmp_path: Path,
@@ -237,7 +244,7 @@ def test_trials_of_a_stopped_attack_are_not_made_again(
 
 
 @pytest.mark.usefixtures("_no_localisation_warning")
-@pytest.mark.parametrize("killed_in", ["record", "remove"])
+@pytest.mark.parametrize("killed_in", ["record", pytest.param("remove", marks=pytest.mark.slow)])
 def test_a_run_killed_at_the_end_of_a_phase_does_none_of_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run_config: Callable[..., RunConfig], killed_in: str
 ) -> None:

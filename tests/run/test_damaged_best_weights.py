@@ -15,6 +15,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_localisation_warning")
 def test_the_phase_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run_config: Callable[..., RunConfig]

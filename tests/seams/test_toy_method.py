@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import set_seed
 
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
@@ -67,19 +69,19 @@ class Shrinking(Method):
 class DifferenceTrainer(CausalLMTrainer):
     """The loss of retain tokens, minus a part of that of forget tokens (Liu et al. 2022, "gradient difference")."""
 
+    extra_columns = ("routing_weight",)
+
     def __init__(self, *args: Any, ascent: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ascent = ascent
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns.append("routing_weight")
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         weight, labels = inputs["routing_weight"][:, :-1], inputs["labels"][:, 1:]
         logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        return (torch.where(weight < 0.5, -self.ascent, 1.0) * losses).sum() / (labels >= 0).sum()
+        return (torch.where(weight < 0.5, -self.ascent, 1.0) * losses).sum() / num_items_in_batch
 
 
 class GradientDifference(Method):
@@ -92,12 +94,14 @@ class GradientDifference(Method):
     def phases(self, run: Run) -> list[Phase]:
         def train(key: str) -> dict[str, Any]:
             arguments = run.training_arguments("difference", key)
-            model = load_causal_lm(run.before_model)
+            set_seed(run.seed)
+            model = load_causal_lm(run.before_model).float()
             trainer, _ = run.train(DifferenceTrainer, model, arguments, run.folder("model"), ascent=30.0)
             return run.training_report(trainer, arguments)
 
         key = fingerprint(run.identity, run.base_key)
-        return [Phase("difference", "Training on the difference", key, train, (run.folder("model"),))]
+        clean_up = partial(run.remove_checkpoints, "difference", key)
+        return [Phase("difference", "Training on the difference", key, train, (run.folder("model"),), clean_up)]
 
     def stages(self, run: Run) -> list[Stage]:
         return [Stage("after_training", run.folder("model"))]

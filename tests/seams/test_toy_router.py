@@ -333,6 +333,7 @@ def test_gradient_checkpointing(use_reentrant: bool, model: ExpandedGPTNeoForCau
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
+@pytest.mark.slow
 # Dynamo itself instantiates an autograd function while it traces one; torch warns of that, as it would of a user.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled(make_expanded: Callable[..., Any], batch: Batch) -> None:

@@ -93,6 +93,7 @@ def assert_same_curve(one: list[float], other: list[float]) -> None:
     assert max(abs(left - right) for left, right in zip(one, other, strict=True)) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::hf_era.training.LocalizationWarning")
 def test_fast_class_against_stock_class(prepared: tuple[Dataset, Any], tmp_path: Path) -> None:
     stock = curve(CausalLMTrainer, build(GPTNeoForCausalLM, small_config()), prepared, tmp_path)
