@@ -133,8 +133,8 @@ class Run(Settings, Protocol):
         **options: Any,
     ) -> tuple[Any, Any]:
         """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in a folder, whole
-        or not at all. `options` go to the trainer (`data_collator`, a frozen reference model, ...): what is its own
-        it looks after itself, for the model alone is wrapped, sharded and saved. Returns the trainer, and what `train` did."""
+        or not at all. `options` go to the trainer (`data_collator`, a frozen reference model, ...), which looks after what
+        is its own: the model alone is wrapped, sharded and saved. Returns the trainer, and what its `train` returned."""
 
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
         """What a result says of a training: steps, settings, log, versions and machine."""
