@@ -164,6 +164,7 @@ print(*halving_batches(work, 1024, doing="Adding", setting="`batch_size`"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
 def test_real_memory_that_is_not_there(run_python: Callable[..., str]) -> None:
     """Not what we think torch says, but what it says: 4 GiB to 1 GiB do not fit into half a GiB."""

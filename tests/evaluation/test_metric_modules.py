@@ -184,6 +184,7 @@ def compute_with_home(repository_root: Path, tmp_path: Path) -> Callable[[str], 
     return compute
 
 
+@pytest.mark.slow
 def test_the_helper_leaves_nothing_anywhere(compute_with_home: Callable[[str], set[str]], tmp_path: Path) -> None:
     assert compute_with_home(FROM_THE_PACKAGE) == set()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["hf", "home", "temporary"]

@@ -132,7 +132,7 @@ def test_half_a_leak_audit(missing):
     assert "not measured" in texts(KINDS["leak_audit"].draw([run_result(leak_audit=audit)]))
 
 
-@pytest.mark.parametrize("number", [1, 20])
+@pytest.mark.parametrize("number", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_any_number_of_models_fits(number):
     results = [run_result(name=f"recipe_{index}", shift=0.02 * index) for index in range(number)]
     for kind in plot_kinds(results):

@@ -214,6 +214,7 @@ def test_a_second_run_does_not_prepare_the_data_again(
         load_inputs(make_run_config(config.output_path.parent, coherence={"stories": 5000}))
 
 
+@pytest.mark.slow
 def test_trials_of_a_stopped_attack_are_not_made_again(
     finished_copy: tuple[RunConfig, RunResult],
     monkeypatch: pytest.MonkeyPatch,

@@ -61,8 +61,8 @@ EPOCH, NO = "epoch", "no"
     "strategies",
     [
         {"save_strategy": EPOCH, "eval_strategy": EPOCH},
-        {"save_strategy": NO, "eval_strategy": EPOCH},
-        {"save_strategy": EPOCH, "logging_strategy": EPOCH},
+        pytest.param({"save_strategy": NO, "eval_strategy": EPOCH}, marks=pytest.mark.slow),
+        pytest.param({"save_strategy": EPOCH, "logging_strategy": EPOCH}, marks=pytest.mark.slow),
         {"save_strategy": "steps", "save_steps": 3, "eval_strategy": EPOCH},
     ],
     ids=lambda strategies: "-".join(map(str, strategies.values())),
