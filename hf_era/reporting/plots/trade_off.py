@@ -50,7 +50,7 @@ def draw(results: Results) -> Figure:
             handles.append(_handle(style))
             labels.append(label(figures.result.name))
             named.add(figures.result.name)
-    for name, losses in _yardsticks(shown):
+    for name, losses in _compared_with(shown):
         style = Look(INK, "none", "*")
         _cross(panel, losses, style)
         handles.append(_handle(style))
@@ -62,7 +62,7 @@ def draw(results: Results) -> Figure:
     return figure
 
 
-def _yardsticks(shown: Sequence[ResultSummary]) -> list[tuple[str, Losses]]:
+def _compared_with(shown: Sequence[ResultSummary]) -> list[tuple[str, Losses]]:
     """Data-filtering runs that results only quote, each once, without those that are shown themselves."""
     found: dict[tuple[str, int], Losses] = {}
     for figures in shown:
