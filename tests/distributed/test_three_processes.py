@@ -21,6 +21,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def three(run_several: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cases = [
@@ -30,7 +33,6 @@ def three(run_several: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
     return run_several(tmp_path_factory.mktemp("three"), cases, processes=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_continued_run_ends_bit_for_bit(name: str, three: dict[str, Any]) -> None:
     result = three[name]

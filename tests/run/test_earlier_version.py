@@ -211,7 +211,7 @@ def test_a_finished_run_does_nothing_again(run_in: RunIn, finished: Path) -> Non
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("learning_rate", "0.04"),
+        pytest.param("learning_rate", "0.04", marks=pytest.mark.slow),
         ("dataloader_drop_last", "true"),  # revision 9e61e8a took a run with it for the same run
     ],
 )

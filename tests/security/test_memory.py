@@ -113,6 +113,7 @@ def test_nothing_large_is_allocated(tmp_path: Path, repository_root: Path) -> No
     assert [line for line in found if not line.startswith("refused")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of the process from /proc")
 def test_the_room_is_really_little(tmp_path: Path, repository_root: Path) -> None:
     """What the checks keep away would be seen: the attention list of a GPT-Neo config, and a wide module."""
