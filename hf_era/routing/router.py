@@ -5,7 +5,8 @@ dial* per example and module, and a *gradient multiplier* per token, at the acti
 (`hf_era.routing.scaling`). All of it is ordinary autograd, so it holds in mixed batches, under accumulation, DDP, FSDP2 and
 checkpointing.
 
-To add a router: a file with a frozen dataclass over `Router`, decorated with `@register_router`.
+To add a router: `hf_era/routing/NAME.py` with a frozen dataclass over `Router`, decorated with `@register_router`, and its
+import in `hf_era/routing/__init__.py`. `activation.py` is one; `tests/seams/test_toy_router.py` has one at the parameters.
 """
 
 from __future__ import annotations

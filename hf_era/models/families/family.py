@@ -1,6 +1,17 @@
 """A family of causal LMs: all that is known of it, in one registration.
 
-To add a family: a file like `gpt_neo.py`. A config and a model class, each a line or two, and one `register_family`.
+To add a family: `hf_era/models/families/NAME.py`, and its import in `hf_era/models/__init__.py`. For Llama it holds
+
+    class ExpandedLlamaConfig(ExpandedConfigMixin, LlamaConfig):
+        model_type = "expanded_llama"
+        expansion: dict | None = None
+
+    class ExpandedLlamaForCausalLM(ExpandedCausalLMMixin, LlamaForCausalLM):
+        config_class = ExpandedLlamaConfig
+
+    register_family(Family(model_class=ExpandedLlamaForCausalLM, gated=True))
+
+`gpt_neo.py` is one with other names and a fast path; `tests/seams/test_toy_family.py` says what should hold of it.
 """
 
 from __future__ import annotations
