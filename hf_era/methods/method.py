@@ -5,8 +5,8 @@ reports call it. Gradient routing is one of them; the controls are others. Every
 attack, card and report) is done for all methods alike.
 
 To add a method: `hf_era/methods/NAME.py` with a subclass of `Method` and one `register_method`, and its import in
-`hf_era/methods/__init__.py`. A loss of its own (RMU, ...) is the `compute_loss` of a `CausalLMTrainer` in the same file, which a
-phase hands to `Run.train`: `GradientDifference` in `tests/seams/test_toy_method.py` does so.
+`hf_era/methods/__init__.py`. A loss of its own (RMU, ...) is the `compute_loss` of a `CausalLMTrainer` in the same file,
+which a phase hands to `Run.train`: `GradientDifference` in `tests/seams/test_toy_method.py` does so.
 """
 
 from __future__ import annotations
