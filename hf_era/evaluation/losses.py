@@ -18,6 +18,9 @@ from torch import Tensor
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
+# A mask of ones is not made up where there is none: documents that are packed into one row are told apart without.
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
 
 class StoryLosses(NamedTuple):
     """Sums per story; all of shape (stories,), fp64.
@@ -67,11 +70,15 @@ def count_labels(batches: Iterable[Mapping[str, Tensor]]) -> int:
     return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
 
 
-def _token_losses_of(model: Any, input_ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _token_losses_of(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """As `token_losses`; a fast model makes them without ever holding the logits."""
+    inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    if "position_ids" in inputs:
+        inputs["use_cache"] = False  # with a cache, transformers does not look for packed documents
+    labels = batch["labels"] if "labels" in batch else torch.full_like(batch["input_ids"], IGNORE_INDEX)
     if hasattr(model, "label_losses"):
-        return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != IGNORE_INDEX
-    return token_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels)
+        return model.label_losses(labels, **inputs), labels[:, 1:] != IGNORE_INDEX
+    return token_losses(model(**inputs).logits, labels)
 
 
 @torch.inference_mode()
@@ -88,7 +95,8 @@ def story_losses(
 
     Args:
         model: any causal LM that takes `input_ids` and `attention_mask` and returns `logits`.
-        batches: of `input_ids`, `labels` and, optionally, `attention_mask` (else all 1) and `is_forget_word`; (batch, seq).
+        batches: of `input_ids`, `labels` (else there is nothing to predict) and, optionally, `attention_mask` (else all 1),
+            `position_ids` and `is_forget_word`; (batch, seq).
         device (*optional*): where the batches go. Not given: they are there already.
         autocast (*optional*): makes the context of each forward pass.
         gather (*optional*): gathers a tensor over processes, leaving out duplicates.
@@ -100,11 +108,10 @@ def story_losses(
     try:
         for batch in batches:
             moved = {name: value.to(device) for name, value in batch.items()} if device is not None else batch
-            mask = moved.get("attention_mask", torch.ones_like(moved["input_ids"]))
             if on_batch is not None:
-                on_batch(mask)
+                on_batch(moved.get("attention_mask", torch.ones_like(moved["input_ids"])))
             with autocast():
-                nll, counted = _token_losses_of(model, moved["input_ids"], mask, moved["labels"])
+                nll, counted = _token_losses_of(model, moved)
             words = moved.get("is_forget_word")
             of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)
             columns = (nll, counted, nll * of_words, of_words)
