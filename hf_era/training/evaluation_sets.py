@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import IterableDataset
+from transformers import ProgressCallback
 from transformers.trainer_utils import has_length
 
 from hf_era.evaluation.losses import count_labels
@@ -87,8 +88,15 @@ def tell_of_nothing_measured(figure: str, sized: bool) -> None:
 
 @contextlib.contextmanager
 def no_event(handler: Any) -> Iterator[None]:
-    """Within this context a trainer's callbacks are not told that something was evaluated."""
-    handler.on_evaluate = lambda args, state, control, metrics: control
+    """Within this context a trainer's callbacks are not told that something was evaluated; bars are closed all the same."""
+
+    def close_bars(args: Any, state: Any, control: Any, metrics: dict[str, float]) -> Any:
+        for callback in handler.callbacks:
+            if isinstance(callback, ProgressCallback):
+                callback.on_evaluate(args, state, control)
+        return control
+
+    handler.on_evaluate = close_bars
     try:
         yield
     finally:
