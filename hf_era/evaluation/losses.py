@@ -18,6 +18,9 @@ from torch import Tensor
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
+NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word")
+"""Columns of a batch that a measured model is not given; all others are inputs, as they are in training."""
+
 
 class StoryLosses(NamedTuple):
     """Sums per story; all of shape (stories,), fp64.
@@ -67,11 +70,20 @@ def count_labels(batches: Iterable[Mapping[str, Tensor]]) -> int:
     return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
 
 
-def _token_losses_of(model: Any, input_ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _token_losses_of(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """As `token_losses`; a fast model makes them without ever holding the logits."""
+    # A mask of ones is not made up where there is none: documents packed into one row are told apart without.
+    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}
+    if "position_ids" in inputs:
+        inputs["use_cache"] = False  # with a cache, transformers does not look for packed documents
+    labels = batch["labels"] if "labels" in batch else torch.full_like(batch["input_ids"], IGNORE_INDEX)
     if hasattr(model, "label_losses"):
-        return model.label_losses(labels, input_ids=input_ids, attention_mask=mask), labels[:, 1:] != IGNORE_INDEX
-    return token_losses(model(input_ids=input_ids, attention_mask=mask).logits, labels)
+        return model.label_losses(labels, **inputs), labels[:, 1:] != IGNORE_INDEX
+    return token_losses(model(**inputs).logits, labels)
+
+
+def _on(device: torch.device | str, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value  # lengths of packed documents are plain numbers
 
 
 @torch.inference_mode()
@@ -87,8 +99,9 @@ def story_losses(
     """The losses of each story under a model, in the order of the batches. The model's mode is left as it was.
 
     Args:
-        model: any causal LM that takes `input_ids` and `attention_mask` and returns `logits`.
-        batches: of `input_ids`, `labels` and, optionally, `attention_mask` (else all 1) and `is_forget_word`; (batch, seq).
+        model: any causal LM that takes the inputs of the batches and returns `logits`.
+        batches: of `input_ids`, `labels` (else nothing is predicted) and, optionally, `attention_mask` (else all 1) and
+            `is_forget_word`, each (batch, seq); and other inputs of the model, such as `position_ids`.
         device (*optional*): where the batches go. Not given: they are there already.
         autocast (*optional*): makes the context of each forward pass.
         gather (*optional*): gathers a tensor over processes, leaving out duplicates.
@@ -99,12 +112,11 @@ def story_losses(
     parts = []
     try:
         for batch in batches:
-            moved = {name: value.to(device) for name, value in batch.items()} if device is not None else batch
-            mask = moved.get("attention_mask", torch.ones_like(moved["input_ids"]))
+            moved = batch if device is None else {name: _on(device, value) for name, value in batch.items()}
             if on_batch is not None:
-                on_batch(mask)
+                on_batch(moved.get("attention_mask", torch.ones_like(moved["input_ids"])))
             with autocast():
-                nll, counted = _token_losses_of(model, moved["input_ids"], mask, moved["labels"])
+                nll, counted = _token_losses_of(model, moved)
             words = moved.get("is_forget_word")
             of_words = counted & words[:, 1:].bool() if words is not None else torch.zeros_like(counted)
             columns = (nll, counted, nll * of_words, of_words)

@@ -33,7 +33,7 @@ from hf_era.evaluation import (
     stories_needed,
 )
 from hf_era.evaluation.summary import comparison_values
-from hf_era.models.loading import load_causal_lm, load_tokenizer
+from hf_era.models.loading import load_causal_lm, load_tokenizer, without_weight_bars
 from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.environment import provenance
 from hf_era.utils.processes import main_first
@@ -41,6 +41,7 @@ from hf_era.utils.processes import main_first
 _DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
 
 
+@without_weight_bars()
 def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console | None = None) -> ModelResult:
     """Measures a model: losses, generations and, with `attack`, what relearn attacks bring back.
 

@@ -99,17 +99,17 @@ class AuxiliaryActivationMeter:
         return {layer: float(counts.sum()) for layer, (_, counts) in self.story_rows().items()}
 
     def means(self, total: Callable[[Tensor], Tensor] = lambda values: values) -> dict[int, float]:
-        """layer -> mean |activation|; 0 where nothing was measured. `total` adds up a tensor (layers, 2), fp64, over
-        processes; not given: there is one process."""
+        """layer -> mean |activation|, of the layers where anything was measured. `total` adds up a tensor (layers, 2), fp64,
+        over processes; not given: there is one process."""
         rows = self.story_rows()
         if not rows:
             return {}
         sums = total(torch.stack([torch.stack([part.sum() for part in pair]) for pair in rows.values()])).tolist()
-        return {layer: above / below if below else 0.0 for layer, (above, below) in zip(rows, sums, strict=True)}
+        return {layer: above / below for layer, (above, below) in zip(rows, sums, strict=True) if below}
 
 
 def selectivity(forget_means: dict[int, float], retain_means: dict[int, float]) -> dict[int, float | None]:
-    """layer -> mean |activation| on forget stories over that on retain stories; None where the latter is 0."""
+    """layer -> mean |activation| on forget stories over that on retain stories; None where the latter is 0 or unknown."""
     return {
         layer: forget_means[layer] / retain_means[layer] if retain_means.get(layer) else None for layer in forget_means
     }

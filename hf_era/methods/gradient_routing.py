@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from hf_era.data import RETAIN
 from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
@@ -103,9 +103,7 @@ class GradientRouting(Method):
 
 def _contract(run: Run, key: str) -> dict[str, Any]:
     """Cuts the auxiliary modules out."""
-    expanded: Any = AutoModelForCausalLM.from_pretrained(
-        run.folder("expanded"), use_safetensors=True, trust_remote_code=False
-    )
+    expanded = load_causal_lm(run.folder("expanded"))
     run.save(expanded.contract().save_pretrained, run.folder("contracted"))
     removed = [value for name, value in expanded.named_parameters() if expanded.is_auxiliary_parameter(name)]
     return {"parameters_removed": sum(value.numel() for value in removed)}

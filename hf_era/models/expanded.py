@@ -19,6 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
+from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.stock_forward import give_forward
@@ -246,7 +247,9 @@ class ExpandedCausalLMMixin:
         kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
         config: Any = self.config.to_base_config()  # type: ignore[attr-defined]
         follow_attention(config, self, self.stock_class)
-        return model_around(self.stock_class, config, kept, self)
+        model = model_around(self.stock_class, config, kept, self)
+        make_generation_config_savable(model)
+        return model
 
 
 def _expanded_forward(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from hf_era.models.checkpoint_files import check_weight_files, read_json_object
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import FAMILIES, Family, family_of, get_family
+from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.models.whole_weights import copy_constants, follow_attention
 from hf_era.utils.checks import check_path_text, error_text, short_repr
@@ -24,6 +26,16 @@ from hf_era.utils.checks import check_path_text, error_text, short_repr
 HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 SAFE_OPTIONS = {"use_safetensors": True, "trust_remote_code": False}
 """What every `from_pretrained` of a model gets, and no caller can change."""
+
+
+@contextlib.contextmanager
+def without_weight_bars() -> Iterator[None]:
+    """Within this context transformers shows no bar for each model that it reads or writes; bars of downloads stay."""
+    previous = logging.set_tqdm_hook(lambda factory, args, options: logging.EmptyTqdm(*args, **options))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)
 
 
 def looks_local(name: str | os.PathLike[str]) -> bool:
@@ -309,7 +321,7 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     check_family(model_class, base_config)
     config = model_class.config_class.from_base_config(base_config, expansion)
     # The auxiliary weights start at random: that is what was asked for.
-    return load_weights(
+    model = load_weights(
         model_class,
         base,
         "model.base",
@@ -318,6 +330,8 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
         may_be_missing=model_class.family.is_auxiliary_weight,
         config=config,
     )
+    make_generation_config_savable(model)
+    return model
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -334,6 +348,7 @@ def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig, 
     model.load_state_dict({name: value.detach().clone() for name, value in weights.items()})
     model.tie_weights()
     model.generation_config = copy.deepcopy(base.generation_config)
+    make_generation_config_savable(model)
     model = model.to(device=base.device, dtype=dtype or base.dtype)
     copy_constants(base, model)
     return model

@@ -250,6 +250,8 @@ _RESERVED_FIELDS = {
     "router": "Use the top-level `router`.",
     "seed": "Use the top-level `seed`.",
     "data_seed": "Use the top-level `seed`.",
+    "forget_dataset_name": "The run's own sets are called `forget` and `retain`.",
+    "retain_dataset_name": "The run's own sets are called `forget` and `retain`.",
     "eval_on_start": "The run evaluates before and after by itself.",
     "load_best_model_at_end": "The last weights are the routed ones; coherence fine-tuning keeps its best by itself.",
     "save_only_model": "A run that is stopped goes on from its optimizer's state, which this would leave out.",

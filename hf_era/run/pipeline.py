@@ -22,6 +22,7 @@ from hf_era.evaluation.results import load_control
 from hf_era.evaluation.summary import comparison_values
 from hf_era.methods import Phase, get_method
 from hf_era.methods.base import train_base
+from hf_era.models.loading import without_weight_bars
 from hf_era.run.config import RunConfig
 from hf_era.run.context import Run
 from hf_era.run.directory import RunDirectory
@@ -32,6 +33,7 @@ from hf_era.utils.processes import in_all, main_first
 from hf_era.utils.signals import stop_if_requested
 
 
+@without_weight_bars()
 def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult:
     """Runs the life cycle of one config and returns its result, which is also in `result.json`.
 

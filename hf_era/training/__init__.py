@@ -2,11 +2,13 @@
 
 from hf_era.training.causal_lm_trainer import CausalLMTrainer, NonFiniteLossError
 from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
+from hf_era.training.evaluation_sets import EvaluationSetWarning
 from hf_era.training.gradient_routing_trainer import GradientRoutingTrainer, LocalizationWarning
 
 __all__ = [
     "CausalLMTrainer",
     "CausalLMTrainingConfig",
+    "EvaluationSetWarning",
     "GradientRoutingConfig",
     "GradientRoutingTrainer",
     "LocalizationWarning",

@@ -20,13 +20,21 @@ from transformers.utils import logging
 
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
 from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
+from hf_era.evaluation.intervals import ratio_estimate
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
+from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.training.checkpointing_trainer import CheckpointingTrainer
 from hf_era.training.config import CausalLMTrainingConfig
 from hf_era.training.distributed import check_sharding, filled_up, fills_batches, is_zero_3, keep_dtypes_under_fsdp
+from hf_era.training.evaluation_sets import (
+    check_something_to_predict,
+    named_sets,
+    no_event,
+    tell_of_nothing_measured,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -90,6 +98,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     def call_model_init(self, trial: Any = None) -> Any:
         """`model_init` is called again by `train`: that model needs the settings too."""
         model = super().call_model_init(trial)
+        make_generation_config_savable(model)
         self._set_fast_paths(model)
         return model
 
@@ -125,12 +134,17 @@ class CausalLMTrainer(CheckpointingTrainer):
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        if fills_batches(dataset, self.args, self.accelerator):
-            if isinstance(dataset, Dataset):
-                dataset = self._remove_unused_columns(dataset, description=description)
-            dataset, sampler_fn = filled_up(dataset, sampler_fn, batch_size, self.accelerator)
-        loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
-        if not kwargs.get("is_training"):
+        drop_last, is_training = self.args.dataloader_drop_last, bool(kwargs.get("is_training"))
+        self.args.dataloader_drop_last = drop_last and is_training  # no story is left out of what is measured
+        try:
+            if fills_batches(dataset, self.args, self.accelerator):
+                if isinstance(dataset, Dataset):
+                    dataset = self._remove_unused_columns(dataset, description=description)
+                dataset, sampler_fn = filled_up(dataset, sampler_fn, batch_size, self.accelerator)
+            loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+        if not is_training:
             # The accelerator keeps every loader that it prepares, with its view of the data set, and each evaluation would
             # leave one behind. Only its `save_state`, which the Trainer does not use, asks for them again.
             prepared = self.accelerator._dataloaders
@@ -140,6 +154,8 @@ class CausalLMTrainer(CheckpointingTrainer):
     # ---- Training, and non-finite losses ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_evaluation_sets()
+        make_generation_config_savable(self.model)
         self._last_loss = None
         output = super().train(*args, **kwargs)
         self._check_last_loss()
@@ -181,20 +197,81 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     # ---- Token-weighted evaluation ----
 
-    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        if self.compute_metrics is not None or description == "Prediction":
-            return super().evaluation_loop(dataloader, description, *args, **kwargs)
-        metrics = self.story_metrics(dataloader, kwargs.get("metric_key_prefix", "eval"))
-        sized = has_length(dataloader)
-        count = self.num_examples(dataloader) if sized else 0
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)  # type: ignore[arg-type]
+    def _check_evaluation_sets(self) -> None:
+        """Before the first step: an evaluation that fails ends a training, and all since the last checkpoint is lost."""
+        for name, stories in named_sets(self.eval_dataset).items():
+            collate: Any = self.data_collator
+            if isinstance(stories, Dataset):
+                stories = self._remove_unused_columns(stories, description="Evaluation")
+            else:
+                collate = self._get_collator_with_removed_columns(collate, description="Evaluation")
+            check_something_to_predict(name, stories, collate)
 
-    def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float]:
-        """The metrics of one evaluation set; keys start with `prefix`."""
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As `Trainer.evaluate`, but callbacks are told of several sets once, with the metrics of all of them and those of
+        `derived_metrics`: early stopping can watch any of these, as `metric_for_best_model` can.
+
+        Raises:
+            ValueError: if a set that has a length has no token to predict; a stream then has no loss, with a warning.
+        """
+        sets: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(sets, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics: dict[str, float] = {}
+        with no_event(self.callback_handler):
+            for name, stories in sets.items():
+                chosen: Any = name if eval_dataset is None else stories
+                metrics |= super().evaluate(chosen, ignore_keys, f"{metric_key_prefix}_{name}")
+        derived = self.derived_metrics(metrics, metric_key_prefix)
+        if derived:
+            self.log(dict(derived))
+        metrics |= derived
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(metrics))
+        return metrics
+
+    def derived_metrics(self, metrics: dict[str, float], prefix: str) -> dict[str, float]:
+        """What follows from the metrics of several evaluation sets together; keys start with `prefix`."""
+        return {}
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The metrics of `story_metrics`, and with them what the user's `compute_metrics` makes of the predictions."""
+        measured = self.story_metrics(dataloader, metric_key_prefix)
+        metrics = {name: value for name, value in measured.items() if value is not None}
+        sized, loss = has_length(dataloader), f"{metric_key_prefix}_loss"
+        predicts = description == "Prediction"
+        if loss not in metrics and not predicts:  # predictions are worth having without labels too
+            tell_of_nothing_measured(loss, sized)
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        if loss_only or (self.compute_metrics is None and not predicts):
+            count = self.num_examples(dataloader) if sized else 0
+            return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)  # type: ignore[arg-type]
+        output = self.predictions(dataloader, description, ignore_keys, metric_key_prefix)
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def predictions(
+        self, dataloader: Any, description: str, ignore_keys: list[str] | None, prefix: str
+    ) -> EvalLoopOutput:
+        """The Trainer's own loop, for predictions and the user's metrics; without its loss, a mean of batch means."""
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, prefix)
+        left_out = (f"{prefix}_loss", f"{prefix}_model_preparation_time")
+        metrics = {name: value for name, value in (output.metrics or {}).items() if name not in left_out}
+        return output._replace(metrics=metrics)
+
+    def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float | None]:
+        """The metrics of one evaluation set; keys start with `prefix`. None: there was nothing to measure it on."""
         return {f"{prefix}_loss": self.dataset_loss(dataloader)}
 
-    def dataset_loss(self, dataloader: Any, **options: Any) -> float:
-        """Token-weighted loss over a data loader, over all processes."""
+    def dataset_loss(self, dataloader: Any, **options: Any) -> float | None:
+        """Token-weighted loss over a data loader, over all processes, nats a token; None if it has no token to predict."""
         losses = story_losses(
             self.model,
             dataloader,
@@ -203,7 +280,7 @@ class CausalLMTrainer(CheckpointingTrainer):
             gather=self.accelerator.gather_for_metrics if self.args.world_size > 1 else None,
             **options,
         )
-        return float(losses.nll.sum() / losses.tokens.sum().clamp(min=1))
+        return ratio_estimate(losses.nll, losses.tokens, samples=0).value
 
     def evaluation_context(self) -> contextlib.ExitStack:
         """The context of a forward pass in evaluation."""

@@ -202,6 +202,14 @@ class CheckpointingTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Tied weights are saved once, under one of their names: what was loaded under that is not missing.
+        model: Any = self.model
+        missing, weights = set(load_result.missing_keys), model.state_dict(keep_vars=True)
+        loaded = {id(value) for name, value in weights.items() if name not in missing}
+        left = [name for name in load_result.missing_keys if name not in weights or id(weights[name]) not in loaded]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=left))
+
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled:
             load_weights(Path(str(self.state.best_model_checkpoint)), self.model)

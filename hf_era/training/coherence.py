@@ -138,6 +138,7 @@ def coherence_settings(config: CoherenceConfig, per_device_batch_size: int, proc
         "eval_strategy": "steps",
         "eval_steps": 1,
         "eval_on_start": True,
+        "metric_for_best_model": None,  # of the routing phase, which has other evaluation sets; here it is the retain loss
         "save_strategy": "steps",
         "save_total_limit": 1,
         "logging_steps": max(config.steps // 10, 1),

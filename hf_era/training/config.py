@@ -14,6 +14,7 @@ from hf_era.utils.checks import check_count, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+FORGET_DATASET_NAME, RETAIN_DATASET_NAME = "forget", "retain"
 
 SHOWN_OR_KEPT = frozenset({
     "dataloader_in_order", "dataloader_multiprocessing_context", "dataloader_num_workers",
@@ -127,6 +128,10 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
             Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
             loud warning says so.
+        forget_dataset_name (`str`, *optional*, defaults to `"forget"`), retain_dataset_name (`str`, *optional*, defaults
+        to `"retain"`):
+            Which of the sets in `eval_dataset={name: set, ...}` holds the forget and which the retain stories: of these
+            two there are the ablation gaps and the selectivity.
         kwargs: everything that `CausalLMTrainingConfig` takes.
 
     Raises:
@@ -149,6 +154,13 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     minimum_ablation_gap: float = setting(
         0.05, "Nats a token below which a warning says that nothing was localised.", identity=False
     )
+    # The metrics that follow from the two sets may choose the best weights.
+    forget_dataset_name: str = setting(
+        FORGET_DATASET_NAME, "Name of the evaluation set with the forget stories.", identity=UNLESS_DEFAULT
+    )
+    retain_dataset_name: str = setting(
+        RETAIN_DATASET_NAME, "Name of the evaluation set with the retain stories.", identity=UNLESS_DEFAULT
+    )
 
     def __post_init__(self) -> None:
         self.token_router = _router(self.router, self.multipliers)
@@ -157,6 +169,11 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             self.multipliers = self.token_router.multipliers.to_dict()
         for name in ("l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay"):
             _check_at_least_zero(f"training.{name}", getattr(self, name))
+        if self.forget_dataset_name == self.retain_dataset_name:
+            raise ValueError(
+                f"`training.retain_dataset_name` and `training.forget_dataset_name` are both "
+                f"{self.forget_dataset_name!r}. Name two different sets of `eval_dataset`."
+            )
         super().__post_init__()
 
 

@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
-from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
+from hf_era.training.evaluation_sets import check_names
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
 from hf_era.utils.checks import unknown_key_message
 
@@ -41,7 +43,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
     own, the auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
     `language_model_loss` and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the
     module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
-    `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`.
+    `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`. Other names of the two sets: `forget_dataset_name` and
+    `retain_dataset_name` of the config. The user's `compute_metrics` stands beside these, with the module on
+    (`eval_forget_X`) and ablated (`eval_forget_X_ablated`).
 
     Args:
         model: an expanded causal LM, for instance an `ExpandedGPTNeoForCausalLM`.
@@ -49,7 +53,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
         kwargs: everything that `Trainer` takes.
 
     Raises:
-        ValueError: if the model is not expanded.
+        ValueError: if the model is not expanded, or the config names an evaluation set that is not there.
+
+    Warns: `EvaluationSetWarning` if one of several evaluation sets is neither called the forget nor the retain set.
     """
 
     config_class = GradientRoutingConfig
@@ -67,6 +73,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
             )
         self._set_up_model(self.model)
         self._check_launch_and_columns()
+        check_names(
+            self.eval_dataset,
+            forget=(self.args.forget_dataset_name, FORGET_DATASET_NAME),
+            retain=(self.args.retain_dataset_name, RETAIN_DATASET_NAME),
+        )
         self._real_tokens: Tensor | int = 1
         self._loss_parts: dict[str, Tensor] = {}
         self._steps_in_loss_parts = 0
@@ -171,17 +182,20 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self._loss_parts, self._steps_in_loss_parts = {}, 0
         self.last_ablation_gap = None
         output = super().train(*args, **kwargs)
-        sets = self.eval_dataset
-        if isinstance(sets, dict) and {"forget", "retain"} <= set(sets):
-            self.last_ablation_gap = self._gap_at_the_end()
+        if isinstance(self.eval_dataset, dict) and self.args.forget_dataset_name in self.eval_dataset:
+            self.last_ablation_gap = self._gap_of_the_weights()
             if self.last_ablation_gap is None:
                 self.evaluate()  # the gap at the end is what counts
         self._warn_if_nothing_was_localised()
         return output
 
-    def _gap_at_the_end(self) -> float | None:
-        """The ablation gap that was measured after the last step, maybe by the run that this one continues."""
-        entries = [entry for entry in self.state.log_history if entry.get("step") == self.state.global_step]
+    def _gap_of_the_weights(self) -> float | None:
+        """The ablation gap that was measured of the weights that training ended with, the last or the best ones; maybe by
+        the run that this one continues."""
+        step, best = self.state.global_step, self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            step = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+        entries = [entry for entry in self.state.log_history if entry.get("step") == step]
         return next((entry["eval_ablation_gap"] for entry in entries if "eval_ablation_gap" in entry), None)
 
     def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -193,13 +207,25 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self._loss_parts = {name: value.to(self.args.device) for name, value in sums.items() if name != "loss"}
         self._steps_in_loss_parts = int(numbers["steps_in_loss_parts"])
 
-    def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float]:
+    def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float | None]:
         with AuxiliaryActivationMeter(self.model) as meter:
             loss = self.dataset_loss(dataloader, on_batch=meter.set_mask)
         with self.model.ablated():
             ablated = self.dataset_loss(dataloader)
         self._auxiliary_means[prefix] = self._gathered_means(meter)
         return {f"{prefix}_loss": loss, f"{prefix}_loss_ablated": ablated}
+
+    def predictions(
+        self, dataloader: Any, description: str, ignore_keys: list[str] | None, prefix: str
+    ) -> EvalLoopOutput:
+        """With the module on; the user's metrics also with it ablated, under names that end in `_ablated`."""
+        ablated: dict[str, float] = {}
+        if self.compute_metrics is not None:
+            with self.model.ablated():
+                metrics = super().predictions(dataloader, description, ignore_keys, prefix).metrics or {}
+            ablated = {f"{name}_ablated": value for name, value in metrics.items()}
+        output = super().predictions(dataloader, description, ignore_keys, prefix)
+        return output._replace(metrics={**(output.metrics or {}), **ablated})
 
     def _gathered_means(self, meter: AuxiliaryActivationMeter) -> dict[int, float]:
         if self.args.world_size == 1:
@@ -212,20 +238,26 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As `Trainer.evaluate`; with the sets `forget` and `retain` it adds the ablation gap and the selectivity."""
+        """As `CausalLMTrainer.evaluate`, with each loss and each of the user's metrics ablated too; and with a forget and a
+        retain set (`forget_dataset_name`, `retain_dataset_name`) the ablation gaps and the selectivity."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        names = {kind: f"{metric_key_prefix}_{kind}" for kind in ("forget", "retain")}
-        if not all(f"{name}_loss_ablated" in metrics for name in names.values()):
-            return metrics
-        derived: dict[str, float] = {}
-        for kind, key in (("forget", "ablation_gap"), ("retain", "retain_ablation_gap")):
-            loss = metrics[f"{names[kind]}_loss"]
-            derived[f"{metric_key_prefix}_{key}"] = metrics[f"{names[kind]}_loss_ablated"] - loss
-        ratios = selectivity(self._auxiliary_means[names["forget"]], self._auxiliary_means[names["retain"]])
-        derived |= {f"{metric_key_prefix}_selectivity_layer_{layer}": ratio for layer, ratio in ratios.items() if ratio}
-        self.last_ablation_gap = derived[f"{metric_key_prefix}_ablation_gap"]
-        self.log(dict(derived))
-        return metrics | derived
+        self.last_ablation_gap = metrics.get(f"{metric_key_prefix}_ablation_gap", self.last_ablation_gap)
+        return metrics
+
+    def derived_metrics(self, metrics: dict[str, float], prefix: str) -> dict[str, float]:
+        names = (self.args.forget_dataset_name, self.args.retain_dataset_name)
+        sets = [f"{prefix}_{name}" for name in names]
+        there = [f"{one}_loss" in metrics for one in sets]
+        found = {
+            f"{prefix}_{key}": metrics[f"{one}_loss_ablated"] - metrics[f"{one}_loss"]
+            for one, key, measured in zip(sets, ("ablation_gap", "retain_ablation_gap"), there, strict=True)
+            if measured
+        }
+        if all(there):
+            ratios = selectivity(*(self._auxiliary_means[one] for one in sets))
+            named = {f"{prefix}_selectivity_layer_{layer}": ratio for layer, ratio in ratios.items()}
+            found |= {name: ratio for name, ratio in named.items() if ratio is not None}
+        return found
 
     def _warn_if_nothing_was_localised(self) -> None:
         gap = self.last_ablation_gap

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_era import FastGPTNeoForCausalLM
 from hf_era.data import RoutingCollator
 from hf_era.evaluation import loss_estimate, story_losses, token_losses
 
@@ -91,3 +92,28 @@ def test_interval_is_the_percentile_bootstrap_over_stories_written_out() -> None
 def test_nothing_to_count_gives_no_loss() -> None:
     estimate = loss_estimate(torch.zeros(3), torch.zeros(3))
     assert (estimate.loss, estimate.low, estimate.tokens, estimate.stories) == (None, None, 0, 0)
+
+
+def test_without_labels_there_is_nothing_to_predict(make_base: Callable[..., Any]) -> None:
+    batch = RoutingCollator(0)(examples(2))
+    del batch["labels"]
+    losses = story_losses(make_base(), [batch])
+    assert losses.tokens.tolist() == [0, 0]
+    assert loss_estimate(losses.nll, losses.tokens).loss is None
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_stories_packed_into_one_row_do_not_see_each_other(make_base: Callable[..., Any], fast: bool) -> None:
+    model, stories = make_base(), examples(3)
+    model = FastGPTNeoForCausalLM.from_stock(model) if fast else model
+    ids = [torch.tensor(story["input_ids"]) for story in stories]
+    labels = [torch.cat([torch.tensor([-100]), part[1:]]) for part in ids]
+    packed = {
+        "input_ids": torch.cat(ids)[None],
+        "labels": torch.cat(labels)[None],
+        "position_ids": torch.cat([torch.arange(len(part)) for part in ids])[None],
+    }
+    alone = story_losses(model, [RoutingCollator(0)(stories)])
+    together = story_losses(model, [packed])
+    assert float(together.tokens) == float(alone.tokens.sum())
+    assert float(together.nll) == pytest.approx(float(alone.nll.sum()), rel=1e-6)

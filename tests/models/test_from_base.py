@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GPTNeoForCausalLM
 
-from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, expand_base
+from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, FastGPTNeoForCausalLM, expand_base
+from hf_era.models.generation_config import GenerationConfigWarning
+from hf_era.models.loading import load_causal_lm, without_weight_bars
 
 EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
 
@@ -104,3 +106,38 @@ def test_loading_prints_no_warning_of_new_weights(
     for text in (printed.out, printed.err, caplog.text):
         assert "newly initialized" not in text
         assert "MISSING" not in text
+
+
+def test_a_generation_config_that_cannot_be_saved_is_repaired(base: GPTNeoForCausalLM, tmp_path: Path) -> None:
+    base.generation_config.update(temperature=0.7, top_k=3, do_sample=False, max_new_tokens=9)
+    with pytest.warns(GenerationConfigWarning, match=r"so `temperature` = 0.7, `top_k` = 3 was left out.*`do_sample`"):
+        model = expand_base(base, EXPANSION)
+    assert base.generation_config.temperature == 0.7
+    assert (model.generation_config.do_sample, model.generation_config.max_new_tokens) == (False, 9)
+    model.generation_config.temperature = 0.5
+    with pytest.warns(GenerationConfigWarning, match="`temperature` = 0.5"):
+        model.contract().save_pretrained(tmp_path)
+    with pytest.warns(GenerationConfigWarning, match="`temperature` = 0.7"):
+        FastGPTNeoForCausalLM.from_stock(base).save_pretrained(tmp_path)
+    base.generation_config.do_sample = True
+    assert expand_base(base, EXPANSION).generation_config.temperature == 0.7
+
+
+def test_a_checkpoints_generation_config_is_repaired(base: GPTNeoForCausalLM, tmp_path: Path) -> None:
+    base.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7, "max_new_tokens": 9}')
+    with pytest.warns(GenerationConfigWarning, match="`temperature` = 0.7"):
+        model = expand_base(tmp_path, EXPANSION)
+    model.generation_config.pad_token_id = 5  # as the Trainer does
+    model.save_pretrained(tmp_path / "expanded")
+
+
+def test_bars_of_weights_are_quiet_where_asked(
+    base: GPTNeoForCausalLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with without_weight_bars():
+        base.save_pretrained(tmp_path)
+        load_causal_lm(tmp_path)
+        assert capsys.readouterr().err == ""
+    GPTNeoForCausalLM.from_pretrained(tmp_path)  # the user's own
+    assert "Loading weights" in capsys.readouterr().err

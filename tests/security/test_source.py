@@ -72,6 +72,14 @@ def test_the_check_sees_the_loaders_of_the_package(repository_root: Path) -> Non
         assert call in text
 
 
+def test_models_are_loaded_in_one_place(repository_root: Path) -> None:
+    """Where it is checked what they are, and nothing is printed of it."""
+    texts = {path.name: path.read_text() for path in (repository_root / "hf_era").rglob("*.py")}
+    trees = {name: ast.parse(text) for name, text in texts.items() if ".from_pretrained(" in text}
+    calls = [(name, node) for name, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert {name for name, node in calls if dotted(node.func).endswith(".from_pretrained")} == {"loading.py"}
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -28,8 +28,9 @@ def run(
 ) -> tuple[Any, Path, dict[str, Any]]:
     config = CoherenceConfig(**{"steps": 4, "stories": 8, **settings})
     changes = coherence_settings(config, per_device_batch_size=4, processes=1)
+    routing = {"metric_for_best_model": "eval_ablation_gap"}  # that no stock model has
     arguments = GradientRoutingConfig(
-        str(folder / "coherence"), use_cpu=True, disable_tqdm=True, save_steps=2, **changes
+        str(folder / "coherence"), use_cpu=True, disable_tqdm=True, save_steps=2, **{**routing, **changes}
     )
     model = make_base()
     start = {name: value.clone() for name, value in model.state_dict().items()}

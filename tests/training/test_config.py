@@ -20,7 +20,7 @@ from hf_era.utils.fields import UNLESS_DEFAULT, about
 
 ROUTING_ALONE = {
     "router", "multipliers", "l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
-    "minimum_ablation_gap",
+    "minimum_ablation_gap", "forget_dataset_name", "retain_dataset_name",
 }  # fmt: skip
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM, Trainer, TrainerCallback
 
 from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 from hf_era.models.fast.causal_lm import ALL_SLOW
+from hf_era.models.generation_config import GenerationConfigWarning
 from hf_era.training import CausalLMTrainer, LocalizationWarning, NonFiniteLossError, publishing
 from hf_era.training.checkpoints import last_whole_checkpoint
 
@@ -122,12 +124,18 @@ def test_broken_weights_are_never_saved(make_trainer: Callable[..., Any]) -> Non
     assert last_whole_checkpoint(trainer.args.output_dir) is None
 
 
-def test_a_resumed_run_ends_with_the_same_weights(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(
+    make_trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "l1_coefficient": 1e-2, "seed": 5}
     whole = make_trainer(**settings, output_dir=str(tmp_path / "whole"))
     whole.train()
     resumed = make_trainer(**settings, output_dir=str(tmp_path / "resumed"))
+    assert resumed.model.lm_head.weight is resumed.model.transformer.wte.weight  # and so saved once
+    told: list[str] = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning", told.append)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert not [text for text in told if "keys" in text]
     expected = weights(whole.model)
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed.model).items())
 
@@ -268,3 +276,14 @@ def test_compute_metrics_goes_the_trainers_own_way(
         compute_metrics=lambda prediction: {"rows": len(prediction.label_ids)},
     )
     assert trainer.evaluate()["eval_rows"] == 4
+
+
+def test_a_generation_config_that_cannot_be_saved_does_not_lose_the_training(
+    make_trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.model.generation_config.temperature = 0.7  # without `do_sample`
+    with pytest.warns(GenerationConfigWarning, match="`temperature` = 0.7"):
+        trainer.train()
+    trainer.save_contracted(tmp_path / "stock")
+    trainer.save_model(tmp_path / "expanded")

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.chunked_loss import IGNORE_INDEX, linear_cross_entropy
+from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.stock_forward import CACHE_NAME, give_forward
 from hf_era.models.whole_weights import model_around
 
@@ -250,7 +251,9 @@ class FastCausalLMMixin:
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers', under the name of the stock class: what is saved is an ordinary checkpoint."""
         # A state dict is given where this model's own is not whole (FSDP).
-        self.to_stock(kwargs.pop("state_dict", None)).save_pretrained(save_directory, *args, **kwargs)
+        model = self.to_stock(kwargs.pop("state_dict", None))
+        make_generation_config_savable(model)
+        model.save_pretrained(save_directory, *args, **kwargs)
 
 
 def _fast_forward(self: Any, inputs: dict[str, Any], *, skip_logits: bool | None = None) -> Any:

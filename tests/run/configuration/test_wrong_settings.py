@@ -64,7 +64,15 @@ def test_a_wrong_key_or_value_is_named(write: Callable[..., Path], content: str,
 
 @pytest.mark.parametrize(
     "name",
-    ["output_dir", "seed", "eval_on_start", "load_best_model_at_end", "resume_from_checkpoint", "save_only_model"],
+    [
+        "output_dir",
+        "seed",
+        "eval_on_start",
+        "load_best_model_at_end",
+        "resume_from_checkpoint",
+        "save_only_model",
+        "forget_dataset_name",
+    ],
 )
 @pytest.mark.parametrize("section", ["training", "pretraining"])
 def test_what_the_run_sets_itself_is_refused(section: str, name: str) -> None:
