@@ -82,7 +82,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what the model is called in tables (default: the last part of its path)")
     parser.add_argument("--forget-words", nargs="+", metavar="WORD", help="default: tree trees forest forests ...")
     parser.add_argument("--text-column", metavar="NAME", help="column with the story (default: found)")
-    parser.add_argument("--split", help="split of a hub data set (default: train)")
+    parser.add_argument("--split", help="split of a data set or directory (default: train)")
     parser.add_argument("--max-characters", type=int, metavar="N", help="a story is cut there (default: 1029)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="and there (default: 256, or the model's context)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
