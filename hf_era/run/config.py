@@ -209,9 +209,7 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
     for path in paths:
         values = merge(values, read_yaml(path))
-    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in SECTIONS.items()}
-    names[""] = [name for name in names[""] if name not in SECTIONS]
-    return RunConfig.from_dict(merge(values, parse_overrides(overrides, names, default="training")))
+    return RunConfig.from_dict(merge(values, parse_overrides(overrides, SECTIONS, default="training")))
 
 
 SECTIONS: dict[str, type] = {
