@@ -27,7 +27,7 @@ from hf_era.run.directory import RunDirectory
 from hf_era.run.inputs import RunInputs, load_inputs
 from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
-from hf_era.utils.files import local_path
+from hf_era.utils.files import local_path, real_path
 from hf_era.utils.processes import in_all, main_first
 from hf_era.utils.signals import stop_if_requested
 
@@ -172,7 +172,7 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
 
 def _check_shared_base(shared: RunDirectory, run: Run) -> None:
     """A base inside the output directory is covered by that directory's own check."""
-    if not run.config.base_path.is_relative_to(run.config.output_path):
+    if not real_path(run.config.base_path).is_relative_to(real_path(run.config.output_path)):
         shared.check(run.base_key, {}, field="model.base_dir")
 
 

@@ -66,6 +66,11 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def real_path(path: str | Path) -> Path:
+    """The absolute path without links: two names of one directory have the same one. It need not exist."""
+    return Path(os.path.realpath(path))
+
+
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, without a byte order mark, and with every line's end as a line feed.
 

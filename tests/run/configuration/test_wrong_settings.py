@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_era.run.config import RunConfig, load_run_config
+from hf_era.run.config import ModelConfig, RunConfig, load_run_config
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,27 @@ def test_a_base_and_an_architecture_contradict_each_other(write: Callable[..., P
         ValueError, match=r"`model\.architecture` and `model\.base` are both given; the base has its own"
     ):
         load_run_config([write("model: {base: x, architecture: {num_layers: 2}}")])
+
+
+def test_a_base_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("run")
+    output = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    for name in ("run", "link", "run/../run", "."):
+        with pytest.raises(
+            ValueError,
+            match=r"`model\.base_dir` is .*, but `output_dir`, .*run, (is the same directory|lies inside it)\. Give the "
+            r"base a directory of its own, or leave `model\.base_dir` out\.",
+        ):
+            RunConfig(output_dir=output, model=ModelConfig(base_dir=f"{tmp_path}/{name}"))
+    for name in ("model", "phases/x", "checkpoints", "expanded", "contracted/a"):
+        with pytest.raises(ValueError, match=r"`model\.base_dir` is .*, where the run in .*run puts its own "):
+            RunConfig(output_dir=output, model=ModelConfig(base_dir=f"{tmp_path}/link/{name}"))
+    for name in ("run/base", "run/mine", "bases", "run2", "model"):
+        RunConfig(output_dir=output, model=ModelConfig(base_dir=f"{tmp_path}/{name}"))
+    RunConfig(output_dir="runs/{seed}", seed=3, model=ModelConfig(base_dir="runs/{seed}/base"))
+    with pytest.raises(ValueError, match=r"is the same directory"):
+        RunConfig(output_dir="runs/{seed}", seed=3, model=ModelConfig(base_dir="runs/3"))
 
 
 @pytest.mark.parametrize("value", [2.0**64, "18446744073709551616"])
