@@ -22,7 +22,7 @@ from hf_era.routing import RoutingRuleConfig, make_router
 from hf_era.run.directory import OWN_FOLDERS
 from hf_era.run.parsing import build, coerce, merge, parse_overrides, read_yaml
 from hf_era.training.coherence import CoherenceConfig
-from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
+from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig, check_training_number
 from hf_era.utils.checks import (
     check_count,
     check_name,
@@ -327,6 +327,7 @@ def checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
 
 
 def _check_range(name: str, key: str, value: Any) -> None:
+    check_training_number(name, key, value)
     if key in _LIMITS:
         check_count(name, value, *_LIMITS[key])
     elif isinstance(value, float) and not math.isfinite(value):

@@ -111,10 +111,10 @@ def test_text_that_may_be_none_or_a_mapping_is_that_too() -> None:
 def test_a_number_inside_a_mapping_is_read_like_any_other() -> None:
     for value, words in ((-0.1, ("-1e-1", "-.1", "-0.10")), (1000.0, ("1e3", "1.0e+3", "+1e3"))):
         for word in words:
-            for name in ("--multipliers.original_forget", "--learning_rate"):
+            for name in ("--multipliers.original_forget", "--minimum_ablation_gap"):
                 config = load_run_config([], [name, word])
-                found = config.training.get("learning_rate", config.training.get("multipliers"))
-                assert found == (value if name == "--learning_rate" else {"original_forget": value})
+                found = config.training.get("minimum_ablation_gap", config.training.get("multipliers"))
+                assert found == (value if name == "--minimum_ablation_gap" else {"original_forget": value})
 
 
 def test_a_bare_name_is_a_training_field() -> None:

@@ -47,6 +47,8 @@ from hf_era.run.config import ModelConfig, RunConfig, load_run_config
         ("expansion: {width: 2.5}", r"`expansion\.width` should be an integer, got 2\.5\."),
         ("expansion: {target_layers: [1, 1]}", r"`expansion\.target_layers` names layer 1 more than once"),
         ("training: {learning_rate: fast}", r"`training\.learning_rate` should be a number, got 'fast'\."),
+        ("training: {adam_beta1: 1.5}", r"`training\.adam_beta1` should be in \[0, 1\), got 1\.5\."),
+        ("pretraining: {label_smoothing_factor: 1}", r"`pretraining\.label_smoothing_factor` should be in \[0, 1\), got 1"),
         ("training: {bf16: 1}", r"`training\.bf16` should be true or false, got 1\."),
         ("training: {auxiliary_weight_decay: x}", r"auxiliary_weight_decay` should be a number or null, got 'x'\."),
         ("model: {architecture: 5}", r"`model\.architecture` should be a mapping, got 5\."),

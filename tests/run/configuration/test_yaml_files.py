@@ -67,8 +67,10 @@ def test_text_that_looks_like_a_number_is_what_is_written(write: Callable[..., P
     config = load_run_config([write(f"{texts}data: {{forget_words: [{', '.join(words)}]}}\n")])
     assert (config.name, config.output_dir, config.training) == ("010", "2024_11_25", {"run_name": "010"})
     assert config.data.forget_words == words
-    numbers = load_run_config([write("seed: 1_0\nmodel: {vocabulary_size: 0300}\ntraining: {learning_rate: -1e-1}")])
-    assert (numbers.seed, numbers.model.vocabulary_size, numbers.training) == (10, 300, {"learning_rate": -0.1})
+    numbers = load_run_config(
+        [write("seed: 1_0\nmodel: {vocabulary_size: 0300}\ntraining: {minimum_ablation_gap: -1e-1}")]
+    )
+    assert (numbers.seed, numbers.model.vocabulary_size, numbers.training) == (10, 300, {"minimum_ablation_gap": -0.1})
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
