@@ -140,7 +140,8 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             Not given: `activation`, Expand-Route-Ablate's own.
         multipliers (`dict` or `str`, *optional*):
             Of the router `activation`: the fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the
-            seed's.
+            seed's. Under AdamW their signs act, and their sizes where forget and retain tokens mix; 0 does not stop the
+            down projections: see there.
         l1_coefficient (`float`, *optional*, defaults to `1e-4`):
             Coefficient of the L1 term: coefficient * (sum of |activation| over target layers and real tokens) / (number
             of real tokens). Its gradient is not scaled by the routing. 0 switches it off.
@@ -161,7 +162,10 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         None, "Router: its name, or a dict (or JSON) with name and settings.", identity=UNLESS_DEFAULT
     )
     multipliers: dict[str, Any] | str | None = setting(
-        None, "Gradient multipliers (original_forget, ...) as a dict or JSON.", identity=True
+        None,
+        "Gradient multipliers (original_forget, ...) as a dict or JSON. Under AdamW the sign acts, the size only where "
+        "forget and retain tokens mix; 0 does not stop the down projections.",
+        identity=True,
     )
     l1_coefficient: float = setting(1e-4, "Coefficient of the activations' L1 norm per token (0 = off).", identity=True)
     auxiliary_learning_rate_factor: float = setting(
