@@ -19,7 +19,7 @@ import datasets
 from datasets import Dataset, concatenate_datasets
 from filelock import FileLock
 
-from hf_era.utils.files import MANIFEST, damage_of, fingerprint, write_manifest
+from hf_era.utils.files import MANIFEST, damage_of, fingerprint, read_json, write_manifest
 from hf_era.utils.storage_errors import as_storage_error
 
 FORMAT = 2
@@ -55,13 +55,14 @@ def cached_table(files: Sequence[str], make: Callable[[str], Any]) -> Dataset:
                 shutil.rmtree(folder)
             try:
                 make(str(folder))
-                table = _read(folder)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             write_manifest(folder)
-            return table
+            return _read(folder)
 
 
 def _read(folder: Path) -> Dataset:
-    return concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.rglob("*.arrow"))])
+    # Those of the manifest: what is later computed of the table is kept beside it.
+    names = sorted(name for name in read_json(folder / MANIFEST)["sha256"] if name.endswith(".arrow"))
+    return concatenate_datasets([Dataset.from_file(str(folder / name)) for name in names])
