@@ -232,7 +232,7 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
                 check_plain(name, number)
             return number
     if kind not in (bool, str, int, float):  # an enum or the like, made of its value; its own class checks that
-        if isinstance(value, bool) and isinstance(kind, type) and issubclass(kind, enum.Enum):  # `no` in a YAML file
+        if isinstance(value, bool) and isinstance(kind, enum.EnumMeta):  # `no` in a YAML file
             raise ValueError(_wrong_type_message(name, kind, value))
         if not isinstance(kind, type) or not isinstance(value, kind):
             check_plain(name, value)
@@ -247,7 +247,10 @@ def _wrong_type_message(name: str, kind: Any, value: Any) -> str:
 
 
 def _spelled(kind: Any) -> str:
-    return " or ".join(_SPELLED.get(choice, str(choice)) for choice in _choices(kind))
+    choices = _choices(kind)
+    # The names of an enum are texts.
+    shown = [choice for choice in choices if not (str in choices and isinstance(choice, enum.EnumMeta))]
+    return " or ".join(_SPELLED.get(choice, str(choice)) for choice in shown)
 
 
 _SPELLED = {

@@ -37,7 +37,7 @@ from hf_era.run.config import ModelConfig, RunConfig, load_run_config
         ("data: {forget_words: [tree, no]}", r"`data\.forget_words` should be text, got False\. Put it in quotation"),
         ("name: 1.10", r"`name` should be text, got 1\.1\. Put it in quotation marks\."),
         ("data: {subset: yes}", r"`data\.subset` should be text or null, got True\. Put it in quotation marks\."),
-        ("training: {eval_strategy: no}", r"`training\.eval_strategy` should be .* or text, got False\. Put it in quot"),
+        ("training: {eval_strategy: no}", r"`training\.eval_strategy` should be text, got False\. Put it in quot"),
         ("data: {forget_words: [~]}", r"`data\.forget_words` should be text, got None\. Put it in quotation marks\."),
         ("data: {labelled_fraction: 0}", r"`data\.labelled_fraction` should be in \(0, 1\], got 0\.0\."),
         ("data: {labelled_fraction: .nan}", r"`data\.labelled_fraction` should be in \(0, 1\], got nan\."),
