@@ -31,7 +31,8 @@ _OVERRIDES_HELP = """\
 any field of the config can be overridden, for instance
   --learning_rate 3e-4            a field of the section `training`
   --data.train stories.jsonl      a field of another section
-  --expansion.target_layers 0 1   a list
+  --expansion.target_layers 0 1   a list; 0,1 is one too
+text is taken as it is typed (010, no, "x: y"); `null` takes a value away; everything else is read as YAML.
 `hf-era fields` lists them all."""
 
 

@@ -82,7 +82,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what the model is called in tables (default: the last part of its path)")
     parser.add_argument("--forget-words", nargs="+", metavar="WORD", help="default: tree trees forest forests ...")
     parser.add_argument("--text-column", metavar="NAME", help="column with the story (default: found)")
-    parser.add_argument("--split", help="split of a hub data set (default: train)")
+    parser.add_argument("--split", help="split of a data set or directory (default: train)")
     parser.add_argument("--max-characters", type=int, metavar="N", help="a story is cut there (default: 1029)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="and there (default: 256, or the model's context)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
@@ -99,8 +99,7 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
     from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
     from hf_era.run.parsing import build, merge, parse_overrides
 
-    kinds = {"evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig}
-    sections = {name: [item.name for item in dataclasses.fields(kind)] for name, kind in kinds.items()}
+    sections = {"evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig}
     given = {item.name: getattr(options, item.name, None) for item in dataclasses.fields(ModelEvaluationConfig)}
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.batch_size not in (None, "auto"):
@@ -112,7 +111,7 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
         values = merge(values, {"generation": {"enabled": False}})
     if getattr(options, "allow_fewer", False):
         values = merge(values, {"relearn": {"allow_fewer": True}})
-    values = merge(values, parse_overrides(overrides, {"": [], **sections}, default="relearn"))
+    values = merge(values, parse_overrides(overrides, sections, default="relearn"))
     config: ModelEvaluationConfig = build(ModelEvaluationConfig, values, "")
     return config
 

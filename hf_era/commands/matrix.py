@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--list", action="store_true", help="only list the cells and which are done")
     parser.add_argument("--cell", type=int, metavar="N", help="run only cell N, from 0: for SLURM arrays")
     parser.add_argument("--aggregate", action="store_true", help="run nothing, only compare what is there")
-    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the file")
+    parser.add_argument("--seeds", nargs="+", help="other seeds than those of the file")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:

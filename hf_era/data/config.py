@@ -32,9 +32,10 @@ class DataConfig:
     Args:
         train (`str`, *optional*, defaults to `"generator"`):
             `generator`, a local file (.jsonl, .json, .txt, .parquet), a directory of such files or of a saved data set,
-            or a hub data set id.
+            or a hub data set id. Files are read by the very name that is given: nothing in it is a pattern.
         validation (`str`, *optional*): likewise. Not given: the validation stories are taken out of the training stories.
-        train_split, validation_split (`str`, *optional*): splits of a hub data set.
+        train_split, validation_split (`str`, *optional*, default `train`, `validation`): of a hub data set, of a saved
+            one, or of a directory whose files say their split in their names, such as `train.jsonl`.
         subset (`str`, *optional*): configuration name of a hub data set.
         text_column (`str`, *optional*): not given: `text`, `story`, `content`, or the only column with text.
         max_train_stories (`int`, *optional*): at most so many training stories, the first ones.
@@ -57,8 +58,8 @@ class DataConfig:
 
     train: str = setting(GENERATOR, "generator, a file, a directory, or a hub data set id.", identity=False)
     validation: str | None = setting(None, "Likewise. Not given: taken out of the training data.", identity=False)
-    train_split: str = setting("train", "Split of a hub data set to train on.", identity=False)
-    validation_split: str = setting("validation", "Split of a hub data set to evaluate on.", identity=False)
+    train_split: str = setting("train", "Split to train on, of a hub or saved data set or a directory.", identity=False)
+    validation_split: str = setting("validation", "Split to evaluate on, likewise.", identity=False)
     subset: str | None = setting(None, "Configuration name of a hub data set.", identity=False)
     text_column: str | None = setting(None, "Column with the story. Not given: found.", identity=False)
     max_train_stories: int | None = setting(None, "At most so many training stories.", identity=True)

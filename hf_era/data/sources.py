@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.utils import logging
 
@@ -16,12 +19,21 @@ from hf_era.data.config import GENERATOR
 from hf_era.data.generator import generate_stories
 from hf_era.data.table_cache import cached_table
 from hf_era.utils.checks import error_text
+from hf_era.utils.files import BYTE_ORDER_MARK, check_encoding, local_path, read_json, read_text, starts_with
 from hf_era.utils.storage_errors import StorageError
 
 SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 TEXT_COLUMNS = ("text", "story", "content")
 STORY_SEPARATOR = "<|endoftext|>"
 _TEXT_ONLY = Features({"text": Value("string")})
+# The words that say in a file's name which split it is of, as `datasets` has them.
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+# Where no file says its split, the folder is what these ask for: they are what is asked for when nobody names a split.
+_UNSAID_SPLITS = ("train", "validation")
 
 
 def load_stories(
@@ -39,20 +51,23 @@ def load_stories(
     Args:
         source (`str`): `generator`, a path, or a hub data set id.
         field (`str`, *optional*): name of the setting, for messages.
-        split, subset (`str`, *optional*): of a hub data set.
+        split (`str`, *optional*, defaults to `"train"`): of a hub data set, of a saved one, or of a directory whose files
+            say in their names which split they are of (`train.jsonl`, `stories-validation-1.jsonl`). A directory in which no
+            file does is read whole.
+        subset (`str`, *optional*): of a hub data set.
         text_column (`str`, *optional*): not given: found.
         generator_stories (`int`, *optional*, defaults to `6000`): how many the generator makes.
         seed (`int`, *optional*, defaults to `0`): of the generator.
 
     Raises:
-        ValueError: if the file does not exist or cannot be read (for a broken JSON line with its number), the hub cannot
-            be reached, there is no text column, or no story.
+        ValueError: if the file does not exist or cannot be read (for a broken JSON line with its number), the directory has
+            no file of that split, the hub cannot be reached, there is no text column, or no story.
     """
     if not source.strip():
         raise ValueError(f"`{field}` is empty. Pass a file, a directory, a hub data set id, or `{GENERATOR}`.")
     if source == GENERATOR:
         return Dataset.from_dict({"text": generate_stories(generator_stories, seed=seed)})
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         stories = _load_directory(path, field, split)
     elif path.is_file():
@@ -76,17 +91,68 @@ def _is_meant_as_path(source: str) -> bool:
 
 def _load_directory(path: Path, field: str, split: str) -> Dataset:
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        saved = load_from_disk(str(path))
-        if isinstance(saved, DatasetDict) and split not in saved:
-            raise ValueError(f"`{field}`: {path} has no split `{split}`. Known: {', '.join(saved)}.")
-        return saved[split] if isinstance(saved, DatasetDict) else saved
+        return _load_saved(path, field, split)
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    suffixes = sorted({file.suffix.lower() for file in files})
     if not files:
         raise ValueError(f"`{field}`: the directory {path} holds no file ending in {', '.join(SUFFIXES)}.")
+    files = _files_of_split(files, path, field, split)
+    suffixes = sorted({file.suffix.lower() for file in files})
     if len(suffixes) > 1:
         raise ValueError(f"`{field}`: the directory {path} mixes {' and '.join(suffixes)}. Name one file instead.")
     return _load_files(files, field)
+
+
+def _files_of_split(files: list[Path], path: Path, field: str, split: str) -> list[Path]:
+    """Those files of a directory whose names say this split; all of them if no name says any.
+
+    Raises:
+        ValueError: if there is none of this split, or some names say one split and others none or several.
+    """
+    split = next((name for name, words in _SPLIT_WORDS.items() if split.lower() in words), split)
+    known = {split: (split.lower(),), **_SPLIT_WORDS}
+    splits = {}
+    for file in files:
+        words = {*re.split(r"[-._ 0-9]+", file.stem.lower()), file.stem.lower()}
+        splits[file] = [name for name, keywords in known.items() if not set(keywords).isdisjoint(words)]
+    if not any(splits.values()) and split in _UNSAID_SPLITS:
+        return files
+    listed = ", ".join(
+        f"{file.name} ({' and '.join(names) or 'no split'})" for file, names in list(splits.items())[:20]
+    )
+    if any(splits.values()) and any(len(names) != 1 for names in splits.values()):
+        raise ValueError(
+            f"`{field}`: the files of the directory {path} do not each say one split: {listed}. Rename them, or name one "
+            "file instead."
+        )
+    chosen = [file for file in files if splits[file] == [split]]
+    if not chosen:
+        raise ValueError(
+            f"`{field}`: the directory {path} holds no file of the split `{split}`, only {listed}. Name one file, or the "
+            f"split: `--{f'{field}_split' if field.startswith('data.') else 'split'}`."
+        )
+    return chosen
+
+
+def _load_saved(path: Path, field: str, split: str) -> Dataset:
+    """A data set that `save_to_disk` wrote, with or without splits.
+
+    Its files are opened by their names. `load_from_disk` would take `::` in a path for a chain of archives.
+    """
+    saved = read_json(path / "dataset_dict.json")
+    if isinstance(saved, dict):
+        if split not in saved.get("splits", []):
+            raise ValueError(f"`{field}`: {path} has no split `{split}`. Known: {', '.join(saved.get('splits', []))}.")
+        path = path / split
+    try:
+        parts = [path / part["filename"] for part in read_json(path / "state.json")["_data_files"]]
+        # An empty data set is saved in no file.
+        return concatenate_datasets([Dataset.from_file(str(part)) for part in parts]) if parts else _no_stories()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`{field}`: the saved data set {path} cannot be read: {error_text(error)}") from error
+
+
+def _no_stories() -> Dataset:
+    return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
 
 
 def _load_files(files: list[Path], field: str) -> Dataset:
@@ -95,26 +161,54 @@ def _load_files(files: list[Path], field: str) -> Dataset:
         raise ValueError(f"`{field}`: {files[0]} ends in `{suffix}`. Known: {', '.join(SUFFIXES)}.")
     names = [str(file.resolve()) for file in files]
     if not any(file.stat().st_size for file in files):
-        return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
+        return _no_stories()
     kind = SUFFIXES[suffix]
     try:
         if kind == "text":
             return _load_text_files(names)
         with _without_log():
-            stories = cached_table(
-                names, lambda folder: load_dataset(kind, data_files=names, split="train", cache_dir=folder)
-            )
+            stories = cached_table(names, lambda folder: _make_table(kind, names, folder))
         stories.data.validate(full=True)  # JSON is read without a look at its encoding
         return stories
     except StorageError:
         raise
     except (DatasetGenerationError, ValueError, OSError) as error:
+        if kind != "parquet":
+            for file in files:
+                check_encoding(file, field)
         if suffix == ".jsonl":
             for file in files:
                 _raise_for_broken_line(file, field)
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         told = error_text(cause or error)
         raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {told}") from error
+
+
+def _make_table(kind: str, files: list[str], folder: str) -> None:
+    """Reads files into a table under a folder, each under a plain name.
+
+    `datasets` takes `[ ] * ?` in a name for a pattern and `::` for a chain of archives, and a byte order mark for a part of
+    the text unless it stands in the first of several files.
+    """
+    with tempfile.TemporaryDirectory() as plain:
+        names = []
+        for number, file in enumerate(files):
+            name = Path(plain) / f"{number}{Path(file).suffix.lower()}"
+            if kind == "json" and starts_with(file, BYTE_ORDER_MARK):
+                with open(file, "rb") as marked, name.open("wb") as copy:
+                    marked.seek(len(BYTE_ORDER_MARK))
+                    shutil.copyfileobj(marked, copy)
+            else:
+                _link(file, name)
+            names.append(str(name))
+        load_dataset(kind, data_files=names, split="train", cache_dir=folder)
+
+
+def _link(file: str, name: Path) -> None:
+    try:
+        name.symlink_to(file)
+    except OSError:  # Windows asks for a right that few have
+        shutil.copyfile(file, name)
 
 
 @contextmanager
@@ -129,24 +223,22 @@ def _without_log() -> Iterator[None]:
 
 
 def _load_text_files(names: list[str]) -> Dataset:
-    def make(folder: str) -> Dataset:
+    def make(folder: str) -> None:
         arguments = {"files": names}
-        return Dataset.from_generator(
-            _stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments, cache_dir=folder
-        )
+        Dataset.from_generator(_stories_of_text_files, features=_TEXT_ONLY, gen_kwargs=arguments, cache_dir=folder)
 
     try:
         return cached_table(names, make)
     except ValueError:
         if next(_stories_of_text_files(names), None) is None:
-            return Dataset.from_dict({"text": []}, features=_TEXT_ONLY)
+            return _no_stories()
         raise
 
 
 def _stories_of_text_files(files: list[str]) -> Iterator[dict[str, str]]:
     """Stories between `<|endoftext|>` marks where a file has them, else one story a line."""
     for name in files:
-        content = Path(name).read_text(encoding="utf-8")
+        content = read_text(name)
         # Not `splitlines`: a form feed or a Unicode line separator ends no story.
         parts = content.split(STORY_SEPARATOR if STORY_SEPARATOR in content else "\n")
         yield from ({"text": part.strip()} for part in parts if part.strip())
@@ -156,7 +248,7 @@ def _raise_for_broken_line(file: Path, field: str) -> None:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                value = json.loads(line.decode("utf-8")) if line.strip() else {}
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")) if line.strip() else {}
             except UnicodeDecodeError as error:
                 raise ValueError(f"`{field}`: {file} line {number} is no UTF-8 text ({error.reason}).") from error
             except json.JSONDecodeError as error:

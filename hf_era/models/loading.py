@@ -22,6 +22,7 @@ from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.models.whole_weights import copy_constants, follow_attention
 from hf_era.utils.checks import check_path_text, error_text, short_repr
+from hf_era.utils.files import local_path
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 SAFE_OPTIONS = {"use_safetensors": True, "trust_remote_code": False}
@@ -47,7 +48,7 @@ def looks_local(name: str | os.PathLike[str]) -> bool:
 def check_model_source(field: str, name: str | os.PathLike[str], subfolder: str = "") -> str:
     """Returns the source as transformers wants it; raises `ValueError` if it is a path that does not exist."""
     check_path_text(field, os.fspath(name))
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir():
         if not (path / subfolder / "config.json").is_file():
             raise ValueError(f"`{field}`: the directory {path} holds no config.json, so it is no saved model.")
@@ -290,7 +291,7 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
             one).
     """
     check_path_text(field, os.fspath(name))
-    path = Path(name).expanduser()
+    path = local_path(name)
     if looks_local(name) and not path.is_dir():
         raise ValueError(f"`{field}`: the directory {path} does not exist. Check the path, or pass a hub id.")
     check_options(field, kwargs)

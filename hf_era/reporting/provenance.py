@@ -6,14 +6,13 @@ import json
 import re
 from typing import Any
 
-import yaml
-
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import rule_label, summary_of
 from hf_era.reporting.labels import ATTACK_KINDS, COUNTS, MACHINE, PARTS, RULE_TEXTS, SETTINGS, SOURCES, layer_order
 from hf_era.reporting.numbers import counted, format_count, format_share, is_number
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import NOT_RECORDED, cut, name_of, pairs_text, recorded, source_kind, source_text, visible
+from hf_era.utils.yaml_text import dump_yaml
 
 _SECRET = re.compile(r"(?i)(^|_)(token|password|secret|credentials?|api_?key)$")
 _DIRECTORY = re.compile(r"^(~|/|\.\.?[\\/]|[A-Za-z]:[\\/])")
@@ -188,7 +187,7 @@ def run_table(result: AnyResult) -> Table:
 
 def config_text(config: dict[str, Any]) -> str:
     """A config as YAML, without secrets and without the directories of this machine."""
-    text = yaml.safe_dump(_public("", config), sort_keys=False, allow_unicode=True, width=110)
+    text = dump_yaml(_public("", config), width=110)
     return cut(text, MAXIMUM_LISTING)
 
 

@@ -22,6 +22,15 @@ class GradientMultipliers:
     The defaults are those of the four TinyStories runs that the recipes re-implement: forget tokens teach the auxiliary
     module at full rate and *un-teach* the original dims at three quarters of it; retain tokens teach both.
 
+    What they do and what they do not:
+
+    * Adam and AdamW divide each gradient by its own running size. Where all tokens of a parameter's gradients have one
+      multiplier, as in training on forget tokens alone, 1.0 and 0.1 give the same update: the sign acts, and zero. The size
+      acts in the mixture with retain tokens, as the share that forget tokens have in the update.
+    * 0 stops what lies before the input of the down projection, on this path. The down projection itself comes after it and
+      goes on learning: with `original_forget` 0 the `c_proj` of the original MLP, with `auxiliary_forget` 0 that of the
+      auxiliary module (`hf_era.routing.scaling`). So does everything on the residual stream around the MLP.
+
     Args:
         original_forget (`float`, *optional*, defaults to `-0.75`):
             Multiplier of the original dims on forget tokens (routing weight 0). Any finite number.
@@ -36,9 +45,13 @@ class GradientMultipliers:
         ValueError: if a multiplier is not a finite number.
     """
 
-    original_forget: float = setting(-0.75, "Original dims on forget tokens (signed).", identity=True)
+    original_forget: float = setting(
+        -0.75, "Original dims on forget tokens (signed; 0 still lets their down projection learn).", identity=True
+    )
     original_retain: float = setting(1.0, "Original dims on retain tokens (signed).", identity=True)
-    auxiliary_forget: float = setting(1.0, "Auxiliary module on forget tokens (signed).", identity=True)
+    auxiliary_forget: float = setting(
+        1.0, "Auxiliary module on forget tokens (signed; 0 still lets its down projection learn).", identity=True
+    )
     auxiliary_retain: float = setting(1.0, "Auxiliary module on retain tokens (signed).", identity=True)
 
     def __post_init__(self) -> None:

@@ -19,9 +19,10 @@ from hf_era.evaluation.relearn.config import RelearnConfig
 from hf_era.methods import METHODS, Method, get_method
 from hf_era.models.config import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig, make_router
+from hf_era.run.directory import OWN_FOLDERS
 from hf_era.run.parsing import build, coerce, merge, parse_overrides, read_yaml
 from hf_era.training.coherence import CoherenceConfig
-from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
+from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig, check_training_number
 from hf_era.utils.checks import (
     check_count,
     check_name,
@@ -32,6 +33,7 @@ from hf_era.utils.checks import (
     unknown_value_message,
 )
 from hf_era.utils.fields import UNLESS_DEFAULT, default_of, setting
+from hf_era.utils.files import local_path, real_path
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
@@ -57,7 +59,7 @@ class ModelConfig:
         base_control (`bool`, *optional*, defaults to `True`): with `scratch`: also train a stock model on the same data
             with the same steps and seed, without routing: what "before the method" means for such a run.
         base_dir (`str`, *optional*): where a base or base control that is trained here is kept; several runs can share
-            it. Not given: in the output directory.
+            it. It must not be, or hold, the output directory. Not given: in the output directory.
 
     Raises:
         ValueError: for an unknown start, or settings that contradict each other.
@@ -145,9 +147,28 @@ class RunConfig:
         check_count("seed", self.seed, 0, LARGEST_SEED)
         for name in ("output_dir", "data_filtering"):
             check_path_text(name, getattr(self, name))
+        self._check_base_dir()
         make_router(self.router)  # checks it
         self.training = checked_training(self.training, "training")
         self.pretraining = checked_training(self.pretraining, "pretraining")
+
+    def _check_base_dir(self) -> None:
+        """A base has records and a lock of its own: in the run's own directory they would be taken for the run's."""
+        given = self.model.base_dir
+        if given is None or not self.model.trains_base:
+            return
+        output, base = real_path(self.output_path), real_path(self.base_path)
+        if output.is_relative_to(base):
+            how = "is the same directory" if output == base else "lies inside it"
+            raise ValueError(
+                f"`model.base_dir` is {short_repr(given)}, but `output_dir`, {self.output_path}, {how}. Give the base a "
+                "directory of its own, or leave `model.base_dir` out."
+            )
+        if base.is_relative_to(output) and base.relative_to(output).parts[0] in OWN_FOLDERS:
+            raise ValueError(
+                f"`model.base_dir` is {short_repr(given)}, where the run in {self.output_path} puts its own "
+                f"{base.relative_to(output).parts[0]}. Give the base a directory of its own, or leave `model.base_dir` out."
+            )
 
     @property
     def start(self) -> str:
@@ -168,7 +189,7 @@ class RunConfig:
 
     def _filled_in(self, path: str) -> Path:
         # As a shell does it: a folder that is called `~` is no place for a run.
-        return Path(path.replace("{name}", self.name).replace("{seed}", str(self.seed))).expanduser()
+        return local_path(path.replace("{name}", self.name).replace("{seed}", str(self.seed)))
 
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
         """The Trainer's arguments for a phase; `overrides` come last."""
@@ -209,9 +230,7 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
     for path in paths:
         values = merge(values, read_yaml(path))
-    names = {section: [item.name for item in dataclasses.fields(kind)] for section, kind in SECTIONS.items()}
-    names[""] = [name for name in names[""] if name not in SECTIONS]
-    return RunConfig.from_dict(merge(values, parse_overrides(overrides, names, default="training")))
+    return RunConfig.from_dict(merge(values, parse_overrides(overrides, SECTIONS, default="training")))
 
 
 SECTIONS: dict[str, type] = {
@@ -310,6 +329,7 @@ def checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
 
 
 def _check_range(name: str, key: str, value: Any) -> None:
+    check_training_number(name, key, value)
     if key in _LIMITS:
         check_count(name, value, *_LIMITS[key])
     elif isinstance(value, float) and not math.isfinite(value):

@@ -11,7 +11,8 @@ model/          the final stock checkpoint, tokenizer and card: this is what a p
 result.json     figures, config, versions
 report.html     the same to look at: one file, plots and texts in it
 
-Beside it lies `.NAME.lock`; tokenised stories are kept in the `datasets` cache (`hf_era.data.prepared_cache`).
+Beside it (where it really lies, if its path is a link) is `.NAME.lock`; tokenised stories are kept in the `datasets` cache
+(`hf_era.data.prepared_cache`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_era.utils.files import digests_of, empty_directory, first_damage, read_json, recover_leftovers, write_json
+from hf_era.utils.files import (
+    digests_of,
+    empty_directory,
+    first_damage,
+    local_path,
+    read_json,
+    real_path,
+    recover_leftovers,
+    write_json,
+)
 from hf_era.utils.storage_errors import as_storage_error, check_writable
 
 RUN_FILE = "run.json"
+OWN_FOLDERS = ("phases", "checkpoints", "expanded", "contracted", "model")
+"""Folders that a run fills and replaces: nothing else may live in them."""
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
 
 
@@ -76,7 +88,7 @@ class RunDirectory:
         if stored.get("identity") == identity:
             return
         if overwrite:
-            inside = [name for name in inputs if Path(name).resolve().is_relative_to(self.path.resolve())]
+            inside = [name for name in inputs if real_path(local_path(name)).is_relative_to(real_path(self.path))]
             if inside:
                 raise ValueError(
                     f"`{field}`: {self.path} is to be thrown away, but the run reads {inside[0]} inside it. Choose another "
@@ -111,11 +123,13 @@ class RunDirectory:
         if not self.writes:
             yield
             return
-        # Beside the directory, not in it: the directory may be thrown away and made anew.
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=-1 if wait else 0)
+        # Beside the directory, not in it: the directory may be thrown away and made anew. Its real one: a link is another
+        # name of the same directory.
+        path = real_path(self.path)
+        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0)
         try:
             with as_storage_error(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
         except Timeout as error:
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
 from hf_era.utils.checks import error_text, short_repr
 from hf_era.utils.fields import identity_values
-from hf_era.utils.files import fingerprint, model_fingerprint
+from hf_era.utils.files import fingerprint, local_path, model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,13 @@ def load_inputs(config: RunConfig) -> RunInputs:
     check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = identity_values(DataConfig, config.data.to_dict())
     _check_model_can_be_built(base_config)
-    local = base is not None and Path(base).expanduser().is_dir()
+    local = base is not None and local_path(base).is_dir()
     return RunInputs(
         base_config=base_config,
         tokenizer=tokenizer,
         data=kept.data,
         data_fingerprint=fingerprint(kept.fingerprint, cuts, tokenizer.backend_tokenizer.to_str()),
-        base_fingerprint=model_fingerprint(Path(str(base)).expanduser()) if local else fingerprint(base),
+        base_fingerprint=model_fingerprint(local_path(str(base))) if local else fingerprint(base),
     )
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from hf_era.evaluation import RunResult
@@ -27,8 +26,9 @@ from hf_era.run.outputs import write_outputs
 from hf_era.run.parsing import build, merge, read_yaml
 from hf_era.utils import exit_codes
 from hf_era.utils.checks import check_count, check_path_text, short_repr, unknown_value_message
-from hf_era.utils.files import write_text
+from hf_era.utils.files import real_path, write_text
 from hf_era.utils.signals import StoppedError
+from hf_era.utils.yaml_text import dump_yaml
 
 MAXIMUM_CELLS = 10_000
 
@@ -134,10 +134,11 @@ def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tu
     path = Path(path)
     matrix: MatrixConfig = build(MatrixConfig, merge(read_yaml(path), overrides or {}), "")
     cells = [_cell(path.parent, matrix, run, seed) for seed in matrix.seeds for run in matrix.runs]
-    folders = [str(cell.config.output_path) for cell in cells]
+    folders = [str(real_path(cell.config.output_path)) for cell in cells]
     twice = _first_repeated(folders)
     if twice is not None:
-        raise ValueError(f"Two cells of the matrix have the output directory {twice}. Put {{name}} and {{seed}} in it.")
+        path = cells[folders.index(twice)].config.output_path
+        raise ValueError(f"Two cells of the matrix have the output directory {path}. Put {{name}} and {{seed}} in it.")
     return matrix, cells
 
 
@@ -160,7 +161,7 @@ def run_cells(matrix: MatrixConfig, cells: Sequence[Cell], console: Console) -> 
     for number, cell in enumerate(cells, 1):
         console.rule(f"{number} of {len(cells)}: {cell.row}, seed {cell.seed}")
         file = Path(matrix.output_dir) / "configs" / f"{cell.row}-seed{cell.seed}.yaml"
-        write_text(file, yaml.safe_dump(cell.values, sort_keys=False, allow_unicode=True))
+        write_text(file, dump_yaml(cell.values))
         if _run_cell([*launcher, str(file)]):
             console.print(f"[bold red]{cell.row}, seed {cell.seed} failed[/]; the other cells go on.")
             failed.append(cell)

@@ -1,8 +1,13 @@
-"""YAML and command line -> dataclasses, with messages that name the key, the value and what is known."""
+"""YAML and command line -> dataclasses, with messages that name the key, the value and what is known.
+
+The type hint of a field decides. On the command line text is taken as it is typed (`010`, `no`, `Chapter 1 #intro`), and
+everything else is read as YAML.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,7 +17,6 @@ from typing import Any
 import yaml
 
 from hf_era.utils.checks import (
-    MAXIMUM_DEPTH,
     check_path_text,
     check_plain,
     check_text,
@@ -20,9 +24,10 @@ from hf_era.utils.checks import (
     short_repr,
     unknown_key_message,
 )
+from hf_era.utils.files import check_encoding, local_path, read_text
+from hf_era.utils.yaml_text import parse_list_of_texts, parse_yaml
 
 MAXIMUM_BYTES = 1_000_000
-MAXIMUM_VALUES = 100_000
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -32,14 +37,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ValueError: if it is missing, too large, no YAML, no mapping, or more than `parse_yaml` takes; it names the file.
     """
     check_path_text("config", str(path))
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise ValueError(f"The config file {path} does not exist. Pass a YAML file such as recipes/configs/demo.yaml.")
     size = path.stat().st_size
     if size > MAXIMUM_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, a config at most {MAXIMUM_BYTES:,}. Did you mean another file?")
+    check_encoding(path, "config")
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path))
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: also a date or number that is none
         raise ValueError(f"{path} is no valid YAML: {error_text(error)}") from error
     if not isinstance(content, dict):
@@ -56,42 +62,82 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def parse_overrides(arguments: Iterable[str], sections: Mapping[str, Iterable[str]], default: str) -> dict[str, Any]:
+def parse_overrides(arguments: Iterable[str], sections: Mapping[str, type], default: str) -> dict[str, Any]:
     """Command-line overrides -> a nested mapping.
 
     `--data.train x` sets a field of a section; `--learning_rate 3e-4` sets a top-level field where there is one, else a
-    field of the `default` section. Values are read as YAML; several values make a list; no value means true.
+    field of the `default` section. Several values make a list; no value means true. What a word means: `_typed`.
 
     Args:
         arguments: e.g. `["--data.train", "x.jsonl", "--expansion.target_layers", "0", "1"]`.
-        sections: section name -> its field names; the top level's own fields stand under the empty name.
+        sections: section name -> the dataclass of its fields; the top level's own, if any, stands under the empty name.
         default: the section that bare names belong to.
 
     Raises:
         ValueError: for a word that belongs to no option, or an option that nobody knows.
     """
+    kinds = {section: _kinds(section_class) for section, section_class in sections.items()}
+    top = {name: kind for name, kind in kinds.pop("", {}).items() if name not in kinds}
     overrides: dict[str, Any] = {}
     for name, words in _options(arguments):
         path = name.split(".")
-        if path[0] not in sections[""] and path[0] not in sections:
-            if path[0] not in sections[default]:
-                known = sorted(
-                    {*sections[""], *(f"{key}.{field}" for key in sections if key for field in sections[key])}
-                )
+        if path[0] not in top and path[0] not in kinds:
+            if path[0] not in kinds[default]:
+                known = sorted({*top, *(f"{section}.{field}" for section in kinds for field in kinds[section])})
                 raise ValueError(unknown_key_message("the command line", f"--{name}", [f"--{key}" for key in known]))
             path = [default, *path]
-        values = [_read_word(word) for word in words]
-        value: Any = True if not values else values[0] if len(values) == 1 else values
+        # Of what lies inside a field, such as `multipliers.original_forget`, nothing says the type.
+        kind = top.get(name, Any) if path[0] in top else kinds[path[0]].get(".".join(path[1:]), Any)
+        value = _typed(words, kind)
         for key in reversed(path):
             value = {key: value}
         overrides = merge(overrides, value)
     return overrides
 
 
+def _kinds(section_class: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(section_class)
+    return {item.name: hints[item.name] for item in dataclasses.fields(section_class) if item.init}
+
+
+def _typed(words: list[str], kind: Any) -> Any:
+    """What the words of an option mean to a field with the type hint `kind`.
+
+    Text is as typed; for a field that may be none, the word `null` is none. A list of text may be one YAML list in brackets,
+    `[cat, dog]`. A field that takes text or something else gets the other if that is what the word is in YAML. Where there
+    is no text, words are YAML.
+    """
+    if not words:
+        return True
+    choices = _choices(kind)
+    is_list_of_texts = any(choice == list[str] for choice in choices)
+    if str not in choices and not is_list_of_texts:
+        values = [_read_word(word) for word in words]
+        return values[0] if len(values) == 1 else values
+    if len(words) > 1:
+        return words
+    (word,) = words
+    if word == "null" and type(None) in choices:
+        return None
+    if is_list_of_texts and (texts := parse_list_of_texts(word)) is not None:
+        return texts
+    value = _read_word(word)
+    if isinstance(value, bool):
+        return value if bool in choices and word.lower() in ("true", "false") else word
+    others = tuple(typing.get_origin(choice) or choice for choice in choices if choice not in (str, list[str]))
+    is_other = isinstance(value, tuple(other for other in others if other in (dict, list, int, float)))
+    return value if is_other else word
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The types that a hint allows."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
 def _read_word(word: str) -> Any:
     try:
         return parse_yaml(word)
-    except (yaml.YAMLError, ValueError, OverflowError):  # a path or a word that only looks like YAML, a date, a number
+    except (yaml.YAMLError, ValueError, OverflowError):  # a path or a word that only looks like YAML, or a number
         return word
 
 
@@ -130,13 +176,13 @@ def build(cls: type, values: Any, section: str) -> Any:
 
 
 def coerce(value: Any, kind: Any, name: str) -> Any:
-    """`value` as the type hint wants it: YAML reads `1e-4` as text, and the command line one word as no list.
+    """`value` as the type hint wants it: a list of one word, `0,1` for a list of numbers, `1_000` for a number.
 
     Raises:
         ValueError: if it cannot be read as that type.
     """
     origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
+    if len(_choices(kind)) > 1:
         if value is None and type(None) in options:
             return None
         for option in options:
@@ -145,12 +191,15 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
                     return coerce(value, option, name)
                 except ValueError:
                     continue
-        raise ValueError(f"`{name}` should be {_spelled(kind)}, got {short_repr(value)}.")
+        raise ValueError(_wrong_type_message(name, kind, value))
     if kind is Any:
         check_plain(name, value)
         return value
     if origin is list:
         items = value if isinstance(value, (list, tuple)) else [value]
+        if options and options[0] in (int, float):
+            # `0,1` and `0, 1`, the latter as two words
+            items = [part for item in items for part in _parts(item)]
         return [coerce(item, options[0] if options else Any, name) for item in items]
     if origin is dict or kind is dict:
         if isinstance(value, Mapping):
@@ -160,13 +209,18 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
     return _scalar(value, kind, name)
 
 
+def _parts(item: Any) -> list[Any]:
+    return item.removesuffix(",").split(",") if isinstance(item, str) else [item]
+
+
 def _scalar(value: Any, kind: Any, name: str) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if kind is str and isinstance(value, str):
         check_text(name, value)
         return value
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**64:
+    # An integer is read in one form only; of another number nobody knows how it was written.
+    if kind is str and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
         return str(value)
     if kind in (int, float) and not isinstance(value, bool):
         try:
@@ -178,57 +232,29 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
                 check_plain(name, number)
             return number
     if kind not in (bool, str, int, float):  # an enum or the like, made of its value; its own class checks that
+        if isinstance(value, bool) and isinstance(kind, enum.EnumMeta):  # `no` in a YAML file
+            raise ValueError(_wrong_type_message(name, kind, value))
         if not isinstance(kind, type) or not isinstance(value, kind):
             check_plain(name, value)
         return value
-    raise ValueError(f"`{name}` should be {_spelled(kind)}, got {short_repr(value)}.")
+    raise ValueError(_wrong_type_message(name, kind, value))
+
+
+def _wrong_type_message(name: str, kind: Any, value: Any) -> str:
+    could_be_text = str in _choices(kind) and not isinstance(value, (str, list, tuple, Mapping))
+    way_out = " Put it in quotation marks." if could_be_text else ""
+    return f"`{name}` should be {_spelled(kind)}, got {short_repr(value)}.{way_out}"
 
 
 def _spelled(kind: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    return " or ".join(names.get(option, str(option)) for option in options)
+    choices = _choices(kind)
+    # The names of an enum are texts.
+    shown = [choice for choice in choices if not (str in choices and isinstance(choice, enum.EnumMeta))]
+    return " or ".join(_SPELLED.get(choice, str(choice)) for choice in shown)
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of one YAML document. Tags that make Python objects are errors.
-
-    Raises:
-        ValueError: if it nests deeper than `MAXIMUM_DEPTH`, or holds more than `MAXIMUM_VALUES` values once every alias
-            stands for a copy of its anchor.
-        yaml.YAMLError: if it is no YAML.
-    """
-    _check_size(text)
-    try:
-        return yaml.safe_load(text)
-    except (RecursionError, TypeError, KeyError, IndexError, AttributeError) as error:  # tags on values of another kind
-        raise ValueError(f"a value that cannot be read ({error_text(error)})") from error
-
-
-def _check_size(text: str) -> None:
-    """Counts values with every alias as a copy, without making any of them: nine lines can stand for a billion values."""
-    anchors: dict[str, int] = {}
-    # One entry for each open list or mapping: its anchor and the values in it so far. The first is the document's.
-    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
-    # The event parser keeps a stack of its own: depth cannot overflow it.
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        anchor, count = getattr(event, "anchor", None), 1
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((anchor, 1))
-            if len(open_nodes) > MAXIMUM_DEPTH:
-                raise ValueError(f"lists and mappings nest deeper than {MAXIMUM_DEPTH} levels")
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, count = open_nodes.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == name for name, _ in open_nodes):
-                raise ValueError(f"the alias `*{anchor}` stands inside its own anchor")
-            count = anchors.get(str(anchor), 1)
-        elif not isinstance(event, yaml.ScalarEvent):
-            continue
-        if anchor is not None and not isinstance(event, yaml.AliasEvent):
-            anchors[anchor] = count
-        outer, total = open_nodes[-1]
-        open_nodes[-1] = (outer, total + count)
-        if total + count > MAXIMUM_VALUES:
-            raise ValueError(f"more than {MAXIMUM_VALUES:,} values, aliases written out")
+_SPELLED = {
+    int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null",
+    list[int]: "a list of integers", list[float]: "a list of numbers", list[str]: "a list of texts",
+    dict: "a mapping", dict[str, Any]: "a mapping",
+}  # fmt: skip

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -29,6 +28,7 @@ from hf_era.run.directory import RunDirectory
 from hf_era.run.inputs import RunInputs, load_inputs
 from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
+from hf_era.utils.files import local_path, real_path
 from hf_era.utils.processes import in_all, main_first
 from hf_era.utils.signals import stop_if_requested
 
@@ -174,7 +174,7 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
 
 def _check_shared_base(shared: RunDirectory, run: Run) -> None:
     """A base inside the output directory is covered by that directory's own check."""
-    if not run.config.base_path.is_relative_to(run.config.output_path):
+    if not real_path(run.config.base_path).is_relative_to(real_path(run.config.output_path)):
         shared.check(run.base_key, {}, field="model.base_dir")
 
 
@@ -186,7 +186,7 @@ def _local_inputs(config: RunConfig) -> list[str]:
     given = (
         config.model.base, config.model.tokenizer, config.data.train, config.data.validation, config.data_filtering
     )  # fmt: skip
-    return [name for name in given if name is not None and Path(name).expanduser().exists()]
+    return [name for name in given if name is not None and local_path(name).exists()]
 
 
 def _without_secrets(config: dict[str, Any]) -> dict[str, Any]:

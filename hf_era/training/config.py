@@ -2,7 +2,9 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from transformers import TrainingArguments
 
 from hf_era.routing import ActivationRouter, Router, make_router
 from hf_era.routing.activation import parse_multipliers
-from hf_era.utils.checks import check_count, unknown_value_message
+from hf_era.utils.checks import check_count, short_repr, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -27,6 +29,31 @@ SHOWN_OR_KEPT = frozenset({
 """Fields that `CausalLMTrainingConfig` inherits from transformers and that do not change what is computed: transformers
 declares nothing of the kind. A field that stands in neither place identifies a run, so that one that a later transformers
 adds is never overlooked."""
+
+_Range = tuple[str, Callable[[Any], bool]]
+_POSITIVE: _Range = ("positive", lambda value: 0 < value < math.inf)
+_AT_LEAST_ZERO: _Range = ("a finite number >= 0", lambda value: 0 <= value < math.inf)
+_BELOW_ONE: _Range = ("in [0, 1)", lambda value: 0 <= value < 1)
+_RANGES: dict[str, _Range] = {
+    "learning_rate": _POSITIVE,
+    "num_train_epochs": _POSITIVE,
+    "adam_epsilon": _POSITIVE,  # 0 divides 0 by 0 where there was no gradient yet
+    "adam_beta1": _BELOW_ONE,
+    "adam_beta2": _BELOW_ONE,
+    "label_smoothing_factor": _BELOW_ONE,
+    "minimum_learning_rate_ratio": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "neftune_noise_alpha"), _AT_LEAST_ZERO),
+    **dict.fromkeys(("eval_delay", "eval_steps", "save_steps", "logging_steps"), _AT_LEAST_ZERO),
+    **dict.fromkeys(("l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay"), _AT_LEAST_ZERO),
+}
+"""What the numbers should be, transformers' own too: many of those are looked at by the optimizer alone, or by nobody."""
+
+
+def check_training_number(name: str, field: str, value: Any) -> None:
+    """Raises `ValueError` if the value of a field is out of its range; `name` is what the message calls it."""
+    wanted, fits = _RANGES.get(field, ("", None))
+    if fits is not None and value is not None and not (isinstance(value, Real) and fits(value)):
+        raise ValueError(f"`{name}` should be {wanted}, got {short_repr(value)}.")
 
 
 @dataclass
@@ -86,22 +113,19 @@ class CausalLMTrainingConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        _check_at_least_zero("training.weight_decay", self.weight_decay)
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"`training.learning_rate` should be positive, got {self.learning_rate}.")
+        for item in fields(self):
+            if item.init:
+                check_training_number(f"training.{item.name}", item.name, getattr(self, item.name))
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check_count(f"training.{name}", getattr(self, name))
         if self.max_steps == 0:
             raise ValueError("`training.max_steps` is 0. Give a number of steps, or -1 to train `num_train_epochs`.")
-        ratio = self.minimum_learning_rate_ratio
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"`training.minimum_learning_rate_ratio` should be in [0, 1], got {ratio}.")
         if self.attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
             name, known = "training.attn_implementation", ATTENTION_IMPLEMENTATIONS
             raise ValueError(unknown_value_message(name, self.attn_implementation, known))
         schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
         if "min_lr" in schedule and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"min_lr_rate": ratio}
+            self.lr_scheduler_kwargs = {"min_lr_rate": self.minimum_learning_rate_ratio}
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
@@ -117,7 +141,8 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             Not given: `activation`, Expand-Route-Ablate's own.
         multipliers (`dict` or `str`, *optional*):
             Of the router `activation`: the fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the
-            seed's.
+            seed's. Under AdamW their signs act, and their sizes where forget and retain tokens mix; 0 does not stop the
+            down projections: see there.
         l1_coefficient (`float`, *optional*, defaults to `1e-4`):
             Coefficient of the L1 term: coefficient * (sum of |activation| over target layers and real tokens) / (number
             of real tokens). Its gradient is not scaled by the routing. 0 switches it off.
@@ -142,7 +167,10 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         None, "Router: its name, or a dict (or JSON) with name and settings.", identity=UNLESS_DEFAULT
     )
     multipliers: dict[str, Any] | str | None = setting(
-        None, "Gradient multipliers (original_forget, ...) as a dict or JSON.", identity=True
+        None,
+        "Gradient multipliers (original_forget, ...) as a dict or JSON. Under AdamW the sign acts, the size only where "
+        "forget and retain tokens mix; 0 does not stop the down projections.",
+        identity=True,
     )
     l1_coefficient: float = setting(1e-4, "Coefficient of the activations' L1 norm per token (0 = off).", identity=True)
     auxiliary_learning_rate_factor: float = setting(
@@ -167,8 +195,6 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         self.multipliers = None
         if isinstance(self.token_router, ActivationRouter):
             self.multipliers = self.token_router.multipliers.to_dict()
-        for name in ("l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay"):
-            _check_at_least_zero(f"training.{name}", getattr(self, name))
         if self.forget_dataset_name == self.retain_dataset_name:
             raise ValueError(
                 f"`training.retain_dataset_name` and `training.forget_dataset_name` are both "
@@ -193,8 +219,3 @@ def _router(router: dict[str, Any] | str | None, multipliers: Any) -> Router:
             f"router is {router!r}. Give one of the two."
         )
     return ActivationRouter(parse_multipliers(multipliers))
-
-
-def _check_at_least_zero(name: str, value: float | None) -> None:
-    if value is not None and (not math.isfinite(value) or value < 0):
-        raise ValueError(f"`{name}` should be a finite number >= 0, got {value}.")

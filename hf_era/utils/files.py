@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -45,9 +46,51 @@ def write_json(path: str | Path, value: Any) -> Path:
 def read_json(path: str | Path) -> Any:
     """Reads JSON; `None` if the file is missing or no JSON (not even text)."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+"""What Windows programs write at the beginning of a file. It says that the file is UTF-8 and is no part of the text."""
+_OTHER_MARKS = (
+    ("UTF-32", codecs.BOM_UTF32_LE),  # begins as UTF-16's does
+    ("UTF-32", codecs.BOM_UTF32_BE),
+    ("UTF-16", codecs.BOM_UTF16_LE),
+    ("UTF-16", codecs.BOM_UTF16_BE),
+)
+
+
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """The path that somebody typed, with `~` as a shell has it: `~draft.txt`, of no user, is a name like any other."""
+    return Path(os.path.expanduser(name))
+
+
+def real_path(path: str | Path) -> Path:
+    """The absolute path without links: two names of one directory have the same one. It need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark, and with every line's end as a line feed.
+
+    Raises:
+        UnicodeDecodeError: if it is no UTF-8.
+    """
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def starts_with(path: str | Path, mark: bytes) -> bool:
+    """Whether a file's first bytes are these."""
+    with open(path, "rb") as file:
+        return file.read(len(mark)) == mark
+
+
+def check_encoding(path: str | Path, field: str) -> None:
+    """Raises `ValueError` for a file that says of itself that it is UTF-16 or UTF-32; `field` names the setting."""
+    for encoding, mark in _OTHER_MARKS:
+        if starts_with(path, mark):
+            raise ValueError(f"`{field}`: {path} is {encoding} text. Save it as UTF-8.")
 
 
 @contextmanager

@@ -100,6 +100,115 @@ def test_a_saved_data_set_with_splits(tmp_path: Path) -> None:
         load_stories(str(tmp_path / "saved"), split="test")
 
 
+def test_a_saved_data_set_without_a_story(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).select([]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"saved holds no story"):
+        load_stories(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "state.json").write_text('{"_data_files": [{"filename": "gone.arrow"}]}')
+    with pytest.raises(ValueError, match=r"`data\.train`: the saved data set .*saved cannot be read: .*gone\.arrow"):
+        load_stories(str(tmp_path / "saved"))
+
+
+# Splits of a directory
+
+
+def test_a_directory_has_the_splits_that_its_files_say(write: Callable[..., Path], tmp_path: Path) -> None:
+    for name, text in (("train-1", "a"), ("train-2", "b"), ("stories_valid", "c"), ("test.v2", "d")):
+        write(f"stories/{name}.jsonl", [{"text": text}])
+    found = {split: texts_of(tmp_path / "stories", split=split) for split in ("train", "validation", "val", "test")}
+    assert found == {"train": ["a", "b"], "validation": ["c"], "val": ["c"], "test": ["d"]}
+    write("stories/Extra.jsonl", [{"text": "e"}])
+    assert texts_of(tmp_path / "stories", split="extra") == ["e"]  # named: so this one too says a split
+    with pytest.raises(
+        ValueError,
+        match=r"`data\.train`: the files of the directory .*stories do not each say one split: Extra\.jsonl \(no split\), "
+        r"stories_valid\.jsonl \(validation\), .*\. Rename them, or name one file instead\.",
+    ):
+        load_stories(str(tmp_path / "stories"))
+
+
+def test_a_directory_without_a_file_of_the_split_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
+    write("stories/train.txt", "a")
+    with pytest.raises(
+        ValueError,
+        match=r"`data\.validation`: the directory .*stories holds no file of the split `validation`, only train\.txt "
+        r"\(train\)\. Name one file, or the split: `--data\.validation_split`\.",
+    ):
+        load_stories(str(tmp_path / "stories"), field="data.validation", split="validation")
+    write("others/1.txt", "a")
+    for split in ("train", "validation"):  # nobody says a split: all of it
+        assert texts_of(tmp_path / "others", split=split) == ["a"]
+    with pytest.raises(ValueError, match=r"no file of the split `held_out`, only 1\.txt \(no split\)\. .*`--split`"):
+        load_stories(str(tmp_path / "others"), field="forget", split="held_out")
+
+
+# Names that mean something to others
+
+
+def write_as(path: Path, text: str, mark: bytes = b"") -> Path:
+    """A file of one story, in the form that its suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    forms = {".jsonl": f'{{"text": "{text}"}}\n', ".json": f'[{{"text": "{text}"}}]', ".txt": f"{text}\n"}
+    if path.suffix == ".parquet":
+        with path.open("wb") as file:
+            Dataset.from_dict({"text": [text]}).to_parquet(file)
+    else:
+        path.write_bytes(mark + forms[path.suffix].encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".txt"])
+@pytest.mark.parametrize(
+    ("name", "decoy"),
+    [
+        ("t[ab]", "ta"),
+        ("set[2024]/train", "set2/train"),
+        ("a?b*", "axb"),
+        ("zip::b/c", "zip"),
+        ("**", "x"),
+        ("~no", "x"),
+    ],
+)
+def test_a_file_is_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, decoy: str, suffix: str
+) -> None:
+    write_as(tmp_path / f"{decoy}{suffix}", "wrong")
+    path = write_as(tmp_path / f"{name}{suffix}", "right")
+    assert texts_of(path) == ["right"]
+    monkeypatch.chdir(tmp_path)
+    assert texts_of(f"{name}{suffix}") == ["right"]
+
+
+def test_a_directory_is_the_one_that_is_named(tmp_path: Path) -> None:
+    for name in ("set[1]::*", "set1"):
+        write_as(tmp_path / name / "a[b].jsonl", name)
+        Dataset.from_list([{"text": name}]).save_to_disk(tmp_path / "saved" / name.replace("::", ""))
+    (tmp_path / "saved" / "set[1]*").rename(tmp_path / "saved" / "set[1]::*")  # `save_to_disk` takes no such name
+    assert texts_of(tmp_path / "set[1]::*") == ["set[1]::*"]
+    assert texts_of(tmp_path / "saved" / "set[1]::*") == ["set[1]::*"]
+
+
+def test_files_are_read_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError("A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    assert texts_of(write_as(tmp_path / "a.jsonl", "right")) == ["right"]
+
+
+# Byte order marks
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt"])
+def test_a_byte_order_mark_is_no_part_of_the_stories(tmp_path: Path, suffix: str) -> None:
+    mark = "\ufeff".encode()
+    alone = write_as(tmp_path / f"alone{suffix}", "One tree.", mark)
+    assert texts_of(alone) == ["One tree."]
+    for name in ("a", "b", "c"):
+        write_as(tmp_path / "several" / f"{name}{suffix}", name, mark)
+    assert texts_of(tmp_path / "several") == ["a", "b", "c"]
+
+
 def test_the_generator() -> None:
     assert texts_of("generator", generator_stories=5, seed=3) == generate_stories(5, seed=3)
 

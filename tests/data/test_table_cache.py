@@ -65,6 +65,12 @@ def test_a_table_that_was_cut_off_while_it_was_made_is_made_anew(source: str, ca
     assert load_stories(source)["text"][:] == STORIES
 
 
+def test_what_is_computed_of_a_table_is_no_part_of_it(source: str, cache: Path) -> None:
+    load_stories(source).map(lambda row: {"text": row["text"] + "!"})
+    assert len(list(cache.rglob("*.arrow"))) == 2
+    assert load_stories(source)["text"][:] == STORIES
+
+
 def test_files_that_changed_are_read_again(source: str, cache: Path) -> None:
     load_stories(source)
     Path(source).write_text(Path(source).read_text().replace("Lily", "Tom and Lily"))

@@ -94,6 +94,20 @@ def test_an_unreadable_file_is_named(write: Callable[..., Path], name: str, cont
         load_stories(str(path))
 
 
+@pytest.mark.parametrize("name", ["s.jsonl", "s.json", "s.txt"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_another_encoding_is_said(write: Callable[..., Path], name: str, encoding: str) -> None:
+    path = write(name, '{"text": "One tree."}\n'.encode(encoding))
+    with pytest.raises(ValueError, match=rf"`data\.train`: .*{name} is {encoding.upper()} text\. Save it as UTF-8\."):
+        load_stories(str(path))
+
+
+def test_a_broken_line_after_a_byte_order_mark_has_its_number(write: Callable[..., Path]) -> None:
+    path = write("s.jsonl", '\ufeff{"text": "a"}\n{"text": \n')
+    with pytest.raises(ValueError, match=r"s\.jsonl line 2 is no valid JSON"):
+        load_stories(str(path))
+
+
 def test_the_generator_as_validation_source_is_refused() -> None:
     config = DataConfig(validation="generator", generator_stories=20)
     with pytest.raises(ValueError, match=r"`data\.validation` cannot be `generator`\. Leave it out"):

@@ -91,12 +91,17 @@ def test_overrides_of_the_command_line(fuzz: Callable, accepted: Callable) -> No
     )  # fmt: skip
     words = st.one_of(texts, numbers.map(lambda value: value if abs(value) < 1e300 else 1).map(str), options)
 
-    def check(arguments: list[str]) -> None:
+    def check(arguments: list[str], text: str) -> None:
         config, _ = accepted(load_run_config, [], arguments)
         if config is not None:
             check_config(config)
+        config, _ = accepted(load_run_config, [], [f"--data.text_column={text}"])
+        if config is not None:
+            assert config.data.text_column == (None if text == "null" else text)
 
-    fuzz("overrides", check, arguments=st.lists(st.one_of(options, words), max_size=5))
+    yaml_text = st.text("01_-.:#!&*~[]{}'\" eno", max_size=6)
+    arguments = st.lists(st.one_of(options, words), max_size=5)
+    fuzz("overrides", check, arguments=arguments, text=st.one_of(texts, yaml_text))
 
 
 def test_yaml_files(fuzz: Callable, accepted: Callable, tmp_path: Path) -> None:

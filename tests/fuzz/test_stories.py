@@ -127,8 +127,8 @@ def test_stories_become_examples(fuzz: Callable, accepted: Callable, tmp_path: P
     long = st.sampled_from([("tree ", 200_000), ("x", 1_000_000), ("\N{DECIDUOUS TREE}", 300_000)])
     files = iter(range(1_000_000))
 
-    def check(given: list[Any], rule: str, ending: str, extra: dict[str, Any]) -> None:
-        file = tmp_path / f"{next(files)}{ending}"
+    def check(given: list[Any], rule: str, beginning: str, ending: str, extra: dict[str, Any]) -> None:
+        file = tmp_path / f"{beginning}{next(files)}{ending}"
         given = [part[0] * part[1] if isinstance(part, tuple) else part for part in given]
         if ending == ".txt":
             file.write_text("<|endoftext|>".join(map(str, given)), encoding="utf-8", errors="surrogatepass")
@@ -136,6 +136,8 @@ def test_stories_become_examples(fuzz: Callable, accepted: Callable, tmp_path: P
             file.write_text("".join(json.dumps({"text": story}) + "\n" for story in given))
         config = DataConfig(forget_words=["tree", "forest"], **extra)
         loaded, _ = accepted(load_stories, str(file))
+        if loaded is not None and ending == ".jsonl" and not any(isinstance(story, int) for story in given):
+            assert loaded["text"][:] == given
         labelled, _ = (None, None) if loaded is None else accepted(label_stories, loaded, config, "stories")
         if labelled is None:
             return
@@ -149,6 +151,7 @@ def test_stories_become_examples(fuzz: Callable, accepted: Callable, tmp_path: P
         check,
         given=st.lists(st.one_of(stories, st.none(), st.integers(), long), min_size=1, max_size=4),
         rule=rules,
+        beginning=st.sampled_from(["", "", "[0-9]", "a?*", "**", "zip::", "~", "{a,b}", "$HOME", "#"]),
         ending=st.sampled_from([".jsonl", ".txt"]),
         extra=st.fixed_dictionaries(
             {"max_characters": st.sampled_from([None, 1, 7, 1_029]), "max_tokens": st.sampled_from([2, 3, 16])},

@@ -57,6 +57,34 @@ def test_several_target_layers_scale_one_after_the_other(
     assert torch.equal(routed["transformer.h.2.mlp.c_proj.weight"], vanilla["transformer.h.2.mlp.c_proj.weight"])
 
 
+def adamw_update(gradient: Tensor) -> Tensor:
+    """What one step of AdamW with a learning rate of 1 adds to a parameter."""
+    parameter = nn.Parameter(torch.zeros_like(gradient))
+    parameter.grad = gradient.clone()
+    torch.optim.AdamW([parameter], lr=1.0, weight_decay=0.0, eps=1e-15).step()
+    return parameter.detach()
+
+
+def test_under_adamw_the_sign_of_a_multiplier_acts_and_its_size_in_a_mixture_only(
+    make_expanded: Callable[..., ExpandedGPTNeoForCausalLM], routed_gradients: Callable, concept_weight: Tensor
+) -> None:
+    """As `GradientMultipliers` says it; what a multiplier of 0 leaves learning is in the table of gradients."""
+    model = make_expanded([1], tie_word_embeddings=False)
+    up, auxiliary = "transformer.h.1.mlp.c_fc.weight", "transformer.h.1.mlp.auxiliary.forget.up_projection.weight"
+
+    def updates(size: float, weight: Tensor) -> list[Tensor]:
+        gradients = routed_gradients(model, GradientMultipliers(original_forget=size, auxiliary_forget=size), weight)
+        return [adamw_update(gradients[name]) for name in (up, auxiliary)]
+
+    only_forget = torch.zeros(3, 12)
+    for whole, tenth, negative in zip(*(updates(size, only_forget) for size in (1.0, 0.1, -0.1)), strict=True):
+        torch.testing.assert_close(tenth, whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(negative, -whole, rtol=1e-4, atol=1e-5)
+        assert whole.abs().max() > 0.9
+    for whole, tenth in zip(*(updates(size, concept_weight) for size in (1.0, 0.1)), strict=True):
+        assert (whole - tenth).abs().max() > 0.5
+
+
 @pytest.mark.parametrize("skip_logits", [False, True], ids=["logits", "loss only"])
 @pytest.mark.parametrize("width", [8, 5])
 @pytest.mark.parametrize("ablated", [False, True], ids=["module on", "ablated"])

@@ -63,6 +63,7 @@ def test_cells_are_recipes_times_seeds(matrix_file, tmp_path):
     _, cells = load_matrix(matrix_file())
     assert [(cell.row, cell.seed) for cell in cells] == [("filtered", 0), ("routed", 0), ("filtered", 1), ("routed", 1)]
     assert cells[3].config.seed == 1  # not the recipe's own
+    assert len(load_matrix(matrix_file(), {"seeds": ["0,1,2"]})[1]) == 6  # as `--seeds 0,1,2` gives them
     assert cells[2].config.method == "data_filtering"
     assert cells[3].config.output_path == tmp_path / "runs" / "routed-seed1"
 

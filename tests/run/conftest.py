@@ -98,7 +98,8 @@ def finished(
     make_run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, RunResult]:
     """One posttrain run, base pretrained here, that went through. To be read only: all tests share it."""
-    config = make_run_config(tmp_path_factory.mktemp("finished"))
+    # What a glob, a chain of archives or YAML would take for something else is a name here.
+    config = make_run_config(tmp_path_factory.mktemp("finished") / "runs #1 [a]*?::b")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GradientRoutingTrainer, "_warn_if_nothing_was_localised", lambda self: None)
         return config, run_pipeline(config)

@@ -24,7 +24,9 @@ QUICK = [
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forget and retain stories in files, and two tiny Llamas, `model` and `before`, with their tokenizer."""
-    folder = tmp_path_factory.mktemp("model_commands")
+    # What a glob or a chain of archives would take for something else is a name here.
+    folder = tmp_path_factory.mktemp("model_commands") / "set [2024]*?::x"
+    folder.mkdir()
     stories = list(dict.fromkeys(generate_stories(120, seed=3)))
     finder = WordFinder(TREE_WORDS)
     parts = {"forget": [text for text in stories if finder.found_in(text)][:12]}

@@ -178,6 +178,19 @@ def test_a_second_launch_is_refused_or_waits(tmp_path: Path) -> None:
         pass
 
 
+def test_a_directory_has_one_lock_whatever_leads_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "run").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/run")
+    (tmp_path / "folder").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "real")
+    paths = [tmp_path / "link", tmp_path / "folder" / "run", Path("run"), Path("../link"), tmp_path / "x/../real/run"]
+    with RunDirectory(tmp_path / "real" / "run").lock():
+        for path in paths:
+            with pytest.raises(ValueError, match=r"another process is at work in "), RunDirectory(path).lock():
+                pytest.fail(f"two launches in one directory: {path}")
+    assert sorted(path.name for path in tmp_path.rglob(".*.lock")) == [".run.lock"]
+
+
 def test_claiming_clears_what_a_killed_write_left(tmp_path: Path) -> None:
     directory = claimed(tmp_path / "run")
     (tmp_path / "run" / ".model.12345678.tmp").mkdir()

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from hf_era.cli import _parser
+from hf_era.commands.evaluate import model_config
 from hf_era.run.config import RunConfig, load_run_config
+from hf_era.utils.yaml_text import dump_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -25,27 +29,92 @@ from hf_era.run.config import RunConfig, load_run_config
         (["--data.forget_words", "cat", "dogs"], "data.forget_words", ["cat", "dogs"]),
         (["--data.forget_words", "cat"], "data.forget_words", ["cat"]),
         (["--data.forget_words", "[cat, dog]"], "data.forget_words", ["cat", "dog"]),
-        (["--data.forget_words", "@home", "%x", "what?", "a: b"], "data.forget_words", None),
         (["--data.forget_words", "@home", "%x", "what?", "c++"], "data.forget_words", ["@home", "%x", "what?", "c++"]),
         (["--expansion.target_layers", "0", "2"], "expansion.target_layers", [0, 2]),
         (["--expansion.target_layers", "[1]"], "expansion.target_layers", [1]),
         (["--expansion.target_layers", "null"], "expansion.target_layers", None),
+        (["--expansion.target_layers", "0,1"], "expansion.target_layers", [0, 1]),
+        (["--expansion.target_layers", "0,", "1"], "expansion.target_layers", [0, 1]),
+        (["--relearn.sweep_learning_rates", "1e-5,2e-4"], "relearn.sweep_learning_rates", [1e-5, 2e-4]),
+        (["--data.labelled_fraction", "1e-1"], "data.labelled_fraction", 0.1),
         (["--data.num_proc", "2"], "data.num_proc", 2),
         (["--routing.frequency_bias", "-3.5"], "routing.frequency_bias", -3.5),
         (["--seed", "1", "--seed", "2"], "seed", 2),
     ],
 )  # fmt: skip
 def test_an_override_sets_a_field(arguments: list[str], field: str, value: Any) -> None:
-    if value is None and "forget_words" in field:  # a mapping is no word
-        with pytest.raises(ValueError, match=r"`data\.forget_words` should be text, got {'a': 'b'}"):
-            load_run_config([], arguments)
-        return
     section, _, name = field.rpartition(".")
     config = load_run_config([], arguments)
     assert getattr(getattr(config, section) if section else config, name) == value
     old = RunConfig()
     changed = {section: dataclasses.replace(getattr(old, section), **{name: value})} if section else {name: value}
     assert config == dataclasses.replace(old, **changed)  # and nothing else
+
+
+# What YAML takes for something else than text.
+TEXTS = (
+    "007", "010", "1_000", "1e3", "1.10", "0x10", "1:30", "2024-11-25", "2024_11_25", "no", "yes", "true", "~", "Null",
+    "x: y", "Chapter 1 #intro", "- a", "[INST] a", "{a}", "'quoted'", "*", "&a", "!x", "%", "@home", "a\\n", " a ", "[[1]]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_it_is_typed(text: str) -> None:
+    for field in ("data.text_column", "data.train", "output_dir", "model.base", "data.subset"):
+        section, _, name = field.rpartition(".")
+        config = load_run_config([], [f"--{field}", text])
+        assert getattr(getattr(config, section) if section else config, name) == text
+    assert load_run_config([], ["--data.forget_words", text]).data.forget_words == [text]
+    assert load_run_config([], ["--generation.prompts", text, text]).generation.prompts == [text, text]
+    inherited = ("run_name", "hub_token", "metric_for_best_model", "lr_scheduler_type")  # of transformers
+    words = [word for name in inherited for word in (f"--{name}", text)]
+    assert load_run_config([], words).training == dict.fromkeys(inherited, text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_written_and_read_back_as_text(text: str) -> None:
+    values = {"name": text, "words": [text], "nested": {text: text}, "number": 1e-5, "none": None}
+    assert parse_yaml(dump_yaml(values)) == values
+    assert yaml.safe_load(dump_yaml(values)) == values  # by others too
+
+
+def test_eval_and_relearn_take_text_as_it_is_typed() -> None:
+    words = ["relearn", "m", "--forget", "#f", "--retain", "1_0", "--name", "010", "--forget-words", "007", "no", "[a]"]
+    options, overrides = _parser().parse_known_args(
+        [*words, "--generation.prompts", "Chapter 1 #intro", "--stories", "1,4"]
+    )
+    config = model_config(options, overrides)
+    assert (config.forget, config.retain, config.name, config.forget_words) == (
+        "#f",
+        "1_0",
+        "010",
+        ["007", "no", "[a]"],
+    )
+    assert (config.generation.prompts, config.relearn.stories) == (["Chapter 1 #intro"], [1, 4])
+
+
+def test_a_list_of_texts_may_be_one_list_in_brackets() -> None:
+    config = load_run_config([], ["--data.forget_words", "[007, no, 'a, b', 1e3]", "--report_to", "[a, b]"])
+    assert config.data.forget_words == ["007", "no", "a, b", "1e3"]
+    assert config.training["report_to"] == ["a", "b"]
+
+
+def test_text_that_may_be_none_or_a_mapping_is_that_too() -> None:
+    config = load_run_config([], ["--model.base", "null", "--router", "{name: activation}", "--hub_token", "null"])
+    assert (config.model.base, config.router, config.training) == (None, {"name": "activation"}, {"hub_token": None})
+    config = load_run_config([], ["--multipliers", '{"original_forget": -1e-1}'])
+    assert config.training == {"multipliers": {"original_forget": -0.1}}
+    with pytest.raises(ValueError, match=r"`name` becomes part of a path: .*, got ''\."):
+        load_run_config([], ["--name", ""])
+
+
+def test_a_number_inside_a_mapping_is_read_like_any_other() -> None:
+    for value, words in ((-0.1, ("-1e-1", "-.1", "-0.10")), (1000.0, ("1e3", "1.0e+3", "+1e3"))):
+        for word in words:
+            for name in ("--multipliers.original_forget", "--minimum_ablation_gap"):
+                config = load_run_config([], [name, word])
+                found = config.training.get("minimum_ablation_gap", config.training.get("multipliers"))
+                assert found == (value if name == "--minimum_ablation_gap" else {"original_forget": value})
 
 
 def test_a_bare_name_is_a_training_field() -> None:
@@ -87,9 +156,10 @@ def test_overrides_go_over_files(write: Callable[..., Path]) -> None:
         (["--seed", ".inf"], r"`seed` should be an integer, got inf\."),
         (["--seed"], r"`seed` should be an integer, got True\."),
         (["--seed", "1.5"], r"`seed` should be an integer, got 1\.5\."),
-        (["--data.forget_words", ""], r"`data\.forget_words` should be text, got None\."),
+        (["--data.forget_words", ""], r"`data\.forget_words` should hold words, got ''\. Take the empty word out"),
+        (["--expansion.target_layers", "0;1"], r"target_layers` should be a list of integers or null, got '0;1'"),
         (["--data.forget_words", "[]"], r"`data\.forget_words` is empty\. Name at least one word"),
-        (["--data.forget_words", "' '", "tree"], r"`data\.forget_words` should hold words, got ' '\. Take the empty"),
+        (["--data.forget_words", " ", "tree"], r"`data\.forget_words` should hold words, got ' '\. Take the empty"),
         (["--max_steps", "many"], r"`training\.max_steps` should be an integer, got 'many'\."),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_era.run.config import RunConfig, load_run_config
+from hf_era.run.config import ModelConfig, RunConfig, load_run_config
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,11 @@ from hf_era.run.config import RunConfig, load_run_config
         ("data: {labelled_fraction: half}", r"`data\.labelled_fraction` should be a number, got 'half'\."),
         ("data: {num_proc: x}", r"`data\.num_proc` should be an integer or null, got 'x'\."),
         ("data: {forget_words: {a: b}}", r"`data\.forget_words` should be text, got {'a': 'b'}\."),
-        ("data: {forget_words: [tree, no]}", r"`data\.forget_words` should be text, got False\."),
+        ("data: {forget_words: [tree, no]}", r"`data\.forget_words` should be text, got False\. Put it in quotation"),
+        ("name: 1.10", r"`name` should be text, got 1\.1\. Put it in quotation marks\."),
+        ("data: {subset: yes}", r"`data\.subset` should be text or null, got True\. Put it in quotation marks\."),
+        ("training: {eval_strategy: no}", r"`training\.eval_strategy` should be text, got False\. Put it in quot"),
+        ("data: {forget_words: [~]}", r"`data\.forget_words` should be text, got None\. Put it in quotation marks\."),
         ("data: {labelled_fraction: 0}", r"`data\.labelled_fraction` should be in \(0, 1\], got 0\.0\."),
         ("data: {labelled_fraction: .nan}", r"`data\.labelled_fraction` should be in \(0, 1\], got nan\."),
         ("data: {max_tokens: 1}", r"`data\.max_tokens` should be at least 2, got 1\."),
@@ -43,10 +47,12 @@ from hf_era.run.config import RunConfig, load_run_config
         ("expansion: {width: 2.5}", r"`expansion\.width` should be an integer, got 2\.5\."),
         ("expansion: {target_layers: [1, 1]}", r"`expansion\.target_layers` names layer 1 more than once"),
         ("training: {learning_rate: fast}", r"`training\.learning_rate` should be a number, got 'fast'\."),
+        ("training: {adam_beta1: 1.5}", r"`training\.adam_beta1` should be in \[0, 1\), got 1\.5\."),
+        ("pretraining: {label_smoothing_factor: 1}", r"`pretraining\.label_smoothing_factor` should be in \[0, 1\), got 1"),
         ("training: {bf16: 1}", r"`training\.bf16` should be true or false, got 1\."),
         ("training: {auxiliary_weight_decay: x}", r"auxiliary_weight_decay` should be a number or null, got 'x'\."),
         ("model: {architecture: 5}", r"`model\.architecture` should be a mapping, got 5\."),
-        ("model: {architecture: {a: 2026-11-24}}", r"`model\.architecture\.a` should hold text, .* got datetime\.date"),
+        ("model: {architecture: {a: !!timestamp 2026-11-24}}", r"architecture\.a` should hold text, .* got datetime\.date"),
         ("model: {architecture: {a: !!binary aGk=}}", r"`model\.architecture\.a` should hold text, numbers, .* got b'hi'"),
         ("model: {architecture: {a: {1: 2}}}", r"`model\.architecture\.a` should have text as keys, got 1"),
         ("model: {architecture: {a: [.nan]}}", r"`model\.architecture\.a` should hold finite numbers, got nan"),
@@ -99,6 +105,27 @@ def test_a_base_and_an_architecture_contradict_each_other(write: Callable[..., P
         ValueError, match=r"`model\.architecture` and `model\.base` are both given; the base has its own"
     ):
         load_run_config([write("model: {base: x, architecture: {num_layers: 2}}")])
+
+
+def test_a_base_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("run")
+    output = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    for name in ("run", "link", "run/../run", "."):
+        with pytest.raises(
+            ValueError,
+            match=r"`model\.base_dir` is .*, but `output_dir`, .*run, (is the same directory|lies inside it)\. Give the "
+            r"base a directory of its own, or leave `model\.base_dir` out\.",
+        ):
+            RunConfig(output_dir=output, model=ModelConfig(base_dir=f"{tmp_path}/{name}"))
+    for name in ("model", "phases/x", "checkpoints", "expanded", "contracted/a"):
+        with pytest.raises(ValueError, match=r"`model\.base_dir` is .*, where the run in .*run puts its own "):
+            RunConfig(output_dir=output, model=ModelConfig(base_dir=f"{tmp_path}/link/{name}"))
+    for name in ("run/base", "run/mine", "bases", "run2", "model"):
+        RunConfig(output_dir=output, model=ModelConfig(base_dir=f"{tmp_path}/{name}"))
+    RunConfig(output_dir="runs/{seed}", seed=3, model=ModelConfig(base_dir="runs/{seed}/base"))
+    with pytest.raises(ValueError, match=r"is the same directory"):
+        RunConfig(output_dir="runs/{seed}", seed=3, model=ModelConfig(base_dir="runs/3"))
 
 
 @pytest.mark.parametrize("value", [2.0**64, "18446744073709551616"])

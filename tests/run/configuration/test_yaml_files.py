@@ -61,6 +61,26 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(write: Callable[..., Path]
     assert config.coherence.learning_rate == 5e-5
 
 
+def test_text_that_looks_like_a_number_is_what_is_written(write: Callable[..., Path]) -> None:
+    words = ["007", "0x10", "1_000", "2024-11-25", "1:30", "12"]
+    texts = "name: 010\noutput_dir: 2024_11_25\ntraining: {run_name: 010}\n"
+    config = load_run_config([write(f"{texts}data: {{forget_words: [{', '.join(words)}]}}\n")])
+    assert (config.name, config.output_dir, config.training) == ("010", "2024_11_25", {"run_name": "010"})
+    assert config.data.forget_words == words
+    numbers = load_run_config(
+        [write("seed: 1_0\nmodel: {vocabulary_size: 0300}\ntraining: {minimum_ablation_gap: -1e-1}")]
+    )
+    assert (numbers.seed, numbers.model.vocabulary_size, numbers.training) == (10, 300, {"minimum_ablation_gap": -0.1})
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes("\ufeffseed: 3\n".encode())
+    assert load_run_config([tmp_path / "recipe.yaml"]).seed == 3
+    (tmp_path / "recipe.yaml").write_bytes("seed: 3\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"`config`: .*recipe\.yaml is UTF-16 text\. Save it as UTF-8\."):
+        load_run_config([tmp_path / "recipe.yaml"])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.yaml", tmp_path):
         with pytest.raises(ValueError, match=rf"The config file {path} does not exist\. Pass a YAML file such as"):
