@@ -46,7 +46,8 @@ class CausalLMTrainingConfig(TrainingArguments):
         fused_activation (`bool`, *optional*, defaults to `True`):
             GELU as one operation, with the routing and the L1 term in its backward pass; see `FastPaths`.
         chunked_loss (`bool`, *optional*, defaults to `True`):
-            LM head and cross entropy in chunks, at labelled positions only; see `FastPaths`.
+            LM head and cross entropy in chunks, at labelled positions only; see `FastPaths`. With `label_smoothing_factor`
+            the whole logits are made all the same.
         kwargs: everything that `TrainingArguments` takes.
 
     Raises:
@@ -92,15 +93,15 @@ class CausalLMTrainingConfig(TrainingArguments):
             check_count(f"training.{name}", getattr(self, name))
         if self.max_steps == 0:
             raise ValueError("`training.max_steps` is 0. Give a number of steps, or -1 to train `num_train_epochs`.")
-        ratio = self.minimum_learning_rate_ratio
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"`training.minimum_learning_rate_ratio` should be in [0, 1], got {ratio}.")
+        for name in ("minimum_learning_rate_ratio", "label_smoothing_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`training.{name}` should be in [0, 1], got {getattr(self, name)}.")
         if self.attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
             name, known = "training.attn_implementation", ATTENTION_IMPLEMENTATIONS
             raise ValueError(unknown_value_message(name, self.attn_implementation, known))
         schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
         if "min_lr" in schedule and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"min_lr_rate": ratio}
+            self.lr_scheduler_kwargs = {"min_lr_rate": self.minimum_learning_rate_ratio}
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
