@@ -90,6 +90,8 @@ class CausalLMTrainer(CheckpointingTrainer):
             check_has_effect(args, ["minimum_learning_rate_ratio"], "a learning-rate schedule")
         super().__init__(model=model, args=args, **kwargs)
         self._decide_for_causal_lms()
+        if not self.model_accepts_loss_kwargs:  # a mean over each batch: the Trainer divides it
+            self.loss_is_scaled_for_ga = None
         self._check_what_is_trained()
         check_sharding(self.args, self.accelerator)
         keep_dtypes_under_fsdp(self.accelerator)

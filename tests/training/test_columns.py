@@ -177,10 +177,10 @@ def test_other_columns_are_left_alone(make_trainer: Callable[..., Any]) -> None:
     assert first_loss(trainer_of(plain.model, plain, train_dataset=texts)) > 0
 
 
-def test_a_trainer_without_a_model_input_does_not_care(make_base: Callable[..., Any], tmp_path: Any) -> None:
-    """What the model does not take, the Trainer leaves out as it always does."""
+def test_a_model_that_takes_less_is_trained_as_the_trainer_does(make_base: Callable[..., Any], tmp_path: Any) -> None:
+    """Columns that it does not take are left out; a loss that it cannot divide is divided by the batches accumulated."""
 
-    class NoTokenTypes(type(make_base())):  # type: ignore[misc]
+    class TakesLess(type(make_base())):  # type: ignore[misc]
         def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None) -> Any:
             return super().forward(input_ids, attention_mask=attention_mask, labels=labels)
 
@@ -188,4 +188,8 @@ def test_a_trainer_without_a_model_input_does_not_care(make_base: Callable[..., 
     args = CausalLMTrainingConfig(
         str(tmp_path), max_steps=1, use_cpu=True, disable_tqdm=True, save_strategy="no", report_to=[]
     )
-    assert first_loss(CausalLMTrainer(NoTokenTypes(make_base().config), args, train_dataset=rows)) > 0
+    model = TakesLess(make_base().config).eval()
+    trainer = CausalLMTrainer(model, args, train_dataset=rows)
+    trainer.current_gradient_accumulation_steps = 2
+    ids = torch.tensor([[1, 2, 3]] * 4)
+    assert float(first_loss(trainer)) == pytest.approx(float(model(ids, labels=ids).loss.detach()) / 2, rel=1e-5)
