@@ -63,7 +63,7 @@ class CausalLMTrainer(CheckpointingTrainer):
             `optimizers` makes void (those of transformers are void then, as in the `Trainer`); or if FSDP was asked for
             where nothing would be sharded.
 
-    Warns: if weights that are trained are bf16 or fp16.
+    Warns: if the weights that `train_dataset` is to train are bf16 or fp16.
     """
 
     config_class: ClassVar[type[CausalLMTrainingConfig]] = CausalLMTrainingConfig
@@ -113,7 +113,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         self._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         check_columns_are_used(self.train_dataset, self.eval_dataset, self.data_collator, columns)
-        if not self.is_deepspeed_enabled:  # which keeps weights in fp32 beside those of the model
+        if self.train_dataset is not None and not self.is_deepspeed_enabled:  # which has weights in fp32 of its own
             model: Any = self.model
             warn_of_half_precision(model, self.args.learning_rate)
 

@@ -49,8 +49,9 @@ def trainer_of(model: Any, plain: Any, collator: Any = None, **sets: Any) -> Gra
     )
 
 
-def first_loss(trainer: Any) -> Tensor:
+def first_loss(trainer: Any, accumulated: int = 1) -> Tensor:
     """The loss of the first batch, without the rest of a training."""
+    trainer.current_gradient_accumulation_steps = accumulated
     return trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
 
 
@@ -190,6 +191,7 @@ def test_a_model_that_takes_less_is_trained_as_the_trainer_does(make_base: Calla
     )
     model = TakesLess(make_base().config).eval()
     trainer = CausalLMTrainer(model, args, train_dataset=rows)
-    trainer.current_gradient_accumulation_steps = 2
     ids = torch.tensor([[1, 2, 3]] * 4)
-    assert float(first_loss(trainer)) == pytest.approx(float(model(ids, labels=ids).loss.detach()) / 2, rel=1e-5)
+    assert float(first_loss(trainer, accumulated=2)) == pytest.approx(
+        float(model(ids, labels=ids).loss.detach()) / 2, rel=1e-5
+    )

@@ -68,6 +68,7 @@ def test_cyclic_rows_teach_the_next_token(make_trainer: Callable[..., Any]) -> N
     stories = [{"input_ids": row, "routing_weight": [1.0] * 12} for row in rows]
     trainer = make_trainer(stories=stories, label_smoothing_factor=SMOOTHING, per_device_train_batch_size=16)
     optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=3e-2)
+    trainer.current_gradient_accumulation_steps = 1
     for batch in [*trainer.get_train_dataloader()] * 20:
         optimizer.zero_grad()
         trainer.training_step(trainer.model, batch)

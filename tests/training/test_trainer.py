@@ -202,14 +202,15 @@ def test_weights_of_half_precision_are_warned_of(make_trainer: Callable[..., Any
     plain = make_trainer()
     kind = str(dtype).removeprefix("torch.")
     message = rf"weights are {kind}.*rounded away.*`dtype=torch.float32`.*`bf16=True`"
-    model = plain.model.to(dtype)
+    model, rows = plain.model.to(dtype), plain.train_dataset
     with pytest.warns(UserWarning, match=message):
-        GradientRoutingTrainer(model, plain.args)
+        GradientRoutingTrainer(model, plain.args, train_dataset=rows)
     with pytest.warns(UserWarning, match=message):
-        CausalLMTrainer(model.contract(), plain.args)
+        CausalLMTrainer(model.contract(), plain.args, train_dataset=rows)
+    GradientRoutingTrainer(model, plain.args, eval_dataset=rows)  # an evaluation changes nothing
     model.requires_grad_(False)
     model.transformer.ln_f.float().requires_grad_(True)
-    GradientRoutingTrainer(model, plain.args)  # what is frozen is not changed
+    GradientRoutingTrainer(model, plain.args, train_dataset=rows)  # nor is what is frozen changed
 
 
 def test_ids_that_the_model_does_not_have_are_refused(
