@@ -72,7 +72,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     extra_columns: ClassVar[tuple[str, ...]] = ()
     settings_of_optimizer: ClassVar[tuple[str, ...]] = ("weight_decay_on_all_parameters",)
     # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: bool | None = True
 
     def __init__(self, model: Any = None, args: CausalLMTrainingConfig | None = None, **kwargs: Any) -> None:
         args = args if args is not None else self.config_class()
