@@ -32,7 +32,7 @@ EXAMPLES = {
     "stories": (20, 200),
     "batches": (300, 4_000),
     "weights": (100, 2_000),
-    "training_sets": (30, 500),
+    "training_sets": (20, 500),
     "checkpoints": (60, 1_000),
     "config_files": (60, 1_000),
 }
