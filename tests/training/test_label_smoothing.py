@@ -98,7 +98,7 @@ def test_the_name_of_the_class_decides_nothing(
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_a_factor_that_is_no_share_is_refused(tmp_path: Path, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"`training.label_smoothing_factor` should be in \[0, 1\], got {value}"):
+    with pytest.raises(ValueError, match=rf"`training.label_smoothing_factor` should be in \[0, 1[\])], got {value}"):
         GradientRoutingConfig(str(tmp_path), use_cpu=True, label_smoothing_factor=value)
 
 
