@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_era.utils.checks import check_count, short_repr
+from hf_era.utils.checks import check_count, listed, short_repr
 
 IGNORE_INDEX = -100
 # What padding holds in the optional columns of a batch: it counts for nothing.
 PADDING = {"attention_mask": 0, "labels": IGNORE_INDEX, "routing_weight": 1.0, "is_forget_word": False}
+PACKING_INPUTS = frozenset({
+    "position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+})  # fmt: skip
+"""Where packed stories begin in their row. Many models take these without naming them in `forward`."""
+MODEL_INPUTS = PACKING_INPUTS | {"token_type_ids", "inputs_embeds", "shift_labels", "cache_position", "head_mask"}
+"""Inputs of causal LMs that `RoutingCollator` has no padding for."""
 _LARGEST_ID = 2**31 - 1
 # What the numbers of a column are, in words; the kinds of numpy dtype that hold them; their dtype in a batch.
 _KINDS: dict[str, tuple[str, str, Any]] = {
@@ -26,16 +32,29 @@ _KINDS: dict[str, tuple[str, str, Any]] = {
 }
 
 
+def check_all_are_collated(where: str, names: Iterable[str], taken: Collection[str] = MODEL_INPUTS) -> None:
+    """Raises `ValueError` for names of columns that a model takes (`taken`) and `RoutingCollator` would leave out."""
+    lost = sorted(name for name in names if name in taken and name not in _KINDS)
+    if lost:
+        raise ValueError(
+            f"{listed(lost)} of {where} would not reach the model: `RoutingCollator` does not know it, and packed stories, "
+            f"for one, would see each other. Remove it (`dataset.remove_columns({lost})`), or pass a `data_collator` of "
+            "your own that makes batches with it."
+        )
+
+
 def check_examples(examples: Sequence[dict[str, Any]]) -> list[str]:
     """The optional columns that the examples have.
 
     Raises:
-        ValueError: for an empty batch, an empty story, a column that only some examples have, or a wrong length.
+        ValueError: for an empty batch, an empty story, a column that only some examples have, or a wrong length; and for an
+            input of causal LMs that there is no padding for.
     """
     if not examples:
         raise ValueError("The batch is empty. A collator needs at least one example.")
     present = [name for name in PADDING if any(name in example for example in examples)]
     for row, example in enumerate(examples):
+        check_all_are_collated(f"row {row} of the batch", example)
         if "input_ids" not in example:
             raise ValueError(
                 f"Row {row} of the batch has no `input_ids`, only {short_repr(sorted(map(str, example)))}."
@@ -120,8 +139,9 @@ class RoutingCollator:
             not given, only negative ones are.
 
     Raises (from a call):
-        ValueError: for an empty batch or story, columns of unlike length, a routing weight that is not in [0, 1], or ids and
-            labels that no vocabulary has.
+        ValueError: for an empty batch or story, columns of unlike length, a routing weight that is not in [0, 1], ids and
+            labels that no vocabulary has, or inputs of causal LMs that it does not know (`position_ids`, say), which it
+            would otherwise leave out. Columns that are no inputs (`text`, `length`) are left out.
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 and, if the examples have it, `routing_weight`
     fp32 (1 on padding) and `is_forget_word` bool, each (batch, seq). Labels are not shifted; the model shifts them.

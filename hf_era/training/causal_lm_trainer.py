@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
+from hf_era.data.collator import PACKING_INPUTS
 from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.intervals import ratio_estimate
 from hf_era.evaluation.losses import story_losses
@@ -27,6 +28,12 @@ from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_uni
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.training.checkpointing_trainer import CheckpointingTrainer
+from hf_era.training.checks import (
+    check_columns_are_used,
+    check_has_effect,
+    check_is_one_data_set,
+    warn_of_half_precision,
+)
 from hf_era.training.config import CausalLMTrainingConfig
 from hf_era.training.distributed import check_sharding, filled_up, fills_batches, is_zero_3, keep_dtypes_under_fsdp
 from hf_era.training.evaluation_sets import (
@@ -35,6 +42,7 @@ from hf_era.training.evaluation_sets import (
     no_event,
     tell_of_nothing_measured,
 )
+from hf_era.training.label_smoothing import CausalLabelSmoother
 
 logger = logging.get_logger(__name__)
 
@@ -58,15 +66,21 @@ class CausalLMTrainer(CheckpointingTrainer):
         kwargs: everything that `Trainer` takes.
 
     Raises:
-        ValueError: for `args` of another class, or if FSDP was asked for where nothing would be sharded.
+        ValueError: for `args` of another class; a `train_dataset` that is a dict of splits; a column that the model takes
+            and the collator does not know (`position_ids`); settings of ours that an optimizer or schedule given in
+            `optimizers` makes void (those of transformers are void then, as in the `Trainer`); or if FSDP was asked for
+            where nothing would be sharded.
+
+    Warns: if the weights that `train_dataset` is to train are bf16 or fp16.
     """
 
     config_class: ClassVar[type[CausalLMTrainingConfig]] = CausalLMTrainingConfig
     args: CausalLMTrainingConfig
     more_against_divergence: ClassVar[str] = ""
     extra_columns: ClassVar[tuple[str, ...]] = ()
+    settings_of_optimizer: ClassVar[tuple[str, ...]] = ("weight_decay_on_all_parameters",)
     # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: bool | None = True
 
     def __init__(self, model: Any = None, args: CausalLMTrainingConfig | None = None, **kwargs: Any) -> None:
         args = args if args is not None else self.config_class()
@@ -76,7 +90,17 @@ class CausalLMTrainer(CheckpointingTrainer):
             tokenizer = kwargs.get("processing_class")
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
             kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
+        check_is_one_data_set(kwargs.get("train_dataset"))
+        optimizer, schedule = kwargs.get("optimizers") or (None, None)
+        if optimizer is not None:
+            check_has_effect(args, self.settings_of_optimizer, "an optimizer")
+        if schedule is not None:
+            check_has_effect(args, ["minimum_learning_rate_ratio"], "a learning-rate schedule")
         super().__init__(model=model, args=args, **kwargs)
+        self._decide_for_causal_lms()
+        if not self.model_accepts_loss_kwargs:  # a mean over each batch: the Trainer divides it
+            self.loss_is_scaled_for_ga = None
+        self._check_what_is_trained()
         check_sharding(self.args, self.accelerator)
         keep_dtypes_under_fsdp(self.accelerator)
         if self.args.world_size > 1:
@@ -86,6 +110,20 @@ class CausalLMTrainer(CheckpointingTrainer):
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
             logger.warning_once(EMULATED_BF16_MESSAGE)
         self._last_loss: Tensor | None = None
+
+    def _decide_for_causal_lms(self) -> None:
+        """What transformers decides by the name of the model's class, which of ours and of a user's it does not know."""
+        self._loss_shifts_labels = True  # in the count of labels
+        if self.label_smoother is not None:
+            self.label_smoother = CausalLabelSmoother(self.args.label_smoothing_factor)  # type: ignore[assignment]
+
+    def _check_what_is_trained(self) -> None:
+        self._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        check_columns_are_used(self.train_dataset, self.eval_dataset, self.data_collator, columns)
+        if self.train_dataset is not None and not self.is_deepspeed_enabled:  # which has weights in fp32 of its own
+            model: Any = self.model
+            warn_of_half_precision(model, self.args.learning_rate)
 
     def _set_fast_paths(self, model: Any) -> None:
         """The switches of `CausalLMTrainingConfig`, for a model that has fast paths."""
@@ -112,7 +150,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns.extend({PADDING_ROW_MARK, *self.extra_columns}.difference(columns))
+        columns.extend({PADDING_ROW_MARK, *self.extra_columns, *PACKING_INPUTS}.difference(columns))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
@@ -150,6 +188,13 @@ class CausalLMTrainer(CheckpointingTrainer):
             prepared = self.accelerator._dataloaders
             prepared[:] = [one for one in prepared if one is not loader]
         return loader
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        if num_items_in_batch is not None:
+            # Without a label (one token, a masked story) the loss is 0, and not 0 / 0.
+            num_items_in_batch = num_items_in_batch.clamp(min=1)
+        return batches, num_items_in_batch
 
     # ---- Training, and non-finite losses ----
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 
 from hf_era.training.checkpoint_state import (
     OPTIMIZER_FILE,
@@ -33,6 +34,11 @@ from hf_era.utils.files import make_folder, put_in_place, read_json, write_json,
 from hf_era.utils.signals import StoppedError, signals_deferred, stop_requested
 from hf_era.utils.storage_errors import StorageError, as_storage_error
 
+_ANOTHER_STREAM = "Where that matters, give a data set with a length, or a stream that is longer than the run."
+REPEATED_STREAM_MESSAGE = (
+    "`train_dataset` is a stream without a length, and all of it was read: it begins anew. A run that goes on from a "
+    f"checkpoint saved from here on will not read the stories that this one reads. {_ANOTHER_STREAM}"
+)
 STAGING = ".saving.tmp"
 SCALER_FILE = "scaler.json"
 
@@ -45,6 +51,7 @@ class CheckpointingTrainer(Trainer):
 
     Within `hf_era.utils.signals.stoppable()` SIGTERM and SIGUSR1 make `train` finish its step, save a checkpoint and raise
     `StoppedError`. Several processes agree on the step: it is enough that one of them got the signal.
+    A stream without a length is continued exactly within its first pass alone; a warning says so.
     Arguments are those of `Trainer`.
     """
 
@@ -302,6 +309,15 @@ class CheckpointingTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
 
+def continued_stream_message(checkpoint: Path) -> str:
+    """The warning's text for a checkpoint saved when a stream had been read once and was read again."""
+    return (
+        f"{checkpoint} was saved when `train_dataset`, a stream without a length, had been read once and was read again; "
+        "how far is not known. Training goes on at the beginning of the second pass, and not with the stories that the run "
+        f"without a stop reads. {_ANOTHER_STREAM}"
+    )
+
+
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Tells the sampler at the bottom of a data loader which epoch begins, whatever wraps it."""
     sampler: Any = loader.batch_sampler
@@ -319,11 +335,21 @@ class _StopAndContinue(TrainerCallback):
 
     def __init__(self, trainer: CheckpointingTrainer) -> None:
         self.trainer, self.saves_after_epoch = trainer, False
+        self.stream_passes = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._continue_sums()
+        self.stream_passes = 0
+        checkpoint, passes = self.trainer._continued_from, float(state.epoch or 0)
+        if checkpoint is not None and passes > 1 and not has_length(kwargs["train_dataloader"]):
+            self.stream_passes = 2
+            warnings.warn(continued_stream_message(checkpoint), stacklevel=2)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not has_length(kwargs["train_dataloader"]):
+            self.stream_passes += 1
+            if self.stream_passes == 2 and args.save_strategy != "no":
+                warnings.warn(REPEATED_STREAM_MESSAGE, stacklevel=2)
         # Where several processes share the batches and some are skipped, the loader does not reach the sampler itself.
         _set_epoch(kwargs["train_dataloader"], int(state.epoch or 0))
 

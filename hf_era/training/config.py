@@ -74,7 +74,8 @@ class CausalLMTrainingConfig(TrainingArguments):
         fused_activation (`bool`, *optional*, defaults to `True`):
             GELU as one operation, with the routing and the L1 term in its backward pass; see `FastPaths`.
         chunked_loss (`bool`, *optional*, defaults to `True`):
-            LM head and cross entropy in chunks, at labelled positions only; see `FastPaths`.
+            LM head and cross entropy in chunks, at labelled positions only; see `FastPaths`. With `label_smoothing_factor`
+            the whole logits are made all the same.
         kwargs: everything that `TrainingArguments` takes.
 
     Raises:

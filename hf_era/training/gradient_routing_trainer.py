@@ -26,10 +26,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
+from hf_era.training.checks import check_is_routed, check_routing_weights_arrive
 from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
 from hf_era.training.evaluation_sets import check_names
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
-from hf_era.utils.checks import unknown_key_message
 
 
 class LocalizationWarning(UserWarning):
@@ -53,13 +53,18 @@ class GradientRoutingTrainer(CausalLMTrainer):
         kwargs: everything that `Trainer` takes.
 
     Raises:
-        ValueError: if the model is not expanded, or the config names an evaluation set that is not there.
+        ValueError: if the model is not expanded; if `train_dataset` has no column `routing_weight`, or, at the first batch,
+            if none reaches the model, whatever the data set and the collator are; if the config names an evaluation set
+            that is not there; and as `CausalLMTrainer` does.
 
     Warns: `EvaluationSetWarning` if one of several evaluation sets is neither called the forget nor the retain set.
     """
 
     config_class = GradientRoutingConfig
     extra_columns = ("routing_weight",)  # a wrapper of the model hides it
+    settings_of_optimizer = (
+        *CausalLMTrainer.settings_of_optimizer, "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
+    )  # fmt: skip
     more_against_divergence = ", milder multipliers of forget tokens"
     args: GradientRoutingConfig
     model: Any
@@ -102,12 +107,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
                 "threads share one model's routing. Start one process per GPU with `accelerate launch`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
-        columns = getattr(self.train_dataset, "column_names", None)
-        if isinstance(columns, list) and "routing_weight" not in columns:
-            raise ValueError(
-                unknown_key_message("`train_dataset`", "routing_weight", columns).replace("Unknown key", "No column")
-                + " Without it nothing is routed; for a control without routing, add the column with 1.0 for every token."
-            )
+        check_routing_weights_arrive(self.train_dataset, self.data_collator)
 
     # ---- Loss ----
 
@@ -120,13 +120,16 @@ class GradientRoutingTrainer(CausalLMTrainer):
         if counts:
             total = torch.stack(counts).sum().to(device)
             over_processes = self.args.world_size > 1 and self.args.average_tokens_across_devices
-            self._real_tokens = self.accelerator.gather(total).sum() if over_processes else total
+            # At least 1: a process may have nothing but padding rows.
+            self._real_tokens = (self.accelerator.gather(total).sum() if over_processes else total).clamp(min=1)
         return batches, num_items_in_batch
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Language-model loss plus L1 term, both normalised over the whole accumulated batch."""
+        if model.training:
+            check_is_routed(inputs, self.data_collator)
         measure_l1 = self.args.l1_coefficient > 0 and model.training
         if measure_l1:
             inputs = {**inputs, "output_activation_l1": True}

@@ -122,6 +122,12 @@ MAXIMUM_LISTED = 60
 """Names in a message; of more, no one reads one."""
 
 
+def listed(names: Iterable[object]) -> str:
+    """Names for a message: in backticks, with commas between them."""
+    shown = [f"`{short_repr(name)[1:-1] if isinstance(name, str) else short_repr(name)}`" for name in names]
+    return ", ".join(shown[:MAXIMUM_LISTED] + ["..."] * (len(shown) > MAXIMUM_LISTED))
+
+
 def unknown_value_message(field: str, value: object, known: Iterable[str]) -> str:
     """The message for a value that is none of `known`; it names the field, the value, the nearest name and all names."""
     names = list(known)

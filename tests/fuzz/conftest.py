@@ -33,6 +33,7 @@ EXAMPLES = {
     "batches": (300, 4_000),
     "weights": (100, 2_000),
     "evaluation_sets": (40, 500),
+    "training_sets": (20, 500),
     "checkpoints": (60, 1_000),
     "config_files": (60, 1_000),
 }

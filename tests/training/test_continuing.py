@@ -166,6 +166,26 @@ def test_a_signal_saves_and_stops_and_training_goes_on_exactly(
     assert output.training_loss == pytest.approx(whole.state.log_history[-1]["train_loss"], rel=1e-6)
 
 
+def test_a_stream_in_its_second_pass_is_not_continued_exactly_and_says_so(
+    make_trainer: Callable[..., Any], make_stories: Callable[..., Any]
+) -> None:
+    def make() -> Any:
+        stories = make_stories(4).to_iterable_dataset().shuffle(seed=3, buffer_size=4)
+        settings = {"save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 2}
+        return make_trainer(stories=stories, max_steps=4, **settings)
+
+    whole, continued = make(), make()
+    with pytest.warns(UserWarning, match=r"a stream without a length.*begins anew.*will not read the stories") as told:
+        whole.train()
+    assert len(told) == 1
+    with pytest.warns(
+        UserWarning, match=r"checkpoint-3 was saved when .*goes on at the beginning of the second"
+    ) as told:
+        continued.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-3"))
+    assert len(told) == 1
+    assert not equal(weights(continued.model), weights(whole.model))  # or the warning has no reason any more
+
+
 def test_a_signal_outside_of_training_stops_at_once() -> None:
     with pytest.raises(StoppedError, match="Stopped by SIGUSR1"), stoppable():
         signal.raise_signal(signal.SIGUSR1)

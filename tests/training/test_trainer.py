@@ -205,6 +205,22 @@ def test_a_missing_routing_weight_column_is_refused(
         make_trainer(stories=stories)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_warned_of(make_trainer: Callable[..., Any], dtype: torch.dtype) -> None:
+    plain = make_trainer()
+    kind = str(dtype).removeprefix("torch.")
+    message = rf"weights are {kind}.*rounded away.*`dtype=torch.float32`.*`bf16=True`"
+    model, rows = plain.model.to(dtype), plain.train_dataset
+    with pytest.warns(UserWarning, match=message):
+        GradientRoutingTrainer(model, plain.args, train_dataset=rows)
+    with pytest.warns(UserWarning, match=message):
+        CausalLMTrainer(model.contract(), plain.args, train_dataset=rows)
+    GradientRoutingTrainer(model, plain.args, eval_dataset=rows)  # an evaluation changes nothing
+    model.requires_grad_(False)
+    model.transformer.ln_f.float().requires_grad_(True)
+    GradientRoutingTrainer(model, plain.args, train_dataset=rows)  # nor is what is frozen changed
+
+
 def test_ids_that_the_model_does_not_have_are_refused(
     make_trainer: Callable[..., Any], make_expanded: Callable[..., Any], make_stories: Callable[..., Any]
 ) -> None:

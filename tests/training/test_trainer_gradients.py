@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_era import GradientMultipliers, GradientRoutingConfig
+from hf_era import GradientMultipliers, GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 
 
@@ -181,3 +181,78 @@ def test_the_auxiliary_learning_rate_factor_scales_the_steps_of_the_auxiliary_we
         else:
             assert torch.equal(half[name], change), name
             assert torch.equal(none[name], change), name
+
+
+@pytest.mark.parametrize("chunked_loss", [True, False], ids=["chunked loss", "whole logits"])
+@pytest.mark.parametrize(
+    "without_label",
+    [{"input_ids": [7]}, {"input_ids": [7, 8, 9], "labels": [-100] * 3}, {"input_ids": [7, 8], "labels": [7, -100]}],
+    ids=["one token", "all masked", "no predicted label"],
+)
+def test_a_batch_without_a_label_has_a_loss_of_zero(
+    make_trainer: Callable[..., Any], without_label: dict[str, Any], chunked_loss: bool
+) -> None:
+    """And gradients of zero; the L1 term alone is as always."""
+    length = len(without_label["input_ids"])
+    stories = [{**without_label, "routing_weight": [0.5] * length}]
+    trainer = make_trainer(stories=stories, l1_coefficient=0.0, chunked_loss=chunked_loss)
+    batches, count = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+    assert float(trainer.training_step(trainer.model, batches[0], count)) == 0.0
+    for name, value in trainer.model.named_parameters():
+        assert value.grad is not None, name
+        assert not value.grad.any(), name  # NaN is not false
+    trainer.args.l1_coefficient = 1.0
+    assert float(trainer.training_step(trainer.model, batches[0], count)) > 0
+
+
+def test_training_goes_on_after_batches_without_a_label(make_trainer: Callable[..., Any]) -> None:
+    rows = [{"input_ids": [7]}, {"input_ids": [7]}, {"input_ids": [1, 2, 3]}, {"input_ids": [7]}]
+    stories = [{**row, "routing_weight": [0.5] * len(row["input_ids"])} for row in rows]
+    settings = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}
+    trainer = make_trainer(stories=stories, gradient_accumulation_steps=2, max_steps=2, l1_coefficient=0.0, **settings)
+    trainer.train()
+    assert [entry["loss"] == 0 for entry in trainer.state.log_history if "loss" in entry] == [True, False]
+    assert all(value.isfinite().all() for value in trainer.model.parameters())
+
+
+def test_a_process_with_padding_rows_alone_has_an_l1_term_of_zero(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(l1_coefficient=1.0, average_tokens_across_devices=False)
+    story = {"input_ids": torch.tensor([[1, 2]]), "labels": torch.full((1, 2), -100)}
+    batch = {**story, "attention_mask": torch.zeros(1, 2, dtype=torch.int64), "routing_weight": torch.ones(1, 2)}
+    batches, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+    assert float(trainer.training_step(trainer.model, batches[0], count)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"auxiliary_learning_rate_factor": 0.5},
+        {"auxiliary_weight_decay": 0.5},
+        {"weight_decay_on_all_parameters": False},
+    ],
+)
+def test_settings_that_an_optimizer_of_the_users_own_makes_void_are_refused(
+    make_trainer: Callable[..., Any], setting: dict[str, Any]
+) -> None:
+    plain = make_trainer(**setting)
+    ((name, value),) = setting.items()
+    optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.1)
+    message = rf"`training.{name}` is {value}, but has no effect on an optimizer of your own"
+    with pytest.raises(ValueError, match=message):
+        GradientRoutingTrainer(plain.model, plain.args, optimizers=(optimizer, None))
+    given = (torch.optim.SGD, {"lr": 0.1})
+    trainer = GradientRoutingTrainer(plain.model, plain.args, optimizer_cls_and_kwargs=given)
+    groups = trainer.create_optimizer().param_groups  # made by the trainer: they have an effect
+    assert len({(group["lr"], group["weight_decay"]) for group in groups}) == 2
+
+
+def test_a_schedule_of_the_users_own_makes_the_lowest_rate_void(make_trainer: Callable[..., Any]) -> None:
+    plain = make_trainer(minimum_learning_rate_ratio=0.5)
+    optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(
+        ValueError, match=r"`training.minimum_learning_rate_ratio` is 0.5.*no effect on a learning-rate"
+    ):
+        GradientRoutingTrainer(plain.model, plain.args, optimizers=(optimizer, schedule))
+    GradientRoutingTrainer(plain.model, plain.args, optimizers=(optimizer, None))
+    GradientRoutingTrainer(plain.model, make_trainer().args, optimizers=(optimizer, schedule))

@@ -1,0 +1,141 @@
+"""What can be seen before the first step: data that would not reach the model, settings without effect, coarse weights.
+
+Each of these would train to the end without a word, and otherwise than was asked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithFlattening,
+    DataCollatorWithPadding,
+)
+
+from hf_era.data import RoutingCollator
+from hf_era.data.collator import check_all_are_collated
+from hf_era.data.padding_rows import PaddingRowCollator
+from hf_era.utils.checks import listed, unknown_key_message
+
+OWN_COLLATOR = "`hf_era.data.RoutingCollator(tokenizer.pad_token_id)`"
+_PAD_NO_ROUTING_WEIGHT = (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithFlattening,
+    DataCollatorWithPadding,
+)
+
+
+# ---- Data sets ----
+
+
+def check_is_one_data_set(dataset: Any) -> None:
+    """Raises `ValueError` for a `DatasetDict`, or another dict, as `train_dataset`."""
+    if isinstance(dataset, Mapping):
+        first = next(iter(dataset), "train")
+        raise ValueError(
+            f"`train_dataset` should be one data set, got a {type(dataset).__name__} with {listed(dataset) or 'nothing'}. "
+            f"Pass one of its splits: `train_dataset=dataset[{first!r}]`."
+        )
+
+
+def check_columns_are_used(train: Any, evaluation: Any, collator: Any, taken: Collection[str]) -> None:
+    """Raises `ValueError` for a column that the model takes and the collator leaves out.
+
+    Args:
+        train, evaluation: the data sets; `evaluation` may be a dict of them. Where the columns are not known, batches are
+            checked by the collator.
+        collator: only of `RoutingCollator` it is known what it leaves out.
+        taken (`Collection[str]`): the columns that the Trainer hands to the collator.
+    """
+    taken = {*taken} - {"label", "label_ids"}  # of any data set: kept for another collator
+    if isinstance(_unwrapped(collator), RoutingCollator):
+        sets = [*evaluation.values()] if isinstance(evaluation, Mapping) else [evaluation]
+        for name, dataset in [("train_dataset", train), *(("eval_dataset", one) for one in sets)]:
+            check_all_are_collated(f"`{name}`", columns_of(dataset) or (), taken)
+
+
+def columns_of(dataset: Any) -> list[str] | None:
+    """The names of a data set's columns, of a list of rows those of the first one; `None` if they are not known."""
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, list):
+        return columns
+    if isinstance(dataset, list) and dataset and isinstance(dataset[0], Mapping):
+        return [*dataset[0]]
+    return None
+
+
+# ---- Routing weights ----
+
+
+def check_routing_weights_arrive(dataset: Any, collator: Any) -> None:
+    """Raises `ValueError` if it is known beforehand that batches will have no `routing_weight`.
+
+    A collator of the user's own may make them of other columns; `check_is_routed` looks at each batch.
+    """
+    collator = _unwrapped(collator)
+    if dataset is not None and type(collator) in _PAD_NO_ROUTING_WEIGHT:
+        raise ValueError(
+            f"`data_collator` is a {type(collator).__name__}, which does not pad `routing_weight` and may mask labels by "
+            f"the id of padding, which may be that of a token. Pass {OWN_COLLATOR}, or none: it is the default."
+        )
+    columns = columns_of(dataset)
+    if isinstance(collator, RoutingCollator) and columns is not None and "routing_weight" not in columns:
+        raise ValueError(
+            unknown_key_message("`train_dataset`", "routing_weight", columns).replace("Unknown key", "No column")
+            + " Without it nothing is routed; for a control without routing, add the column with 1.0 for every token."
+        )
+
+
+def check_is_routed(batch: Mapping[str, Any], collator: Any) -> None:
+    """Raises `ValueError` for a training batch without routing weights: it would train as if there were no routing."""
+    if batch.get("routing_weight") is None:
+        own = _unwrapped(collator)
+        raise ValueError(
+            "The batch has no `routing_weight`, and without it nothing is routed: `data_collator` "
+            f"`{getattr(own, '__name__', type(own).__name__)}` gave {listed(sorted(batch))}. Give every row of "
+            "`train_dataset` a column `routing_weight`, a value from 0 (forget) to 1 (retain) for each token, and pass a "
+            f"collator that pads it, {OWN_COLLATOR}; for a control without routing, 1.0 for every token."
+        )
+
+
+def _unwrapped(collator: Any) -> Any:
+    """The collator itself, whatever fills up its batches."""
+    return collator.collator if isinstance(collator, PaddingRowCollator) else collator
+
+
+# ---- Settings and weights ----
+
+
+def check_has_effect(args: Any, names: Collection[str], argument: str) -> None:
+    """Raises `ValueError` for settings that are not at their defaults, where `argument` of the trainer makes them void."""
+    defaults = {item.name: item.default for item in fields(args)}
+    for name in names:
+        if getattr(args, name) != defaults[name]:
+            raise ValueError(
+                f"`training.{name}` is {getattr(args, name)}, but has no effect on {argument} of your own. Leave it at its "
+                f"default ({defaults[name]}) and set that up as you want it, or let the trainer make it."
+            )
+
+
+def warn_of_half_precision(model: nn.Module, learning_rate: float) -> None:
+    """Warns if weights that are trained are bf16 or fp16: most of a small step is lost in rounding."""
+    coarse = {value.dtype for value in model.parameters() if value.requires_grad} & {torch.bfloat16, torch.float16}
+    for dtype in coarse:
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"The model's weights are {name}, and training changes them in {name}: steps that are small beside a weight are "
+            f"rounded away (at a learning rate of 1e-5, 57 % of bfloat16 weights never moved; `learning_rate` is "
+            f"{learning_rate:g}). Load the model with `dtype=torch.float32`, in `from_pretrained` or `expand_base`, and "
+            "set `bf16=True`: weights then are float32, and most products are still made in bfloat16.",
+            stacklevel=5,
+        )
