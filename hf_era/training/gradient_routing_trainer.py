@@ -15,12 +15,10 @@ stock_model = trainer.model.contract()
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.models.expanded import ExpandedCausalLMMixin
@@ -37,8 +35,8 @@ class LocalizationWarning(UserWarning):
 class GradientRoutingTrainer(CausalLMTrainer):
     """Trains an expanded causal LM with gradient routing.
 
-    Differs from `CausalLMTrainer` in the training step in three places: the loss has an L1 term with a denominator of its
-    own, the auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
+    Differs from `CausalLMTrainer` in the training step in three places: the loss has the L1 term that `args` ask for, the
+    auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
     `language_model_loss` and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the
     module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
     `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`.
@@ -55,6 +53,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     config_class = GradientRoutingConfig
     extra_columns = ("routing_weight",)  # a wrapper of the model hides it
     more_against_divergence = ", milder multipliers of forget tokens"
+    logs_loss_parts = True
     args: GradientRoutingConfig
     model: Any
 
@@ -65,11 +64,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
                 "`hf_era.expand_base(model, ExpansionConfig(...))`."
             )
+        self.l1_coefficient = self.args.l1_coefficient
         self._set_up_model(self.model)
         self._check_launch_and_columns()
-        self._real_tokens: Tensor | int = 1
-        self._loss_parts: dict[str, Tensor] = {}
-        self._steps_in_loss_parts = 0
         self._auxiliary_means: dict[str, dict[int, float]] = {}
         self.last_ablation_gap: float | None = None
 
@@ -98,51 +95,6 @@ class GradientRoutingTrainer(CausalLMTrainer):
                 + " Without it nothing is routed; for a control without routing, add the column with 1.0 for every token."
             )
 
-    # ---- Loss ----
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
-        """Also counts the real tokens of the whole accumulated batch: the denominator of the L1 term."""
-        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [batch["attention_mask"].sum() for batch in batches if "attention_mask" in batch]
-        counts += [torch.tensor(batch["input_ids"].numel()) for batch in batches if "attention_mask" not in batch]
-        self._steps_in_loss_parts += 1
-        if counts:
-            total = torch.stack(counts).sum().to(device)
-            over_processes = self.args.world_size > 1 and self.args.average_tokens_across_devices
-            self._real_tokens = self.accelerator.gather(total).sum() if over_processes else total
-        return batches, num_items_in_batch
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Language-model loss plus L1 term, both normalised over the whole accumulated batch."""
-        measure_l1 = self.args.l1_coefficient > 0 and model.training
-        if measure_l1:
-            inputs = {**inputs, "output_activation_l1": True}
-        language_model_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = language_model_loss
-        if measure_l1:
-            # Like the language-model loss, it is a global mean: scaled by the processes that gradients are averaged over.
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            l1_loss = self.args.l1_coefficient * outputs["activation_l1"] / self._real_tokens * processes
-            loss = language_model_loss + l1_loss
-            self._add_loss_part("l1_loss", l1_loss)
-        if model.training:
-            self._add_loss_part("language_model_loss", language_model_loss)
-        return (loss, outputs) if return_outputs else loss
-
-    def _add_loss_part(self, name: str, value: Tensor) -> None:
-        value = value.detach()
-        self._loss_parts[name] = self._loss_parts[name] + value if name in self._loss_parts else value
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._loss_parts:
-            for name, value in self._loss_parts.items():
-                total = self.accelerator.gather(value).mean() if self.args.world_size > 1 else value
-                logs[name] = float(total) / max(self._steps_in_loss_parts, 1)
-            self._loss_parts, self._steps_in_loss_parts = {}, 0
-        super().log(logs, start_time)
-
     # ---- Optimizer ----
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -168,7 +120,6 @@ class GradientRoutingTrainer(CausalLMTrainer):
     # ---- Train and evaluate ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._loss_parts, self._steps_in_loss_parts = {}, 0
         self.last_ablation_gap = None
         output = super().train(*args, **kwargs)
         sets = self.eval_dataset
@@ -183,15 +134,6 @@ class GradientRoutingTrainer(CausalLMTrainer):
         """The ablation gap that was measured after the last step, maybe by the run that this one continues."""
         entries = [entry for entry in self.state.log_history if entry.get("step") == self.state.global_step]
         return next((entry["eval_ablation_gap"] for entry in entries if "eval_ablation_gap" in entry), None)
-
-    def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        sums, numbers = super().logging_sums()
-        return {**sums, **self._loss_parts}, {**numbers, "steps_in_loss_parts": self._steps_in_loss_parts}
-
-    def continue_logging_sums(self, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        super().continue_logging_sums(sums, numbers)
-        self._loss_parts = {name: value.to(self.args.device) for name, value in sums.items() if name != "loss"}
-        self._steps_in_loss_parts = int(numbers["steps_in_loss_parts"])
 
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float]:
         with AuxiliaryActivationMeter(self.model) as meter:
