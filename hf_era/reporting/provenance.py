@@ -80,6 +80,7 @@ def training_table(result: RunResult) -> Table:
         *(_module_rows(result, settings) if result.has_module else []),
         ["Steps", NOT_RECORDED if steps is None else format_count(steps)],
         ["Training settings", "; ".join([*given, "all others as hf_era sets them by default"])],
+        *([["Base control", _base_control(result, settings)]] if result.before_kind == "base_control" else []),
     ]
     if result.config.get("method_settings"):
         rows.append(["Settings of the method", pairs_text(section(result, "method_settings"))])
@@ -98,6 +99,19 @@ def _start(result: RunResult) -> str:
         return "a base model pretrained here on the same stories, the forget stories among them"
     kind, name = source_kind(model["base"])
     return f"the pretrained model {name_of(name)}{'' if kind == 'hub' else ' (local)'}"
+
+
+def _base_control(result: RunResult, settings: dict[str, Any]) -> str:
+    """What the run differs from its base control in. Of an earlier version, that had no L1 term."""
+    own, control = settings.get("l1_coefficient"), result.base_training.get("l1_coefficient", 0.0)
+    text = "a stock model with the same stories, steps, schedule and seed"
+    if own is None:
+        return text
+    if own == control:
+        return f"{text}, and {'the same' if own else 'like this one without an'} L1 term"
+    return (
+        f"{text}, but with an L1 coefficient of {name_of(control)}: differences to it are partly those of the L1 term"
+    )
 
 
 def _module_rows(result: RunResult, settings: dict[str, Any]) -> list[list[str]]:
@@ -156,9 +170,11 @@ def _coherence(result: RunResult) -> str:
     if settings.get("steps") is None:
         return NOT_RECORDED
     rate, stories = (recorded(settings.get(name)) for name in ("learning_rate", "stories"))
+    unlabelled = settings.get("unlabelled") and result.data.get("train_forget_unlabelled")
+    kind = "stories that are not labelled forget" if unlabelled else "retain stories"
     text = (
         f"at most {format_count(settings['steps'])} steps at a constant learning rate of {rate}, each on the same {stories} "
-        "retain stories; the weights with the lowest loss on the retain validation stories were kept"
+        f"{kind}; the weights with the lowest loss on the retain validation stories were kept"
     )
     if best is None:
         return text

@@ -161,9 +161,11 @@ def test_the_small_matrix_of_the_recipes(repository_root: Path, monkeypatch):
     assert by_name["untouched_base"].method == "base"
     assert by_name["data_filtering"].model.start == "scratch"
     assert by_name["posttrain_no_routing"].routing.rule == "none"
-    # All share the stories and the base, or their figures could not be compared.
+    assert by_name["scratch_no_routing"].routing.rule == "none"
+    assert by_name["scratch_no_routing"].model.start == "scratch"
+    # All share the stories, and those of one start the base or base control, or their figures could not be compared.
     assert len({str(config.data) for config in by_name.values()}) == 1
-    assert len({config.base_path for config in by_name.values()}) == 1
+    assert len({(config.model.start, config.base_path) for config in by_name.values()}) == 2
 
 
 # Stands for a cell that is asked to stop: says that it is there, and saves when the signal comes.
