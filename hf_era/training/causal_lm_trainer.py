@@ -93,14 +93,18 @@ class CausalLMTrainer(CheckpointingTrainer):
             logger.warning_once(EMULATED_BF16_MESSAGE)
         self._last_loss: Tensor | None = None
         self.l1_coefficient = l1_coefficient
-        if l1_coefficient > 0 and not hasattr(self.model, "routing_channel"):
-            raise ValueError(
-                f"`l1_coefficient` is {l1_coefficient}, but no layer of the {type(self.model).__name__} measures its "
-                "activations. Expand the model, or call `hf_era.models.measured.measure_activations` on it."
-            )
+        self.check_model()
         self._real_tokens: Tensor | int = 1
         self._loss_parts: dict[str, Tensor] = {}
         self._steps_in_loss_parts = 0
+
+    def check_model(self) -> None:
+        """Raises `ValueError` for a model that it cannot train."""
+        if self.l1_coefficient > 0 and not hasattr(self.model, "routing_channel"):
+            raise ValueError(
+                f"`l1_coefficient` is {self.l1_coefficient}, but no layer of the {type(self.model).__name__} measures its "
+                "activations. Expand the model, or call `hf_era.models.measured.measure_activations` on it."
+            )
 
     def _set_fast_paths(self, model: Any) -> None:
         """The switches of `CausalLMTrainingConfig`, for a model that has fast paths."""

@@ -58,17 +58,20 @@ class GradientRoutingTrainer(CausalLMTrainer):
     model: Any
 
     def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(model=model, args=args, **kwargs)
+        args = args if args is not None else self.config_class()
+        # The class of `args` is looked at there.
+        super().__init__(model=model, args=args, l1_coefficient=getattr(args, "l1_coefficient", 0.0), **kwargs)
+        self._set_up_model(self.model)
+        self._check_launch_and_columns()
+        self._auxiliary_means: dict[str, dict[int, float]] = {}
+        self.last_ablation_gap: float | None = None
+
+    def check_model(self) -> None:
         if not isinstance(self.model, ExpandedCausalLMMixin):
             raise ValueError(
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
                 "`hf_era.expand_base(model, ExpansionConfig(...))`."
             )
-        self.l1_coefficient = self.args.l1_coefficient
-        self._set_up_model(self.model)
-        self._check_launch_and_columns()
-        self._auxiliary_means: dict[str, dict[int, float]] = {}
-        self.last_ablation_gap: float | None = None
 
     def _set_up_model(self, model: Any) -> None:
         model.router = self.args.token_router
