@@ -104,7 +104,7 @@ def _start(result: RunResult) -> str:
 def _base_control(result: RunResult, settings: dict[str, Any]) -> str:
     """What the run differs from its base control in. Of an earlier version, that had no L1 term."""
     own, control = settings.get("l1_coefficient"), result.base_training.get("l1_coefficient", 0.0)
-    text = "a stock model with the same stories, steps, schedule and seed"
+    text = "a stock model trained on all stories, with the same steps, schedule and seed"
     if own is None:
         return text
     if own == control:
@@ -224,8 +224,9 @@ def _public(key: str, value: Any) -> Any:
 # ---- What was not tested ----
 
 
-def not_tested(result: AnyResult) -> list[str]:
-    """What this result says nothing about: what was left out, and what hf_era does not measure at all."""
+def not_tested(result: AnyResult, has_seeds: bool = False) -> list[str]:
+    """What this result says nothing about: what was left out, and what hf_era does not measure at all. `has_seeds`: whether
+    other seeds stand beside it."""
     figures = summary_of(result)
     found, relearning = [], figures.relearning
     if relearning is None or not relearning.trials:
@@ -245,9 +246,10 @@ def not_tested(result: AnyResult) -> list[str]:
         found.append("No leak audit was made.")
     if not result.generations:
         found.append("No text was generated.")
+    if not has_seeds:
+        found.append("Other seeds: a single run says nothing about how much another seed would differ.")
     return [
         *found,
-        "Other seeds: a single run says nothing about how much another seed would differ.",
         "Attacks by prompting, quantising or editing the weights; what the capability is worth beyond these stories; other "
         "languages; paraphrases of the forget words.",
     ]

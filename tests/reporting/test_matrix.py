@@ -30,6 +30,12 @@ json.dump(result, open(folder / "result.json", "w"))
 """
 
 
+@pytest.fixture(autouse=True)
+def _reports_without_plots(monkeypatch):
+    """A second for each cell's report; those of the comparison are drawn."""
+    monkeypatch.setattr("hf_era.reporting.html.report.plots_of", lambda results, names: [])
+
+
 @pytest.fixture
 def matrix_file(tmp_path, make_result):
     """A matrix of three rows and two seeds whose runs are fakes; `write(...)` changes it."""
@@ -83,7 +89,9 @@ def test_all_cells_run_and_are_compared_with_data_filtering_beside(matrix_file, 
         assert (beside["name"], beside["seed"]) == ("filtered", seed)
         assert beside["differences"]["unlearning"]["value"] == pytest.approx(0.601 + seed)
         assert results["filtered", seed].data_filtering is None
-        assert "data filtering" in (tmp_path / "runs" / f"routed-seed{seed}" / "report.html").read_text()
+        report = (tmp_path / "runs" / f"routed-seed{seed}" / "report.html").read_text()
+        assert "data filtering" in report
+        assert "Over 2 seeds (0, 1)" in report
     rows = {row["name"]: row for row in aggregate(list(results.values()))}
     assert rows["routed"]["figures"]["unlearning"]["value"] == pytest.approx(1.101)
     for name in ("comparison.md", "comparison.csv", "comparison.json", "comparison.html"):
