@@ -63,7 +63,8 @@ class DataFiltering(Method):
             arguments = run.stock_arguments("filter", key)
             stories = stories_labelled(run.data, RETAIN, UNLABELLED)
             trainer, _ = train_stock(run, arguments, run.folder("model"), stories)
-            return run.training_report(trainer, arguments)
+            unlabelled = len(stories_labelled(run.data, UNLABELLED))
+            return {**run.training_report(trainer, arguments), "unlabelled_stories": unlabelled}
 
         title, clean_up = "Training without the stories labelled forget", partial(run.remove_checkpoints, "filter", key)
         return [Phase("filter", title, key, work, (run.folder("model"),), clean_up)]

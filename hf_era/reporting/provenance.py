@@ -81,6 +81,7 @@ def training_table(result: RunResult) -> Table:
         ["Steps", NOT_RECORDED if steps is None else format_count(steps)],
         ["Training settings", "; ".join([*given, "all others as hf_era sets them by default"])],
         *([["Base control", _base_control(result, settings)]] if result.before_kind == "base_control" else []),
+        *([["Data filtering", _data_filtering(result, settings)]] if result.data_filtering else []),
     ]
     if result.config.get("method_settings"):
         rows.append(["Settings of the method", pairs_text(section(result, "method_settings"))])
@@ -112,6 +113,21 @@ def _base_control(result: RunResult, settings: dict[str, Any]) -> str:
     return (
         f"{text}, but with an L1 coefficient of {name_of(control)}: differences to it are partly those of the L1 term"
     )
+
+
+def _data_filtering(result: RunResult, settings: dict[str, Any]) -> str:
+    """What the run differs from the data filtering beside it in. Of an earlier version, that knew all labels."""
+    control = (result.data_filtering or {}).get("training") or {}
+    own, coefficient = settings.get("l1_coefficient"), control.get("l1_coefficient") or 0.0
+    text = "a stock model trained from random weights without the stories labelled forget, "
+    text += (
+        "with the same L1 term" if own and own == coefficient else f"with an L1 coefficient of {name_of(coefficient)}"
+    )
+    unlabelled = result.data.get("train_forget_unlabelled")
+    if unlabelled and not control.get("unlabelled_stories"):
+        counts = counted(unlabelled, "forget story", "forget stories")
+        text += f"; it did not see the {counts} without a label either: it knew more than this run"
+    return text
 
 
 def _module_rows(result: RunResult, settings: dict[str, Any]) -> list[list[str]]:

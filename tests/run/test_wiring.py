@@ -28,6 +28,7 @@ from hf_era.data import FORGET, RETAIN, UNLABELLED, load_splits
 from hf_era.evaluation import Evaluator, RelearnExperiment, RunResult
 from hf_era.evaluation.generation import generate_texts
 from hf_era.evaluation.leak_audit import gradient_audit
+from hf_era.evaluation.summary import comparison_values
 
 Story = tuple[int, ...]  # its token ids, which say which one it is
 Stories = dict[str, int]  # part of the split -> how many of its stories
@@ -539,6 +540,17 @@ def test_only_the_routing_phase_is_routed_and_the_controls_have_its_l1_term(
             f"the gradient of {phase} is not that of the plain loss{term}: off by {largest:.1e} of it"
         )
         assert training.l1_coefficient == (L1_COEFFICIENT if with_l1 else 0.0)
+
+
+@pytest.mark.parametrize("name", ["scratch", "data filtering"])
+def test_the_result_says_what_its_controls_share(name: str, watched_run: Callable[[str], WatchedRun]) -> None:
+    run = watched_run(name)
+    assert run.result.config["model"]["controls_share_l1"] is True
+    assert run.result.base_training["l1_coefficient"] == L1_COEFFICIENT
+    assert run.result.training["arguments"]["l1_coefficient"] == L1_COEFFICIENT
+    if name == "data filtering":
+        shared = {"l1_coefficient": L1_COEFFICIENT, "unlabelled_stories": len(run.parts["train unlabelled"])}
+        assert comparison_values(run.result)["training"] == shared
 
 
 @ROUTED_RUNS

@@ -139,6 +139,23 @@ def test_a_base_control_without_the_runs_l1_term_is_said_to_be_one(make_result, 
     assert row.endswith(wording)
 
 
+@pytest.mark.parametrize(
+    ("control", "wording"),
+    [
+        ({"l1_coefficient": 1e-4, "unlabelled_stories": 371}, "labelled forget, with the same L1 term |"),
+        # Of an earlier version.
+        (None, "with an L1 coefficient of 0.0; it did not see the 371 forget stories without a label either: it knew more "
+               "than this run |"),
+    ],
+)  # fmt: skip
+def test_data_filtering_that_knew_more_is_said_to_have(make_result, control, wording):
+    filtered = {**comparison_values(make_result(name="filtered")), "training": control}
+    result = make_result(data_filtering=filtered)
+    result.training["arguments"] = {"l1_coefficient": 1e-4}
+    (row,) = [line for line in render_model_card(result).splitlines() if line.startswith("| Data filtering |")]
+    assert row.endswith(wording)
+
+
 def test_coherence_names_the_stories_that_it_took_for_retain(make_result):
     result = make_result()
     assert "each on the same 32 retain stories;" in render_model_card(result)
