@@ -17,6 +17,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("result", help="result.json of a run, or its directory")
     parser.add_argument("--output", help="folder for README.md and report.html (default: those of the run)")
+    parser.add_argument(
+        "--seeds", nargs="+", default=[], metavar="RESULT", help="results of other seeds: means over them stand beside"
+    )
     parser.add_argument("--repository", help="hub id to show, `owner/name`")
     parser.add_argument("--license", help="licence identifier for the metadata, e.g. apache-2.0")
 
@@ -27,17 +30,24 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from hf_era.reporting.html.report import write_report
     from hf_era.reporting.markdown.model_card import write_model_card
 
-    path = Path(options.result)
-    path = path / "result.json" if path.is_dir() else path
-    with broken_result(path):
-        result = RunResult.load(path)
+    path, *others = (
+        Path(name) / "result.json" if Path(name).is_dir() else Path(name) for name in (options.result, *options.seeds)
+    )
+    with broken_result(path, *others):
+        result, *seeds = (RunResult.load(file) for file in (path, *others))
+    strange = next((other for other in seeds if other.name != result.name), None)
+    if strange is not None:
+        raise ValueError(
+            f"`--seeds` should be results of the same recipe, but {strange.name!r} is not {result.name!r}. Leave it out, or "
+            "see `hf-era compare`."
+        )
     report_folder = card_folder = Path(path.parent if options.output is None else options.output)
     if options.output is None:
         card_folder = report_folder / "model"
         if not card_folder.is_dir():
             raise ValueError(f"There is no folder {card_folder} for the card. Name one: `--output FOLDER`.")
     with broken_result(path):
-        card = write_model_card(result, card_folder, options.repository, options.license)
-        report = write_report(result, report_folder / "report.html")
+        card = write_model_card(result, card_folder, options.repository, options.license, seeds)
+        report = write_report(result, report_folder / "report.html", seeds)
     print(f"Written: {card}, {report}")
     return 0

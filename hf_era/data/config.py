@@ -42,7 +42,7 @@ class DataConfig:
         generator_stories (`int`, *optional*, defaults to `6000`): stories that the generator makes.
         forget_words (`list[str]`, *optional*): a story with one of them as a whole word, in any case, is a forget story.
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training stories that keep their
-            label, in (0, 1]. The others are trained as retain and counted apart.
+            label, in (0, 1]. The others are taken for retain, by data filtering and coherence too, and counted apart.
         max_characters (`int`, *optional*, defaults to `1029`): a story is cut there, before it is labelled.
         max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included.
         add_bos, add_eos (`bool`, *optional*, default `True`, `False`): one BOS in front, one EOS at the end of a story

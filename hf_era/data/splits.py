@@ -61,7 +61,11 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
 
 
 def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
-    """Sets the label of all but `labelled_fraction` of the forget stories to -1 (at least one story keeps its label)."""
+    """Sets the label of all but `labelled_fraction` of the forget stories to -1 (at least one story keeps its label).
+
+    Retain stories keep theirs, so "has no label" would give the forget stories away: what is trained takes both for retain,
+    as somebody who only knows some of the forget stories has to.
+    """
     labels = train["label"][:]
     forget = [index for index, label in enumerate(labels) if label == FORGET]
     keep = max(round(labelled_fraction * len(forget)), 1)

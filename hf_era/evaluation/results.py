@@ -179,6 +179,8 @@ class RunResult(Result):
         stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
             model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.
         leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
+        base_training (`dict`): of the base or base control that was trained for it: `steps`, `train_loss`, and the
+            `l1_coefficient` of its L1 term (none: there was no such term); empty if none was trained.
     """
 
     seed: int
@@ -196,6 +198,7 @@ class RunResult(Result):
     method_texts: dict[str, str]
     stages: list[dict[str, str]]
     leak_audit: dict[str, Any] = field(default_factory=dict)
+    base_training: dict[str, Any] = field(default_factory=dict)
     kind: str = "run"
 
     def loss(self, stage: str, kind: str) -> float | None:

@@ -90,7 +90,15 @@ def comparison_values(result: AnyResult) -> dict[str, Any]:
         "differences": {name: figures.differences[name].to_dict() for name in DIFFERENCES},
         "attacks": attacks,
         "strongest": None if figures.strongest is None else figures.strongest.to_dict(),
+        "training": _what_it_shares(result),
     }
+
+
+def _what_it_shares(result: AnyResult) -> dict[str, Any]:
+    """What a control was trained with that the runs it is compared with may have, too, or not."""
+    training = result.training if isinstance(result, RunResult) else {}
+    shared = {"l1_coefficient": (training.get("arguments") or {}).get("l1_coefficient")}
+    return {**shared, "unlabelled_stories": training.get("unlabelled_stories")}
 
 
 def estimate_of(values: Any) -> Estimate:

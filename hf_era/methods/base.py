@@ -12,23 +12,32 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method
+from hf_era.models import get_family
 from hf_era.models.loading import causal_lm_from_config
+from hf_era.models.measured import measure_activations
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig
 
 
 def train_stock(
     run: Run, arguments: CausalLMTrainingConfig, folder: Path, stories: Dataset | None = None
 ) -> tuple[Any, Any]:
-    """Trains a stock model from random weights, without routing; as `Run.train`."""
+    """Trains a stock model from random weights, without routing; as `Run.train`. A control has the run's own L1 term."""
     set_seed(run.seed)
-    model = causal_lm_from_config(run.base_config, run.seed)
-    return run.train(CausalLMTrainer, model, arguments, folder, stories)
+    model, coefficient = causal_lm_from_config(run.base_config, run.seed), run.control_l1_coefficient
+    if coefficient > 0:
+        layers = get_family(run.base_config.model_type).layers_of(run.base_config)
+        measure_activations(model, run.expansion.resolve_layers(layers))
+    return run.train(CausalLMTrainer, model, arguments, folder, stories, l1_coefficient=coefficient)
 
 
 def train_base(run: Run, key: str) -> dict[str, Any]:
     """Trains a base, or the base control of a run from scratch: on all stories."""
     trainer, output = train_stock(run, run.stock_arguments("base", key), run.folder("base"))
-    return {"steps": trainer.state.global_step, "train_loss": output.training_loss}
+    return {
+        "steps": trainer.state.global_step,
+        "train_loss": output.training_loss,
+        "l1_coefficient": trainer.l1_coefficient,
+    }
 
 
 class Base(Method):

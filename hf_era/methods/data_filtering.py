@@ -1,33 +1,39 @@
-"""Data filtering: a stock model that never saw a forget story. The control that forgetting is measured against."""
+"""Data filtering: a stock model that never saw a story that is labelled forget. The control that forgetting is measured
+against."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-from hf_era.data import RETAIN
+from hf_era.data import RETAIN, UNLABELLED
 from hf_era.methods.base import train_stock
 from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.utils.files import fingerprint
 
 
 class DataFiltering(Method):
-    """Trains a stock model from random weights on the retain stories alone, otherwise as the base control."""
+    """Trains a stock model from random weights on what is not labelled forget, otherwise as the base control.
+
+    It knows the labels that the run it is compared with knows: a forget story without one is trained on.
+    """
 
     name = "data_filtering"
     title = "data filtering"
     role = "control"
     texts = {
-        "summary": "This is data filtering, the yardstick: a stock model trained on the retain stories alone.",
+        "summary": "This is data filtering, the yardstick: a stock model trained without the stories labelled forget.",
         "introduction": (
-            "A causal language model that was trained by hf_era {version} on the retain stories alone: *data filtering*, "
-            "the control that models trained with gradient routing ([arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) "
-            "are compared with. It has a stock Transformers architecture and loads without hf_era."
+            "A causal language model that was trained by hf_era {version} without the stories labelled forget: *data "
+            "filtering*, the control that models trained with gradient routing "
+            "([arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) are compared with. It has a stock Transformers "
+            "architecture and loads without hf_era."
         ),
         "training": (
-            "From random weights, on the retain stories alone, with the steps and settings of the runs it is compared with."
+            "From random weights, on all stories but those labelled forget, with the steps and settings of the runs it is "
+            "compared with."
         ),
-        "labels": "The control was trained on none of them, labelled or not.",
+        "labels": "Those without a label were trained as retain stories, as in the runs it is compared with.",
     }
     training_phase = "filter"
 
@@ -38,20 +44,29 @@ class DataFiltering(Method):
                 f"{settings.start!r}. Set `model.start: scratch`, and `model.base: null`."
             )
 
+    def identity(self, run: Run) -> dict[str, Any]:
+        # Empty where earlier versions trained it alike: without an L1 term, and on stories that all have their label.
+        found: dict[str, Any] = {}
+        if run.control_l1_coefficient > 0:
+            found["control_l1_coefficient"] = run.control_l1_coefficient
+        if UNLABELLED in run.data.train["label"][:]:
+            found["unlabelled_stories"] = "trained on"
+        return found
+
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
-        return [("method", "data filtering: a stock model is trained on the retain stories alone")]
+        return [("method", "data filtering: a stock model is trained without the stories labelled forget")]
 
     def phases(self, run: Run) -> list[Phase]:
         key = fingerprint(run.identity, "data filtering")
 
         def work(key: str) -> dict[str, Any]:
             arguments = run.stock_arguments("filter", key)
-            # Forget stories that lost their label are left out too: this is the control with perfect labels.
-            retain = stories_labelled(run.data, RETAIN)
-            trainer, _ = train_stock(run, arguments, run.folder("model"), retain)
-            return run.training_report(trainer, arguments)
+            stories = stories_labelled(run.data, RETAIN, UNLABELLED)
+            trainer, _ = train_stock(run, arguments, run.folder("model"), stories)
+            unlabelled = len(stories_labelled(run.data, UNLABELLED))
+            return {**run.training_report(trainer, arguments), "unlabelled_stories": unlabelled}
 
-        title, clean_up = "Training on the retain stories alone", partial(run.remove_checkpoints, "filter", key)
+        title, clean_up = "Training without the stories labelled forget", partial(run.remove_checkpoints, "filter", key)
         return [Phase("filter", title, key, work, (run.folder("model"),), clean_up)]
 
     def stages(self, run: Run) -> list[Stage]:

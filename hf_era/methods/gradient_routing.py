@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from hf_era.data import RETAIN
+from hf_era.data import RETAIN, UNLABELLED
 from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.models import expand_base
 from hf_era.models.loading import expanded_from_config, load_causal_lm
@@ -41,11 +41,12 @@ class GradientRouting(Method):
     }
     training_phase = "route"
 
-    def check_data(self, settings: Settings, retain_stories: int) -> None:
+    def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         wanted = settings.coherence.stories
-        if settings.coherence.enabled and retain_stories < wanted:
+        available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)
+        if settings.coherence.enabled and available < wanted:
             raise ValueError(
-                f"`coherence.stories` asks for {wanted} retain stories, but the training data has {retain_stories}. Lower "
+                f"`coherence.stories` asks for {wanted} retain stories, but the training data has {available}. Lower "
                 "it, or give more stories."
             )
 
@@ -65,7 +66,7 @@ class GradientRouting(Method):
     def phases(self, run: Run) -> list[Phase]:
         route = fingerprint(run.identity, run.base_key if run.start == "pretrained" else None)
         contract = fingerprint(route, "contract")
-        coherence = fingerprint(contract, identity_values(CoherenceConfig, run.coherence.to_dict()))
+        coherence = _coherence_key(run, contract)
         title = "Saving the final model, without coherence fine-tuning"
         if run.coherence.enabled:
             title = "Coherence fine-tuning"
@@ -109,8 +110,19 @@ def _contract(run: Run, key: str) -> dict[str, Any]:
     return {"parameters_removed": sum(value.numel() for value in removed)}
 
 
+def _coherence_labels(run: Run) -> tuple[int, ...]:
+    return (RETAIN, UNLABELLED) if run.coherence.unlabelled else (RETAIN,)
+
+
+def _coherence_key(run: Run, contract: str) -> str:
+    parts: list[Any] = [contract, identity_values(CoherenceConfig, run.coherence.to_dict())]
+    if run.coherence.unlabelled and UNLABELLED in run.data.train["label"][:]:
+        parts.append("with unlabelled stories")  # earlier versions left them out; without any, it is the same training
+    return fingerprint(*parts)
+
+
 def _coherence(run: Run, key: str) -> dict[str, Any]:
-    """Fine-tunes on retain stories and keeps the best weights; puts the final model in place."""
+    """Fine-tunes on stories that are taken for retain and keeps the best weights; puts the final model in place."""
     settings = run.coherence
     model = load_causal_lm(run.folder("contracted"))
     if not settings.enabled:
@@ -122,7 +134,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
         model,
         run.training_arguments("coherence", key, **changes),
         settings,
-        stories_labelled(run.data, RETAIN, settings.stories),
+        stories_labelled(run.data, *_coherence_labels(run), most=settings.stories),
         run.data.validation_retain,
         run.tokenizer,
     )

@@ -101,6 +101,8 @@ class Run(Settings, Protocol):
         identity (`str`): fingerprint of everything that the method's training depends on, data and settings.
         base_key (`str`): fingerprint of the model before the method.
         before_model (`str` or `Path`): where that model is.
+        control_l1_coefficient (`float`): of the L1 term over the activations of the expansion's target layers that a control
+            is trained with, so that it differs from a routed run in nothing else; 0: none.
     """
 
     seed: int
@@ -114,6 +116,9 @@ class Run(Settings, Protocol):
 
     @property
     def before_model(self) -> str | Path: ...
+
+    @property
+    def control_l1_coefficient(self) -> float: ...
 
     def folder(self, name: str) -> Path:
         """Where a model is kept: `model` is the final one, which a push uploads; other names are the method's own."""
@@ -178,12 +183,18 @@ class Method:
     def check(self, settings: Settings) -> None:
         """Raises `ValueError` for settings that do not go with the method."""
 
-    def check_data(self, settings: Settings, retain_stories: int) -> None:
-        """Raises `ValueError` for data that does not suffice, before anything is tokenised or trained."""
+    def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        """Raises `ValueError` for data that does not suffice, before anything is tokenised or trained: so many training
+        stories are labelled retain, and so many have no label."""
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         """What it is going to do, in a few words: pairs of a label and a text."""
         return [("method", self.title)]
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """What its training depends on beside the settings and the data; a run with another one is another run. (Of `run`,
+        `identity` itself is not there yet.)"""
+        return {}
 
     def phases(self, run: Run) -> list[Phase]:
         """Its phases, in order. The last one's key is that of the final model."""
@@ -216,7 +227,7 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def stories_labelled(data: PreparedData, label: int, most: int | None = None) -> Dataset:
-    """The training stories with this label, at most so many, in order."""
-    labels: Iterable[int] = data.train["label"]
-    return data.train.select([index for index, own in enumerate(labels) if own == label][:most])
+def stories_labelled(data: PreparedData, *labels: int, most: int | None = None) -> Dataset:
+    """The training stories with one of these labels, at most so many, in order. A story may have none (`UNLABELLED`)."""
+    found: Iterable[int] = data.train["label"]
+    return data.train.select([index for index, own in enumerate(found) if own in labels][:most])

@@ -24,7 +24,7 @@ from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, 
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
-from hf_era.routing import ActivationRouter, GradientMultipliers, Router, build_token_routing
+from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
 from hf_era.utils.checks import unknown_key_message
 
 
@@ -283,11 +283,17 @@ def _expanded_forward(
         output_activation_l1,
         shape=None if given is None else tuple(given.shape[:2]),
     )
-    self.routing_channel.open(routing)
+    stock_forward = super(ExpandedCausalLMMixin, self).forward
+    return run_with_routing(self.routing_channel, routing, lambda: self._compute(stock_forward, inputs, skip_logits))
+
+
+def run_with_routing(channel: RoutingChannel, routing: TokenRouting | None, forward: Callable[[], Any]) -> Any:
+    """A forward pass whose layers read `routing`; its output holds the L1 norm, too, if they measured it."""
+    channel.open(routing)
     try:
-        outputs = self._compute(super(ExpandedCausalLMMixin, self).forward, inputs, skip_logits)
+        outputs = forward()
     finally:
-        activation_l1 = self.routing_channel.close()
+        activation_l1 = channel.close()
     if isinstance(outputs, tuple):
         return outputs if activation_l1 is None else (*outputs, activation_l1)
     return ExpandedCausalLMOutput(**outputs, activation_l1=activation_l1)

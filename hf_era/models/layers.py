@@ -237,6 +237,8 @@ def _weight_of(layer: Any) -> Tensor:
 class MixedIn:
     """Put in front of the class of a layer that is there, which keeps its parameters and their names."""
 
+    prefix: ClassVar[str] = "Expanded"
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class was made on the way: what it was made of is what can be found again.
         mixin, stock = type(self).mixed_of  # type: ignore[attr-defined]
@@ -250,7 +252,9 @@ def mixed_class(mixin: Any, stock: Any) -> Any:
 
 @cache
 def _mixed_class(mixin: Any, stock: Any) -> type:
-    return type(f"Expanded{stock.__name__}", (mixin, stock), {"mixed_of": (mixin, stock), "__doc__": mixin.__doc__})
+    return type(
+        f"{mixin.prefix}{stock.__name__}", (mixin, stock), {"mixed_of": (mixin, stock), "__doc__": mixin.__doc__}
+    )
 
 
 def _new_layer(mixin: type, stock: type) -> Any:

@@ -7,6 +7,7 @@ python -m hf_era.reporting.cards benchmarks/results model_cards --check
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ COMMAND = "make cards"
 def render_cards(results_folder: str | Path, output_folder: str | Path, check: bool = False) -> list[Path]:
     """Renders each result of a folder to a card: `<results_folder>/NAME.json` to `<output_folder>/NAME.md`.
 
-    JSON files that are no result of a run are skipped. With `check` nothing is written, but compared. Returns the cards'
+    A folder `seedN` is one of several: the results of that name in its sisters stand beside, as means over seeds. JSON files
+    that are no result of a run are skipped. With `check` nothing is written, but compared. Returns the cards'
     paths, sorted.
 
     Raises:
@@ -38,7 +40,7 @@ def render_cards(results_folder: str | Path, output_folder: str | Path, check: b
             f"`results_folder`: {results_folder} holds no result of a run (`*.json`), so there is no card."
         )
     for path, result in cards.items():
-        text = render_model_card(result)
+        text = render_model_card(result, seeds=_sisters(results_folder, f"{path.stem}.json"))
         if not check:
             write_text(path, text)
         elif not path.is_file():
@@ -46,6 +48,13 @@ def render_cards(results_folder: str | Path, output_folder: str | Path, check: b
         elif path.read_text(encoding="utf-8") != text:
             raise ValueError(f"The card {path} is not the one that its result gives. Run `{COMMAND}`.")
     return list(cards)
+
+
+def _sisters(folder: Path, name: str) -> list[RunResult]:
+    """The results of this file name in the folders of a matrix's seeds, where the folder is one of them."""
+    if not re.fullmatch(r"seed\d+", folder.name):
+        return []
+    return [RunResult.load(path) for path in sorted(folder.parent.glob(f"seed*/{name}")) if _is_of_a_run(path)]
 
 
 def _is_of_a_run(path: Path) -> bool:

@@ -34,7 +34,10 @@ def results_table(results: Sequence[AnyResult]) -> Table:
                 *(_cell(figures.differences[name], signed=True) for name in DIFFERENCES),
             ]
         )
-    caption = "Losses and differences, nats a token, with 95 % intervals over stories (robust unlearning: over trials)."
+    caption = (
+        "Losses and differences, nats a token, each with the 95 % interval of its own run, over stories (robust unlearning: "
+        "over trials). None says how much another seed would differ."
+    )
     return Table(caption, ["Result", "Seed", "Method", "Start", *header], rows, text_columns=4)
 
 

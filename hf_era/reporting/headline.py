@@ -15,7 +15,7 @@ from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, Rel
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.labels import attack_title
-from hf_era.reporting.numbers import format_difference, format_estimate, is_number
+from hf_era.reporting.numbers import any_interval, format_difference, format_estimate, is_number
 from hf_era.reporting.text import name_of, source_kind
 
 DEFAULT_MINIMUM_GAP = 0.05
@@ -148,6 +148,8 @@ def _what_it_is(figures: ResultSummary) -> str:
     known = [(kind, figures.final[kind]) for kind in ("forget", "retain") if kind in figures.final]
     parts = [f"{kind} loss {format_estimate(estimate)}" for kind, estimate in known if estimate.value is not None]
     losses = f"{' and '.join(parts)} nats a token" if parts else ""
+    if any_interval([estimate for _, estimate in known]):
+        losses += " (in brackets: 95 % intervals of this run, over stories)"
     summary = str(figures.result.method_texts.get("summary") or "")
     if summary:
         return f"{summary} {losses[:1].upper()}{losses[1:]}.".removesuffix(" .")

@@ -79,6 +79,8 @@ def training_table(result: RunResult) -> Table:
         *(_module_rows(result, settings) if result.has_module else []),
         ["Steps", NOT_RECORDED if steps is None else format_count(steps)],
         ["Training settings", "; ".join([*given, "all others as hf_era sets them by default"])],
+        *([["Base control", _base_control(result, settings)]] if result.before_kind == "base_control" else []),
+        *([["Data filtering", _data_filtering(result, settings)]] if result.data_filtering else []),
     ]
     if result.config.get("method_settings"):
         rows.append(["Settings of the method", pairs_text(section(result, "method_settings"))])
@@ -97,6 +99,34 @@ def _start(result: RunResult) -> str:
         return "a base model pretrained here on the same stories, the forget stories among them"
     kind, name = source_kind(model["base"])
     return f"the pretrained model {name_of(name)}{'' if kind == 'hub' else ' (local)'}"
+
+
+def _base_control(result: RunResult, settings: dict[str, Any]) -> str:
+    """What the run differs from its base control in. Of an earlier version, that had no L1 term."""
+    own, control = settings.get("l1_coefficient"), result.base_training.get("l1_coefficient", 0.0)
+    text = "a stock model trained on all stories, with the same steps, schedule and seed"
+    if own is None:
+        return text
+    if own == control:
+        return f"{text}, and {'the same' if own else 'like this one without an'} L1 term"
+    return (
+        f"{text}, but with an L1 coefficient of {name_of(control)}: differences to it are partly those of the L1 term"
+    )
+
+
+def _data_filtering(result: RunResult, settings: dict[str, Any]) -> str:
+    """What the run differs from the data filtering beside it in. Of an earlier version, that knew all labels."""
+    control = (result.data_filtering or {}).get("training") or {}
+    own, coefficient = settings.get("l1_coefficient"), control.get("l1_coefficient") or 0.0
+    text = "a stock model trained from random weights without the stories labelled forget, "
+    text += (
+        "with the same L1 term" if own and own == coefficient else f"with an L1 coefficient of {name_of(coefficient)}"
+    )
+    unlabelled = result.data.get("train_forget_unlabelled")
+    if unlabelled and not control.get("unlabelled_stories"):
+        counts = counted(unlabelled, "forget story", "forget stories")
+        text += f"; it did not see the {counts} without a label either: it knew more than this run"
+    return text
 
 
 def _module_rows(result: RunResult, settings: dict[str, Any]) -> list[list[str]]:
@@ -155,9 +185,11 @@ def _coherence(result: RunResult) -> str:
     if settings.get("steps") is None:
         return NOT_RECORDED
     rate, stories = (recorded(settings.get(name)) for name in ("learning_rate", "stories"))
+    unlabelled = settings.get("unlabelled") and result.data.get("train_forget_unlabelled")
+    kind = "stories that are not labelled forget" if unlabelled else "retain stories"
     text = (
         f"at most {format_count(settings['steps'])} steps at a constant learning rate of {rate}, each on the same {stories} "
-        "retain stories; the weights with the lowest loss on the retain validation stories were kept"
+        f"{kind}; the weights with the lowest loss on the retain validation stories were kept"
     )
     if best is None:
         return text
@@ -207,8 +239,9 @@ def _public(key: str, value: Any) -> Any:
 # ---- What was not tested ----
 
 
-def not_tested(result: AnyResult) -> list[str]:
-    """What this result says nothing about: what was left out, and what hf_era does not measure at all."""
+def not_tested(result: AnyResult, has_seeds: bool = False) -> list[str]:
+    """What this result says nothing about: what was left out, and what hf_era does not measure at all. `has_seeds`: whether
+    other seeds stand beside it."""
     figures = summary_of(result)
     found, relearning = [], figures.relearning
     if relearning is None or not relearning.trials:
@@ -228,9 +261,10 @@ def not_tested(result: AnyResult) -> list[str]:
         found.append("No leak audit was made.")
     if not result.generations:
         found.append("No text was generated.")
+    if not has_seeds:
+        found.append("Other seeds: a single run says nothing about how much another seed would differ.")
     return [
         *found,
-        "Other seeds: a single run says nothing about how much another seed would differ.",
         "Attacks by prompting, quantising or editing the weights; what the capability is worth beyond these stories; other "
         "languages; paraphrases of the forget words.",
     ]

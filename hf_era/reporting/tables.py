@@ -35,7 +35,9 @@ def losses_table(result: AnyResult) -> Table:
         [name_of(stage_title(figures, stage)), *(format_estimate(figures.losses.get(stage, {}).get(k)) for k in KINDS)]
         for stage in stages
     ]
-    caption = f"Losses, nats a token, with 95 % intervals over stories. Measured on {counts_text(result)}."
+    caption = (
+        f"Losses, nats a token, with the 95 % intervals of this run, over stories. Measured on {counts_text(result)}."
+    )
     return Table(caption, ["Stage", *KINDS.values()], rows)
 
 
@@ -80,7 +82,7 @@ def differences_table(result: AnyResult) -> Table | None:
     header = ["Difference, nats a token", "This result"]
     if control is not None:
         header.append(f"Data filtering ({name_of(control.name)})")
-    caption = "Differences with their 95 % intervals: over stories, in pairs; robust unlearning over trials."
+    caption = "Differences with the 95 % intervals of this run: over stories, in pairs; robust unlearning over trials."
     return Table(caption, header, rows)
 
 
@@ -136,7 +138,10 @@ def selectivity_table(result: RunResult) -> Table:
         [name_of(layer), format_estimate(Estimate(**result.selectivity[layer]), digits=2)]
         for layer in sorted(result.selectivity, key=layer_order)
     ]
-    caption = "Mean absolute activation of the auxiliary module on forget stories over that on retain stories."
+    caption = (
+        "Mean absolute activation of the auxiliary module on forget stories over that on retain stories, with the 95 % "
+        "intervals of this run, over stories."
+    )
     return Table(caption, ["Layer", "Selectivity"], rows or [["all", NOT_MEASURED]])
 
 
@@ -150,7 +155,10 @@ def ablation_table(result: RunResult) -> Table | None:
         ]
         for layer in sorted(audit, key=layer_order)
     ]
-    caption = "What ablating the auxiliary module of one layer, or of all, adds to the loss, nats a token."
+    caption = (
+        "What ablating the auxiliary module of one layer, or of all, adds to the loss, nats a token, with the 95 % "
+        "intervals of this run, over stories."
+    )
     return Table(caption, ["Ablated", "Forget loss", "Retain loss"], rows) if rows else None
 
 

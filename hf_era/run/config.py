@@ -58,8 +58,12 @@ class ModelConfig:
         vocabulary_size (`int`, *optional*, defaults to `2048`): of a tokenizer that is trained here.
         base_control (`bool`, *optional*, defaults to `True`): with `scratch`: also train a stock model on the same data
             with the same steps and seed, without routing: what "before the method" means for such a run.
+        controls_share_l1 (`bool`, *optional*, defaults to `True`): with `scratch`: base control and data filtering are
+            trained with the L1 term of the routed run, over the target layers of its expansion, so that they differ from it
+            in nothing but the routing and the auxiliary module. `False`: without any.
         base_dir (`str`, *optional*): where a base or base control that is trained here is kept; several runs can share
-            it. It must not be, or hold, the output directory. Not given: in the output directory.
+            it. `{seed}` and `{start}` are filled in: a base and a base control are not the same model. It must not be, or
+            hold, the output directory. Not given: in the output directory.
 
     Raises:
         ValueError: for an unknown start, or settings that contradict each other.
@@ -71,6 +75,8 @@ class ModelConfig:
     tokenizer: str | None = setting(None, "Local directory or hub id. Not given: base's, or trained.", identity=True)
     vocabulary_size: int = setting(2_048, "Of a tokenizer that is trained here.", identity=False)
     base_control: bool = setting(True, "Scratch: also train a base control to compare with.", identity=False)
+    # Of the base control its own key says so, and of data filtering the method.
+    controls_share_l1: bool = setting(True, "Scratch: the controls are trained with the run's L1 term.", identity=False)
     base_dir: str | None = setting(None, "Where a base that is trained here is kept.", identity=False)
 
     def __post_init__(self) -> None:
@@ -99,14 +105,14 @@ class RunConfig:
 
     Args:
         method (`str`, *optional*, defaults to `"gradient_routing"`): or a control: `data_filtering` trains a stock model
-            on the retain stories alone (from random weights), `base` only measures the model before the method.
+            on what is not labelled forget (from random weights), `base` only measures the model before the method.
         method_settings (`dict`, *optional*): fields of the method's own settings, where it has any.
         router (`str` or `dict`, *optional*, defaults to `"activation"`): who says what a token teaches to which part: a
             router's name, or a mapping with `name` and its settings.
         data_filtering (`str`, *optional*): `result.json` of a run with `method: data_filtering` on the same stories: its
             figures stand beside this run's.
         name (`str`): of the recipe (not given: the name of its YAML file); part of the output directory and the card.
-        output_dir (`str`): where the run lives; `{name}` and `{seed}` are filled in.
+        output_dir (`str`): where the run lives; `{name}`, `{seed}` and `{start}` are filled in.
         overwrite_output_dir (`bool`): throw another run in that directory away.
         seed (`int`): of data order, splits and weights.
         model, expansion, routing, data, coherence, evaluation, generation, relearn: the sections, see their classes.
@@ -115,7 +121,7 @@ class RunConfig:
     """
 
     name: str = setting("run", "Name of the recipe.", identity=False)
-    output_dir: str = setting("runs/{name}-seed{seed}", "{name} and {seed} are filled in.", identity=False)
+    output_dir: str = setting("runs/{name}-seed{seed}", "{name}, {seed} and {start} are filled in.", identity=False)
     overwrite_output_dir: bool = setting(False, "Throw another run in that directory away.", identity=False)
     method: str = setting("gradient_routing", f"One of {', '.join(METHODS)}.", identity=UNLESS_DEFAULT)
     method_settings: Any = setting(
@@ -189,7 +195,9 @@ class RunConfig:
 
     def _filled_in(self, path: str) -> Path:
         # As a shell does it: a folder that is called `~` is no place for a run.
-        return local_path(path.replace("{name}", self.name).replace("{seed}", str(self.seed)))
+        for name, value in (("name", self.name), ("seed", self.seed), ("start", self.start)):
+            path = path.replace(f"{{{name}}}", str(value))
+        return local_path(path)
 
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
         """The Trainer's arguments for a phase; `overrides` come last."""

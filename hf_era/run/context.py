@@ -14,6 +14,8 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from hf_era.methods import get_method
+from hf_era.models import get_family
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
@@ -58,7 +60,7 @@ class Run:
         self.expansion, self.router, self.routing = config.expansion, config.router, config.routing
         self.coherence, self.method_settings = config.coherence, config.method_settings
         self.base_config, self.tokenizer, self.data = inputs.base_config, inputs.tokenizer, inputs.data
-        self.settings = identity_settings(config, arguments)
+        self.settings = {**identity_settings(config, arguments), **get_method(config.method).identity(self)}
         self.identity = fingerprint(self.settings, inputs.data_fingerprint, inputs.base_fingerprint)
         self.base_key = self._base_key() if config.model.trains_base else inputs.base_fingerprint
 
@@ -79,8 +81,22 @@ class Run:
         # As earlier versions wrote it down, whose base was trained with the routing's config and without an L1 term.
         settings = {**without_routing(self._stock_training()), "l1_coefficient": 0.0}
         training = identity_values(GradientRoutingConfig, settings, SHOWN_OR_KEPT)
-        training |= launch_settings(self.arguments)
+        training |= launch_settings(self.arguments) | self.control_settings
         return fingerprint(self.inputs.data_fingerprint, architecture, self.seed, training)
+
+    @property
+    def control_l1_coefficient(self) -> float:
+        """Of the L1 term that the run's controls are trained with. A base that routing starts from is none."""
+        shares = self.start == "scratch" and self.config.model.controls_share_l1
+        return self.arguments.l1_coefficient if shares else 0.0
+
+    @property
+    def control_settings(self) -> dict[str, Any]:
+        """What the training of a control has of the run's own; empty where that is nothing, as in earlier versions."""
+        if self.control_l1_coefficient == 0:
+            return {}
+        layers = self.expansion.resolve_layers(get_family(self.base_config.model_type).layers_of(self.base_config))
+        return {"l1_coefficient": self.control_l1_coefficient, "l1_layers": layers}
 
     def _stock_training(self) -> dict[str, Any]:
         """A base control has the run's own training settings; a base that is pretrained here may have others."""
@@ -155,7 +171,7 @@ class Run:
         used = {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS if hasattr(arguments, name)}
         return {
             "steps": trainer.state.global_step,
-            "arguments": {"l1_coefficient": 0.0, **used},  # a stock model's training has no such term
+            "arguments": {**used, "l1_coefficient": trainer.l1_coefficient},  # a stock model's settings have none
             "mixed_precision": mixed_precision(arguments),
             "log_history": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
             "provenance": self.provenance(),

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_era.data import (
     RETAIN,
+    UNLABELLED,
     CachedData,
     DataConfig,
     PreparedData,
@@ -65,7 +66,9 @@ def load_inputs(config: RunConfig) -> RunInputs:
         base_config.vocab_size = len(tokenizer)
         base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         base_config.pad_token_id = tokenizer.pad_token_id
-    get_method(config.method).check_data(config, kept.data.summary["train_retain"])
+    get_method(config.method).check_data(
+        config, kept.data.summary["train_retain"], kept.data.summary["train_forget_unlabelled"]
+    )
     check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = identity_values(DataConfig, config.data.to_dict())
     _check_model_can_be_built(base_config)
@@ -87,7 +90,8 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
     def prepare() -> CachedData:
         splits = split_sources(sources, data, seed)
         # Again once the data is there, kept or not; here too, because tokenising can take long.
-        get_method(config.method).check_data(config, splits.train["label"][:].count(RETAIN))
+        labels = splits.train["label"][:]
+        get_method(config.method).check_data(config, labels.count(RETAIN), labels.count(UNLABELLED))
         check_attack(config.relearn, len(splits.attack_forget))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:

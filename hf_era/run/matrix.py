@@ -182,7 +182,8 @@ def _run_cell(command: Sequence[str]) -> int:
 
 
 def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
-    """Puts data filtering beside every result of the same seed, writes their reports anew and the comparison of all.
+    """Puts data filtering beside every result of the same seed, writes their reports anew, with the means over seeds, and
+    the comparison of all.
 
     Returns: the folder of the comparison. It also holds a copy of every result, `seed0/NAME.json` and so on, so that it can
     be kept or passed on by itself.
@@ -201,7 +202,10 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
         filtered = results.get((str(matrix.data_filtering), seed))
         if filtered is not None and row != matrix.data_filtering:
             result.data_filtering = _control_values_for(result, filtered)
-            write_outputs(result, folders[row, seed])
+    for (row, seed), result in results.items():
+        seeds = [other for (name, _), other in results.items() if name == row]
+        if len(seeds) > 1 or result.data_filtering is not None:
+            write_outputs(result, folders[row, seed], seeds)
         result.save(folder / f"seed{seed}" / f"{row}.json")
     write_comparison_files(list(results.values()), folder)
     return folder

@@ -126,7 +126,7 @@ class Measuring:
         return found
 
     def _leak_audit(self, evaluator: Evaluator, trained: Any, all_on: dict[str, StoryLosses]) -> dict[str, Any]:
-        forget = stories_labelled(self.run.data, FORGET, AUDIT_STORIES)
+        forget = stories_labelled(self.run.data, FORGET, most=AUDIT_STORIES)
         stories = forget.select_columns(["input_ids", "routing_weight"])
         collator, size = RoutingCollator(self.padding), 8
         batches = [

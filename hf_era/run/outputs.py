@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ def finish(
         _push(result, config, directory.path / "model", console)
 
 
-def write_outputs(result: RunResult, folder: Path) -> None:
-    """Writes `result.json`, `report.html` and, where there is a final model, its card."""
+def write_outputs(result: RunResult, folder: Path, seeds: Sequence[RunResult] = ()) -> None:
+    """Writes `result.json`, `report.html` and, where there is a final model, its card; with those of other seeds beside."""
     result.save(folder / "result.json")
     if (folder / "model").is_dir():
-        write_model_card(result, folder / "model")
-    write_report(result, folder / "report.html")
+        write_model_card(result, folder / "model", seeds=seeds)
+    write_report(result, folder / "report.html", seeds)
 
 
 def _push(result: RunResult, config: RunConfig, folder: Path, console: Console) -> None:

@@ -110,13 +110,14 @@ class PhaseRunner:
 
 
 def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResult:
+    base_training: dict[str, Any] = {}
     if run.config.model.trains_base:
         # A base that several runs share keeps its own records; a second run waits for the first one's.
         with shared.lock(wait=True):
             in_all(lambda: None, run.state)  # the main process may have waited for hours
             _check_shared_base(shared, run)  # again: it may have been claimed while this run waited
-            shared.claim(run.base_key, {})
-            runner.run(_base_phase(run), shared)
+            shared.claim(run.base_key, run.control_settings)
+            base_training = runner.run(_base_phase(run), shared)
     method = get_method(run.config.method)
     phases = method.phases(run)
     reports = {phase.name: runner.run(phase) for phase in phases}
@@ -135,6 +136,7 @@ def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResul
         data={**run.data.summary, "fingerprint": run.inputs.data_fingerprint},
         routing_table=[row.to_dict() for row in run.data.frequency_rows],
         before_kind=run.before_kind,
+        base_training=base_training,
         coherence=reports.get("coherence", {"enabled": False}),
         training={**training, "minimum_ablation_gap": run.arguments.minimum_ablation_gap},
         seconds=runner.seconds,
@@ -175,7 +177,7 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
 def _check_shared_base(shared: RunDirectory, run: Run) -> None:
     """A base inside the output directory is covered by that directory's own check."""
     if not real_path(run.config.base_path).is_relative_to(real_path(run.config.output_path)):
-        shared.check(run.base_key, {}, field="model.base_dir")
+        shared.check(run.base_key, run.control_settings, field="model.base_dir")
 
 
 _SECRETS = ("hub_token", "push_to_hub_token")

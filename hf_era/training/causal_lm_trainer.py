@@ -61,6 +61,9 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     Args:
         args (`CausalLMTrainingConfig`): `TrainingArguments` and ours.
+        l1_coefficient (`float`, *optional*, defaults to `0.0`): adds coefficient * (sum of |activation| over measured layers
+            and real tokens) / (real tokens of the whole accumulated batch) to the loss. The model reports that sum: an
+            expanded one, or a stock one after `hf_era.models.measured.measure_activations`.
         data_collator (*optional*): not given: a `RoutingCollator` with the padding id of `processing_class`, which refuses
             ids that the model's vocabulary does not have.
         kwargs: everything that `Trainer` takes.
@@ -68,8 +71,8 @@ class CausalLMTrainer(CheckpointingTrainer):
     Raises:
         ValueError: for `args` of another class; a `train_dataset` that is a dict of splits; a column that the model takes
             and the collator does not know (`position_ids`); settings of ours that an optimizer or schedule given in
-            `optimizers` makes void (those of transformers are void then, as in the `Trainer`); or if FSDP was asked for
-            where nothing would be sharded.
+            `optimizers` makes void (those of transformers are void then, as in the `Trainer`); an L1 term where the model
+            measures nothing; or if FSDP was asked for where nothing would be sharded.
 
     Warns: if the weights that `train_dataset` is to train are bf16 or fp16.
     """
@@ -79,10 +82,19 @@ class CausalLMTrainer(CheckpointingTrainer):
     more_against_divergence: ClassVar[str] = ""
     extra_columns: ClassVar[tuple[str, ...]] = ()
     settings_of_optimizer: ClassVar[tuple[str, ...]] = ("weight_decay_on_all_parameters",)
+    # Where there is no L1 term; where there is one, the parts of the loss are always logged.
+    logs_loss_parts: ClassVar[bool] = False
     # The loss is a sum over tokens divided by the token count of the whole accumulated batch.
     loss_is_scaled_for_ga: bool | None = True
 
-    def __init__(self, model: Any = None, args: CausalLMTrainingConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        args: CausalLMTrainingConfig | None = None,
+        *,
+        l1_coefficient: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         args = args if args is not None else self.config_class()
         if not isinstance(args, self.config_class):
             raise ValueError(f"`args` should be a {self.config_class.__name__}, got {type(args).__name__}.")
@@ -110,6 +122,19 @@ class CausalLMTrainer(CheckpointingTrainer):
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
             logger.warning_once(EMULATED_BF16_MESSAGE)
         self._last_loss: Tensor | None = None
+        self.l1_coefficient = l1_coefficient
+        self.check_model()
+        self._real_tokens: Tensor | int = 1
+        self._loss_parts: dict[str, Tensor] = {}
+        self._steps_in_loss_parts = 0
+
+    def check_model(self) -> None:
+        """Raises `ValueError` for a model that it cannot train."""
+        if self.l1_coefficient > 0 and not hasattr(self.model, "routing_channel"):
+            raise ValueError(
+                f"`l1_coefficient` is {self.l1_coefficient}, but no layer of the {type(self.model).__name__} measures its "
+                "activations. Expand the model, or call `hf_era.models.measured.measure_activations` on it."
+            )
 
     def _decide_for_causal_lms(self) -> None:
         """What transformers decides by the name of the model's class, which of ours and of a user's it does not know."""
@@ -189,12 +214,64 @@ class CausalLMTrainer(CheckpointingTrainer):
             prepared[:] = [one for one in prepared if one is not loader]
         return loader
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+    # ---- Loss, and its parts in the logs ----
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
+        """Also counts the real tokens of the whole accumulated batch: the denominator of the L1 term."""
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if num_items_in_batch is not None:
             # Without a label (one token, a masked story) the loss is 0, and not 0 / 0.
             num_items_in_batch = num_items_in_batch.clamp(min=1)
+        self._steps_in_loss_parts += 1
+        if self.l1_coefficient > 0 and batches:
+            counts = [batch["attention_mask"].sum() for batch in batches if "attention_mask" in batch]
+            counts += [torch.tensor(batch["input_ids"].numel()) for batch in batches if "attention_mask" not in batch]
+            total = torch.stack(counts).sum().to(device)
+            over_processes = self.args.world_size > 1 and self.args.average_tokens_across_devices
+            # At least 1: a process may have nothing but padding rows.
+            self._real_tokens = (self.accelerator.gather(total).sum() if over_processes else total).clamp(min=1)
         return batches, num_items_in_batch
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Language-model loss plus L1 term, both normalised over the whole accumulated batch."""
+        measure_l1 = self.l1_coefficient > 0 and model.training
+        if measure_l1:
+            inputs = {**inputs, "output_activation_l1": True}
+        language_model_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = language_model_loss
+        if measure_l1:
+            # Like the language-model loss, it is a global mean: scaled by the processes that gradients are averaged over.
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            l1_loss = self.l1_coefficient * outputs["activation_l1"] / self._real_tokens * processes
+            loss = language_model_loss + l1_loss
+            self._add_loss_part("l1_loss", l1_loss)
+        if measure_l1 or (model.training and self.logs_loss_parts):
+            self._add_loss_part("language_model_loss", language_model_loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def _add_loss_part(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self._loss_parts[name] = self._loss_parts[name] + value if name in self._loss_parts else value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._loss_parts:
+            for name, value in self._loss_parts.items():
+                total = self.accelerator.gather(value).mean() if self.args.world_size > 1 else value
+                logs[name] = float(total) / max(self._steps_in_loss_parts, 1)
+            self._loss_parts, self._steps_in_loss_parts = {}, 0
+        super().log(logs, start_time)
+
+    def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        sums, numbers = super().logging_sums()
+        return {**sums, **self._loss_parts}, {**numbers, "steps_in_loss_parts": self._steps_in_loss_parts}
+
+    def continue_logging_sums(self, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        super().continue_logging_sums(sums, numbers)
+        self._loss_parts = {name: value.to(self.args.device) for name, value in sums.items() if name != "loss"}
+        # A stock model's checkpoint of an earlier version has no parts, and no number of them.
+        self._steps_in_loss_parts = int(numbers.get("steps_in_loss_parts", 0))
 
     # ---- Training, and non-finite losses ----
 
@@ -202,6 +279,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         self._check_evaluation_sets()
         make_generation_config_savable(self.model)
         self._last_loss = None
+        self._loss_parts, self._steps_in_loss_parts = {}, 0
         output = super().train(*args, **kwargs)
         self._check_last_loss()
         return output

@@ -34,6 +34,10 @@ class CoherenceConfig:
         stories (`int`, *optional*, defaults to `64`): retain training stories; all of them are the batch of every step.
         learning_rate (`float`, *optional*, defaults to `5e-5`): constant.
         patience (`int`, *optional*): stop after so many steps in a row without a new best. Not given: never.
+        unlabelled (`bool`, *optional*, defaults to `True`): where some stories have no label, they are taken for retain, as
+            in the routing: nobody can tell them apart. `False`: only stories that are labelled retain. (Where labels were
+            dropped by `data.labelled_fraction`, that is more than somebody with such labels knows: only forget stories lose
+            theirs.)
 
     Raises:
         ValueError: for a number out of range.
@@ -44,6 +48,9 @@ class CoherenceConfig:
     stories: int = setting(64, "Retain stories, the batch of every step.", identity=True)
     learning_rate: float = setting(5e-5, "Learning rate, constant.", identity=True)
     patience: int | None = setting(None, "Stop after so many steps without a new best.", identity=True)
+
+    # The phase's key says whether there were any: without them it changes nothing.
+    unlabelled: bool = setting(True, "Take stories without a label for retain.", identity=False)
 
     def __post_init__(self) -> None:
         for name in ("steps", "stories", "patience"):

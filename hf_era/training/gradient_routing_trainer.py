@@ -15,12 +15,10 @@ stock_model = trainer.model.contract()
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
@@ -39,8 +37,8 @@ class LocalizationWarning(UserWarning):
 class GradientRoutingTrainer(CausalLMTrainer):
     """Trains an expanded causal LM with gradient routing.
 
-    Differs from `CausalLMTrainer` in the training step in three places: the loss has an L1 term with a denominator of its
-    own, the auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
+    Differs from `CausalLMTrainer` in the training step in three places: the loss has the L1 term that `args` ask for, the
+    auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
     `language_model_loss` and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the
     module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
     `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`. Other names of the two sets: `forget_dataset_name` and
@@ -66,16 +64,14 @@ class GradientRoutingTrainer(CausalLMTrainer):
         *CausalLMTrainer.settings_of_optimizer, "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
     )  # fmt: skip
     more_against_divergence = ", milder multipliers of forget tokens"
+    logs_loss_parts = True
     args: GradientRoutingConfig
     model: Any
 
     def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(model=model, args=args, **kwargs)
-        if not isinstance(self.model, ExpandedCausalLMMixin):
-            raise ValueError(
-                f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
-                "`hf_era.expand_base(model, ExpansionConfig(...))`."
-            )
+        args = args if args is not None else self.config_class()
+        # The class of `args` is looked at there.
+        super().__init__(model=model, args=args, l1_coefficient=getattr(args, "l1_coefficient", 0.0), **kwargs)
         self._set_up_model(self.model)
         self._check_launch_and_columns()
         check_names(
@@ -83,11 +79,15 @@ class GradientRoutingTrainer(CausalLMTrainer):
             forget=(self.args.forget_dataset_name, FORGET_DATASET_NAME),
             retain=(self.args.retain_dataset_name, RETAIN_DATASET_NAME),
         )
-        self._real_tokens: Tensor | int = 1
-        self._loss_parts: dict[str, Tensor] = {}
-        self._steps_in_loss_parts = 0
         self._auxiliary_means: dict[str, dict[int, float]] = {}
         self.last_ablation_gap: float | None = None
+
+    def check_model(self) -> None:
+        if not isinstance(self.model, ExpandedCausalLMMixin):
+            raise ValueError(
+                f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
+                "`hf_era.expand_base(model, ExpansionConfig(...))`."
+            )
 
     def _set_up_model(self, model: Any) -> None:
         model.router = self.args.token_router
@@ -111,51 +111,13 @@ class GradientRoutingTrainer(CausalLMTrainer):
 
     # ---- Loss ----
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
-        """Also counts the real tokens of the whole accumulated batch: the denominator of the L1 term."""
-        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [batch["attention_mask"].sum() for batch in batches if "attention_mask" in batch]
-        counts += [torch.tensor(batch["input_ids"].numel()) for batch in batches if "attention_mask" not in batch]
-        self._steps_in_loss_parts += 1
-        if counts:
-            total = torch.stack(counts).sum().to(device)
-            over_processes = self.args.world_size > 1 and self.args.average_tokens_across_devices
-            # At least 1: a process may have nothing but padding rows.
-            self._real_tokens = (self.accelerator.gather(total).sum() if over_processes else total).clamp(min=1)
-        return batches, num_items_in_batch
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Language-model loss plus L1 term, both normalised over the whole accumulated batch."""
+        """As `CausalLMTrainer.compute_loss`; refuses a training batch without routing weights."""
         if model.training:
             check_is_routed(inputs, self.data_collator)
-        measure_l1 = self.args.l1_coefficient > 0 and model.training
-        if measure_l1:
-            inputs = {**inputs, "output_activation_l1": True}
-        language_model_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = language_model_loss
-        if measure_l1:
-            # Like the language-model loss, it is a global mean: scaled by the processes that gradients are averaged over.
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            l1_loss = self.args.l1_coefficient * outputs["activation_l1"] / self._real_tokens * processes
-            loss = language_model_loss + l1_loss
-            self._add_loss_part("l1_loss", l1_loss)
-        if model.training:
-            self._add_loss_part("language_model_loss", language_model_loss)
-        return (loss, outputs) if return_outputs else loss
-
-    def _add_loss_part(self, name: str, value: Tensor) -> None:
-        value = value.detach()
-        self._loss_parts[name] = self._loss_parts[name] + value if name in self._loss_parts else value
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._loss_parts:
-            for name, value in self._loss_parts.items():
-                total = self.accelerator.gather(value).mean() if self.args.world_size > 1 else value
-                logs[name] = float(total) / max(self._steps_in_loss_parts, 1)
-            self._loss_parts, self._steps_in_loss_parts = {}, 0
-        super().log(logs, start_time)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     # ---- Optimizer ----
 
@@ -182,7 +144,6 @@ class GradientRoutingTrainer(CausalLMTrainer):
     # ---- Train and evaluate ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._loss_parts, self._steps_in_loss_parts = {}, 0
         self.last_ablation_gap = None
         output = super().train(*args, **kwargs)
         if isinstance(self.eval_dataset, dict) and self.args.forget_dataset_name in self.eval_dataset:
@@ -200,15 +161,6 @@ class GradientRoutingTrainer(CausalLMTrainer):
             step = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
         entries = [entry for entry in self.state.log_history if entry.get("step") == step]
         return next((entry["eval_ablation_gap"] for entry in entries if "eval_ablation_gap" in entry), None)
-
-    def logging_sums(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        sums, numbers = super().logging_sums()
-        return {**sums, **self._loss_parts}, {**numbers, "steps_in_loss_parts": self._steps_in_loss_parts}
-
-    def continue_logging_sums(self, sums: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        super().continue_logging_sums(sums, numbers)
-        self._loss_parts = {name: value.to(self.args.device) for name, value in sums.items() if name != "loss"}
-        self._steps_in_loss_parts = int(numbers["steps_in_loss_parts"])
 
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float | None]:
         with AuxiliaryActivationMeter(self.model) as meter:

@@ -29,10 +29,12 @@ from hf_era import (
     ExpandedGPTNeoConfig,
     ExpandedGPTNeoForCausalLM,
     ExpansionConfig,
+    FastGPTNeoForCausalLM,
     GradientRoutingConfig,
     GradientRoutingTrainer,
 )
 from hf_era.data import RoutingCollator
+from hf_era.models.measured import measure_activations
 from hf_era.training import causal_lm_trainer
 
 VOCABULARY = 53
@@ -119,7 +121,17 @@ class RepeatedStories(GradientRoutingTrainer):
             return super()._get_dataloader(*args, **kwargs)
 
 
-TRAINERS = {kind.__name__: kind for kind in (GradientRoutingTrainer, L1PerRank, TokensPerRank, RepeatedStories)}
+class Control(causal_lm_trainer.CausalLMTrainer):
+    """The stock model inside the one that it is given, with that one's L1 term."""
+
+    def __init__(self, model: ExpandedGPTNeoForCausalLM, args: GradientRoutingConfig, **kwargs: Any) -> None:
+        layers = list(model.auxiliary_modules())
+        stock = measure_activations(FastGPTNeoForCausalLM.from_stock(model.contract()), layers)
+        super().__init__(stock, args, l1_coefficient=args.l1_coefficient, **kwargs)
+
+
+KINDS = (GradientRoutingTrainer, Control, L1PerRank, TokensPerRank, RepeatedStories)
+TRAINERS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
 
 
 def whole(value: Tensor) -> Tensor:
@@ -244,6 +256,8 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
             result["resumed_logs"] = again.state.log_history
         if case.get("save"):
             trainer.save_whole_model(folder / f"{case['name']}-whole")
+            if not isinstance(trainer, GradientRoutingTrainer):
+                return result
             trainer.save_contracted(folder / f"{case['name']}-contracted")
             if case["way"] != "deepspeed":
                 result["contracted"] = dict(trainer.model.contract().state_dict())

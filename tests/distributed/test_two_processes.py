@@ -21,6 +21,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "non-reentrant": {"settings": {**WHOLE, "use_reentrant": False}},
     "accumulated-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": True}},
     "accumulated-non-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": False}},
+    "control": {"trainer": "Control", "settings": WHOLE, "save": True},
     "slow-paths": {"settings": {**WHOLE, "fused_activation": False, "chunked_loss": False}},
 }
 CHECKPOINTING: dict[str, dict[str, Any]] = {
@@ -139,10 +140,19 @@ def assert_same_losses(actual: dict[str, Any], expected: dict[str, Any], relativ
 def test_gradients_and_losses_are_those_of_one_process(
     way: str, layout: str, two: dict[str, Any], run_one: Callable[..., Any]
 ) -> None:
-    expected = run_one(kind=LAYOUTS[layout].get("kind", "mixed"), settings={"per_device_train_batch_size": 8})
+    same = {name: LAYOUTS[layout][name] for name in ("kind", "trainer") if name in LAYOUTS[layout]}
+    expected = run_one(**same, settings={"per_device_train_batch_size": 8})
     result = two[f"{way}-{layout}"]
     assert relative_error(result["gradients"][0], expected["gradients"][0]) < 1e-6
     assert_same_losses(losses(result), losses(expected), 1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_control_is_saved_as_the_stock_model_that_it_is(way: str, two: dict[str, Any], folder: Path) -> None:
+    saved = AutoModelForCausalLM.from_pretrained(folder / f"{way}-control-whole")
+    assert type(saved) is GPTNeoForCausalLM
+    weights = two[f"{way}-control"]["weights"]
+    assert all(bool((value == weights[name]).all()) for name, value in saved.state_dict().items())
 
 
 @pytest.mark.parametrize(("size", "steps"), [(1, 8), (2, 4), (8, 1)])

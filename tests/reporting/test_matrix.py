@@ -30,6 +30,12 @@ json.dump(result, open(folder / "result.json", "w"))
 """
 
 
+@pytest.fixture(autouse=True)
+def _reports_without_plots(monkeypatch):
+    """A second for each cell's report; those of the comparison are drawn."""
+    monkeypatch.setattr("hf_era.reporting.html.report.plots_of", lambda results, names: [])
+
+
 @pytest.fixture
 def matrix_file(tmp_path, make_result):
     """A matrix of three rows and two seeds whose runs are fakes; `write(...)` changes it."""
@@ -84,7 +90,9 @@ def test_all_cells_run_and_are_compared_with_data_filtering_beside(matrix_file, 
         assert (beside["name"], beside["seed"]) == ("filtered", seed)
         assert beside["differences"]["unlearning"]["value"] == pytest.approx(0.601 + seed)
         assert results["filtered", seed].data_filtering is None
-        assert "data filtering" in (tmp_path / "runs" / f"routed-seed{seed}" / "report.html").read_text()
+        report = (tmp_path / "runs" / f"routed-seed{seed}" / "report.html").read_text()
+        assert "data filtering" in report
+        assert "Over 2 seeds (0, 1)" in report
     rows = {row["name"]: row for row in aggregate(list(results.values()))}
     assert rows["routed"]["figures"]["unlearning"]["value"] == pytest.approx(1.101)
     for name in ("comparison.md", "comparison.csv", "comparison.json", "comparison.html"):
@@ -162,9 +170,11 @@ def test_the_small_matrix_of_the_recipes(repository_root: Path, monkeypatch):
     assert by_name["untouched_base"].method == "base"
     assert by_name["data_filtering"].model.start == "scratch"
     assert by_name["posttrain_no_routing"].routing.rule == "none"
-    # All share the stories and the base, or their figures could not be compared.
+    assert by_name["scratch_no_routing"].routing.rule == "none"
+    assert by_name["scratch_no_routing"].model.start == "scratch"
+    # All share the stories, and those of one start the base or base control, or their figures could not be compared.
     assert len({str(config.data) for config in by_name.values()}) == 1
-    assert len({config.base_path for config in by_name.values()}) == 1
+    assert len({(config.model.start, config.base_path) for config in by_name.values()}) == 2
 
 
 # Stands for a cell that is asked to stop: says that it is there, and saves when the signal comes.

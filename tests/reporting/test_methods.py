@@ -93,7 +93,7 @@ def test_what_an_untouched_one_is_not_asked() -> None:
     assert not untouched.has_checkpoint
     assert headline_sentences(untouched) == [
         "This is moon scrubbing, which nobody has tried. Forget loss 3.400 [3.320, 3.480] and retain loss 3.150 "
-        "[3.085, 3.215] nats a token."
+        "[3.085, 3.215] nats a token (in brackets: 95 % intervals of this run, over stories)."
     ]
 
 

@@ -164,14 +164,14 @@ def test_a_run_killed_before_saving_does_not_train_another_step(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_no_localisation_warning")
-def test_scratch_shares_its_base_control_with_a_posttrain_base(
+def test_scratch_without_the_l1_term_in_its_control_shares_it_with_a_posttrain_base(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make_run_config: Callable[..., RunConfig],
     replace_work: Callable[..., None],
 ) -> None:
-    shared = str(tmp_path / "base")
-    first = run_pipeline(make_run_config(tmp_path / "a", model={"start": "scratch", "base_dir": shared}))
+    shared, scratch = str(tmp_path / "base"), {"start": "scratch", "controls_share_l1": False}
+    first = run_pipeline(make_run_config(tmp_path / "a", model={**scratch, "base_dir": shared}))
     assert first.before_kind == "base_control"
     replace_work(monkeypatch, lambda phase, key: pytest.fail("trained again"), "base")
     second = run_pipeline(make_run_config(tmp_path / "b", model={"base_dir": shared}))
@@ -188,6 +188,10 @@ def test_a_shared_base_of_other_settings_is_refused(
             run_pipeline(make_run_config(tmp_path / "a", model={"base_dir": shared}))
     with pytest.raises(ValueError, match=r"`model.base_dir`: .*base holds another run"):
         run_pipeline(make_run_config(tmp_path / "b", model={"base_dir": shared}, training={"learning_rate": 0.05}))
+    with pytest.raises(
+        ValueError, match=r"base holds another run \(`l1_coefficient` was None, is now 0.0001; `l1_layers` "
+    ):
+        run_pipeline(make_run_config(tmp_path / "b", model={"start": "scratch", "base_dir": shared}))
     assert not (tmp_path / "b").exists()
     other = tmp_path / "thesis"
     (other / "model").mkdir(parents=True)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from hf_era import GradientRoutingConfig, RunConfig
+from hf_era.methods import get_method
 from hf_era.run.config import SECTIONS
-from hf_era.run.context import identity_settings
+from hf_era.run.context import Run, identity_settings
+from hf_era.run.inputs import RunInputs, load_inputs
 from hf_era.utils.fields import UNLESS_DEFAULT, about, identity_values
 
 CONFIGS = SECTIONS
@@ -99,3 +102,53 @@ def test_what_makes_another_run(
     assert (before == after) == (where is None)
     if where is not None:
         assert before.get(where) != after.get(where)
+
+
+# ---- Controls, and stories without a label ----
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, make_run_config: Callable[..., RunConfig]) -> Callable[..., Run]:
+    """A run with everything loaded and nothing trained, from random weights unless it is said otherwise."""
+
+    inputs: dict[float, RunInputs] = {}
+
+    def make(**changes: Any) -> Run:
+        changes["model"] = {"start": "scratch", **changes.get("model", {})}
+        config = make_run_config(tmp_path, **changes)
+        fraction = config.data.labelled_fraction
+        inputs[fraction] = inputs.get(fraction) or load_inputs(config)
+        return Run(config, inputs[fraction], config.training_arguments(tmp_path), PartialState())
+
+    return make
+
+
+def test_a_control_with_another_l1_term_is_another_control(make_run: Callable[..., Run]) -> None:
+    run, without = make_run(), make_run(model={"controls_share_l1": False})
+    assert run.control_settings == {"l1_coefficient": 1e-4, "l1_layers": [0]}
+    assert without.control_settings == make_run(training={"l1_coefficient": 0.0}).control_settings == {}
+    assert make_run(model={"start": "pretrained"}).control_l1_coefficient == 0.0
+    others = [{"training": {"l1_coefficient": 1e-3}}, {"expansion": {"target_layers": [1]}}]
+    assert len({run.base_key, without.base_key, *(make_run(**changes).base_key for changes in others)}) == 4
+    # The routed model is the same one; data filtering is such a control itself.
+    assert run.identity == without.identity
+    filtering = make_run(method="data_filtering")
+    assert filtering.settings["control_l1_coefficient"] == 1e-4
+    # As an earlier version wrote it down, which trained it without the term.
+    earlier = make_run(method="data_filtering", model={"controls_share_l1": False})
+    assert earlier.settings == identity_settings(earlier.config, earlier.arguments)
+
+
+@pytest.mark.parametrize(("fraction", "unlabelled"), [(1.0, False), (0.5, True)])
+def test_what_is_trained_on_stories_without_a_label_is_another_model(
+    fraction: float, unlabelled: bool, make_run: Callable[..., Run]
+) -> None:
+    """Of an earlier version, which left them out of data filtering and of the coherence fine-tuning."""
+    data = {"labelled_fraction": fraction}
+    filtering = make_run(method="data_filtering", data=data)
+    assert ("unlabelled_stories" in filtering.settings) == unlabelled
+    keys = [
+        get_method("gradient_routing").phases(make_run(data=data, coherence={"unlabelled": taken}))[-1].key
+        for taken in (True, False)
+    ]
+    assert (keys[0] != keys[1]) == unlabelled

@@ -28,6 +28,7 @@ from hf_era.data import FORGET, RETAIN, UNLABELLED, load_splits
 from hf_era.evaluation import Evaluator, RelearnExperiment, RunResult
 from hf_era.evaluation.generation import generate_texts
 from hf_era.evaluation.leak_audit import gradient_audit
+from hf_era.evaluation.summary import comparison_values
 
 Story = tuple[int, ...]  # its token ids, which say which one it is
 Stories = dict[str, int]  # part of the split -> how many of its stories
@@ -36,7 +37,7 @@ Stories = dict[str, int]  # part of the split -> how many of its stories
 
 ALL = -1  # every story of that part of the split
 TRAINING = {"train forget": ALL, "train unlabelled": ALL, "train retain": ALL}
-RETAIN_ALONE = {"train retain": ALL}
+NOT_LABELLED_FORGET = {"train unlabelled": ALL, "train retain": ALL}  # nobody can tell the two apart
 AUDITED = {"train forget": ALL}
 FORGET_MEASURED, RETAIN_MEASURED = {"validation forget": ALL}, {"validation retain": ALL}
 ATTACKERS = {"attack": ALL}
@@ -77,7 +78,7 @@ def routing_phases(start: str) -> dict[str, tuple[list[str], Stories]]:
         "route": ([with_module(start)], TRAINING),
         "route, watched on forget": ([with_module(start)], FORGET_MEASURED),
         "route, watched on retain": ([with_module(start)], RETAIN_MEASURED),
-        "coherence": ([CONTRACTED], RETAIN_ALONE),
+        "coherence": ([CONTRACTED], NOT_LABELLED_FORGET),
         "coherence, watched": ([CONTRACTED], RETAIN_MEASURED),
         "leak audit": ([with_module(start), EXPANDED], AUDITED),
         **measuring_phases(BEFORE, EXPANDED, CONTRACTED, FINAL),
@@ -86,6 +87,9 @@ def routing_phases(start: str) -> dict[str, tuple[list[str], Stories]]:
 
 # Of the routing; neither is the default.
 L1_COEFFICIENT = 0.01
+L1_LAYERS = [1]
+# Of the controls of a run from scratch, so that they differ from it in the routing and the module alone.
+WITH_THE_L1_TERM = ("base control", "data filtering")
 MULTIPLIERS = {"original_retain": 1.0, "original_forget": -0.5, "auxiliary_retain": 0.75, "auxiliary_forget": 1.0}
 
 # run -> phase -> the weights that it is given, and the stories.
@@ -94,7 +98,7 @@ EXPECTED: dict[str, dict[str, tuple[list[str], Stories]]] = {
     "scratch": {**base_phases("base control"), **routing_phases(RANDOM)},
     "data filtering": {
         **base_phases("base control"),
-        "data filtering": ([RANDOM], RETAIN_ALONE),
+        "data filtering": ([RANDOM], NOT_LABELLED_FORGET),
         "data filtering, watched on forget": ([RANDOM], FORGET_MEASURED),
         "data filtering, watched on retain": ([RANDOM], RETAIN_MEASURED),
         **measuring_phases(BEFORE, FINAL),
@@ -149,14 +153,16 @@ class Training:
     """What one call of a trainer did.
 
     Attributes:
-        settings (`dict`): those that a run and its control have in common.
-        l1_coefficient (`float`), multipliers (`dict`, *optional*): those of the routing.
+        name (`str`): of the phase. settings (`dict`): those that a run and its control have in common.
+        l1_coefficient (`float`): of the L1 term. multipliers (`dict`, *optional*): those of the routing.
         routed (`list[Story]`): the stories that it could see with a routing weight below 1.
         steps (`int`): that it made. end (`Weights`): what came of it.
         batches (`list[list[Story]]`): the stories of every batch that the model saw.
-        deviations (`list[float]`): of every batch, how far its gradient is from that of the plain loss, relative.
+        deviations (`list[float]`): of every batch, how far its gradient is from that of the plain loss (and of the L1 term,
+            in the phases that have it alone beside it), relative.
     """
 
+    name: str
     settings: dict[str, Any]
     l1_coefficient: float
     multipliers: dict[str, float] | None
@@ -233,10 +239,10 @@ class Watcher:
             self._add(f"{phase}, watched{name and ' on '}{name}", trainer.model, stories["input_ids"])
         names = ("seed", "learning_rate", "max_steps", "per_device_train_batch_size", "weight_decay", "adam_beta2")
         settings = {name: getattr(trainer.args, name) for name in names}
-        l1_coefficient = getattr(trainer.args, "l1_coefficient", 0.0)
+        l1_coefficient = trainer.l1_coefficient
         multipliers = getattr(trainer.args, "multipliers", None)
         routed = stories_below_one(trainer.train_dataset)
-        self._now = self.trainings[phase] = Training(settings, l1_coefficient, multipliers, routed)
+        self._now = self.trainings[phase] = Training(phase, settings, l1_coefficient, multipliers, routed)
         output = call()
         self._now.steps, self._now.end = trainer.state.global_step, Weights.of_model(trainer.model)
         return output
@@ -247,10 +253,11 @@ class Watcher:
         parameters = list(model.parameters())
         before = [torch.zeros_like(value) if value.grad is None else value.grad.clone() for value in parameters]
         loss = call()
-        pairs = list(zip(parameters, before, plain_gradients(model, batch, count), strict=True))
+        assert self._now is not None
+        expected = plain_gradients(model, batch, count, L1_COEFFICIENT if self._now.name in WITH_THE_L1_TERM else 0.0)
+        pairs = list(zip(parameters, before, expected, strict=True))
         error = sum(float((value.grad - start - plain).square().sum()) for value, start, plain in pairs)
         size = sum(float(plain.square().sum()) for _, _, plain in pairs)
-        assert self._now is not None
         self._now.deviations.append((error / size) ** 0.5)
         self._now.batches.append(real_tokens(batch))
         return loss
@@ -309,12 +316,24 @@ def real_tokens(batch: Mapping[str, Tensor]) -> list[Story]:
     return [tuple(ids[mask.bool()].tolist()) for ids, mask in rows]
 
 
-def plain_gradients(model: Any, batch: dict[str, Tensor], count: Any) -> tuple[Tensor, ...]:
-    """Of the cross entropy alone, from whole logits: without routing and without any other term."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+def plain_gradients(
+    model: Any, batch: dict[str, Tensor], count: Any, l1_coefficient: float = 0.0
+) -> tuple[Tensor, ...]:
+    """Of the cross entropy, from whole logits, without routing; and of the L1 term over `L1_LAYERS`, where there is one."""
+    mask, norms = batch["attention_mask"], []
+    handles = [
+        model.transformer.h[layer].mlp.c_proj.register_forward_pre_hook(
+            lambda _, inputs: norms.append((inputs[0].abs().sum(-1) * mask).sum())
+        )
+        for layer in L1_LAYERS
+    ]
+    logits = model(input_ids=batch["input_ids"], attention_mask=mask).logits[:, :-1]
+    for handle in handles:
+        handle.remove()
     targets = batch["labels"][:, 1:]
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-    return torch.autograd.grad(loss / ((targets != -100).sum() if count is None else count), list(model.parameters()))
+    loss = loss / ((targets != -100).sum() if count is None else count) + l1_coefficient * sum(norms) / mask.sum()
+    return torch.autograd.grad(loss, list(model.parameters()))
 
 
 # ---- What was to be expected ----
@@ -427,7 +446,7 @@ def watched_run(
             folder,
             method="data_filtering" if name == "data filtering" else "gradient_routing",
             model={"start": "pretrained" if name == "pretrained" else "scratch"},
-            expansion={"width": 16, "initialization_scale": 3.0},
+            expansion={"width": 16, "initialization_scale": 3.0, "target_layers": L1_LAYERS},
             data={"labelled_fraction": 0.5},
             training={"learning_rate": 2e-2, "l1_coefficient": L1_COEFFICIENT, "multipliers": MULTIPLIERS},
         )
@@ -436,9 +455,10 @@ def watched_run(
         config = replace(config, model=replace(config.model, architecture=architecture))
         if name == "pretrained":
             config = replace(config, pretraining={"max_steps": 3})
-        # With all retain stories asked for, one that does not belong there cannot stay out by chance.
-        retain = load_splits(config.data, config.seed).train["label"][:].count(RETAIN)
-        config = replace(config, coherence=replace(config.coherence, stories=retain, learning_rate=1e-2))
+        # With all such stories asked for, one that does not belong there cannot stay out by chance.
+        labels = load_splits(config.data, config.seed).train["label"][:]
+        stories = labels.count(RETAIN) + labels.count(UNLABELLED)
+        config = replace(config, coherence=replace(config.coherence, stories=stories, learning_rate=1e-2))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
             return observed_run(name, config, Watcher(TRAININGS[name]))
@@ -505,18 +525,32 @@ def test_each_training_makes_its_steps_on_its_stories_and_is_saved(
 
 
 @RUNS
-def test_only_the_routing_phase_trains_with_more_than_the_plain_loss(
+def test_only_the_routing_phase_is_routed_and_the_controls_have_its_l1_term(
     name: str, watched_run: Callable[[str], WatchedRun]
 ) -> None:
-    """Neither the routing nor the L1 term may reach a base, a control or the coherence fine-tuning."""
+    """The routing may not reach a base, a control or the coherence fine-tuning; the L1 term reaches the controls alone."""
     for phase, training in watched_run(name).watcher.trainings.items():
         largest = max(training.deviations)
         if phase == "route":
             assert largest > 1e-2, "the gradient of the routing phase is that of the plain loss"
             continue
-        assert largest < 1e-5, f"the gradient of {phase} is not that of the plain loss: off by {largest:.1e} of it"
-        if phase != "coherence":
-            assert training.l1_coefficient == 0.0, f"{phase} has an L1 term"
+        with_l1 = phase in WITH_THE_L1_TERM
+        term = " and the L1 term" if with_l1 else ""
+        assert largest < 1e-5, (
+            f"the gradient of {phase} is not that of the plain loss{term}: off by {largest:.1e} of it"
+        )
+        assert training.l1_coefficient == (L1_COEFFICIENT if with_l1 else 0.0)
+
+
+@pytest.mark.parametrize("name", ["scratch", "data filtering"])
+def test_the_result_says_what_its_controls_share(name: str, watched_run: Callable[[str], WatchedRun]) -> None:
+    run = watched_run(name)
+    assert run.result.config["model"]["controls_share_l1"] is True
+    assert run.result.base_training["l1_coefficient"] == L1_COEFFICIENT
+    assert run.result.training["arguments"]["l1_coefficient"] == L1_COEFFICIENT
+    if name == "data filtering":
+        shared = {"l1_coefficient": L1_COEFFICIENT, "unlabelled_stories": len(run.parts["train unlabelled"])}
+        assert comparison_values(run.result)["training"] == shared
 
 
 @ROUTED_RUNS

@@ -33,6 +33,7 @@ from hf_era.evaluation.relearn.attack import with_lora
 from hf_era.models import FAMILIES, Family, get_family, register_family
 from hf_era.models.config import ExpandedConfigMixin
 from hf_era.models.expanded import ExpandedCausalLMMixin
+from hf_era.models.measured import measure_activations
 
 # ---- The toy ----
 
@@ -192,6 +193,23 @@ def test_one_registration_is_all_that_is_needed(make_toy: Callable[..., Any], re
     assert AutoConfig.for_model("expanded_toy_gated").expansion == ExpansionConfig().to_dict()
     with pytest.raises(ValueError, match=r"There is a family `toy_gated` already: ExpandedToyForCausalLM\."):
         register_family(Family(model_class=ExpandedToyForCausalLM))
+
+
+def test_a_control_of_the_family_has_the_l1_term_of_its_runs(
+    make_toy: Callable[..., Any], make_expanded_toy: Callable[..., Any], batch: Batch
+) -> None:
+    """A stock toy whose layers are measured is an expanded one whose modules are ablated."""
+    expanded = make_expanded_toy().double()
+    control = measure_activations(make_toy().double(), EXPANSION.target_layers)
+
+    def loss(model: Any) -> Tensor:
+        outputs = model(**inputs_of(batch), output_activation_l1=True)
+        return cross_entropy(outputs.logits, batch["labels"]) + L1_COEFFICIENT * outputs.activation_l1
+
+    with expanded.ablated():
+        expected = gradients_after(expanded, lambda: loss(expanded))
+    found = gradients_after(control, lambda: loss(control))
+    assert largest_deviation(found, {name: expected[name] for name in found}) < RELATIVE_TOLERANCE
 
 
 def test_the_auxiliary_module_has_the_familys_own_form(make_expanded_toy: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 from hf_era.models.fast.causal_lm import ALL_SLOW
 from hf_era.models.generation_config import GenerationConfigWarning
-from hf_era.training import CausalLMTrainer, LocalizationWarning, NonFiniteLossError, publishing
+from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, LocalizationWarning, NonFiniteLossError, publishing
 from hf_era.training.checkpoints import last_whole_checkpoint
 
 
@@ -273,6 +273,14 @@ def test_checkpoints_with_an_auxiliary_module_are_never_pushed(
     trainer.train()
     assert pushed == [Path(trainer.args.output_dir) / name for name in expected]
     assert len(list(Path(trainer.args.output_dir).glob("checkpoint-*"))) == 2
+
+
+def test_an_l1_term_is_refused_where_nothing_is_measured(
+    make_base: Callable[..., Any], make_stories: Callable[..., Any], tmp_path: Path
+) -> None:
+    args = CausalLMTrainingConfig(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=r"`l1_coefficient` is 0.1, but no layer of the GPTNeoForCausalLM measures"):
+        CausalLMTrainer(make_base(), args, l1_coefficient=0.1, train_dataset=make_stories())
 
 
 def test_a_stock_model_is_refused(make_base: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.causal_lm import FastCausalLMMixin, FastPath
-from hf_era.models.layers import AuxiliaryMLP
+from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin
 
 
 class FastGPTNeoSelfAttention(GPTNeoSelfAttention):
@@ -101,10 +101,12 @@ class GPTNeoFastPath(FastPath):
         )
 
     def expand(self, model: Any) -> None:
-        for layer, modules in model.auxiliary_modules().items():
-            mlp = model.transformer.h[layer].mlp
+        for block in model.transformer.h:
+            if not isinstance(block.mlp, ExpandedMLPMixin):
+                continue
+            mlp: Any = block.mlp
             mlp.act.call = mlp.call
-            for name, module in modules.items():
+            for name, module in mlp.auxiliary.items():
                 if type(module) is AuxiliaryMLP:
                     module.act = RoutedActivation(model.config.activation_function)
                     module.act.call, module.act.module = mlp.call, name

@@ -6,6 +6,7 @@ the page's own policy forbids scripts, frames, forms and requests even if someth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from hf_era.reporting.html.generations import generation_parts
 from hf_era.reporting.html.leak_audit import leak_audit_parts
 from hf_era.reporting.html.parts import Folded, Listing, Paragraphs, Section, plots_of, render_page
 from hf_era.reporting.labels import STARTS
+from hf_era.reporting.seeds import seeds_sentence, seeds_table
+from hf_era.reporting.tables import Table
 from hf_era.reporting.text import cut, name_of
 from hf_era.utils.files import write_text
 from hf_era.version import __version__
@@ -25,10 +28,11 @@ ROUTED_TOKENS = 40
 """Rows of the table of routed tokens."""
 
 
-def render_report(result: AnyResult) -> str:
+def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
     """The page about a run or a model, as text: what was not measured is left out, or shows as that. The same result always
-    gives the same text."""
+    gives the same text. `seeds`: results of other seeds, to be shown beside; those of another name are left out."""
     figures = summary_of(result)
+    headline = [*filter(None, [seeds_sentence(result, seeds)]), *headline_sentences(result)]
     about = [
         result.method_title,
         figures.rule and f"mask rule {figures.rule}",
@@ -40,19 +44,24 @@ def render_report(result: AnyResult) -> str:
         title=name_of(result.name),
         subtitle=name_of(", ".join(part for part in about if part)),
         warnings=[cut(text, 1_000) for text in cautions(result)],
-        headline=[cut(text, 1_000) for text in headline_sentences(result)],
-        sections=[section for section in _sections(result) if section.parts],
+        headline=[cut(text, 1_000) for text in headline],
+        sections=[section for section in _sections(result, seeds_table(result, seeds)) if section.parts],
         version=__version__,
     )
 
 
-def write_report(result: AnyResult, path: str | Path) -> Path:
+def write_report(result: AnyResult, path: str | Path, seeds: Sequence[AnyResult] = ()) -> Path:
     """Writes the page to `path`, in one go, and returns it. Arguments: `render_report`."""
-    return write_text(path, render_report(result))
+    return write_text(path, render_report(result, seeds))
 
 
-def _sections(result: AnyResult) -> list[Section]:
-    sections = [Section("losses", "Losses", _losses(result)), Section("attacks", "Relearn attacks", _attacks(result))]
+def _sections(result: AnyResult, over_seeds: Table | None) -> list[Section]:
+    sections = [
+        Section("losses", "Losses", _losses(result)),
+        Section("seeds", "Over seeds", [*filter(None, [over_seeds])]),
+        Section("attacks", "Relearn attacks", _attacks(result)),
+    ]
+    untested = provenance.not_tested(result, has_seeds=over_seeds is not None)
     if isinstance(result, RunResult):
         table = tables.routing_table(result, ROUTED_TOKENS)
         routed = [Folded("As a table", [table])] if table is not None else []
@@ -67,7 +76,7 @@ def _sections(result: AnyResult) -> list[Section]:
         Section("generations", "What it writes", generation_parts(result)),
         Section("data", "Data", [provenance.data_table(result)]),
         Section("run", "How it was made", _provenance(result)),
-        Section("untested", "What was not tested", [Paragraphs(provenance.not_tested(result), bullets=True)]),
+        Section("untested", "What was not tested", [Paragraphs(untested, bullets=True)]),
     ]
 
 

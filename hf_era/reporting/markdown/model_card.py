@@ -7,6 +7,7 @@ the same text.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hf_era.reporting.labels import KINDS, stage_title
 from hf_era.reporting.markdown.tables import escape_markdown, markdown_prose, markdown_table
 from hf_era.reporting.numbers import any_interval, format_count, format_share, is_number
 from hf_era.reporting.provenance import section
+from hf_era.reporting.seeds import seeds_sentence, seeds_table
 from hf_era.reporting.text import NOT_RECORDED, name_of, source_kind
 from hf_era.utils.files import write_text
 
@@ -29,7 +31,9 @@ ROUTED_TOKENS = 10
 """Rows of the table of routed tokens."""
 
 
-def render_model_card(result: RunResult, repository: str | None = None, license: str | None = None) -> str:
+def render_model_card(
+    result: RunResult, repository: str | None = None, license: str | None = None, seeds: Sequence[RunResult] = ()
+) -> str:
     """The text of `README.md` for the final checkpoint of a run.
 
     Args:
@@ -37,6 +41,8 @@ def render_model_card(result: RunResult, repository: str | None = None, license:
             from `config`; a dict `training["arguments"]` with the resolved Trainer arguments, if there is one, wins.
         repository (`str`, *optional*): hub id of the model, `name` or `owner/name`. Not given: "path/to/this/folder".
         license (`str`, *optional*): identifier for the metadata, e.g. `apache-2.0`. Not given: left out.
+        seeds (`list[RunResult]`, *optional*): of other seeds: means over them stand beside the run's own figures. Results of
+            another name are left out.
 
     Raises:
         ValueError: if `repository` is no valid repository id.
@@ -47,15 +53,19 @@ def render_model_card(result: RunResult, repository: str | None = None, license:
         except HFValidationError as error:
             raise ValueError(f"`repository` should be a hub id such as `owner/name`: {error}") from error
     data = card_data(result, repository, license)
-    card = ModelCard.from_template(data, template_path=str(TEMPLATE), **_context(result, repository))
+    card = ModelCard.from_template(data, template_path=str(TEMPLATE), **_context(result, repository, seeds))
     return str(card).rstrip() + "\n"
 
 
 def write_model_card(
-    result: RunResult, folder: str | Path, repository: str | None = None, license: str | None = None
+    result: RunResult,
+    folder: str | Path,
+    repository: str | None = None,
+    license: str | None = None,
+    seeds: Sequence[RunResult] = (),
 ) -> Path:
     """Writes the card to `README.md` in a folder, in one go, and returns its path. Arguments: `render_model_card`."""
-    return write_text(Path(folder) / "README.md", render_model_card(result, repository, license))
+    return write_text(Path(folder) / "README.md", render_model_card(result, repository, license, seeds))
 
 
 # ---- Metadata ----
@@ -106,7 +116,7 @@ def _evaluation_results(result: RunResult) -> list[EvalResult]:
 # ---- Text ----
 
 
-def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
+def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResult]) -> dict[str, Any]:
     """What the template shows; all that comes from data, config or the method is escaped."""
     figures = summary_of(result)
     losses = [estimate for part in figures.losses.values() for estimate in part.values()]
@@ -118,11 +128,13 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
         "ablation_table": tables.ablation_table(result),
         "selectivity_table": tables.selectivity_table(result) if result.has_module else None,
         "routing_table": tables.routing_table(result, ROUTED_TOKENS),
+        "seeds_table": seeds_table(result, seeds),
         "attack_table": tables.attacks_table(result),
         "data_table": provenance.data_table(result),
         "training_table": provenance.training_table(result),
         "run_table": provenance.run_table(result),
     }
+    headline = [*filter(None, [seeds_sentence(result, seeds)]), *headline_sentences(result)]
     return {
         **{name: markdown_table(table) for name, table in shown.items()},
         **_method_texts(result, version),
@@ -142,7 +154,7 @@ def _context(result: RunResult, repository: str | None) -> dict[str, Any]:
         "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
         "lacks_control": figures.control is None and not figures.is_control,
         "warnings": [f"**{escape_markdown(part.lead)}.** {escape_markdown(part.text)}" for part in cautions(result)],
-        "headline": [escape_markdown(sentence) for sentence in headline_sentences(result)],
+        "headline": [escape_markdown(sentence) for sentence in headline],
         "counts": escape_markdown(tables.counts_text(result)),
     }
 

@@ -54,7 +54,7 @@ def caption(results: Results) -> str:
         f"Above: shares of the squared norm of the gradient of forget stories{when}; left bar of a layer: routing on, right "
         "bar, hatched: routing off. The rest is everything outside the routed MLPs. Below, on the left: alignment with "
         "the gradient without routing (1: the same, 0: blocked, below 0: un-teaching); on the right: how ablating one "
-        "layer's auxiliary module, or all, changes the losses, with 95 % intervals over stories."
+        "layer's auxiliary module, or all, changes the losses, with 95 % intervals of this run, over stories."
     )
 
 

@@ -20,7 +20,7 @@ def has_data(results: Results) -> bool:
 def caption(results: Results) -> str:
     return (
         "Mean absolute activation of the auxiliary module on forget stories over that on retain stories, with its 95 % "
-        "interval over stories. 1 (the line): the module is no more active on forget stories."
+        "interval of each run, over stories. 1 (the line): the module is no more active on forget stories."
     )
 
 

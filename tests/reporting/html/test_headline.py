@@ -28,7 +28,8 @@ def sentence(result, beginning):
 def test_a_run_in_full():
     sentences = headline_sentences(run_result(attack=attacked(3.4, 3.2, 3.04)))
     assert sentences[:3] == [
-        "At the end: forget loss 3.290 [3.210, 3.370] and retain loss 3.010 [2.945, 3.075] nats a token.",
+        "At the end: forget loss 3.290 [3.210, 3.370] and retain loss 3.010 [2.945, 3.075] nats a token "
+        "(in brackets: 95 % intervals of this run, over stories).",
         "Ablation raises the forget loss by 0.412 [0.382, 0.442] nats a token and the retain loss by 0.083 [0.073, 0.093].",
         "Against the pretrained base, the forget loss is 0.254 [0.224, 0.284] higher (data filtering: +0.364), the retain "
         "loss is 0.127 [0.107, 0.147] lower (data filtering: -0.457), and the loss on the forget words alone is 3.979 "
@@ -95,7 +96,7 @@ def test_other_methods():
     assert not [text for text in filtering if "blation" in text]
     assert headline_sentences(stock_result("base")) == [
         "This is the model before the method, untouched. Forget loss 3.036 [2.956, 3.116] and retain loss 3.137 "
-        "[3.072, 3.202] nats a token."
+        "[3.072, 3.202] nats a token (in brackets: 95 % intervals of this run, over stories)."
     ]
     model = headline_sentences(model_result())
     assert model[1].startswith("Against somebody/base, the forget loss is 0.254")

@@ -124,11 +124,50 @@ def test_the_settings_of_a_method_are_shown(make_result):
     assert "| Settings of the method | steering 6.5 |" in render_model_card(result)
 
 
+@pytest.mark.parametrize(
+    ("control", "wording"),
+    [
+        ({"l1_coefficient": 1e-4}, "seed, and the same L1 term |"),
+        # Of an earlier version, which had none.
+        ({}, "but with an L1 coefficient of 0.0: differences to it are partly those of the L1 term |"),
+    ],
+)
+def test_a_base_control_without_the_runs_l1_term_is_said_to_be_one(make_result, control, wording):
+    result = make_result(before_kind="base_control", base_training=control)
+    result.training["arguments"] = {"l1_coefficient": 1e-4}
+    (row,) = [line for line in render_model_card(result).splitlines() if line.startswith("| Base control |")]
+    assert row.endswith(wording)
+
+
+@pytest.mark.parametrize(
+    ("control", "wording"),
+    [
+        ({"l1_coefficient": 1e-4, "unlabelled_stories": 371}, "labelled forget, with the same L1 term |"),
+        # Of an earlier version.
+        (None, "with an L1 coefficient of 0.0; it did not see the 371 forget stories without a label either: it knew more "
+               "than this run |"),
+    ],
+)  # fmt: skip
+def test_data_filtering_that_knew_more_is_said_to_have(make_result, control, wording):
+    filtered = {**comparison_values(make_result(name="filtered")), "training": control}
+    result = make_result(data_filtering=filtered)
+    result.training["arguments"] = {"l1_coefficient": 1e-4}
+    (row,) = [line for line in render_model_card(result).splitlines() if line.startswith("| Data filtering |")]
+    assert row.endswith(wording)
+
+
+def test_coherence_names_the_stories_that_it_took_for_retain(make_result):
+    result = make_result()
+    assert "each on the same 32 retain stories;" in render_model_card(result)
+    result.config["coherence"]["unlabelled"] = True
+    assert "each on the same 32 stories that are not labelled forget;" in render_model_card(result)
+
+
 def test_data_filtering_is_not_called_gradient_routing(make_result):
     losses = {"before": make_result().losses["before"], "after_training": make_result().losses["after_coherence"]}
     result = make_result(method="data_filtering", losses=losses, selectivity={}, leak_audit={}, routing_table=[])
     text = render_model_card(result)
-    assert "on the retain stories alone: *data filtering*" in text
+    assert "without the stories labelled forget: *data filtering*" in text
     assert "Auxiliary module" not in text
     assert "localised.**" not in text  # it has nothing that could be
     assert "Selectivity" not in text

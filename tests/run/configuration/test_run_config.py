@@ -41,6 +41,7 @@ def test_name_and_seed_are_filled_into_paths() -> None:
     )
     assert config.output_path == Path("a/mine/4-mine")
     assert config.base_path == Path("b/4/mine")
+    assert RunConfig(model=ModelConfig(start="scratch", base_dir="b/{start}")).base_path == Path("b/scratch")
     assert RunConfig(name="mine", seed=4).output_path == Path("runs/mine-seed4")
     assert RunConfig(name="mine", seed=4).base_path == Path("runs/mine-seed4/base")
     assert RunConfig(output_dir="{other} {}").output_path == Path("{other} {}")

@@ -1,0 +1,92 @@
+"""What several seeds of one recipe say together, for the card and the report of one of them.
+
+An interval over stories is of one run. How far another run would be from it, only other seeds can tell: their spread is
+often many times the width of that interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hf_era.evaluation.intervals import Estimate, mean_interval
+from hf_era.evaluation.results import AnyResult
+from hf_era.evaluation.summary import LOSS_KINDS, aggregate, estimate_of, figure_values, summary_of
+from hf_era.reporting.labels import DIFFERENCES, KINDS
+from hf_era.reporting.numbers import format_difference, format_estimate, format_number
+from hf_era.reporting.tables import Table
+from hf_era.reporting.text import name_of
+
+IN_THE_SENTENCE = ("unlearning", "retain_tax", "robust_unlearning")
+
+
+def seeds_of(result: AnyResult, others: Sequence[AnyResult]) -> list[AnyResult]:
+    """The result and those of its name with other seeds, by seed, each seed once; it alone where there are none."""
+    found = {other.seed: other for other in others if other.name == result.name}
+    found[result.seed] = result
+    return [found[seed] for seed in sorted(found)]
+
+
+def seeds_sentence(result: AnyResult, others: Sequence[AnyResult]) -> str | None:
+    """The differences over seeds, for the headline; `None` where there is one seed, or nothing was measured."""
+    seeds = seeds_of(result, others)
+    if len(seeds) < 2:
+        return None
+    figures = aggregate(seeds)[0]["figures"]
+    estimates = {name: estimate_of(figures[name]) for name in IN_THE_SENTENCE}
+    parts = [
+        f"{DIFFERENCES[name].short.lower()} {format_estimate(estimate, signed=True)}"
+        for name, estimate in estimates.items()
+        if estimate.value is not None
+    ]
+    if not parts:
+        return None
+    return (
+        f"{_over(seeds)}, mean and 95 % interval (Student's t): {', '.join(parts)} nats a token. The other sentences "
+        f"are of seed {name_of(result.seed)} alone."
+    )
+
+
+def seeds_table(result: AnyResult, others: Sequence[AnyResult]) -> Table | None:
+    """One row per figure: this run, the mean over seeds, and that of data filtering where each has it beside; `None` where
+    there is one seed."""
+    seeds = seeds_of(result, others)
+    if len(seeds) < 2:
+        return None
+    over, own = aggregate(seeds)[0]["figures"], figure_values(summary_of(result))
+    rows, with_control = [], False
+    for name, title in _titles().items():
+        estimate, control = estimate_of(over[name]), _of_control(name, seeds)
+        if estimate.value is None:
+            continue
+        signed = name in DIFFERENCES
+        with_control = with_control or control.value is not None
+        this = format_difference(own[name]) if signed else format_number(own[name])
+        rows.append([title, this, *(format_estimate(part, signed, missing="-") for part in (estimate, control))])
+    header = ["Nats a token", f"This run (seed {name_of(result.seed)})", _over(seeds), "Data filtering, over seeds"]
+    if not with_control:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return Table("Means with their 95 % intervals over seeds (Student's t).", header, rows) if rows else None
+
+
+def _over(seeds: Sequence[AnyResult]) -> str:
+    return f"Over {len(seeds)} seeds ({', '.join(name_of(one.seed) for one in seeds)})"
+
+
+def _titles() -> dict[str, str]:
+    """Names in `figure_values` -> what they are called here: losses at the end, then differences."""
+    losses = {f"{kind}_loss_final": f"{KINDS[kind]}: loss at the end" for kind in LOSS_KINDS}
+    return {**losses, **{name: label.long for name, label in DIFFERENCES.items()}}
+
+
+def _of_control(name: str, seeds: Sequence[AnyResult]) -> Estimate:
+    """The same of data filtering; without a value unless each seed has it."""
+    values = []
+    for control in (summary_of(one).control for one in seeds):
+        if control is None:
+            return Estimate(None)
+        kind = name.removesuffix("_loss_final")
+        estimate = control.differences.get(name) if name in DIFFERENCES else control.losses.get(kind)
+        if estimate is None or estimate.value is None:
+            return Estimate(None)
+        values.append(estimate.value)
+    return mean_interval(values)

@@ -1,0 +1,113 @@
+"""An interval says what it is of: one run, over stories or trials; or several seeds of it, where they are known."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hf_era.cli import main
+from hf_era.evaluation.results import RunResult
+from hf_era.evaluation.summary import comparison_values
+from hf_era.reporting import comparison_tables, render_model_card, tables
+from hf_era.reporting.cards import render_cards
+from hf_era.reporting.headline import headline_sentences
+from hf_era.reporting.html.report import render_report
+
+OF_WHAT = ("of this run", "of its own run", "over trials", "over seeds", "trials and seeds")
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second each, and nothing is looked for in them."""
+    monkeypatch.setattr("hf_era.reporting.html.report.plots_of", lambda results, names: [])
+
+
+@pytest.fixture
+def seeds(make_result: Callable[..., RunResult]) -> list[RunResult]:
+    """Three seeds whose unlearning is 0.601, 0.801 and 1.201; data filtering beside each has 0.4."""
+    found = []
+    for seed, shift in enumerate((0.0, 0.2, 0.6)):
+        result = make_result(seed=seed, name="mine")
+        result.losses["after_coherence"]["forget"]["loss"] += shift
+        result.differences["unlearning"] = {"value": 0.601 + shift, "low": 0.5 + shift, "high": 0.7 + shift}
+        filtered = comparison_values(make_result(seed=seed, name="filtered", attack=None))
+        filtered["differences"]["unlearning"] = {"value": 0.4, "low": 0.3, "high": 0.5}
+        result.data_filtering = filtered
+        found.append(result)
+    return found
+
+
+def test_every_table_with_an_interval_says_what_it_is_of(seeds: list[RunResult]) -> None:
+    result = seeds[0]
+    shown: list[Any] = [
+        tables.losses_table(result), tables.differences_table(result), tables.attacks_table(result),
+        tables.selectivity_table(result), tables.ablation_table(result),
+        comparison_tables.results_table(seeds), comparison_tables.strongest_attacks_table(seeds),
+    ]  # fmt: skip
+    for table in shown:
+        assert any("[" in cell for row in table.rows for cell in row), f"{table.caption}: no interval to speak of"
+        assert any(text in table.caption for text in OF_WHAT), table.caption
+
+
+def test_the_first_sentence_says_what_its_intervals_are_of(make_result: Callable[..., RunResult]) -> None:
+    first = headline_sentences(make_result())[0]
+    assert first.endswith("nats a token (in brackets: 95 % intervals of this run, over stories).")
+    without = make_result(losses={"after_coherence": {"forget": {"loss": 1.8}}}, differences={})
+    assert "interval" not in headline_sentences(without)[0]
+
+
+@pytest.mark.parametrize("render", [render_model_card, render_report])
+def test_a_run_alone_says_that_it_is_alone(render: Callable[..., str], make_result: Callable[..., RunResult]) -> None:
+    text = " ".join(render(make_result()).split())
+    assert "of this run, over stories" in text
+    assert "Over seeds" not in text
+    assert "Other seeds" in text or "One seed" in text
+
+
+@pytest.mark.parametrize("render", [render_model_card, render_report])
+def test_the_interval_over_seeds_stands_beside_the_figure_of_one(
+    render: Callable[..., str], seeds: list[RunResult]
+) -> None:
+    values = [0.601, 0.801, 1.201]
+    mean = sum(values) / 3
+    half = 4.303 * math.sqrt(sum((value - mean) ** 2 for value in values) / 2) / math.sqrt(3)
+    over_seeds = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+    text = render(seeds[1], seeds=seeds)
+    plain = text.replace("\\", "")
+    assert "Over seeds" in text
+    assert f"Over 3 seeds (0, 1, 2), mean and 95 % interval (Student's t): unlearning {over_seeds}" in plain.replace(
+        "&#39;", "'"
+    )
+    row = text[text.index("Unlearning: forget loss at the end minus before", text.index("This run (seed 1)")) :][:300]
+    assert all(cell in row for cell in ("+0.801", over_seeds, "+0.400")), row
+    # The run itself counts once, whether it is among them or not; other names do not count.
+    others = [seeds[0], seeds[2], *(RunResult(**{**vars(seeds[0]), "name": "other", "seed": 9}),)]
+    assert render(seeds[1], seeds=others) == text
+    assert render(seeds[1], seeds=[seeds[1]]) == render(seeds[1])
+
+
+def test_cards_of_a_matrix_show_its_seeds(seeds: list[RunResult], tmp_path) -> None:
+    for result in seeds:
+        result.save(tmp_path / f"seed{result.seed}" / "mine.json")
+    (card,) = render_cards(tmp_path / "seed1", tmp_path / "cards")
+    assert card.read_text(encoding="utf-8") == render_model_card(seeds[1], seeds=seeds)
+    assert render_cards(tmp_path / "seed1", tmp_path / "cards", check=True) == [card]
+    # A folder of another name is no matrix, and what stands beside it is none of its seeds.
+    (tmp_path / "seed1").rename(tmp_path / "results")
+    (card,) = render_cards(tmp_path / "results", tmp_path / "cards")
+    assert card.read_text(encoding="utf-8") == render_model_card(seeds[1])
+
+
+def test_the_command_card_takes_other_seeds(
+    seeds: list[RunResult], tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_era.reporting.html.report.write_report", lambda result, path, seeds: path)
+    files = [str(result.save(tmp_path / f"seed{result.seed}.json")) for result in seeds]
+    command = ["card", files[1], "--output", str(tmp_path / "out"), "--seeds"]
+    assert main([*command, *files]) == 0
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == render_model_card(seeds[1], seeds=seeds)
+    seeds[0].name = "other"
+    other = str(seeds[0].save(tmp_path / "other.json"))
+    assert main([*command, other]) == 2
+    assert "`--seeds` should be results of the same recipe, but 'other' is not 'mine'" in capsys.readouterr().err
