@@ -19,7 +19,8 @@ def found(text: str, words: list[str]) -> list[str]:
         ('"TREES!" she said', ["TREES"]),
         ("(forest),\nwoodland... ¡woodlands!", ["forest", "woodland", "woodlands"]),
         ("tree tree\ttree", ["tree", "tree", "tree"]),
-        ("treehouse streets tree1 tree_top _tree_", []),
+        ("treehouse streets tree1 tree_top", []),
+        ("_tree_ __Forest__", ["tree", "Forest"]),
         ("tree-house tree's tree,forest", []),  # one piece between white space, and not a forget word
         ("the bird flew", []),
         ("", []),
