@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from hf_era.data.collator import padding_token_id
 from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.sampling import SamplingConfig, choice_of_tokens
-from hf_era.evaluation.text_metrics import count_target_words, mean_repetition
+from hf_era.evaluation.text_metrics import TargetWordCounts, count_target_words, mean_repetition
 from hf_era.utils.processes import share_out
 
 BATCHES, SMALLEST_BATCH = 8, 4
@@ -103,14 +103,18 @@ def describe_generations(
     """The texts of several stages with their target words and repetition, as JSON.
 
     Args:
-        texts_by_stage: stage -> whole texts, one per prompt. prompts, words: see `count_target_words`.
+        texts_by_stage: stage -> whole texts, one per prompt. prompts, words: see `count_target_words`. Without words nothing
+            is counted.
         settings (`SamplingConfig`): how they were made.
         new_tokens (`int`, *optional*): how many there could be at most, from `generate_texts`. Not given: as in `settings`.
 
     Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`), `prompts`, and by stage `texts`, `target_words`
-        (`all`, `without_prompt`: sums over the texts) and `repetition` (mean over the texts).
+        (`all`, `without_prompt`: sums over the texts, or `None`) and `repetition` (mean over the texts).
     """
-    counts = {stage: count_target_words(texts, words, prompts) for stage, texts in texts_by_stage.items()}
+    counts = {
+        stage: count_target_words(texts, words, prompts) if words else TargetWordCounts(None, None)
+        for stage, texts in texts_by_stage.items()
+    }
     return {
         "settings": {
             "new_tokens": settings.new_tokens if new_tokens is None else new_tokens,

@@ -19,9 +19,9 @@ from hf_era.data.words import WordFinder
 @dataclass(frozen=True)
 class TargetWordCounts:
     """Forget words, summed over texts: all in the whole texts, prompts included, and those that end beyond their text's
-    prompt; None where no prompts were given."""
+    prompt; None where no prompts were given. Both are None where nothing was counted."""
 
-    all: int
+    all: int | None
     without_prompt: int | None
 
 
