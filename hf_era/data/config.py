@@ -45,7 +45,8 @@ class DataConfig:
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training stories that keep their
             label, in (0, 1]. The others are trained as retain and counted apart.
         max_characters (`int`, *optional*, defaults to `1029`): a story is cut there, before it is labelled.
-        max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included.
+        max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included. A story
+            keeps the label of its whole text; a run says how many forget stories thereby lost all their forget words.
         add_bos, add_eos (`bool`, *optional*, default `True`, `False`): one BOS in front, one EOS at the end of a story
             that was not cut.
         forget_validation_stories, retain_validation_stories (`int`, *optional*, default `150`): stories to evaluate on.

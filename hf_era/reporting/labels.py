@@ -65,6 +65,7 @@ SOURCES = {
 COUNTS = {
     "train_stories": "Training stories",
     "train_forget_labelled": "... labelled as forget",
+    "train_forget_without_routed_token": "...... of which no token is routed",
     "train_forget_unlabelled": "... forget, but without a label",
     "train_retain": "... retain",
     "train_forget_word_tokens": "Training tokens of forget words",
