@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
@@ -33,6 +34,7 @@ _WITHOUT_SPACES = re.compile(
     "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00016fe0-\U00018dff\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
     "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf]"
 )
+_SPACES = re.compile(r"\s+")
 
 
 def fold(text: str) -> str:
@@ -146,51 +148,88 @@ class WordFinder:
         # Most texts hold none of the words: fewer strings to look for.
         if not any(map(folded.__contains__, self._beginnings)):
             return
+        borders = _PieceBorders(folded) if self.whole_pieces else _WordBorders(folded)
         for parts in self._phrases:
             start = folded.find(parts[0])
             while start != -1:
-                end = self._end_of(folded, start, parts)
-                if end is not None and self._stands_alone(folded, start, end):
+                end: int | None = start + len(parts[0])
+                for part in parts[1:]:
+                    end = None if end is None else borders.end_of_next(part, end)
+                if end is not None and borders.are_at(start, end):
                     yield start, end
                 start = folded.find(parts[0], start + 1)
 
-    def _end_of(self, folded: str, start: int, parts: Sequence[str]) -> int | None:
-        """Where a phrase ends whose first word begins at `start`; `None` if the others do not follow."""
-        end = start + len(parts[0])
-        for part in parts[1:]:
-            after_space = False
-            while not (after_space and folded.startswith(part, end)):
-                between = folded[end : end + 1]
-                if not (between.isspace() or (self.whole_pieces and between and not _is_of_a_word(between))):
-                    return None
-                after_space |= between.isspace()
-                end += 1
-            end += len(part)
-        return end
 
-    def _stands_alone(self, folded: str, start: int, end: int) -> bool:
-        before, after = folded[start - 1 : start], folded[end : end + 1]
-        if _is_mark(after) or (before and _is_mark(folded[start])):
+class _WordBorders:
+    """Where words of a folded text may begin and end, and how the words of a phrase follow each other."""
+
+    def __init__(self, folded: str) -> None:
+        self.folded = folded
+
+    def are_at(self, start: int, end: int) -> bool:
+        first, after = self.folded[start], self.folded[end : end + 1]
+        if _is_mark(after) or (start and _is_mark(first)):
             return False  # a letter with a mark on it is another letter, in every script
-        if self.whole_pieces:
-            before = _next_of_a_word(folded[position] for position in range(start - 1, -1, -1))
-            after = _next_of_a_word(folded[position] for position in range(end, len(folded)))
-        return not (_goes_on(folded[start], before) or _goes_on(folded[end - 1], after))
+        return not (_goes_on(first, self.before(start)) or _goes_on(self.folded[end - 1], self.after(end)))
+
+    def before(self, start: int) -> str:
+        """The character of a word with which the one that begins at `start` would be one; empty if there is none."""
+        return self.folded[start - 1 : start]
+
+    def after(self, end: int) -> str:
+        """The same for the word that ends at `end`."""
+        return self.folded[end : end + 1]
+
+    def end_of_next(self, part: str, end: int) -> int | None:
+        """Where `part` ends if it is the next word of a phrase after `end`."""
+        spaces = _SPACES.match(self.folded, end)
+        return spaces.end() + len(part) if spaces and self.folded.startswith(part, spaces.end()) else None
+
+
+class _PieceBorders(_WordBorders):
+    """The same where a word has to be all of a piece between white space, up to what is of no word."""
+
+    def __init__(self, folded: str) -> None:
+        super().__init__(folded)
+        self._words = [position for position, character in enumerate(folded) if _is_of_a_word(character)]
+        self._spaces = [position for position, character in enumerate(folded) if character.isspace()]
+
+    def before(self, start: int) -> str:
+        word, space = (_last_below(positions, start) for positions in (self._words, self._spaces))
+        return self.folded[word] if word > space else ""
+
+    def after(self, end: int) -> str:
+        word, space = self._next(end)
+        return self.folded[word] if word < space else ""
+
+    def end_of_next(self, part: str, end: int) -> int | None:
+        word, space = self._next(end)
+        spaces = _SPACES.match(self.folded, space)
+        if word < space or spaces is None:
+            return None
+        word, space = self._next(spaces.end())
+        start = self.folded.find(part, spaces.end(), min(word, space) + len(part))
+        return None if start == -1 else start + len(part)
+
+    def _next(self, end: int) -> tuple[int, int]:
+        """Where from `end` on the first character of a word is, and the first white space; the text's end without one."""
+        word, space = (_first_from(positions, end, len(self.folded)) for positions in (self._words, self._spaces))
+        return word, space
+
+
+def _first_from(positions: Sequence[int], limit: int, otherwise: int) -> int:
+    index = bisect_left(positions, limit)
+    return positions[index] if index < len(positions) else otherwise
+
+
+def _last_below(positions: Sequence[int], limit: int) -> int:
+    index = bisect_left(positions, limit)
+    return positions[index - 1] if index else -1
 
 
 def _goes_on(inside: str, outside: str) -> bool:
     """Whether a word goes on from its character `inside` to the one beside it; that may be empty, at an end of the text."""
     return _is_of_a_word(outside) and not (_WITHOUT_SPACES.match(inside) or _WITHOUT_SPACES.match(outside))
-
-
-def _next_of_a_word(characters: Iterable[str]) -> str:
-    """The first of the characters up to a white space that belongs to a word; empty if none does."""
-    for character in characters:
-        if character.isspace():
-            break
-        if _is_of_a_word(character):
-            return character
-    return ""
 
 
 def _is_of_a_word(character: str) -> bool:

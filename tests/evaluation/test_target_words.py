@@ -50,6 +50,7 @@ def test_the_words_may_be_in_any_case_and_are_found_once() -> None:
         ("(Oak, tree)", ["oak tree"], ["Oak, tree"]),  # punctuation is stripped from each word
         ("oak trees, tree oak", ["oak tree"], []),
         ("an oak", ["oak tree"], []),
+        ("oak - tree, oak. (", ["oak tree"], []),  # a piece between them
         ("oak tree, tree", ["tree", "oak tree"], ["oak tree", "tree"]),  # the tree of the phrase is not counted again
         ("big oak tree", ["oak", "big oak", "big oak tree"], ["big oak tree"]),
         ("big oak bush", ["oak", "big oak", "big oak tree"], ["big oak"]),
