@@ -19,6 +19,7 @@ from hf_era.data.prepared_cache import CachedData, cached_data, prepared_data_ke
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import StorySplits
 from hf_era.data.tokenizer import tokenizer_from_json, train_tokenizer
+from hf_era.data.word_pieces import ForgetWordPiecesWarning
 from hf_era.data.words import WordFinder
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "UNLABELLED",
     "CachedData",
     "DataConfig",
+    "ForgetWordPiecesWarning",
     "PaddedSampler",
     "PaddingRowCollator",
     "PreparedData",
