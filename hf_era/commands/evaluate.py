@@ -80,7 +80,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-filtering", metavar="RESULT", help="result of a model that never saw a forget story")
     parser.add_argument("--tokenizer", metavar="DIR", help="if it is not the model's own")
     parser.add_argument("--name", help="what the model is called in tables (default: the last part of its path)")
-    parser.add_argument("--forget-words", nargs="+", metavar="WORD", help="default: tree trees forest forests ...")
+    parser.add_argument(
+        "--forget-words", nargs="+", metavar="WORD", help="their words (default: tree trees forest ...)"
+    )
     parser.add_argument("--text-column", metavar="NAME", help="column with the story (default: found)")
     parser.add_argument("--split", help="split of a data set or directory (default: train)")
     parser.add_argument("--max-characters", type=int, metavar="N", help="a story is cut there (default: 1029)")

@@ -4,7 +4,7 @@ from hf_era.data.collator import RoutingCollator, padding_token_id
 from hf_era.data.columns import longest_first
 from hf_era.data.config import GENERATOR, DataConfig
 from hf_era.data.generator import generate_stories
-from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, WordFinder
+from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
 from hf_era.data.padding_rows import PaddedSampler, PaddingRowCollator, StoriesWithPaddingRows
 from hf_era.data.preparation import (
     PreparedData,
@@ -19,6 +19,8 @@ from hf_era.data.prepared_cache import CachedData, cached_data, prepared_data_ke
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import StorySplits
 from hf_era.data.tokenizer import tokenizer_from_json, train_tokenizer
+from hf_era.data.word_pieces import ForgetWordPiecesWarning
+from hf_era.data.words import WordFinder
 
 __all__ = [
     "FORGET",
@@ -27,6 +29,7 @@ __all__ = [
     "UNLABELLED",
     "CachedData",
     "DataConfig",
+    "ForgetWordPiecesWarning",
     "PaddedSampler",
     "PaddingRowCollator",
     "PreparedData",

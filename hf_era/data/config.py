@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_era.data.generator import MAXIMUM_STORIES
+from hf_era.data.words import fold
 from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr
 from hf_era.utils.fields import setting
 
@@ -11,7 +12,7 @@ GENERATOR = "generator"
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
 
 MAXIMUM_WORD_CHARACTERS = 100_000
-"""All forget words together: they become one regular expression."""
+"""All forget words together: each is looked for in every story."""
 # Least and most of the numbers.
 _LIMITS = {
     "max_train_stories": (1, LARGEST_COUNT),
@@ -40,11 +41,13 @@ class DataConfig:
         text_column (`str`, *optional*): not given: `text`, `story`, `content`, or the only column with text.
         max_train_stories (`int`, *optional*): at most so many training stories, the first ones.
         generator_stories (`int`, *optional*, defaults to `6000`): stories that the generator makes.
-        forget_words (`list[str]`, *optional*): a story with one of them as a whole word, in any case, is a forget story.
+        forget_words (`list[str]`, *optional*): a story with one of them as a whole word, in any case and spelling, is a
+            forget story. In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) it need not be whole.
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training stories that keep their
             label, in (0, 1]. The others are taken for retain, by data filtering and coherence too, and counted apart.
         max_characters (`int`, *optional*, defaults to `1029`): a story is cut there, before it is labelled.
-        max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included.
+        max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included. A story
+            keeps the label of its whole text; a run says how many forget stories thereby lost all their forget words.
         add_bos, add_eos (`bool`, *optional*, default `True`, `False`): one BOS in front, one EOS at the end of a story
             that was not cut.
         forget_validation_stories, retain_validation_stories (`int`, *optional*, default `150`): stories to evaluate on.
@@ -81,7 +84,7 @@ class DataConfig:
                 "`data.forget_words` is empty. Name at least one word, e.g. `--data.forget_words tree trees`."
             )
         for word in self.forget_words:
-            if not isinstance(word, str) or not word.strip():
+            if not isinstance(word, str) or not fold(word).strip():
                 raise ValueError(
                     f"`data.forget_words` should hold words, got {short_repr(word)}. Take the empty word out."
                 )

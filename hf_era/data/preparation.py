@@ -17,6 +17,7 @@ from hf_era.data.routing_weights import add_routing_weights, frequency_table
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import PARTS, StorySplits, split_stories
 from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data.word_pieces import warn_of_pieces, word_pieces
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 
 
@@ -29,7 +30,9 @@ class PreparedData:
             `length`, `text`.
         validation_forget, validation_retain, attack_forget (`Dataset`): the same but for `routing_weight`.
         frequency_rows (`list[FrequencyRow]`): the frequency rule's table; empty under other rules.
-        summary (`dict`): counts, for the result file and the model card.
+        summary (`dict`): counts, for the result file and the model card. `train_forget_without_routed_token`: labelled
+            forget stories of which no token has a weight below 1, under the rule `concept` mostly because their words lie
+            beyond `max_tokens`. `forget_word_pieces`: see `word_pieces`; under that rule only.
     """
 
     train: Dataset
@@ -98,6 +101,8 @@ def prepare_data(
     Args:
         tokenizer: a fast tokenizer.
         vocabulary_size (`int`): of the model; at least that of the tokenizer.
+
+    Warns: `ForgetWordPiecesWarning` if the rule `concept` routes tokens that mostly stand in other words.
     """
     check_words_have_tokens(config.forget_words, tokenizer)
     train = tokenise_stories(splits.train, tokenizer, config, "training stories")
@@ -110,6 +115,9 @@ def prepare_data(
         rows = table.rows(lambda token: tokenizer.decode([token]), rule.table_minimum_per_10k)
     train = add_routing_weights(train, rule, table, config.num_proc)
     summary = _summary(train, others, config, splits)
+    if rule.rule == "concept":
+        summary["forget_word_pieces"] = word_pieces(train, tokenizer, vocabulary_size)
+        warn_of_pieces(summary)
     return PreparedData(train=train, frequency_rows=rows, summary=summary, **others)
 
 

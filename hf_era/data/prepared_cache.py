@@ -25,11 +25,12 @@ from hf_era.data.columns import arrow_batches
 from hf_era.data.config import DataConfig
 from hf_era.data.preparation import PreparedData, Sources
 from hf_era.data.splits import PARTS
+from hf_era.data.word_pieces import warn_of_pieces
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 from hf_era.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 """To be raised with every change of what is made of the same stories, or of how it is kept."""
 
 _LIBRARIES = ("datasets", "tokenizers", "transformers")
@@ -77,17 +78,17 @@ def cached_data(key: str, prepare: Callable[[], CachedData]) -> CachedData:
     """What is kept under `key`; if that is nothing, or damaged, what `prepare` makes, which is then kept.
 
     One process prepares and others that want the same wait for it. Where the cache cannot be written to, the data is
-    prepared every time, with a warning.
+    prepared every time, with a warning. What was warned of when the data was prepared is warned of again.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_era" / key
     kept = _read(folder / "data")
-    if kept is not None:
-        return kept
-    with _lock(folder / ".lock"):
-        kept = _read(folder / "data")  # it may have been written while this process waited
-        if kept is None:
-            prepared = prepare()
-            kept = _write(folder, prepared) or prepared
+    if kept is None:
+        with _lock(folder / ".lock"):
+            kept = _read(folder / "data")  # it may have been written while this process waited
+            if kept is None:
+                prepared = prepare()
+                return _write(folder, prepared) or prepared
+    warn_of_pieces(kept.data.summary)
     return kept
 
 

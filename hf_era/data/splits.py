@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from hf_era.data.config import DataConfig
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
+from hf_era.data.words import fold
 
 PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
 
@@ -77,8 +78,8 @@ def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
 
 
 def story_key(text: str) -> str:
-    """What makes two stories the same one: their words, whatever the case and white space."""
-    return " ".join(text.casefold().split())
+    """What makes two stories the same one: their words, as they are compared everywhere, whatever the white space."""
+    return " ".join(fold(text).split())
 
 
 def _unique_indices(stories: Dataset, seen: set[str]) -> list[int]:

@@ -11,7 +11,8 @@ from datasets import Dataset, Features, Value
 
 from hf_era.data.columns import list_column, map_tables
 from hf_era.data.config import DataConfig
-from hf_era.data.labelling import FORGET, RETAIN, WordFinder, tokens_of_spans
+from hf_era.data.labelling import FORGET, RETAIN, tokens_of_spans
+from hf_era.data.words import WordFinder
 
 _LABELLED = Features({"text": Value("string"), "label": Value("int64"), "is_whole": Value("bool")})
 

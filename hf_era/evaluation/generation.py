@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from hf_era.data.collator import padding_token_id
 from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.sampling import SamplingConfig, choice_of_tokens
-from hf_era.evaluation.text_metrics import count_target_words, mean_repetition
+from hf_era.evaluation.text_metrics import TargetWordCounts, count_target_words, mean_repetition
 from hf_era.utils.processes import share_out
 
 BATCHES, SMALLEST_BATCH = 8, 4
@@ -99,22 +99,30 @@ def describe_generations(
     words: Sequence[str],
     settings: SamplingConfig,
     new_tokens: int | None = None,
+    trained_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The texts of several stages with their target words and repetition, as JSON.
 
     Args:
-        texts_by_stage: stage -> whole texts, one per prompt. prompts, words: see `count_target_words`.
+        texts_by_stage: stage -> whole texts, one per prompt. prompts, words: see `count_target_words`. Without words nothing
+            is counted.
         settings (`SamplingConfig`): how they were made.
         new_tokens (`int`, *optional*): how many there could be at most, from `generate_texts`. Not given: as in `settings`.
+        trained_tokens (`int`, *optional*): of the longest story in training, where texts may reach beyond it.
 
-    Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`), `prompts`, and by stage `texts`, `target_words`
-        (`all`, `without_prompt`: sums over the texts) and `repetition` (mean over the texts).
+    Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`, and `trained_tokens` if given), `prompts`, and by
+        stage `texts`, `target_words` (`all`, `without_prompt`: sums over the texts, or `None`) and `repetition` (mean over
+        the texts).
     """
-    counts = {stage: count_target_words(texts, words, prompts) for stage, texts in texts_by_stage.items()}
+    counts = {
+        stage: count_target_words(texts, words, prompts) if words else TargetWordCounts(None, None)
+        for stage, texts in texts_by_stage.items()
+    }
     return {
         "settings": {
             "new_tokens": settings.new_tokens if new_tokens is None else new_tokens,
             **{name: getattr(settings, name) for name in ("temperature", "top_k", "seed")},
+            **({} if trained_tokens is None else {"trained_tokens": trained_tokens}),
         },
         "prompts": list(prompts),
         "texts": {stage: list(texts) for stage, texts in texts_by_stage.items()},
@@ -126,15 +134,24 @@ def describe_generations(
 # ---- Prompts in ----
 
 
+def longest_prompt(prompts: Sequence[str], tokenizer: Any) -> int:
+    """The most tokens of a prompt, with the BOS that is put in front."""
+    return max(len(_tokens_of(prompt, tokenizer)) for prompt in prompts)
+
+
+def _tokens_of(prompt: str, tokenizer: Any) -> list[int]:
+    # The special tokens are ours: what a tokenizer adds by itself may double the BOS, or end the text.
+    row = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    bos = tokenizer.bos_token_id
+    return row if bos is None or row[:1] == [bos] else [bos, *row]
+
+
 def _encode(prompts: Sequence[str], tokenizer: Any, model: Any) -> list[list[int]]:
     """The token ids of each prompt, with one BOS in front if there is one."""
-    vocabulary, bos = _vocabulary_size(model), tokenizer.bos_token_id
+    vocabulary = _vocabulary_size(model)
     rows = []
     for prompt in prompts:
-        # The special tokens are ours: what a tokenizer adds by itself may double the BOS, or end the text.
-        row = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        if bos is not None and row[:1] != [bos]:
-            row.insert(0, bos)
+        row = _tokens_of(prompt, tokenizer)
         if not row:
             raise ValueError(
                 f"`generation.prompts`: {prompt!r} has no token, and the tokenizer no BOS, so there is nothing to "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +40,9 @@ from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.environment import provenance
 from hf_era.utils.processes import main_first
 
+WORDS_SHOWN = 5
+"""Forget words in a message; of more, no one reads one."""
+
 _DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
 
 
@@ -47,6 +52,8 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
 
     The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures. What
     is done is said on the console, or on standard error.
+
+    Warns: `ForgetWordsWarning` if the forget words are not those of the forget stories.
 
     Raises:
         ValueError: for bad input, before any long work; or if a loss is not finite.
@@ -60,6 +67,9 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
         raise ValueError(
             f"`data_filtering`: {config.data_filtering} was measured on other stories. Evaluate that model on those files."
         )
+    message = words_message(config.forget_words, inputs.data)
+    if message is not None and state.is_main_process:
+        warnings.warn(message, ForgetWordsWarning, stacklevel=2)
     shared = {"device": config.resolved_device, "progress": state.is_main_process, "state": state}
     measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer))
     evaluator = Evaluator(*measured, config.evaluation, **shared)
@@ -137,7 +147,42 @@ def _generations(config: ModelEvaluationConfig, inputs: ModelInputs, state: Part
         before = load_model(config, config.before, "before")
         texts["before"], _ = generate_texts(before, inputs.tokenizer, settings, state=state)
     texts["final"], allowed = generate_texts(inputs.model, inputs.tokenizer, settings, state=state)
-    return describe_generations(texts, settings.prompts, config.forget_words, settings, allowed)
+    # 0 of words that the capability has nothing to do with would read as if it were gone.
+    words = config.forget_words if inputs.data["forget_stories_with_a_forget_word"] else []
+    return describe_generations(texts, settings.prompts, words, settings, allowed)
+
+
+class ForgetWordsWarning(UserWarning):
+    """The forget words do not seem to be those of the forget stories."""
+
+
+def words_message(words: Sequence[str], data: dict[str, Any]) -> str | None:
+    """What is odd about the stories that hold forget words, given the counts of a `ModelInputs`; `None` if nothing is.
+
+    Which file a story is in says what it is, so this is no error: a subject is more than its words.
+    """
+    kinds = [kind for kind in ("forget", "retain", "attack") if data.get(f"{kind}_stories")]
+    stories = {kind: data[f"{kind}_stories"] for kind in kinds}
+    held = {kind: data[f"{kind}_stories_with_a_forget_word"] for kind in kinds}
+    shares = {kind: held[kind] / stories[kind] for kind in kinds}
+    listed = ", ".join(words[:WORDS_SHOWN]) + (f" and {len(words) - WORDS_SHOWN} more" if words[WORDS_SHOWN:] else "")
+    if shares["retain"] > 0 and shares["retain"] >= 2 * shares["forget"]:
+        return (
+            f"`forget_words`: {held['retain']} of the {stories['retain']} retain stories hold one of {listed}, but "
+            f"{held['forget']} of the {stories['forget']} forget stories. Are `--forget` and `--retain` swapped? If not, "
+            "name the forget words: `--forget-words`."
+        )
+    if not held["forget"]:
+        return (
+            f"`forget_words`: none of the {stories['forget']} forget stories holds one of {listed}. So "
+            "neither their loss nor their number in generated texts is given. Name theirs: `--forget-words`."
+        )
+    if "attack" in kinds and not held["attack"]:
+        return (
+            f"`forget_words`: none of the {stories['attack']} attack stories holds one of {listed}, but {held['forget']} of "
+            f"the {stories['forget']} forget stories do. Is `--attack` a file of forget stories?"
+        )
+    return None
 
 
 def _name(config: ModelEvaluationConfig) -> str:
@@ -161,7 +206,8 @@ class ModelEvaluationConfig:
         data_filtering (`str`, *optional*): result file of a model that was trained on retain stories alone, measured on the
             same stories: its figures stand beside.
         tokenizer, name (`str`, *optional*): not given: the model's, and the last part of `model`. The name is shown.
-        forget_words (`list[str]`, *optional*): words whose own loss is measured and that are counted in generations.
+        forget_words (`list[str]`, *optional*): words whose own loss is measured and that are counted in generations; neither
+            where no forget story holds one of them. Not given: those of the reference, about trees.
         max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): a story is cut there.
             Without `max_tokens`: at 256, or at the model's context if that is shorter.
         split, text_column (`str`, *optional*): as in the section `data` of a run.

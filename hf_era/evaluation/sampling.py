@@ -31,8 +31,9 @@ PROMPTS = (
 class SamplingConfig:
     """How texts are generated. Defaults: the reference's. Each field's `help` says what it is.
 
-    There are fewer than `new_tokens` where the model has no room for them, or ends the text itself. Sampling leaves the
-    caller's random state alone.
+    There are fewer than `new_tokens` where the model has no room for them, or ends the text itself. A run whose texts may
+    be longer than the stories that it trains on (`data.max_tokens`) says so. Sampling leaves the caller's random state
+    alone.
 
     Raises:
         ValueError: for no prompt, or a number out of range.

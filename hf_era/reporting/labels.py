@@ -65,6 +65,7 @@ SOURCES = {
 COUNTS = {
     "train_stories": "Training stories",
     "train_forget_labelled": "... labelled as forget",
+    "train_forget_without_routed_token": "...... of which no token is routed",
     "train_forget_unlabelled": "... forget, but without a label",
     "train_retain": "... retain",
     "train_forget_word_tokens": "Training tokens of forget words",
@@ -73,7 +74,9 @@ COUNTS = {
     "validation_retain_stories": "Retain stories to evaluate on",
     "attack_forget_stories": "Forget stories held back for a relearn attack",
     "forget_stories": "Forget stories to evaluate on",
+    "forget_stories_with_a_forget_word": "... that hold a forget word",
     "retain_stories": "Retain stories to evaluate on",
+    "retain_stories_with_a_forget_word": "... that hold a forget word",
     "attack_stories": "Forget stories held back for a relearn attack",
     "duplicates_dropped": "Repeated stories that were dropped",
     "blanks_dropped": "Empty stories that were dropped",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from hf_era.data import (
     train_tokenizer,
 )
 from hf_era.evaluation import check_attack
+from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
 from hf_era.models import get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
@@ -80,6 +82,32 @@ def load_inputs(config: RunConfig) -> RunInputs:
         data_fingerprint=fingerprint(kept.fingerprint, cuts, tokenizer.backend_tokenizer.to_str()),
         base_fingerprint=model_fingerprint(local_path(str(base))) if local else fingerprint(base),
     )
+
+
+def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
+    """What a user should know of what was loaded, before the work begins, though it is no error."""
+    notes = []
+    summary, limit = inputs.data.summary, config.data.max_tokens
+    unrouted, labelled = (summary[f"train_forget_{name}"] for name in ("without_routed_token", "labelled"))
+    if config.routing.rule == "concept" and unrouted:
+        # They keep their label: what a story is about does not change where it is cut. But it has to be said.
+        notes.append(
+            f"Of the {labelled:,} labelled forget stories {unrouted:,} route no token: their forget words lie beyond the "
+            f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain stories are. Raise "
+            "`data.max_tokens`, or lower `data.max_characters`: a story is cut there before it is labelled."
+        )
+    if config.generation.enabled:
+        asked_for = config.generation.new_tokens
+        positions = getattr(inputs.base_config, "max_position_embeddings", None) or math.inf
+        prompt = longest_prompt(config.generation.prompts, inputs.tokenizer)
+        reached = min(prompt + asked_for, positions)
+        if reached > limit:
+            notes.append(
+                f"`generation.new_tokens` is {asked_for}, so texts may reach {reached} tokens, but stories are cut at "
+                f"`data.max_tokens` {limit}: nothing beyond was trained in this run. Lower `generation.new_tokens` to "
+                f"{max(limit - prompt, 1)}, or raise `data.max_tokens`."
+            )
+    return notes
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:

@@ -21,6 +21,7 @@ from hf_era.evaluation import (
     gradient_audit,
     selectivity_estimates,
 )
+from hf_era.evaluation.generation import longest_prompt
 from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
 from hf_era.methods import Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
@@ -161,8 +162,11 @@ class Measuring:
             if stage in self.stages:
                 model = load_causal_lm(self.stages[stage].model).to(self.device)
                 texts[stage], allowed = generate_texts(model, self.run.tokenizer, settings, state=self.state)
-        words = self.config.data.forget_words
-        return {"generations": describe_generations(texts, settings.prompts, words, settings, allowed)}
+        data, trained = self.config.data, None
+        if longest_prompt(settings.prompts, self.run.tokenizer) + allowed > data.max_tokens:
+            trained = data.max_tokens
+        found = describe_generations(texts, settings.prompts, data.forget_words, settings, allowed, trained)
+        return {"generations": found}
 
     # ---- Relearn attack ----
 

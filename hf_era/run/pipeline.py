@@ -25,7 +25,7 @@ from hf_era.models.loading import without_weight_bars
 from hf_era.run.config import RunConfig
 from hf_era.run.context import Run
 from hf_era.run.directory import RunDirectory
-from hf_era.run.inputs import RunInputs, load_inputs
+from hf_era.run.inputs import RunInputs, input_notes, load_inputs
 from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
 from hf_era.utils.files import local_path, real_path
@@ -58,6 +58,8 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     console.print(describe_plan(config, arguments.device))
 
     inputs = main_first(lambda: load_inputs(config), state)
+    for note in input_notes(config, inputs):
+        console.print(f"  note       {note}", style="yellow", markup=False)
     run = Run(config, inputs, arguments, state)
     shared = RunDirectory(config.base_path, state.is_main_process, tell)
     filtering = _data_filtering(config, inputs)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from hf_era.data import (
@@ -18,12 +23,16 @@ from hf_era.data import (
     UNLABELLED,
     DataConfig,
     PreparedData,
+    Sources,
+    StorySplits,
     data_fingerprint,
     load_splits,
     prepare_data,
+    split_sources,
 )
 from hf_era.data.preparation import frequency_table
 from hf_era.data.tokenising import tokenise_stories
+from hf_era.data.word_pieces import ForgetWordPiecesWarning
 from hf_era.routing import RoutingRuleConfig
 
 FOREST_WORD = re.compile(r"\b(?:tree|trees|forest|forests|woodland|woodlands)\b", re.IGNORECASE)
@@ -50,7 +59,9 @@ def prepare(small_tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreparedD
         if key not in made:
             config = make_config(**overrides)
             splits = load_splits(config, seed=0)
-            made[key] = prepare_data(splits, small_tokenizer, config, RULES[rule], VOCABULARY_SIZE)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ForgetWordPiecesWarning)  # of 600 tokens none is "forest"
+                made[key] = prepare_data(splits, small_tokenizer, config, RULES[rule], VOCABULARY_SIZE)
         return made[key]
 
     return prepare
@@ -208,6 +219,55 @@ def test_a_forget_word_without_a_token_is_refused(small_tokenizer: PreTrainedTok
     deaf = Deaf(tokenizer_object=small_tokenizer.backend_tokenizer, bos_token="<|bos|>")
     with pytest.raises(ValueError, match=r"no token of the tokenizer matches 'forests', so it can never be routed"):
         prepare_data(splits, deaf, config, RULES["uniform"], VOCABULARY_SIZE)
+
+
+# Words that are cut into pieces
+
+
+def dragon_tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    """Of each word a token, of all else a token for each character."""
+    pieces = ["<|bos|>", *words, *dict.fromkeys("adegnorstbu. ")]
+    backend = Tokenizer(WordLevel({piece: index for index, piece in enumerate(pieces)}))
+    backend.pre_tokenizer = Split(Regex("|".join([*words, "."])), behavior="isolated")
+    backend.decoder = Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>")
+
+
+@pytest.fixture
+def dragon_splits() -> tuple[StorySplits, DataConfig]:
+    """A forget word to each story of sea and sand, or none."""
+    config = DataConfig(
+        forget_words=["dragon", "bear"], forget_validation_stories=1, retain_validation_stories=1, attack_stories=0
+    )
+    texts = [f"a dragon {'a ' * index}sat on sand." for index in range(12)]
+    texts += [f"a goose {'a ' * index}sat on sand." for index in range(12)]
+    return split_sources(Sources(Dataset.from_dict({"text": texts}), None), config, 0), config
+
+
+def test_a_word_without_a_token_of_its_own_is_warned_of(dragon_splits: tuple[StorySplits, DataConfig]) -> None:
+    splits, config = dragon_splits
+    tokenizer = dragon_tokenizer("bear")
+    with pytest.warns(
+        ForgetWordPiecesWarning,
+        match=r"`data\.forget_words`: .*'dragon' is 'd' \([\d.]+\) 'r' \(0\) 'a' .* 'n' \([\d.]+\)\. Take a tokenizer",
+    ):
+        prepared = prepare_data(splits, tokenizer, config, RULES["concept"], 40)
+    (word,) = prepared.summary["forget_word_pieces"]
+    ids, marks = ([x for story in prepared.train[name] for x in story] for name in ("input_ids", "is_forget_word"))
+    others = [token for token, mark in zip(ids, marks, strict=True) if not mark]
+    assert (word["text"], word["share"]) == ("dragon", 1.0)
+    for piece, letter in zip(word["pieces"], "dragon", strict=True):
+        expected = 1e4 * others.count(tokenizer.convert_tokens_to_ids(letter)) / len(others)
+        assert piece == {"token": letter, "per_10k_elsewhere": pytest.approx(expected, abs=0.05)}
+
+
+@pytest.mark.parametrize(("words", "rule"), [(["dragon"], "concept"), ([], "uniform"), ([], "frequency")])
+def test_whole_words_and_other_rules_are_not_warned_of(
+    dragon_splits: tuple[StorySplits, DataConfig], words: list[str], rule: str
+) -> None:
+    splits, config = dragon_splits
+    prepared = prepare_data(splits, dragon_tokenizer("bear", *words), config, RULES[rule], 40)
+    assert not prepared.summary.get("forget_word_pieces")
 
 
 # The fingerprint

@@ -25,6 +25,7 @@ from hf_era.data import (
     tokenizer_from_json,
     train_tokenizer,
 )
+from hf_era.data.word_pieces import ForgetWordPiecesWarning
 from hf_era.routing import RoutingRuleConfig
 
 CONFIG = DataConfig(forget_validation_stories=3, retain_validation_stories=4, attack_stories=2, max_tokens=40)
@@ -82,6 +83,14 @@ def test_the_second_time_nothing_is_prepared(
     assert keep("another key")[1]
     assert sorted(path.name for path in folder.iterdir()) == ["another key", "key"]
     assert {path.name for path in (folder / "key").iterdir()} == {".lock", "data"}
+
+
+def test_what_was_warned_of_is_warned_of_again(prepared: CachedData) -> None:
+    words = [{"text": "dragon", "share": 1.0, "pieces": [{"token": " d", "per_10k_elsewhere": 93.1}]}]
+    data = replace(prepared.data, summary={**prepared.data.summary, "forget_word_pieces": words})
+    cached_data("pieces", lambda: replace(prepared, data=data))  # `prepare_data` itself has warned
+    with pytest.warns(ForgetWordPiecesWarning, match=r"'dragon' is ' d' \(93\.1\)\. Take a tokenizer that knows"):
+        cached_data("pieces", lambda: pytest.fail("it is kept"))
 
 
 def test_the_key_covers_everything(sources: Sources, small_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -110,3 +110,5 @@ def test_description_of_several_stages() -> None:
     assert describe_generations(texts, prompts, ["tree", "trees"], settings) == expected
     fewer = describe_generations(texts, prompts, ["tree", "trees"], settings, new_tokens=5)
     assert fewer["settings"]["new_tokens"] == 5
+    uncounted = describe_generations(texts, prompts, [], settings)  # 0 would read like unlearning
+    assert set(map(str, uncounted["target_words"].values())) == {"{'all': None, 'without_prompt': None}"}

@@ -19,7 +19,8 @@ def found(text: str, words: list[str]) -> list[str]:
         ('"TREES!" she said', ["TREES"]),
         ("(forest),\nwoodland... ¡woodlands!", ["forest", "woodland", "woodlands"]),
         ("tree tree\ttree", ["tree", "tree", "tree"]),
-        ("treehouse streets tree1 tree_top _tree_", []),
+        ("treehouse streets tree1 tree_top", []),
+        ("_tree_ __Forest__", ["tree", "Forest"]),
         ("tree-house tree's tree,forest", []),  # one piece between white space, and not a forget word
         ("the bird flew", []),
         ("", []),
@@ -49,6 +50,7 @@ def test_the_words_may_be_in_any_case_and_are_found_once() -> None:
         ("(Oak, tree)", ["oak tree"], ["Oak, tree"]),  # punctuation is stripped from each word
         ("oak trees, tree oak", ["oak tree"], []),
         ("an oak", ["oak tree"], []),
+        ("oak - tree, oak. (", ["oak tree"], []),  # a piece between them
         ("oak tree, tree", ["tree", "oak tree"], ["oak tree", "tree"]),  # the tree of the phrase is not counted again
         ("big oak tree", ["oak", "big oak", "big oak tree"], ["big oak tree"]),
         ("big oak bush", ["oak", "big oak", "big oak tree"], ["big oak"]),

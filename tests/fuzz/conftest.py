@@ -29,6 +29,7 @@ EXAMPLES = {
     "overrides": (80, 1_500),
     "yaml": (120, 2_500),
     "labels": (200, 4_000),
+    "spellings": (120, 2_500),
     "stories": (20, 200),
     "batches": (300, 4_000),
     "weights": (100, 2_000),

@@ -12,11 +12,14 @@ import pytest
 from datasets import Dataset, disable_progress_bars
 from hypothesis import strategies as st
 
-from hf_era.data import DataConfig, load_stories, train_tokenizer
+from hf_era.data import DataConfig, WordFinder, load_stories, train_tokenizer
 from hf_era.data.generator import generate_stories
-from hf_era.data.labelling import FORGET, RETAIN, WordFinder
+from hf_era.data.labelling import FORGET, RETAIN
 from hf_era.data.routing_weights import add_routing_weights, frequency_table
+from hf_era.data.splits import story_key
 from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data.words import _WITHOUT_SPACES, fold, origins
+from hf_era.evaluation.text_metrics import count_target_words
 from hf_era.routing import RoutingRuleConfig
 
 from .strategies import STRANGE_TEXTS, texts
@@ -35,8 +38,16 @@ WORDS = (
     "\u017f",
     "I",
     "İ",
+    "o'clock",
+    "B\u00e4ume",
+    "पेड़",
+    "树",
+    "\u304b",
+    "\u0e01",
 )
-GLUE = (" ", "", ".", "-", "_", "\n", "s", "'", "\u00a0", "1", "é", "\0", "\u200b")
+# The last ones turn the letter before into another one, or are no part of a text that one sees.
+GLUE = (" ", "", ".", "-", "_", "\n", "s", "'", "\u2019", "\u00a0", "1", "é", "\0", "\u200b", "の",
+        "\u0301", "\u3099", "\u00ad", "\u200d")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +60,32 @@ def _quiet() -> None:
     disable_progress_bars()
 
 
-def is_word_character(character: str) -> bool:
-    r"""What `\w` is: letters, numbers of every kind, and the underscore."""
-    return character == "_" or character.isalnum()
+def is_of_a_word(character: str) -> bool:
+    """Letters, numbers of every kind, and the marks on them."""
+    return character.isalnum() or unicodedata.category(character)[0] == "M"
 
 
-def same(one: str, other: str) -> bool:
-    """Whether two characters are the same in any case, one character for one: the simple foldings, and their classes."""
-    return one == other or bool(folds(one) & folds(other))
-
-
-def folds(character: str) -> set[str]:
-    found = {character}
-    for _ in range(2):
-        found |= {form for item in found for form in (item.lower(), item.upper(), item.casefold()) if len(form) == 1}
-    if found & {"i", "I", "\u0130", "\u0131"}:
-        found |= {"i", "I", "\u0130", "\u0131"}  # as Python's regular expressions have it
-    return found
+def is_border(folded: str, place: int) -> bool:
+    """Whether a word may begin or end between two characters."""
+    if place in (0, len(folded)):
+        return True
+    before, after = folded[place - 1], folded[place]
+    return unicodedata.category(after)[0] != "M" and bool(_WITHOUT_SPACES.match(before) or _WITHOUT_SPACES.match(after))
 
 
 def has_word(text: str, words: list[str]) -> bool:
-    """An oracle without regular expressions: every place, every word, character by character."""
-    for start in range(len(text)):
-        if start and is_word_character(text[start - 1]):
+    """An oracle without regular expressions: every place in the folded text, every word, character by character."""
+    folded, wanted = fold(text), [fold(word) for word in words]
+    for start, word in itertools.product(range(len(folded)), wanted):
+        end = end_of(folded, start, word) if folded[start] == word[0] else None
+        if end is None or (start and unicodedata.category(folded[start])[0] == "M"):
             continue
-        for word in words:
-            end = end_of(text, start, word)
-            if end is not None and (end == len(text) or not is_word_character(text[end])):
-                return True
+        before, after = folded[max(start - 1, 0) : start], folded[end : end + 1]
+        if all(
+            not beside or not is_of_a_word(beside) or is_border(folded, place)
+            for beside, place in ((before, start), (after, end))
+        ):
+            return True
     return False
 
 
@@ -89,8 +98,7 @@ def end_of(text: str, start: int, word: str) -> int | None:
                 at += 1
             if at == spaces:
                 return None
-        piece = text[at : at + len(part)]
-        if len(piece) < len(part) or not all(map(same, piece, part)):
+        if text[at : at + len(part)] != part:
             return None
         at += len(part)
     return at
@@ -118,6 +126,31 @@ def test_labels_agree_with_a_search_by_hand(fuzz: Callable) -> None:
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
     fuzz("labels", check, words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True), story=stories)
+
+
+def test_spellings_of_one_text_are_one_text(fuzz: Callable) -> None:
+    """Unicode's forms of a text and of a word, and any case, change neither what is found nor where."""
+
+    def check(words: list[str], story: str) -> None:
+        folded, finder = fold(story), WordFinder(words)
+        starts, ends = origins(story)
+        assert len(starts) == len(ends) == len(folded)
+        assert list(starts) == sorted(starts)
+        assert list(ends) == sorted(ends)
+        for start, end in finder.spans(story):
+            assert finder.found_in(story[start:end])
+            assert finder.spans(story[start:end]) == [(0, end - start)]
+        for form in ("NFC", "NFD"):
+            normal = unicodedata.normalize(form, story)
+            others = WordFinder([unicodedata.normalize(form, word.casefold()) for word in words])
+            for spelling in (normal, normal.casefold()):
+                assert fold(spelling) == folded
+                assert story_key(spelling) == story_key(story)
+                assert finder.found_in(spelling) == others.found_in(story) == finder.found_in(story)
+                counts = [count_target_words([text], words).all for text in (spelling, story)]
+                assert counts[0] == counts[1]
+
+    fuzz("spellings", check, words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True), story=stories)
 
 
 def test_stories_become_examples(fuzz: Callable, accepted: Callable, tmp_path: Path, tokenizer: Any) -> None:
@@ -197,6 +230,8 @@ def test_the_oracle_is_another_way_of_looking() -> None:
     assert has_word("The OLD \n oak.", ["old oak"])
     assert has_word("x tree", ["tree"])
     assert not has_word("streets", ["tree"])
-    assert not has_word("tree_house", ["tree"])
+    assert has_word("tree_house", ["tree"])
+    assert has_word("那棵树也", ["树"])
+    assert not has_word("cafe\u0301", ["cafe"])
     assert not has_word("trees", ["tree"])
     assert unicodedata.name(WORDS[8]) == "DECIDUOUS TREE"

@@ -68,6 +68,7 @@ def data_figures() -> dict[str, Any]:
         "train_stories": 3_700,
         "train_tokens": 561_204,
         "train_forget_labelled": 370,
+        "train_forget_without_routed_token": 9,
         "train_forget_unlabelled": 371,
         "train_retain": 2_959,
         "train_forget_word_tokens": 1_482,

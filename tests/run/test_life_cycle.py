@@ -82,6 +82,7 @@ def test_run_file_names_the_settings(finished: tuple[RunConfig, RunResult]) -> N
 @pytest.mark.usefixtures("_no_localisation_warning")
 def test_from_a_local_base(
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     finished: tuple[RunConfig, RunResult],
     make_run_config: Callable[..., RunConfig],
 ) -> None:
@@ -89,9 +90,19 @@ def test_from_a_local_base(
     shutil.copytree(finished[0].output_path / "base" / "model", base)
     # As many on the hub: it can be read, and saved again as long as nobody changes it, as the Trainer does.
     (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7, "pad_token_id": 5}')
-    config = make_run_config(tmp_path, model={"architecture": {}, "base": str(base)}, coherence={"enabled": False})
+    config = make_run_config(
+        tmp_path,
+        model={"architecture": {}, "base": str(base)},
+        coherence={"enabled": False},
+        generation={"new_tokens": 46},
+    )
     with pytest.warns(GenerationConfigWarning, match="`temperature`"):
         result = run_pipeline(config)
+    assert "so texts may reach" in capsys.readouterr().err
+    assert result.generations["settings"]["trained_tokens"] == 48
+    assert "trained_tokens" not in finished[1].generations["settings"]
+    report = (config.output_path / "report.html").read_text()
+    assert "Beyond the first 48 tokens nothing was trained in this run." in report
     assert list(result.losses) == ["before", "before_ablation", "after_ablation"]
     assert not (config.output_path / "base").exists()
     assert AutoTokenizer.from_pretrained(config.output_path / "model").vocab_size == 300

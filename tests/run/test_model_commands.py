@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from hf_era.cli import main
 from hf_era.data import WordFinder, generate_stories, train_tokenizer
 from hf_era.data.config import TREE_WORDS
+from hf_era.evaluation.model_evaluation import ForgetWordsWarning, words_message
 from hf_era.evaluation.results import ModelResult
 
 QUICK = [
@@ -149,6 +151,47 @@ def test_wrong_options_name_the_field_and_the_way_out(run, options, message):
     status, error = run("eval", *options)
     assert status == 2
     assert message in error
+
+
+def test_words_that_no_story_holds_are_not_counted(run, files, tmp_path):
+    stories = "".join(json.dumps({"text": f"Acid number {i} and a base make salt."}) + "\n" for i in range(3))
+    (files / "chemistry.jsonl").write_text(stories)
+    options = ["--generation.prompts", "Acid", *QUICK[-4:]]
+    with pytest.warns(ForgetWordsWarning, match=r"none of the 3 forget stories .* Name theirs: `--forget-words`\."):
+        status, _ = run("eval", *options, forget="chemistry.jsonl")
+    assert status == 0
+    generations = ModelResult.load(tmp_path / "out" / "result.json").generations
+    assert generations["target_words"] == {"final": {"all": None, "without_prompt": None}}
+    assert "not measured" in (tmp_path / "out" / "report.html").read_text()
+
+
+# Stories of a set, and how many of them hold a forget word; what is said, if anything is
+FOREST, SEA = (12, 12), (8, 0)
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "attack", "message"),
+    [
+        (FOREST, SEA, None, None),
+        ((12, 7), (40, 2), (12, 6), None),  # which file a story is in says what it is
+        (SEA, FOREST, None, r"12 of the 12 retain stories hold one of tree, trees, .*, but 0 of the 8 forget stories\. Are "
+                            r"`--forget` and `--retain` swapped\? If not, name the forget words: `--forget-words`\."),
+        ((20, 2), FOREST, None, r"but 2 of the 20 forget stories\. Are `--forget` and `--retain` swapped\?"),
+        (FOREST, SEA, (8, 0), r"none of the 8 attack stories holds one of tree, .*, but 12 of the 12 forget stories do\. Is "
+                              r"`--attack` a file of forget stories\?"),
+        (SEA, SEA, None, r"none of the 8 forget stories holds one of tree, .*, woodland and 1 more\. So neither "
+                         r"their loss nor their number in generated texts is given\. Name theirs: `--forget-words`\.$"),
+        (SEA, SEA, SEA, r"none of the 8 forget stories"),
+    ],
+)  # fmt: skip
+def test_words_that_do_not_fit_the_stories_are_said(forget, retain, attack, message):
+    data = {}
+    for name, counts in (("forget", forget), ("retain", retain), ("attack", attack)):
+        if counts:
+            data[f"{name}_stories"], data[f"{name}_stories_with_a_forget_word"] = counts
+    found = words_message(TREE_WORDS, data)
+    assert (found is None) == (message is None)
+    assert message is None or re.search(message, found)
 
 
 def test_an_empty_forget_file(run, files):

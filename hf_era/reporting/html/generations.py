@@ -41,6 +41,8 @@ def generation_parts(result: AnyResult) -> list[Any]:
     settings = values.get("settings") or {}
     given = [f"{title} {name_of(settings[key])}" for key, title in _SETTINGS.items() if settings.get(key) is not None]
     made = f"Sampled with {', '.join(given)}. " if given else ""
+    if settings.get("trained_tokens") is not None:
+        made += f"Beyond the first {name_of(settings['trained_tokens'])} tokens nothing was trained in this run. "
     about = f"{made}The prompt is set apart; forget words are marked. A few samples show the style, they prove nothing."
     return [Paragraphs([about]), *_counts(values, titles), *samples]
 
