@@ -89,9 +89,10 @@ def test_the_plan_holds_every_n_the_sweep_and_lora() -> None:
     assert [(part.stories, part.learning_rate, part.trials) for part in fewer] == [
         (1, 1e-2, 2), (3, 1e-2, 2), (3, 1e-3, 1), (3, 1e-3, 1)
     ]  # fmt: skip
-    own = make_experiment(sweep_stories=2).plan()[2:]  # the main learning rate was not tried with 2 stories
+    # A sweep at a number of its own comes on top of that at the headline number; 2 stories were not tried with 1e-2.
+    own = make_experiment(sweep_stories=2).plan()[2:]
     assert [(part.kind, part.stories, part.learning_rate) for part in own] == [
-        ("full", 2, 1e-3), ("full", 2, 1e-2), ("lora", 2, 1e-3)
+        ("full", 3, 1e-3), ("lora", 3, 1e-3), ("full", 2, 1e-3), ("full", 2, 1e-2), ("lora", 2, 1e-3)
     ]  # fmt: skip
     assert experiment.describe() == (
         "8 relearn attacks of up to 3 steps on 1, 3 forget stories, learning rates 0.01, 0.001 and, with LoRA, 0.001; "
@@ -163,6 +164,21 @@ def test_it_goes_on_after_the_trials_that_are_done(make_base: Callable[..., Any]
     result = experiment.run(model, done=[whole.trials[6], seeded, other, *whole.trials[:4]], on_trial=made.append)
     assert made == [whole.trials[4], whole.trials[5], whole.trials[7]]
     assert result == whole
+
+
+def test_the_strongest_attack_is_made_on_the_model_before_the_method_too(make_base: Callable[..., Any]) -> None:
+    experiment, model, before = make_experiment(), make_base(), make_base(seed=1)
+    result = experiment.attack_before(before, experiment.run(model, experiment.losses(before)))
+    strongest, zero = result.strongest(), result.before_attacked
+    assert (zero.kind, zero.stories, zero.learning_rate, zero.trials) == (
+        strongest.kind, strongest.stories, strongest.learning_rate, strongest.trials
+    )  # fmt: skip
+    assert zero.start_forget == result.before["forget"]
+    expected = [trial for trial in experiment.run(before).trials if trial.attack == result.before_trials[0].attack]
+    assert result.before_trials == expected
+    left_out = make_experiment(attack_before=False)
+    plain = left_out.run(model)
+    assert left_out.attack_before(before, plain) == plain
 
 
 def test_losses_are_those_of_step_0_on_the_same_stories(make_base: Callable[..., Any]) -> None:
