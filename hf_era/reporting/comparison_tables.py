@@ -106,14 +106,20 @@ def differences_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
     return Table("Differences, nats a token: mean and 95 % interval over seeds (Student's t).", header, body)
 
 
-def _beside(row: dict[str, Any], name: str, control: dict[str, Any] | None, at_most: bool = False) -> str:
+def _beside(row: dict[str, Any], name: str, control: dict[str, Any] | None) -> str:
     """A difference, in brackets that of the control."""
     estimate = estimate_of(row["figures"].get(name))
-    text = _cell(estimate, signed=True, at_most=at_most)
+    text = _cell(estimate, signed=True, at_most=name in _at_most(row))
     beside = None if control is None else control["figures"].get(name, {}).get("value")
     if control is None or beside is None or row is control or estimate.value is None:
         return text
-    return f"{text} ({name_of(control['method_title'])} {format_difference(beside)})"
+    most = "≤ " if name in _at_most(control) else ""
+    return f"{text} ({name_of(control['method_title'])} {most}{format_difference(beside)})"
+
+
+def _at_most(row: dict[str, Any]) -> set[str]:
+    """Figures that are upper bounds in any seed."""
+    return {"attacked_forget_loss", "robust_unlearning"} if row.get("edges") else set()
 
 
 def losses_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
@@ -130,9 +136,12 @@ def strongest_attack_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
     control = next((row for row in attacked if row["method_role"] == CONTROL), None)
     body = []
     for row in attacked:
-        bounds = {"attacked_forget_loss", "robust_unlearning"} if row.get("edges") else set()
+        bounds = _at_most(row)
         losses = [_cell(estimate_of(row["figures"].get(name)), at_most=name in bounds) for name in ATTACK_LOSSES]
-        differences = [_beside(row, name, control, name in bounds) for name in ATTACK_DIFFERENCES]
+        # What the attack does to the model before the method is the zero for all rows, the control's too.
+        differences = [
+            _beside(row, name, None if name == "before_under_attack" else control) for name in ATTACK_DIFFERENCES
+        ]
         body.append(
             [name_of(row["name"]), *losses, *differences, edges_text(row.get("edges", ())), _recovered_over_seeds(row)]
         )

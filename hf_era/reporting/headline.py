@@ -310,7 +310,8 @@ def _recovered(relearning: RelearnResult, attack: AttackSummary, level: str) -> 
         trials = "the only trial" if attack.trials == 1 else f"{attack.recovered} of {attack.trials} trials"
         return f"back at {level} after {effort_text(attack)} in {trials}"
     if attack.recovery == NOT_REACHED and attack.recovered:
-        return f"back at {level} in {attack.recovered} of {attack.trials} trials only (median {effort_text(attack)})"
+        above = effort_text(attack).removeprefix("> ")
+        return f"back at {level} in {attack.recovered} of {attack.trials} trials only: the median is above {above}"
     last = max(trial.curve.points[-1].step for trial in relearning.trials if trial.attack == attack.attack)
     none = "in the only trial" if attack.trials == 1 else f"in any of {attack.trials} trials"
     return f"not back at {level} within {_steps(last)} {none}"

@@ -157,14 +157,14 @@ def recovered_text(attack: AttackSummary) -> str:
 
 
 def effort_text(attack: AttackSummary) -> str:
-    """`15 steps, 9,600 tokens`: what the median trial took to recover; `> 20 steps, ...` where it did not, `-` where there
-    was nothing to recover or that is not known. Where tokens were not recorded, stories read."""
+    """`15 steps (9,600 tokens read)`: what the median trial took to recover; `> 20 steps (...)` where it did not, `-` where
+    there was nothing to recover or that is not known. Where tokens were not recorded, stories."""
     effort = attack.effort
     if effort is None or attack.recovery in (AT_THE_START, UNKNOWN):
         return "-"
     steps = "1 step" if effort.steps == 1 else f"{effort.steps:g} steps"
     read = f"{effort.stories:,.0f} stories" if effort.tokens is None else f"{effort.tokens:,.0f} tokens"
-    return f"{'' if attack.recovery == REACHED else '> '}{steps}, {read}"
+    return f"{'' if attack.recovery == REACHED else '> '}{steps} ({read} read)"
 
 
 def lowest_text(attack: AttackSummary) -> str:

@@ -53,8 +53,8 @@ def test_a_run_in_full():
         "within 2 steps: forget loss from 3.400 to 3.040 [3.040, 3.040] (mean of 2 trials).",
         "Robust unlearning, the lowest forget loss under that attack minus the forget loss before the method: at most "
         "+0.040 [+0.040, +0.040] nats a token (data filtering under its own strongest attack: at most -0.106).",
-        "Under the strongest attack the forget loss was back at the level before the method + 0.05 after 2 steps, 128 "
-        "stories in 2 of 2 trials.",
+        "Under the strongest attack the forget loss was back at the level before the method + 0.05 after 2 steps (128 "
+        "stories read) in 2 of 2 trials.",
     ]
 
 
@@ -120,9 +120,9 @@ def test_the_fastest_attack_is_the_one_that_read_least(tokens, read):
     trials = [replace(strong.trials[0], tokens=tokens[0]), replace(hasty, tokens=tokens[0])]
     trials.append(replace(frugal, stories=2, tokens=tokens[1]))
     sentences = headline_sentences(run_result(attack=replace(strong, trials=trials).to_dict()))
-    assert sentences[-2].endswith(f"before the method + 0.05 after 3 steps, {read[0]} in the only trial.")
+    assert sentences[-2].endswith(f"before the method + 0.05 after 3 steps ({read[0]} read) in the only trial.")
     assert sentences[-1].startswith("Fastest back was full fine-tuning on 2 stories at learning rate 0.0002: back at")
-    assert f"after 2 steps, {read[1]} in the only trial" in sentences[-1]
+    assert f"after 2 steps ({read[1]} read) in the only trial" in sentences[-1]
 
 
 def test_a_median_that_was_not_reached_is_above_what_was_tried():
@@ -130,9 +130,9 @@ def test_a_median_that_was_not_reached_is_above_what_was_tried():
     never = replace(both.trials[1], curve=RelearnCurve([RelearnPoint(step, 3.4, 3.0) for step in range(11)]))
     result = run_result(attack=replace(both, trials=[both.trials[0], never]).to_dict())
     assert sentence(result, "Under").endswith(
-        "back at the level before the method + 0.05 in 1 of 2 trials only (median > 6 steps, 384 stories)."
+        "back at the level before the method + 0.05 in 1 of 2 trials only: the median is above 6 steps (384 stories read)."
     )
-    assert attacks_table(result).rows[0][7:9] == ["1 of 2", "> 6 steps, 384 stories"]
+    assert attacks_table(result).rows[0][7:9] == ["1 of 2", "> 6 steps (384 stories read)"]
     there = run_result(attack=attacked(3.02, 3.01))
     assert attacks_table(there).rows[0][7:9] == ["already at the start", "-"]
 
