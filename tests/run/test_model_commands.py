@@ -104,6 +104,8 @@ def test_relearn_takes_its_stories_out_of_the_forget_file(run, files, tmp_path):
     assert start.forget_loss == pytest.approx(result.losses["forget"]["loss"], rel=1e-5)
     assert relearning.before["forget"] == pytest.approx(result.before["losses"]["forget"]["loss"], rel=1e-5)
     assert relearning.strongest() is not None
+    assert all(trial.tokens for trial in relearning.trials)
+    assert relearning.before_attacked.start_forget == relearning.before["forget"]
     assert result.generations == {}
 
 
