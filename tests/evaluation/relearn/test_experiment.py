@@ -167,18 +167,15 @@ def test_it_goes_on_after_the_trials_that_are_done(make_base: Callable[..., Any]
 
 
 def test_the_strongest_attack_is_made_on_the_model_before_the_method_too(make_base: Callable[..., Any]) -> None:
-    experiment, model, before = make_experiment(), make_base(), make_base(seed=1)
-    result = experiment.attack_before(before, experiment.run(model, experiment.losses(before)))
-    strongest, zero = result.strongest(), result.before_attacked
-    assert (zero.kind, zero.stories, zero.learning_rate, zero.trials) == (
-        strongest.kind, strongest.stories, strongest.learning_rate, strongest.trials
-    )  # fmt: skip
-    assert zero.start_forget == result.before["forget"]
-    expected = [trial for trial in experiment.run(before).trials if trial.attack == result.before_trials[0].attack]
-    assert result.before_trials == expected
-    left_out = make_experiment(attack_before=False)
-    plain = left_out.run(model)
-    assert left_out.attack_before(before, plain) == plain
+    settings: dict[str, Any] = {"stories": [3], "trials": 1, "sweep_learning_rates": [], "lora": False, "steps": 1}
+    experiment, before = make_experiment(**settings), make_base(seed=1)
+    plain = experiment.run(make_base(), experiment.losses(before))
+    result = experiment.attack_before(before, plain)
+    assert result.before_trials == experiment.run(before).trials
+    assert result.before_attacked is not None
+    assert result.before_attacked.attack == plain.summaries()[0].attack
+    assert result.before_attacked.start_forget == plain.before["forget"]
+    assert make_experiment(**settings, attack_before=False).attack_before(before, plain) == plain
 
 
 def test_losses_are_those_of_step_0_on_the_same_stories(make_base: Callable[..., Any]) -> None:
