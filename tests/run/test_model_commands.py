@@ -16,7 +16,7 @@ from hf_era.evaluation.results import ModelResult
 
 QUICK = [
     *("--relearn.steps", "2", "--relearn.stories", "2", "--relearn.trials", "2"),
-    *("--relearn.sweep_learning_rates", "0.001"),
+    *("--relearn.sweep_learning_rates", "0.001", "--relearn.lora_learning_rates", "0.001"),
     *("--generation.new_tokens", "4", "--evaluation.bootstrap_samples", "50"),
 ]
 

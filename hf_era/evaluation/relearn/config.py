@@ -76,7 +76,9 @@ class RelearnConfig(RelearnAttackConfig):
         None, "Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True
     )
     lora: bool = setting(True, "Also attack through low-rank adapters (peft).", identity=True)
-    lora_learning_rates: list[float] = setting(lambda: [1e-3], "Learning rates of the LoRA attacks.", identity=True)
+    lora_learning_rates: list[float] = setting(
+        lambda: [2e-4, 1e-3, 5e-3], "Learning rates of the LoRA attacks.", identity=True
+    )
     evaluation_stories: int | None = setting(
         64, "Measure on at most so many forget and so many retain stories; null: on all.", identity=True
     )

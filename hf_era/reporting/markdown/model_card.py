@@ -163,7 +163,8 @@ def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
     if relearning is None:
         return {}
     steps, patience, every = (relearning.settings.get(name) for name in ("steps", "patience", "evaluate_every"))
-    made = f"AdamW, betas 0.9 and 0.95, at most {format_count(steps)} steps, measured every {format_count(every or 1)}"
+    made = f"AdamW, betas 0.9 and 0.95, at most {format_count(steps)} steps"
+    made += f", measured at least every {format_count(every or 1)}"
     made += f", stopped after {format_count(patience)} rises in a row" if patience else ""
     measured = relearning.measured
     parts = [

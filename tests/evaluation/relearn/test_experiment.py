@@ -38,7 +38,9 @@ def language(first: int, seed: int) -> list[list[int]]:
 
 def small_config(**settings: Any) -> RelearnConfig:
     values: dict[str, Any] = {"stories": [1, 3], "trials": 2, "steps": 3, "learning_rate": 1e-2, "patience": None}
-    return RelearnConfig(**{**values, "sweep_learning_rates": [1e-3, 1e-2], "lora_rank": 2, **settings})
+    return RelearnConfig(
+        **{**values, "sweep_learning_rates": [1e-3, 1e-2], "lora_learning_rates": [1e-3], "lora_rank": 2, **settings}
+    )
 
 
 def make_experiment(pool: int = 6, **settings: Any) -> RelearnExperiment:
