@@ -12,7 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_era.reporting.comparison_tables import attacks_over_seeds, differences_over_seeds, losses_over_seeds
+from hf_era.reporting.comparison_tables import (
+    attacks_over_seeds,
+    differences_over_seeds,
+    losses_over_seeds,
+    strongest_attack_over_seeds,
+)
 from hf_era.reporting.markdown.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,6 +176,7 @@ TABLES = {
         "speed": headline_table,
         "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
         "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
+        "strongest": lambda: markdown_table(strongest_attack_over_seeds(matrix_rows())),
         "attacks": lambda: markdown_table(attacks_over_seeds(matrix_rows())),
     },
 }

@@ -124,7 +124,7 @@ def write_model_result(result: Any, folder: str) -> None:
 
     from accelerate import PartialState
 
-    from hf_era.reporting.headline import headline_sentences
+    from hf_era.reporting.headline import cautions, headline_sentences
     from hf_era.reporting.html.report import write_report
 
     if not PartialState().is_main_process:
@@ -132,6 +132,8 @@ def write_model_result(result: Any, folder: str) -> None:
     paths = [result.save(Path(folder) / "result.json"), write_report(result, Path(folder) / "report.html")]
     for sentence in headline_sentences(result):
         print(sentence)
+    for caution in cautions(result):
+        print(caution)
     print(f"Written: {', '.join(map(str, paths))}")
 
 

@@ -84,7 +84,10 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     if experiment is not None:
         start = time.monotonic()
         before = None if config.before is None else experiment.losses(load_model(config, config.before, "before"))
-        result.attack = experiment.run(inputs.model, before).to_dict()
+        attacked = experiment.run(inputs.model, before)
+        if config.before is not None:
+            attacked = experiment.attack_before(load_model(config, config.before, "before"), attacked)
+        result.attack = attacked.to_dict()
         seconds["attack"] = round(time.monotonic() - start, 1)
     result.seconds = seconds
     result.data_filtering = None if filtering is None else comparison_values(filtering)

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
-from hf_era.evaluation.relearn.result import AttackSummary, RelearnResult
+from hf_era.evaluation.relearn.result import AT_THE_START, STEPS, AttackSummary, RelearnResult
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
 DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "forget_words_unlearning")
 LOSS_KINDS = ("forget", "retain", "forget_words")
 ROBUST = "robust_unlearning"
+ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, "before_under_attack")
+"""Forget losses minus that before the method, all on the stories and in the precision of the attack: at its start, at its
+lowest, and what the same attack does to the model before the method. Not to be subtracted from `DIFFERENCES`, which are
+measured on other stories, and without autocast."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class ControlFigures:
     losses: dict[str, Estimate]  # by kind
     differences: dict[str, Estimate]  # as in `ResultSummary`
     attacks: dict[tuple[str, int, float], Estimate]  # kind, stories, learning rate -> robust unlearning
+    at_most: frozenset[str]  # as in `ResultSummary`
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,17 @@ class ResultSummary:
     start: str  # `pretrained`, `scratch`, or empty
     before_name: str  # what "before the method" is; empty if none
     losses: dict[str, dict[str, Estimate]]  # stage -> `forget`, `retain`, `forget_words`; only what was measured
-    differences: dict[str, Estimate]  # each of `DIFFERENCES`, and `ROBUST`; without a value where it was not measured
+    differences: dict[
+        str, Estimate
+    ]  # each of `DIFFERENCES` and `ATTACK_DIFFERENCES`; no value where it was not measured
     relearning: RelearnResult | None  # of the final model
     strongest: AttackSummary | None
     control: ControlFigures | None
+
+    @property
+    def at_most(self) -> frozenset[str]:
+        """Differences that are upper bounds: the attack's minimum lies at the edge of what was tried."""
+        return frozenset({ROBUST} if self.strongest is not None and self.strongest.edges else ())
 
     @property
     def is_control(self) -> bool:
@@ -65,18 +77,29 @@ def summary_of(result: AnyResult) -> ResultSummary:
     relearning = result.relearning
     strongest = None if relearning is None else relearning.strongest()
     config = result.config if isinstance(result, RunResult) else {}
-    robust = Estimate(None) if strongest is None else strongest.robust_unlearning
     return ResultSummary(
         result=result,
         rule=rule_label(config) if result.has_module else "",
         start=str((config.get("model") or {}).get("start") or ""),
         before_name=_before_name(result),
         losses={stage: part for stage, losses in _stage_losses(result).items() if (part := _estimates(losses))},
-        differences={**{name: result.estimate(name) for name in DIFFERENCES}, ROBUST: robust},
+        differences={name: result.estimate(name) for name in DIFFERENCES} | _attack_differences(relearning, strongest),
         relearning=relearning,
         strongest=strongest,
         control=_control(result.data_filtering),
     )
+
+
+def _attack_differences(relearning: RelearnResult | None, strongest: AttackSummary | None) -> dict[str, Estimate]:
+    if relearning is None or strongest is None:
+        return dict.fromkeys(ATTACK_DIFFERENCES, Estimate(None))
+    before = relearning.before_attacked
+    found = (
+        Estimate(relearning.unlearning),
+        strongest.robust_unlearning,
+        Estimate(None) if before is None else before.robust_unlearning,
+    )
+    return dict(zip(ATTACK_DIFFERENCES, found, strict=True))
 
 
 def comparison_values(result: AnyResult) -> dict[str, Any]:
@@ -87,7 +110,7 @@ def comparison_values(result: AnyResult) -> dict[str, Any]:
         "name": result.name,
         "seed": result.seed,
         "losses": {kind: estimate.to_dict() for kind, estimate in figures.final.items()},
-        "differences": {name: figures.differences[name].to_dict() for name in DIFFERENCES},
+        "differences": {name: estimate.to_dict() for name, estimate in figures.differences.items()},
         "attacks": attacks,
         "strongest": None if figures.strongest is None else figures.strongest.to_dict(),
         "training": _what_it_shares(result),
@@ -145,9 +168,11 @@ def _control(values: dict[str, Any] | None) -> ControlFigures | None:
         seed=values.get("seed") or 0,
         losses={kind: estimate_of(part) for kind, part in (values.get("losses") or {}).items() if part},
         differences={
-            **{name: estimate_of(differences.get(name)) for name in DIFFERENCES},
+            **{name: estimate_of(differences.get(name)) for name in (*DIFFERENCES, *ATTACK_DIFFERENCES)},
             ROBUST: estimate_of(strongest.get(ROBUST)),
         },
+        # An attack of which nothing is known in that respect may have ended at an edge.
+        at_most=frozenset({ROBUST} if strongest.get("edges", True) else ()),
         attacks={
             (part["kind"], part["stories"], part["learning_rate"]): estimate_of(part.get(ROBUST))
             for part in values.get("attacks") or []
@@ -164,19 +189,31 @@ def figure_values(figures: ResultSummary) -> dict[str, float | None]:
     for stage, losses in (("before", figures.before), ("final", figures.final)):
         for kind in LOSS_KINDS:
             values[f"{kind}_loss_{stage}"] = losses[kind].value if kind in losses else None
-    values |= {name: figures.differences[name].value for name in DIFFERENCES}
+    values |= {name: estimate.value for name, estimate in figures.differences.items()}
+    return values | _attack_losses(figures)
+
+
+def _attack_losses(figures: ResultSummary) -> dict[str, float | None]:
+    """Before the method, at the start of the strongest attack and under it, all on the stories of the attack."""
     strongest = figures.strongest
-    values["attacked_forget_loss"] = None if strongest is None else strongest.lowest_forget.value
-    values["attacked_retain_loss"] = None if strongest is None else strongest.retain_at_lowest.value
-    values[ROBUST] = figures.differences[ROBUST].value
-    return values
+    before = (None if figures.relearning is None else figures.relearning.before) or {}
+    return {
+        "attack_forget_loss_before": before.get("forget"),
+        "attack_forget_loss_start": None if strongest is None else strongest.start_forget,
+        "attacked_forget_loss": None if strongest is None else strongest.lowest_forget.value,
+        "attack_retain_loss_before": before.get("retain"),
+        "attack_retain_loss_start": None if strongest is None else strongest.start_retain,
+        "attacked_retain_loss": None if strongest is None else strongest.retain_at_lowest.value,
+    }
 
 
 def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One dict per name over its seeds: `name`, `method`, `method_title`, `method_role`, `rule`, `start`, `seeds`, `figures`
     (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t), `attacks` (kind, N and learning rate ->
-    the same), `recovered`, `attacked` (seeds whose strongest attack recovered the capability in any trial, of those that
-    were attacked). Raises `ValueError` if there is no result."""
+    the same), `attacks_at_the_last_step` (those of them that had not turned in a seed), `edges` (of the strongest attack in
+    any seed, see `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds whose strongest attack recovered the
+    capability in any trial, those of them that had it at the start, of those that were attacked). Raises `ValueError` if
+    there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
     groups: dict[str, list[ResultSummary]] = {}
@@ -188,11 +225,16 @@ def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
 def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
     tables = [figure_values(part) for part in parts]
     attacks: dict[str, list[float]] = {}
+    not_turned: dict[str, None] = {}
     for part in parts:
         for summary in part.relearning.summaries() if part.relearning is not None else []:
             value = summary.lowest_forget.value
             if value is not None and math.isfinite(value):
-                attacks.setdefault(f"{summary.kind} {summary.stories} {summary.learning_rate:g}", []).append(value)
+                name_of_attack = f"{summary.kind} {summary.stories} {summary.learning_rate:g}"
+                attacks.setdefault(name_of_attack, []).append(value)
+                if STEPS in summary.edges:
+                    not_turned[name_of_attack] = None
+    strongest = [part.strongest for part in parts if part.strongest is not None]
     reached = [bool(part.strongest.recovered) for part in parts if part.strongest and part.before]
     first = parts[0]
     return {
@@ -205,7 +247,10 @@ def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
         "seeds": [part.result.seed for part in parts],
         "figures": {figure: _over_seeds([table[figure] for table in tables]) for figure in tables[0]},
         "attacks": {attack: mean_interval(values).to_dict() for attack, values in attacks.items()},
+        "attacks_at_the_last_step": list(not_turned),
+        "edges": list(dict.fromkeys(edge for attack in strongest for edge in attack.edges)),
         "recovered": sum(reached),
+        "at_the_start": sum(attack.recovery == AT_THE_START for attack in strongest),
         "attacked": len(reached),
     }
 

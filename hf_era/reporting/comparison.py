@@ -12,6 +12,7 @@ from hf_era.evaluation.results import AnyResult
 from hf_era.evaluation.summary import DIFFERENCES, aggregate, figure_values, summary_of
 from hf_era.reporting import comparison_tables
 from hf_era.reporting.html.comparison import write_comparison
+from hf_era.reporting.labels import edges_text
 from hf_era.reporting.markdown.tables import markdown_table
 from hf_era.reporting.plots import save_plots
 from hf_era.reporting.tables import Table
@@ -39,8 +40,8 @@ def comparison_markdown(results: Sequence[AnyResult]) -> str:
     if any(len(row["seeds"]) > 1 for row in rows):
         blocks += ["## Over seeds", *_block(comparison_tables.differences_over_seeds(rows))]
         blocks += _block(comparison_tables.losses_over_seeds(rows))
-    attacks = comparison_tables.strongest_attacks_table(results), comparison_tables.attacks_over_seeds(rows)
-    if any(attacks):
+    attacks = comparison_tables.attack_tables(results, rows)
+    if attacks:
         blocks += ["## Relearn attacks", *(block for table in attacks for block in _block(table))]
     return "\n\n".join(blocks) + "\n"
 
@@ -53,7 +54,7 @@ def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One flat dict per result, in the order given: what CSV and JSON hold. Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
-    attack = ("kind", "stories", "learning_rate", "trials", "lowest_step", "recovered", "steps_to_recover")
+    attack = ("kind", "stories", "learning_rate", "trials", "lowest_step", "recovered", "recovery", "steps_to_recover")
     rows = []
     for result in results:
         figures = summary_of(result)
@@ -63,7 +64,8 @@ def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
         row |= figure_values(figures)
         for name in DIFFERENCES:
             row |= {f"{name}_low": figures.differences[name].low, f"{name}_high": figures.differences[name].high}
-        rows.append(row | {f"attack_{name}": getattr(figures.strongest, name, None) for name in attack})
+        row |= {f"attack_{name}": getattr(figures.strongest, name, None) for name in attack}
+        rows.append(row | {"attack_edges": edges_text(figures.strongest.edges) if figures.strongest else None})
     return rows
 
 

@@ -1,20 +1,29 @@
 """What came of a run, in sentences: plain text, to be escaped by whoever shows it. Losses are in nats a token.
 
-*Brought back*: the forget loss at the start of an attack minus its mean lowest forget loss, as a share of the ablation
-gap; said only where the gap reaches the run's `minimum_ablation_gap`. *Robust unlearning*: lowest forget loss under attack
-minus that before the method.
+*Brought back*: the forget loss at the start of an attack minus its mean lowest forget loss, as a share of the unlearning on
+the same stories; said only where that reaches the run's `minimum_ablation_gap`. *Robust unlearning*: lowest forget loss
+under attack minus that before the method.
+
+`cautions` decides what is wrong with a result, for the terminal, the report, the comparison and the card alike.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult
+from hf_era.evaluation.relearn.result import (
+    AT_THE_START,
+    NOT_REACHED,
+    REACHED,
+    RECOVERY_MARGIN,
+    UNKNOWN,
+    AttackSummary,
+    RelearnResult,
+)
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
-from hf_era.reporting.labels import attack_title
+from hf_era.reporting.labels import EDGES, attack_title, effort_text
 from hf_era.reporting.numbers import any_interval, format_difference, format_estimate, is_number
 from hf_era.reporting.text import name_of, source_kind
 
@@ -55,7 +64,7 @@ def cautions(result: AnyResult) -> list[Caution]:
         found += _localisation_cautions(figures, minimum)
     if not figures.is_untouched:
         found += _removal_cautions(figures, minimum)
-    return found
+    return [*found, *_convergence_cautions(figures)]
 
 
 def _localisation_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
@@ -96,10 +105,23 @@ def _removal_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
         )
         found.append(Caution("The retain loss rose as much as the forget loss", text))
     if robust is not None and robust < minimum and not figures.is_control:
-        least = f"falls to {format_difference(robust)} nats a token."
+        edge = " or below" if "robust_unlearning" in figures.at_most else ""
+        least = f"falls to {format_difference(robust)} nats a token{edge}."
         text = f"Under the strongest attack the forget loss minus that before the method {least}"
         found.append(Caution("The removal does not hold", text))
     return found
+
+
+def _convergence_cautions(figures: ResultSummary) -> list[Caution]:
+    attack = figures.strongest
+    if attack is None or attack.converged:
+        return []
+    where = "; ".join(EDGES[edge] for edge in attack.edges)
+    text = (
+        f"The lowest forget loss of the strongest attack, {attack_title(attack)}, lies at the edge of what was tried "
+        f"({where}): more of the same may bring back more, and robust unlearning is at most what stands here."
+    )
+    return [Caution("The relearn attack is not converged", text)]
 
 
 def before_text(result: AnyResult) -> str:
@@ -123,11 +145,12 @@ def minimum_gap(result: AnyResult) -> float:
 
 
 def share_brought_back(figures: ResultSummary, minimum: float) -> float | None:
-    """What the strongest attack brings back, over the ablation gap; `None` where the gap is too small to divide by."""
-    gap, attack = figures.differences["ablation_gap"].value, figures.strongest
-    if attack is None or gap is None or attack.lowest_forget.value is None or not gap >= minimum:
+    """What the strongest attack brings back of what the method took, both on the stories and in the precision of the attack;
+    `None` where that is not known or too little to divide by."""
+    unlearning, attack = figures.differences["unlearning_at_attack"].value, figures.strongest
+    if attack is None or unlearning is None or attack.lowest_forget.value is None or not unlearning >= minimum:
         return None
-    share = (attack.start_forget - attack.lowest_forget.value) / gap
+    share = (attack.start_forget - attack.lowest_forget.value) / unlearning
     return share if is_number(share) else None
 
 
@@ -195,8 +218,10 @@ def _differences(figures: ResultSummary, minimum: float) -> list[str]:
 
 def _beside(figures: ResultSummary, name: str, what: str = "data filtering") -> str:
     """The same of data filtering in brackets, where it is known."""
-    value = None if figures.control is None else figures.control.differences[name].value
-    return f" ({what}: {format_difference(value)})" if is_number(value) else ""
+    control = figures.control
+    value = None if control is None else control.differences[name].value
+    most = "at most " if control is not None and name in control.at_most else ""
+    return f" ({what}: {most}{format_difference(value)})" if is_number(value) else ""
 
 
 def _compared(estimate: Estimate) -> str:
@@ -218,11 +243,23 @@ def _attack_sentences(figures: ResultSummary, minimum: float) -> list[str]:
     found = [_strongest(figures, relearning, attack, minimum)]
     if attack.robust_unlearning.value is not None:
         beside = _beside(figures, "robust_unlearning", "data filtering under its own strongest attack")
+        most = "at most " if attack.edges else ""
         found.append(
             "Robust unlearning, the lowest forget loss under that attack minus the forget loss before the method: "
-            f"{format_estimate(attack.robust_unlearning, signed=True)} nats a token{beside}."
+            f"{most}{format_estimate(attack.robust_unlearning, signed=True)} nats a token{beside}.{_zero(figures)}"
         )
     return [*found, *_recovery(relearning, attack)]
+
+
+def _zero(figures: ResultSummary) -> str:
+    """Where the model before the method stands under the same attack, which is what a model that lost nothing looks like."""
+    robust, zero = (figures.differences[name].value for name in ("robust_unlearning", "before_under_attack"))
+    if robust is None or zero is None or not (is_number(robust) and is_number(zero)):
+        return ""
+    return (
+        f" The same attack changes the forget loss of the model before the method by {format_difference(zero)}: "
+        f"{format_difference(robust - zero)} lies between the two."
+    )
 
 
 def _strongest(figures: ResultSummary, relearning: RelearnResult, attack: AttackSummary, minimum: float) -> str:
@@ -237,37 +274,49 @@ def _strongest(figures: ResultSummary, relearning: RelearnResult, attack: Attack
     if share is None:
         return f"{subject} lowers the forget loss {levels} within {steps} ({_mean_of(attack)})."
     percent = round(100 * share)
-    how_much = f"{percent} % of what ablation took" if percent else "next to nothing of what ablation took (0 %)"
+    how_much = f"{percent} % of what the method took" if percent else "next to nothing of what the method took (0 %)"
     if percent >= 100:
-        how_much = f"all of what ablation took {'and more ' if percent > 100 else ''}({percent} %)"
+        how_much = f"all of what the method took {'and more ' if percent > 100 else ''}({percent} %)"
     return f"{subject} brings back {how_much} within {steps}: forget loss {levels} ({_mean_of(attack)})."
 
 
 def _recovery(relearning: RelearnResult, strongest: AttackSummary) -> list[str]:
-    if strongest.recovered is None or relearning.before is None:
-        return []
     level = f"the level before the method + {RECOVERY_MARGIN:g}"
-    if strongest.start_forget < relearning.before["forget"] + RECOVERY_MARGIN:
+    if strongest.recovery == UNKNOWN:
+        return []
+    if strongest.recovery == AT_THE_START:
         return [f"The forget loss was below {level} already before the attacks: there was nothing to bring back."]
     found = [f"Under the strongest attack the forget loss was {_recovered(relearning, strongest, level)}."]
-    fastest = min(relearning.summaries(), key=_steps_to_recover)
-    if _steps_to_recover(fastest) < _steps_to_recover(strongest):
+    fastest = _fastest(relearning)
+    if fastest is not None and fastest.attack != strongest.attack:
         found.append(f"Fastest back was {attack_title(fastest)}: {_recovered(relearning, fastest, level)}.")
     return found
 
 
+def _fastest(relearning: RelearnResult) -> AttackSummary | None:
+    """The attack that recovered on the fewest tokens, or stories where tokens were not recorded: a step of one attack reads
+    more than a step of another."""
+    reached = [part for part in relearning.summaries() if part.recovery == REACHED and part.effort is not None]
+    tokens = all(part.effort.tokens is not None for part in reached if part.effort)
+    return min(reached, key=lambda part: _read(part, tokens), default=None)
+
+
+def _read(attack: AttackSummary, tokens: bool) -> float:
+    effort = attack.effort
+    read = None if effort is None else effort.tokens if tokens else effort.stories
+    return float("inf") if read is None else read
+
+
 def _recovered(relearning: RelearnResult, attack: AttackSummary, level: str) -> str:
-    trials = "the only trial" if attack.trials == 1 else f"{attack.recovered} of {attack.trials} trials"
-    if attack.recovered and attack.steps_to_recover is not None:
-        return f"back at {level} after {_steps(attack.steps_to_recover)} in {trials}"
-    key = attack.kind, attack.stories, attack.learning_rate
-    last = max(trial.curve.points[-1].step for trial in relearning.trials if trial.attack == key)
+    if attack.recovery == REACHED:
+        trials = "the only trial" if attack.trials == 1 else f"{attack.recovered} of {attack.trials} trials"
+        return f"back at {level} after {effort_text(attack)} in {trials}"
+    if attack.recovery == NOT_REACHED and attack.recovered:
+        above = effort_text(attack).removeprefix("> ")
+        return f"back at {level} in {attack.recovered} of {attack.trials} trials only: the median is above {above}"
+    last = max(trial.curve.points[-1].step for trial in relearning.trials if trial.attack == attack.attack)
     none = "in the only trial" if attack.trials == 1 else f"in any of {attack.trials} trials"
     return f"not back at {level} within {_steps(last)} {none}"
-
-
-def _steps_to_recover(attack: AttackSummary) -> float:
-    return math.inf if attack.steps_to_recover is None else attack.steps_to_recover
 
 
 # ---- Parts ----

@@ -5,11 +5,21 @@ Stages and methods are not here: a result says what its own are called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_era.evaluation.relearn.result import AttackSummary, RelearnTrial
+from hf_era.evaluation.relearn.result import (
+    AT_THE_START,
+    LEARNING_RATE,
+    REACHED,
+    STEPS,
+    STORIES,
+    UNKNOWN,
+    AttackSummary,
+    RelearnTrial,
+)
 from hf_era.evaluation.summary import ResultSummary
-from hf_era.reporting.numbers import counted
+from hf_era.reporting.numbers import counted, format_estimate
 
 
 @dataclass(frozen=True)
@@ -27,21 +37,43 @@ DIFFERENCES = {
     "unlearning": Label("Unlearning", "Unlearning: forget loss at the end minus before the method"),
     "retain_tax": Label("Retain tax", "Retain tax: retain loss at the end minus before the method"),
     "forget_words_unlearning": Label("Unlearning, forget words", "Unlearning on the forget words alone"),
+}
+ATTACK_DIFFERENCES = {
+    "unlearning_at_attack": Label(
+        "Unlearning at its start", "Unlearning on the stories of the attack, and in its precision, at its start"
+    ),
     "robust_unlearning": Label(
-        "Robust unlearning", "Robust unlearning: lowest forget loss under the strongest attack minus before the method"
+        "Robust unlearning",
+        "Robust unlearning, on the same stories: lowest forget loss under the strongest attack minus before the method",
+    ),
+    "before_under_attack": Label(
+        "The model before, attacked alike",
+        "The same attack on the model before the method: its lowest forget loss minus before the attack",
     ),
 }
 NEED_A_MODULE = ("ablation_gap", "retain_ablation_gap")
 LOSSES = {
     "forget_loss_before": "Forget before",
     "forget_loss_final": "Forget at the end",
-    "attacked_forget_loss": "Forget under attack",
     "retain_loss_before": "Retain before",
     "retain_loss_final": "Retain at the end",
-    "attacked_retain_loss": "Retain under attack",
     "forget_words_loss_final": "Forget words at the end",
 }
-"""Losses of `figure_values`."""
+ATTACK_LOSSES = {
+    "attack_forget_loss_before": "Forget before",
+    "attack_forget_loss_start": "Forget at its start",
+    "attacked_forget_loss": "Forget under attack",
+    "attack_retain_loss_before": "Retain before",
+    "attack_retain_loss_start": "Retain at its start",
+    "attacked_retain_loss": "Retain there",
+}
+"""Losses of `figure_values`: on the evaluation's stories, and on those of the attack."""
+EDGES = {
+    STEPS: "its last step",
+    STORIES: "the largest number of stories",
+    LEARNING_RATE: "the lowest, the highest or the only learning rate with so many stories",
+}
+AT_MOST = "≤: the minimum lies at the edge of what was tried, so more of the same may bring back more"
 ATTACK_KINDS = {"full": Label("full", "full fine-tuning"), "lora": Label("LoRA", "LoRA fine-tuning")}
 PARTS = {"original": "original dims", "auxiliary": "auxiliary module"}
 MOMENTS = {"start": "at the start of training", "trained": "of the trained model"}
@@ -118,6 +150,39 @@ def attack_title(attack: AttackSummary | RelearnTrial) -> str:
     """`full fine-tuning on 64 stories at learning rate 0.0002`."""
     kind = ATTACK_KINDS[attack.kind].long if attack.kind in ATTACK_KINDS else attack.kind
     return f"{kind} on {counted(attack.stories, 'story', 'stories')} at learning rate {attack.learning_rate:g}"
+
+
+def recovered_text(attack: AttackSummary) -> str:
+    """`1 of 2`: trials that recovered the capability; `already at the start` where there was nothing to recover."""
+    if attack.recovery == AT_THE_START:
+        return "already at the start"
+    return "unknown" if attack.recovered is None else f"{attack.recovered} of {attack.trials}"
+
+
+def effort_text(attack: AttackSummary) -> str:
+    """`15 steps (9,600 tokens read)`: what the median trial took to recover; `> 20 steps (...)` where it did not, `-` where
+    there was nothing to recover or that is not known. Where tokens were not recorded, stories."""
+    effort = attack.effort
+    if effort is None or attack.recovery in (AT_THE_START, UNKNOWN):
+        return "-"
+    steps = "1 step" if effort.steps == 1 else f"{effort.steps:g} steps"
+    read = f"{effort.stories:,.0f} stories" if effort.tokens is None else f"{effort.tokens:,.0f} tokens"
+    return f"{'' if attack.recovery == REACHED else '> '}{steps} ({read} read)"
+
+
+def lowest_text(attack: AttackSummary) -> str:
+    """The lowest forget loss; `≤` before it where it lies at an edge."""
+    return format_estimate(attack.lowest_forget, at_most=bool(attack.edges))
+
+
+def robust_text(attack: AttackSummary) -> str:
+    """Robust unlearning, alike."""
+    return format_estimate(attack.robust_unlearning, signed=True, missing="-", at_most=bool(attack.edges))
+
+
+def edges_text(edges: Sequence[str]) -> str:
+    """`steps, stories`; `-` for none."""
+    return ", ".join(edges) or "-"
 
 
 def short_attack_title(kind: str, stories: str, learning_rate: str) -> str:

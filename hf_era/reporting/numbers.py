@@ -39,13 +39,19 @@ def format_share(value: Any) -> str:
 
 
 def format_estimate(
-    estimate: Estimate | None, signed: bool = False, digits: int = 3, missing: str = NOT_MEASURED
+    estimate: Estimate | None,
+    signed: bool = False,
+    digits: int = 3,
+    missing: str = NOT_MEASURED,
+    at_most: bool = False,
 ) -> str:
-    """`+0.201 [+0.150, +0.252]`, without the brackets where there is no interval; `missing` where there is no value."""
+    """`+0.201 [+0.150, +0.252]`, without the brackets where there is no interval, `≤ +0.201` where it is an upper bound;
+    `missing` where there is no value."""
     spelled: Callable[[Any, int], str] = format_difference if signed else format_number
     if estimate is None or estimate.value is None:
         return missing
     value, low, high = (spelled(part, digits) for part in (estimate.value, estimate.low, estimate.high))
+    value = f"≤ {value}" if at_most else value
     return f"{value} [{low}, {high}]" if _has_interval(estimate) else value
 
 

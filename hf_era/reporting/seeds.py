@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.results import AnyResult
-from hf_era.evaluation.summary import LOSS_KINDS, aggregate, estimate_of, figure_values, summary_of
-from hf_era.reporting.labels import DIFFERENCES, KINDS
-from hf_era.reporting.numbers import format_difference, format_estimate, format_number
+from hf_era.evaluation.summary import LOSS_KINDS, ROBUST, aggregate, estimate_of, figure_values, summary_of
+from hf_era.reporting.labels import AT_MOST, ATTACK_DIFFERENCES, DIFFERENCES, KINDS
+from hf_era.reporting.numbers import format_estimate
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of
 
-IN_THE_SENTENCE = ("unlearning", "retain_tax", "robust_unlearning")
+IN_THE_SENTENCE = ("unlearning", "retain_tax", ROBUST)
+_DIFFERENCES = DIFFERENCES | ATTACK_DIFFERENCES
 
 
 def seeds_of(result: AnyResult, others: Sequence[AnyResult]) -> list[AnyResult]:
@@ -33,8 +34,9 @@ def seeds_sentence(result: AnyResult, others: Sequence[AnyResult]) -> str | None
         return None
     figures = aggregate(seeds)[0]["figures"]
     estimates = {name: estimate_of(figures[name]) for name in IN_THE_SENTENCE}
+    bounds = _at_most(seeds)
     parts = [
-        f"{DIFFERENCES[name].short.lower()} {format_estimate(estimate, signed=True)}"
+        f"{_DIFFERENCES[name].short.lower()} {format_estimate(estimate, signed=True, at_most=name in bounds)}"
         for name, estimate in estimates.items()
         if estimate.value is not None
     ]
@@ -53,19 +55,32 @@ def seeds_table(result: AnyResult, others: Sequence[AnyResult]) -> Table | None:
     if len(seeds) < 2:
         return None
     over, own = aggregate(seeds)[0]["figures"], figure_values(summary_of(result))
-    rows, with_control = [], False
+    rows, with_control, summaries = [], False, [summary_of(one) for one in seeds]
+    own_bounds, bounds = summary_of(result).at_most, _at_most(seeds)
+    control_bounds = {name for part in summaries if part.control is not None for name in part.control.at_most}
     for name, title in _titles().items():
         estimate, control = estimate_of(over[name]), _of_control(name, seeds)
         if estimate.value is None:
             continue
-        signed = name in DIFFERENCES
+        signed = name in _DIFFERENCES
         with_control = with_control or control.value is not None
-        this = format_difference(own[name]) if signed else format_number(own[name])
-        rows.append([title, this, *(format_estimate(part, signed, missing="-") for part in (estimate, control))])
+        cells = [
+            format_estimate(part, signed, missing="-", at_most=name in at_most)
+            for part, at_most in ((Estimate(own[name]), own_bounds), (estimate, bounds), (control, control_bounds))
+        ]
+        rows.append([title, *cells])
     header = ["Nats a token", f"This run (seed {name_of(result.seed)})", _over(seeds), "Data filtering, over seeds"]
     if not with_control:
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return Table("Means with their 95 % intervals over seeds (Student's t).", header, rows) if rows else None
+    caption = "Means with their 95 % intervals over seeds (Student's t)."
+    if bounds or control_bounds:
+        caption += f" {AT_MOST}."
+    return Table(caption, header, rows) if rows else None
+
+
+def _at_most(seeds: Sequence[AnyResult]) -> set[str]:
+    """Differences that are upper bounds in any seed, and so in the mean."""
+    return {name for one in seeds for name in summary_of(one).at_most}
 
 
 def _over(seeds: Sequence[AnyResult]) -> str:
@@ -75,7 +90,7 @@ def _over(seeds: Sequence[AnyResult]) -> str:
 def _titles() -> dict[str, str]:
     """Names in `figure_values` -> what they are called here: losses at the end, then differences."""
     losses = {f"{kind}_loss_final": f"{KINDS[kind]}: loss at the end" for kind in LOSS_KINDS}
-    return {**losses, **{name: label.long for name, label in DIFFERENCES.items()}}
+    return {**losses, **{name: label.long for name, label in _DIFFERENCES.items()}}
 
 
 def _of_control(name: str, seeds: Sequence[AnyResult]) -> Estimate:
@@ -85,7 +100,7 @@ def _of_control(name: str, seeds: Sequence[AnyResult]) -> Estimate:
         if control is None:
             return Estimate(None)
         kind = name.removesuffix("_loss_final")
-        estimate = control.differences.get(name) if name in DIFFERENCES else control.losses.get(kind)
+        estimate = control.differences.get(name) if name in _DIFFERENCES else control.losses.get(kind)
         if estimate is None or estimate.value is None:
             return Estimate(None)
         values.append(estimate.value)

@@ -9,7 +9,21 @@ from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import AttackSummary
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 from hf_era.evaluation.summary import estimate_of, summary_of
-from hf_era.reporting.labels import DIFFERENCES, KINDS, NEED_A_MODULE, attack_title, layer_order, stage_title
+from hf_era.reporting.labels import (
+    AT_MOST,
+    ATTACK_DIFFERENCES,
+    DIFFERENCES,
+    KINDS,
+    NEED_A_MODULE,
+    attack_title,
+    edges_text,
+    effort_text,
+    layer_order,
+    lowest_text,
+    recovered_text,
+    robust_text,
+    stage_title,
+)
 from hf_era.reporting.numbers import NOT_MEASURED, format_count, format_estimate, format_number, is_number
 from hf_era.reporting.text import name_of, token_text
 
@@ -71,18 +85,24 @@ def differences_table(result: AnyResult) -> Table | None:
     """One row per difference that this kind of run has, beside it that of data filtering; `None` if none was measured."""
     figures = summary_of(result)
     control, rows = figures.control, []
-    for name, label in DIFFERENCES.items():
+    for name, label in (DIFFERENCES | ATTACK_DIFFERENCES).items():
         estimate = figures.differences[name]
         if estimate.value is None and (figures.is_untouched or (name in NEED_A_MODULE and not result.has_module)):
             continue
-        beside = [] if control is None else [format_estimate(control.differences[name], signed=True)]
-        rows.append([label.long, format_estimate(estimate, signed=True), *beside])
+        cells = [format_estimate(estimate, signed=True, at_most=name in figures.at_most)]
+        if control is not None:
+            beside = control.differences[name]
+            cells.append(format_estimate(beside, signed=True, at_most=name in control.at_most))
+        rows.append([label.long, *cells])
     if all(estimate.value is None for estimate in figures.differences.values()):
         return None
     header = ["Difference, nats a token", "This result"]
     if control is not None:
         header.append(f"Data filtering ({name_of(control.name)})")
-    caption = "Differences with the 95 % intervals of this run: over stories, in pairs; robust unlearning over trials."
+    caption = (
+        "Differences with the 95 % intervals of this run: over stories, in pairs; those of the attack over trials, and on "
+        f"its own stories: compare them with each other. {AT_MOST}."
+    )
     return Table(caption, header, rows)
 
 
@@ -94,42 +114,44 @@ def attacks_table(result: AnyResult) -> Table | None:
     summaries, control = figures.relearning.summaries(), figures.control
     rows, strong = [], set()
     for number, part in enumerate(summaries):
-        row = _attack_row(part)
+        row = _attack_row(part, attack_title(part))
         if control is not None:
-            beside = control.attacks.get((part.kind, part.stories, part.learning_rate))
-            row.append(format_estimate(beside, signed=True))
+            row.append(format_estimate(control.attacks.get(part.attack), signed=True))
         if part == figures.strongest:
             strong.add(number)
             row[0] += " (strongest)"
         rows.append(row)
+    before = figures.relearning.before_attacked
+    if before is not None:
+        row = _attack_row(before, "the strongest, on the model before the method")
+        rows.append([*row, "-"] if control is not None else row)
     header = [
-        "Attack", "Trials", "Lowest forget loss", "at step (mean)", "Retain loss there", "Robust unlearning", "Recovered",
-        "Steps to recover (median)", "Retain loss there", *(["Data filtering: robust unlearning"] if control else []),
+        "Attack", "Trials", "Lowest forget loss", "at step (mean)", "Retain loss there", "Robust unlearning",
+        "Lowest at the edge in", "Recovered", "It took (median)", "Retain loss there",
+        *(["Data filtering: robust unlearning"] if control else []),
     ]  # fmt: skip
+    start = summaries[0]
     caption = (
-        f"All attacks, from a forget loss of {format_number(summaries[0].start_forget)}; losses in nats a token, means over "
-        "trials with 95 % intervals (Student's t)."
+        f"All attacks, from a forget loss of {format_number(start.start_forget)} and a retain loss of "
+        f"{format_number(start.start_retain)} on the same stories; losses in nats a token, means over trials with 95 % "
+        f"intervals (Student's t). {AT_MOST}. A trial that did not recover counts as above those that did."
     )
     return Table(caption, header, rows, strong=frozenset(strong))
 
 
-def _attack_row(part: AttackSummary) -> list[str]:
+def _attack_row(part: AttackSummary, title: str) -> list[str]:
     return [
-        name_of(attack_title(part)),
+        name_of(title),
         format_count(part.trials),
-        format_estimate(part.lowest_forget),
+        lowest_text(part),
         format_number(part.lowest_step, 1),
         format_estimate(part.retain_at_lowest),
-        format_estimate(part.robust_unlearning, signed=True),
+        robust_text(part),
+        edges_text(part.edges),
         recovered_text(part),
-        "-" if part.steps_to_recover is None else f"{part.steps_to_recover:g}",
+        effort_text(part),
         format_estimate(part.retain_at_recovery, missing="-"),
     ]
-
-
-def recovered_text(part: AttackSummary) -> str:
-    """`1 of 2`: trials that recovered the capability."""
-    return "unknown" if part.recovered is None else f"{part.recovered} of {part.trials}"
 
 
 def selectivity_table(result: RunResult) -> Table:

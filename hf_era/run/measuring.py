@@ -54,7 +54,10 @@ class Measuring:
         generation = fingerprint(
             *models, identity_values(SamplingConfig, asdict(config.generation)), config.data.forget_words
         )
-        attack = fingerprint(*models, identity_values(RelearnConfig, config.relearn.to_dict()))
+        attacks = identity_values(RelearnConfig, config.relearn.to_dict())
+        attack = fingerprint(
+            *models, attacks, "the first ten steps measured, the sweep at the largest number of stories"
+        )
         title = "Attacking: relearning forget stories"
         return [
             Phase("evaluation", "Evaluating", evaluation, self.evaluate),
@@ -193,6 +196,8 @@ class Measuring:
         kept = KeptTrials(self.records, key, self.state)
         model = load_causal_lm(self.stages[self.final_stage].model)
         result = experiment.run(model, before, done=kept.found, on_trial=kept.add)
+        if before is not None and self.final_stage != "before":
+            result = experiment.attack_before(load_causal_lm(self.run.before_model), result)
         return {"attack": result.to_dict()}
 
     def remove_kept_trials(self) -> None:

@@ -11,13 +11,12 @@ from rich.console import Console
 
 from hf_era.evaluation import RunResult
 from hf_era.methods import get_method
-from hf_era.reporting.headline import headline_sentences
+from hf_era.reporting.headline import cautions, headline_sentences
 from hf_era.reporting.html.report import write_report
 from hf_era.reporting.markdown.model_card import write_model_card
 from hf_era.reporting.markdown.tables import losses_table
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunDirectory
-from hf_era.training.gradient_routing_trainer import nothing_localised_message
 
 
 def describe_plan(config: RunConfig, device: Any) -> str:
@@ -54,14 +53,17 @@ def finish(
     console.print(losses_table(result), markup=False)
     for sentence in headline_sentences(result):
         console.print(f"  {sentence}", markup=False)
-    gap = result.ablation_gap
-    if gap is not None and not result.localised:
-        message = nothing_localised_message(gap, float(result.training["minimum_ablation_gap"]))
-        console.print(f"[bold red]{message}[/]")
+    warn(result, console)
     checkpoint = f"Checkpoint: {directory.path / 'model'}   " if has_model else ""
     console.print(f"{checkpoint}Report: {directory.path / 'report.html'}   Figures: {directory.path / 'result.json'}")
     if state.is_main_process and has_model and config.training.get("push_to_hub"):
         _push(result, config, directory.path / "model", console)
+
+
+def warn(result: RunResult, console: Console) -> None:
+    """Says what is wrong with a result, as its card and its report do."""
+    for caution in cautions(result):
+        console.print(str(caution), style="bold red", markup=False)
 
 
 def write_outputs(result: RunResult, folder: Path, seeds: Sequence[RunResult] = ()) -> None:

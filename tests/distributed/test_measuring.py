@@ -37,7 +37,7 @@ CONFIG: dict[str, Any] = {
     "generation": {"new_tokens": 6, "prompts": ["One day", "The tree", "A", "Lily saw a", "Tom", "The big dog", "Once"]},
     "relearn": {
         "stories": [1, 3], "trials": 2, "steps": 2, "sweep_learning_rates": [1e-3], "evaluation_stories": 6,
-        "batch_size": 2,
+        "batch_size": 2, "lora_learning_rates": [1e-3],
     },
 }  # fmt: skip
 
@@ -127,7 +127,9 @@ def test_a_stopped_attack_goes_on_with_the_trials_of_all(launched: Any) -> None:
     assert first["error"] == second["error"] == ["ValueError", "planted in a trial"]
     # Four for each: the main process made its own, the other one only its first.
     assert [len(trials) for trials in first["kept"]] == [1, 4]
-    assert first["made again"] + second["made again"] == 3
+    # Three that were not kept, and the two on the model before the method.
+    assert first["made again"] + second["made again"] == 3 + len(alone["attack"]["before_trials"])
+    assert len(alone["attack"]["before_trials"]) == 2
     assert first["report"]["attack"] == second["report"]["attack"] == alone["attack"]
     assert first["left"] == []
 

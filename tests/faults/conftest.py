@@ -56,7 +56,14 @@ def tiny_values(folder: Path) -> dict[str, Any]:
         "coherence": {"steps": 4, "stories": 4, "learning_rate": 1e-3},
         "evaluation": {"bootstrap_samples": 50},
         "generation": {"prompts": ["One day", "The tree"], "new_tokens": 4},
-        "relearn": {"stories": [1, 3], "trials": 1, "steps": 2, "sweep_learning_rates": [1e-3], "lora": False},
+        "relearn": {
+            "stories": [1, 3],
+            "trials": 1,
+            "steps": 2,
+            "sweep_learning_rates": [1e-3],
+            "lora": False,
+            "attack_before": False,
+        },
     }
 
 

@@ -84,7 +84,14 @@ def make_run_config() -> Callable[..., RunConfig]:
             "coherence": {"steps": 2, "stories": 4},
             "evaluation": {"bootstrap_samples": 50},
             "generation": {"prompts": ["One day", "The tree"], "new_tokens": 4},
-            "relearn": {"stories": [1, 3], "trials": 1, "steps": 2, "sweep_learning_rates": [1e-3], "lora": False},
+            "relearn": {
+                "stories": [1, 3],
+                "trials": 1,
+                "steps": 2,
+                "sweep_learning_rates": [1e-3],
+                "lora": False,
+                "attack_before": False,
+            },
         }
         for section, fields in changes.items():
             values[section] = {**values.get(section, {}), **fields} if isinstance(fields, dict) else fields

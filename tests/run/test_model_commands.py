@@ -18,7 +18,7 @@ from hf_era.evaluation.results import ModelResult
 
 QUICK = [
     *("--relearn.steps", "2", "--relearn.stories", "2", "--relearn.trials", "2"),
-    *("--relearn.sweep_learning_rates", "0.001"),
+    *("--relearn.sweep_learning_rates", "0.001", "--relearn.lora_learning_rates", "0.001"),
     *("--generation.new_tokens", "4", "--evaluation.bootstrap_samples", "50"),
 ]
 
@@ -108,6 +108,8 @@ def test_relearn_takes_its_stories_out_of_the_forget_file(run, files, tmp_path):
     assert start.forget_loss == pytest.approx(result.losses["forget"]["loss"], rel=1e-5)
     assert relearning.before["forget"] == pytest.approx(result.before["losses"]["forget"]["loss"], rel=1e-5)
     assert relearning.strongest() is not None
+    assert all(trial.tokens for trial in relearning.trials)
+    assert relearning.before_attacked.start_forget == relearning.before["forget"]
     assert result.generations == {}
 
 

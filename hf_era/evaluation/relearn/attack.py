@@ -43,6 +43,9 @@ class RelearnAttack:
         config (`RelearnAttackConfig`): steps, learning rate and so on.
         kind (`str`, *optional*, defaults to `"full"`): `full`: all weights are trained. `lora`: adapters only.
 
+    Attributes:
+        tokens (`int`): that a step learns from: those that are predicted.
+
     Raises:
         ValueError: if the stories have nothing to learn from.
     """
@@ -58,8 +61,8 @@ class RelearnAttack:
         self.config, self.kind, self._measured = config, kind, measured
         self._stories, self._pad_token_id, self._batch_size = stories, pad_token_id, config.batch_size
         self._batches = padded_batches(stories, pad_token_id, config.batch_size, measured.device)
-        self._labels = count_labels(self._batches)
-        if not self._labels:
+        self.tokens = count_labels(self._batches)
+        if not self.tokens:
             raise ValueError(
                 f"There is nothing to learn from the attack's {len(stories)} stories: none has two tokens or more. "
                 "Give longer ones, or raise `relearn.stories`."
@@ -100,7 +103,7 @@ class RelearnAttack:
         )
         for step in range(1, config.steps + 1):
             self._step(model, optimizer)
-            if step % config.evaluate_every and step != config.steps:
+            if not is_measured(step, config):
                 continue
             point = self._measured.point(model, step)
             if not (math.isfinite(point.forget_loss) and math.isfinite(point.retain_loss)):
@@ -108,7 +111,7 @@ class RelearnAttack:
             points.append(point)
             if on_step is not None:
                 on_step(point)
-            if config.patience is not None and rises_at_the_end(points) >= config.patience:
+            if has_turned(points, config):
                 return
 
     def _step(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -130,9 +133,28 @@ class RelearnAttack:
     def _share_of_loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """What a micro-batch adds to the loss over all labels."""
         if hasattr(model, "label_losses"):  # one of ours
-            return model(**batch, num_items_in_batch=self._labels).loss  # type: ignore[operator]
+            return model(**batch, num_items_in_batch=self.tokens).loss  # type: ignore[operator]
         # Not every causal LM takes the number, and one that does not would divide by its own without a word.
-        return model(**batch).loss * (count_labels([batch]) / self._labels)
+        return model(**batch).loss * (count_labels([batch]) / self.tokens)
+
+
+FIRST_STEPS = 10
+"""Steps that are all measured, and made whatever the loss does."""
+
+
+def is_measured(step: int, config: RelearnAttackConfig) -> bool:
+    """Whether the losses after this step are a point of the curve. A high learning rate has its lowest point in the first
+    steps, where a coarse grid would miss it."""
+    return step <= FIRST_STEPS or step % config.evaluate_every == 0 or step == config.steps
+
+
+def has_turned(points: list[RelearnPoint], config: RelearnAttackConfig) -> bool:
+    """Whether patience ends a trial here. Rises count between points `evaluate_every` apart, and the first steps never end
+    one: without momentum AdamW overshoots at first, and comes back."""
+    if config.patience is None or points[-1].step <= FIRST_STEPS:
+        return False
+    spaced = [point for point in points if point.step % config.evaluate_every == 0]
+    return rises_at_the_end(spaced) >= config.patience
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from hf_era.utils.checks import check_count, check_positive, short_repr
-from hf_era.utils.fields import setting
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 FULL, LORA = "full", "lora"
 """Kinds of attack: all weights are trained, or low-rank adapters only."""
@@ -18,21 +18,23 @@ FULL, LORA = "full", "lora"
 
 @dataclass
 class RelearnAttackConfig:
-    """What the trials of all attacks have in common. Defaults: the reference's. Each field's `help` says what it is.
+    """What the trials of all attacks have in common. Defaults: the reference's, but for the
+    steps (40 there: too few for most attacks to turn). Each field's `help` says what it is.
 
-    The optimizer is AdamW with betas (0.9, 0.95); the last step is always evaluated. With `bf16` the passes run in autocast
-    and the weights stay in fp32; outside of a run, not given means fp32.
+    The optimizer is AdamW with betas (0.9, 0.95). The first ten steps are all evaluated, and so is the last; a trial goes
+    on until `patience` says that the forget loss has turned, or to `steps`, and the result says which. With `bf16` the
+    passes run in autocast and the weights stay in fp32; outside of a run, not given means fp32.
 
     Raises:
         ValueError: for a number out of range.
     """
 
-    steps: int = setting(40, "Steps of a trial at most.", identity=True)
+    steps: int = setting(200, "Steps of a trial at most; it ends before, when its loss has turned.", identity=True)
     learning_rate: float = setting(5e-5, "Learning rate, constant, for every N.", identity=True)
     patience: int | None = setting(
         3, "Stop after so many evaluations in a row with a higher forget loss; null: never.", identity=True
     )
-    evaluate_every: int = setting(1, "Steps between evaluations.", identity=True)
+    evaluate_every: int = setting(1, "Steps between evaluations, after the first ten.", identity=True)
     batch_size: int = setting(16, "Stories in memory at a time; changes the speed only.", identity=True)
     lora_rank: int = setting(8, "Rank of the adapters of a LoRA attack.", identity=True)
     lora_alpha: float = setting(16.0, "Scale of the adapters of a LoRA attack.", identity=True)
@@ -65,7 +67,7 @@ class RelearnConfig(RelearnAttackConfig):
     )
     trials: int = setting(5, "Trials of each attack; they share no story.", identity=True)
     sweep_stories: int | None = setting(
-        None, "Stories of the sweep and of LoRA. Not given: the largest of relearn.stories.", identity=True
+        None, "Sweep and LoRA with so many stories too; always with the largest of relearn.stories.", identity=True
     )
     sweep_learning_rates: list[float] = setting(
         lambda: [1e-5, 5e-5, 2e-4, 1e-3], "Also attack with these learning rates. Empty: no sweep.", identity=True
@@ -74,9 +76,16 @@ class RelearnConfig(RelearnAttackConfig):
         None, "Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True
     )
     lora: bool = setting(True, "Also attack through low-rank adapters (peft).", identity=True)
-    lora_learning_rates: list[float] = setting(lambda: [1e-3], "Learning rates of the LoRA attacks.", identity=True)
+    lora_learning_rates: list[float] = setting(
+        lambda: [2e-4, 1e-3, 5e-3], "Learning rates of the LoRA attacks.", identity=True
+    )
     evaluation_stories: int | None = setting(
         64, "Measure on at most so many forget and so many retain stories; null: on all.", identity=True
+    )
+    attack_before: bool = setting(
+        True,
+        "Make the strongest attack on the model before the method too.",
+        identity=UNLESS_DEFAULT,
     )
     allow_fewer: bool = setting(
         False, "With too few stories: fewer trials or stories instead of an error.", identity=True
@@ -110,6 +119,11 @@ class PlannedAttack:
     stories: int
     learning_rate: float
     trials: int
+
+    @property
+    def attack(self) -> tuple[str, int, float]:
+        """What tells it from other attacks."""
+        return self.kind, self.stories, self.learning_rate
 
 
 class AttackPlan(NamedTuple):
@@ -154,24 +168,26 @@ def check_attack(config: RelearnConfig, pool_size: int) -> None:
 
 def _asked_attacks(config: RelearnConfig) -> list[PlannedAttack]:
     """What the config asks for, whatever there is; nothing twice."""
-    swept = config.sweep_stories or max(config.stories)
+    # A rate that is best with few stories need not be so with many: the sweep is made at the headline's number.
+    swept = list(dict.fromkeys([max(config.stories), config.sweep_stories or max(config.stories)]))
     sweep_trials = config.sweep_trials or config.trials
     asked = [PlannedAttack(FULL, stories, config.learning_rate, config.trials) for stories in config.stories]
     made = {(attack.stories, attack.learning_rate) for attack in asked}
-    asked += [
-        PlannedAttack(FULL, swept, rate, sweep_trials)
-        for rate in config.sweep_learning_rates
-        if (swept, rate) not in made
-    ]
-    if config.lora:
-        asked += [PlannedAttack(LORA, swept, rate, sweep_trials) for rate in config.lora_learning_rates]
+    for stories in swept:
+        asked += [
+            PlannedAttack(FULL, stories, rate, sweep_trials)
+            for rate in config.sweep_learning_rates
+            if (stories, rate) not in made
+        ]
+        if config.lora:
+            asked += [PlannedAttack(LORA, stories, rate, sweep_trials) for rate in config.lora_learning_rates]
     return list(dict.fromkeys(asked))
 
 
 def _too_few(config: RelearnConfig, attack: PlannedAttack, pool_size: int) -> str:
     is_main = attack.kind == FULL and attack.learning_rate == config.learning_rate and attack.stories in config.stories
     trials = "trials" if is_main or config.sweep_trials is None else "sweep_trials"
-    stories = "stories" if is_main or config.sweep_stories is None else "sweep_stories"
+    stories = "sweep_stories" if not is_main and attack.stories == config.sweep_stories else "stories"
     ways = "Set some aside with `data.attack_stories`, or leave the attack out with `--relearn.enabled false`"
     if pool_size:
         ways = f"Set more aside with `data.attack_stories`, lower `relearn.{trials}` or `relearn.{stories}`, "

@@ -13,9 +13,16 @@ from accelerate import PartialState
 from datasets import Dataset
 from rich.progress import Progress
 
-from hf_era.evaluation.relearn.attack import MeasuredStories, RelearnAttack, attackable_copy, seeded, with_lora
+from hf_era.evaluation.relearn.attack import (
+    MeasuredStories,
+    RelearnAttack,
+    attackable_copy,
+    has_turned,
+    seeded,
+    with_lora,
+)
 from hf_era.evaluation.relearn.config import LORA, PlannedAttack, RelearnConfig, plan_attacks
-from hf_era.evaluation.relearn.result import RelearnPoint, RelearnResult, RelearnTrial, rises_at_the_end
+from hf_era.evaluation.relearn.result import RelearnPoint, RelearnResult, RelearnTrial
 from hf_era.utils.files import read_json, write_json
 from hf_era.utils.processes import in_all, share_of, share_out
 
@@ -73,7 +80,7 @@ class RelearnExperiment:
             ", ".join(f"{rate:g}" for rate in dict.fromkeys(part.learning_rate for part in plan if part.kind == kind))
             for kind in dict.fromkeys(attack.kind for attack in plan)
         ]
-        every = "step" if self.config.evaluate_every == 1 else f"{self.config.evaluate_every} steps"
+        every = "step" if self.config.evaluate_every == 1 else f"{self.config.evaluate_every} steps after the first ten"
         return (
             f"{trials} relearn attacks of up to {self.config.steps} steps on {sizes} forget stories, learning rates "
             f"{' and, with LoRA, '.join(rates)}; measured every {every} on {counts['forget_stories']} forget and "
@@ -141,12 +148,22 @@ class RelearnExperiment:
             notes=[*self._plan.notes, *filter(None, map(self._note_of, trials))],
         )
 
+    def attack_before(self, model: Any, result: RelearnResult) -> RelearnResult:
+        """The result, with its strongest attack made on the model before the method too (`before_trials`): what attacks do
+        to a model from which nothing was removed. As it is where `attack_before` is off or no attack came to an end."""
+        strongest = result.strongest()
+        if not self.config.attack_before or strongest is None:
+            return result
+        planned = [part for part in self._plan.attacks if part.attack == strongest.attack]
+        numbers = [(attack, index) for attack in planned for index in range(attack.trials)]
+        return replace(result, before_trials=self._make(model, numbers, self._checked_start(model)))
+
     def _make(
         self,
         model: Any,
         missing: list[tuple[PlannedAttack, int]],
         start: RelearnPoint,
-        on_trial: Callable[[RelearnTrial], None] | None,
+        on_trial: Callable[[RelearnTrial], None] | None = None,
     ) -> list[RelearnTrial]:
         """The trials with these numbers, each made by one process."""
         steps, through = self.config.steps, 0  # of a trial; trials that are through
@@ -166,7 +183,7 @@ class RelearnExperiment:
                     bar.update(task, completed=through * steps + point.step)
 
                 curve = attacker.run(model, start, on_step)
-                trial = RelearnTrial(attack.kind, attack.stories, attack.learning_rate, index, seed, curve)
+                trial = RelearnTrial(*attack.attack, index, seed, curve, attacker.tokens)
                 if on_trial is not None:
                     on_trial(trial)
                 through += 1
@@ -189,9 +206,8 @@ class RelearnExperiment:
 
     def _note_of(self, trial: RelearnTrial) -> str | None:
         """What to say of a trial that ended before its steps and not by patience: its loss was no longer finite."""
-        points, patience = trial.curve.points, self.config.patience
-        out_of_patience = patience is not None and rises_at_the_end(points) >= patience
-        if points[-1].step >= self.config.steps or out_of_patience:
+        points = trial.curve.points
+        if points[-1].step >= self.config.steps or has_turned(points, self.config):
             return None
         return (
             f"The {_name(trial)}, trial {trial.trial + 1}: the loss was no longer finite after step {points[-1].step}; "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -12,6 +12,11 @@ from hf_era.evaluation.intervals import Estimate, mean_interval
 
 RECOVERY_MARGIN = 0.05
 """Nats a token: an attack has recovered the capability once the forget loss is below that before the method plus this."""
+
+STEPS, STORIES, LEARNING_RATE = "steps", "stories", "learning rate"
+"""What a minimum can lie at the edge of."""
+AT_THE_START, REACHED, NOT_REACHED, UNKNOWN = "at the start", "reached", "not reached", "unknown"
+"""How an attack stands to the level before the method: `AttackSummary.recovery`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class RelearnTrial:
         kind (`str`): `full` (all weights) or `lora`.
         stories (`int`): forget stories of the attacker, N. learning_rate (`float`): AdamW's, constant.
         trial (`int`): from 0; trials of the same kind share no story. seed (`int`): of its stories and adapters.
+        tokens (`int`, *optional*): that a step learns from. None: not recorded.
     """
 
     kind: str
@@ -73,6 +79,7 @@ class RelearnTrial:
     trial: int
     seed: int
     curve: RelearnCurve
+    tokens: int | None = None
 
     @property
     def attack(self) -> tuple[str, int, float]:
@@ -95,6 +102,21 @@ class RelearnTrial:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What an attacker spent, medians over trials. A step reads all its stories, so that steps of attacks with different
+    numbers of stories are not alike: compare tokens, or where they were not recorded stories.
+
+    Attributes:
+        steps (`float`): of the optimizer. stories (`float`): read, each as often as it was.
+        tokens (`float`, *optional*): learnt from. None: not recorded.
+    """
+
+    steps: float
+    stories: float
+    tokens: float | None = None
+
+
+@dataclass(frozen=True)
 class AttackSummary:
     """What the trials of one attack (same kind, N and learning rate) did. Losses are in nats a token.
 
@@ -104,7 +126,15 @@ class AttackSummary:
         lowest_step (`float`): its step, mean. retain_at_lowest (`Estimate`): retain loss there.
         robust_unlearning (`Estimate`): lowest forget loss minus that before the method; no value where that is unknown.
         recovered (`int`): trials that came below the loss before the method + `RECOVERY_MARGIN`; None where unknown.
-        steps_to_recover (`float`, *optional*): median over those. retain_at_recovery (`Estimate`): retain loss there.
+        steps_to_recover (`float`, *optional*): median over all trials, those that did not recover above those that did;
+            None where that is no number of steps. retain_at_recovery (`Estimate`): retain loss there, of those that did.
+        edges (`tuple[str, ...]`): at which edges of what was tried the minimum lies. `steps`: a trial was lowest where it
+            ran out of steps. Of the strongest attack also `stories` (no attack of its kind had more) and `learning rate`
+            (none with so many stories had a lower one, or a higher one). With any of them `lowest_forget` and
+            `robust_unlearning` are upper bounds: more of the same may bring back more.
+        recovery (`str`): `reached`: the median trial recovered; `not reached`; `at the start`: the forget loss was at the
+            level before the attack already; `unknown`.
+        effort (`Effort`, *optional*): what recovery took; where it was not reached, it takes more than this.
     """
 
     kind: str
@@ -120,9 +150,22 @@ class AttackSummary:
     recovered: int | None
     steps_to_recover: float | None
     retain_at_recovery: Estimate
+    edges: tuple[str, ...] = ()
+    recovery: str = UNKNOWN
+    effort: Effort | None = None
+
+    @property
+    def attack(self) -> tuple[str, int, float]:
+        """What it is a summary of."""
+        return self.kind, self.stories, self.learning_rate
+
+    @property
+    def converged(self) -> bool:
+        """Whether with so many stories neither more steps nor another learning rate promise a lower forget loss."""
+        return STEPS not in self.edges and LEARNING_RATE not in self.edges
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "edges": list(self.edges)}
 
 
 @dataclass(frozen=True)
@@ -135,6 +178,7 @@ class RelearnResult:
         settings (`dict`): of the attacks. measured (`dict`): `forget_stories`, `forget_tokens`, `retain_stories`,
             `retain_tokens`: what the losses were measured on. pool_stories (`int`): forget stories that attacks drew from.
         notes (`list[str]`): what was asked for and could not be done in full, in words.
+        before_trials (`list[RelearnTrial]`): of the strongest attack on the model before the method; empty if not made.
     """
 
     trials: list[RelearnTrial]
@@ -143,20 +187,33 @@ class RelearnResult:
     measured: dict[str, int] = field(default_factory=dict)
     pool_stories: int = 0
     notes: list[str] = field(default_factory=list)
+    before_trials: list[RelearnTrial] = field(default_factory=list)
 
     def summaries(self) -> list[AttackSummary]:
         """One per attack, in the order in which they were made."""
         groups: dict[tuple[str, int, float], list[RelearnTrial]] = {}
         for trial in self.trials:
             groups.setdefault(trial.attack, []).append(trial)
-        before = None if self.before is None else self.before["forget"]
-        return [_summary(trials, before) for trials in groups.values()]
+        found = [self._summary(trials) for trials in groups.values()]
+        strongest = _strongest(found)
+        return [
+            replace(part, edges=(*part.edges, *_edges_of_the_grid(part, found))) if part is strongest else part
+            for part in found
+        ]
 
     def strongest(self) -> AttackSummary | None:
         """The attack with the lowest mean of the lowest forget losses: the headline. `None` without trials."""
-        found = [(part.lowest_forget.value, part) for part in self.summaries()]
-        finite = [(value, part) for value, part in found if value is not None and math.isfinite(value)]
-        return min(finite, key=lambda pair: pair[0])[1] if finite else None
+        return _strongest(self.summaries())
+
+    @property
+    def before_attacked(self) -> AttackSummary | None:
+        """What the strongest attack does to the model before the method, for `robust_unlearning` to be compared with; `None`
+        if that was not tried."""
+        return self._summary(self.before_trials) if self.before_trials else None
+
+    def _summary(self, trials: list[RelearnTrial]) -> AttackSummary:
+        before = None if self.before is None else self.before["forget"]
+        return _summary(trials, before, self.settings.get("steps"))
 
     @property
     def unlearning(self) -> float | None:
@@ -168,40 +225,95 @@ class RelearnResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with the summaries and the strongest attack for readers without hf_era."""
-        strongest = self.strongest()
+        strongest, before = self.strongest(), self.before_attacked
         return {
             **asdict(self),
             "summaries": [part.to_dict() for part in self.summaries()],
             "strongest": None if strongest is None else strongest.to_dict(),
+            "before_attacked": None if before is None else before.to_dict(),
             "unlearning": self.unlearning,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RelearnResult:
         """The inverse of `to_dict`; raises `KeyError` or `TypeError` if something is missing."""
-        trials = [RelearnTrial.from_dict(trial) for trial in values["trials"]]
+        trials, before_trials = (
+            [RelearnTrial.from_dict(trial) for trial in part]
+            for part in (values["trials"], values.get("before_trials") or [])
+        )
         given = {name: values[name] for name in ("before", "settings", "measured", "pool_stories", "notes")}
-        return cls(trials=trials, **given)
+        return cls(trials=trials, before_trials=before_trials, **given)
 
 
-def _summary(trials: list[RelearnTrial], before: float | None) -> AttackSummary:
+def _strongest(summaries: Sequence[AttackSummary]) -> AttackSummary | None:
+    found = [(part.lowest_forget.value, part) for part in summaries]
+    finite = [(value, part) for value, part in found if value is not None and math.isfinite(value)]
+    return min(finite, key=lambda pair: pair[0])[1] if finite else None
+
+
+def _edges_of_the_grid(strongest: AttackSummary, summaries: Sequence[AttackSummary]) -> list[str]:
+    """Beyond which of the numbers of stories and learning rates that were tried a stronger attack may lie."""
+    alike = [part for part in summaries if part.kind == strongest.kind]
+    rates = [part.learning_rate for part in alike if part.stories == strongest.stories]
+    edges = [STORIES] if strongest.stories == max(part.stories for part in alike) else []
+    return [*edges, LEARNING_RATE] if strongest.learning_rate in (min(rates), max(rates)) else edges
+
+
+def _ran_out_of_steps(curve: RelearnCurve, steps: int | None) -> bool:
+    """Whether the forget loss was lowest at the last step that the trial was given (`None`: not known, its last one). One
+    that ended earlier had turned, or its next loss was not finite."""
+    last = curve.points[-1].step
+    return 0 < last == curve.lowest.step and (steps is None or last >= steps)
+
+
+def _summary(trials: list[RelearnTrial], before: float | None, steps: int | None) -> AttackSummary:
     lowest = [trial.curve.lowest for trial in trials]
-    reached = [] if before is None else [trial.curve.first_below(before + RECOVERY_MARGIN) for trial in trials]
+    level = -math.inf if before is None else before + RECOVERY_MARGIN
+    reached = [trial.curve.first_below(level) for trial in trials]
     recovered = [point for point in reached if point is not None]
     robust = Estimate(None) if before is None else mean_interval([point.forget_loss - before for point in lowest])
+    start = trials[0].curve.points[0]
+    recovery = UNKNOWN if before is None else AT_THE_START if start.forget_loss < level else _recovery(reached)
+    effort = None if before is None else _effort(trials, reached)
     kind, stories, learning_rate = trials[0].attack
     return AttackSummary(
         kind=kind,
         stories=stories,
         learning_rate=learning_rate,
         trials=len(trials),
-        start_forget=trials[0].curve.points[0].forget_loss,
-        start_retain=trials[0].curve.points[0].retain_loss,
+        start_forget=start.forget_loss,
+        start_retain=start.retain_loss,
         lowest_forget=mean_interval([point.forget_loss for point in lowest]),
         lowest_step=sum(point.step for point in lowest) / len(lowest),
         retain_at_lowest=mean_interval([point.retain_loss for point in lowest]),
         robust_unlearning=robust,
         recovered=None if before is None else len(recovered),
-        steps_to_recover=float(median(point.step for point in recovered)) if recovered else None,
+        steps_to_recover=effort.steps if effort is not None and recovery in (AT_THE_START, REACHED) else None,
         retain_at_recovery=mean_interval([point.retain_loss for point in recovered]),
+        edges=(STEPS,) if any(_ran_out_of_steps(trial.curve, steps) for trial in trials) else (),
+        recovery=recovery,
+        effort=effort,
+    )
+
+
+def _recovery(reached: Sequence[RelearnPoint | None]) -> str:
+    steps = median(math.inf if point is None else point.step for point in reached)
+    return REACHED if math.isfinite(steps) else NOT_REACHED
+
+
+def _effort(trials: Sequence[RelearnTrial], reached: Sequence[RelearnPoint | None]) -> Effort:
+    """Medians over trials. Where the median trial recovered, those that did not count as above it; elsewhere as what they
+    were given, which the true median exceeds."""
+    is_reached = _recovery(reached) == REACHED
+    steps = [
+        point.step if point is not None else math.inf if is_reached else trial.curve.points[-1].step
+        for trial, point in zip(trials, reached, strict=True)
+    ]
+    tokens = [trial.tokens for trial in trials]
+    known = [number for number in tokens if number is not None]
+    read = [step * number for step, number in zip(steps, known, strict=False)]
+    return Effort(
+        steps=float(median(steps)),
+        stories=float(median(steps) * trials[0].stories),
+        tokens=float(median(read)) if len(known) == len(trials) else None,
     )

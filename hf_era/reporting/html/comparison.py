@@ -62,12 +62,12 @@ def _sections(results: Results) -> list[Section]:
     rows = aggregate(results)
     several = any(len(row["seeds"]) > 1 for row in rows)
     over_seeds = [comparison_tables.differences_over_seeds(rows), comparison_tables.losses_over_seeds(rows)]
-    attacks = comparison_tables.strongest_attacks_table(results), comparison_tables.attacks_over_seeds(rows)
+    attacks = comparison_tables.attack_tables(results, rows)
     return [
         Section("results", "All results", [comparison_tables.results_table(results), *_flagged(results)]),
         Section("seeds", "Over seeds", over_seeds if several else []),
         Section("trade-off", "Forgetting and its price", plots_of(results, ["trade_off"])),
-        Section("attacks", "Relearn attacks", [*plots_of(results, ["relearn_curves"]), *filter(None, attacks)]),
+        Section("attacks", "Relearn attacks", [*plots_of(results, ["relearn_curves"]), *attacks]),
         Section("selectivity", "Selectivity", plots_of(results, ["selectivity"])),
         Section("generations", "What they write", _generations(results)),
     ]

@@ -18,7 +18,7 @@ from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting import provenance, tables
 from hf_era.reporting.headline import before_text, cautions, headline_sentences
-from hf_era.reporting.labels import KINDS, stage_title
+from hf_era.reporting.labels import AT_MOST, KINDS, stage_title
 from hf_era.reporting.markdown.tables import escape_markdown, markdown_prose, markdown_table
 from hf_era.reporting.numbers import any_interval, format_count, format_share, is_number
 from hf_era.reporting.provenance import section
@@ -175,7 +175,8 @@ def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
     if relearning is None:
         return {}
     steps, patience, every = (relearning.settings.get(name) for name in ("steps", "patience", "evaluate_every"))
-    made = f"AdamW, betas 0.9 and 0.95, at most {format_count(steps)} steps, measured every {format_count(every or 1)}"
+    made = f"AdamW, betas 0.9 and 0.95, at most {format_count(steps)} steps"
+    made += f", measured at least every {format_count(every or 1)}"
     made += f", stopped after {format_count(patience)} rises in a row" if patience else ""
     measured = relearning.measured
     parts = [
@@ -185,6 +186,7 @@ def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
     ]
     return {
         "attack_settings": escape_markdown(made),
+        "at_most": escape_markdown(AT_MOST),
         "attack_measured": escape_markdown(" and ".join(parts)),
         "attack_notes": [escape_markdown(note) for note in relearning.notes],
     }

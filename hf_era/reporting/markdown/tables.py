@@ -18,7 +18,7 @@ _MARKUP = re.compile(r"(\*{1,2})(?=\S)([^*]+)(?<=\S)\1|\[([^\[\]]+)\]\((https://
 # A list, a rule or a heading at the start of a paragraph.
 _BLOCK_START = re.compile(r"^(\d*)([-+=.)])")
 # A figure with its interval at the start of a cell is left as it is; a link cannot begin there.
-_FIGURE = re.compile(r"[-+]?[\d.,]+ \[[-+]?[\d.,]+, [-+]?[\d.,]+\](?=$| \()")
+_FIGURE = re.compile(r"(?:≤ )?[-+]?[\d.,]+ \[[-+]?[\d.,]+, [-+]?[\d.,]+\](?=$| \()")
 
 
 def escape_markdown(value: Any) -> str:

@@ -37,11 +37,12 @@ def caption(results: Results) -> str:
         else "Of each result the attack that brought back most, among those with so many stories; the largest numbers of "
         "stories are shown."
     )
+    left_out = "" if len(results) == 1 else " (left out where the results do not share it)"
     crowded = max(len(results), 1) > MAXIMUM_BANDS
     return (
         f"{lines} Mean over trials{'' if crowded else ' with its 95 % interval'}; a trial that stopped early keeps its "
-        f"last loss. Dashed: the loss before the method; dotted: that plus {RECOVERY_MARGIN:g}, the level that counts as "
-        f"recovered{'' if len(results) == 1 else ' (left out where the results do not share it)'}."
+        "last loss. A step reads all the attacker's stories. Dashed: the loss before the method; dotted: that plus "
+        f"{RECOVERY_MARGIN:g}, the level that counts as recovered{left_out}."
     )
 
 

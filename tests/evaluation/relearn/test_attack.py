@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from hf_era import FastGPTNeoForCausalLM
 from hf_era.data import RoutingCollator
 from hf_era.evaluation import RelearnAttack, RelearnAttackConfig, RelearnPoint, story_losses
-from hf_era.evaluation.relearn.attack import MeasuredStories
+from hf_era.evaluation.relearn.attack import MeasuredStories, has_turned, is_measured
 from hf_era.evaluation.relearn.config import RelearnConfig
 
 
@@ -97,9 +97,22 @@ def test_it_stops_after_rises_in_a_row(make_base: Callable[..., Any]) -> None:
 
 def test_evaluations_can_be_further_apart(make_base: Callable[..., Any]) -> None:
     seen: list[RelearnPoint] = []
-    curve = make_attack(steps=5, evaluate_every=2).run(make_base(), on_step=seen.append)
-    assert [point.step for point in curve.points] == [0, 2, 4, 5]
+    curve = make_attack(steps=16, evaluate_every=5).run(make_base(), on_step=seen.append)
+    assert [point.step for point in curve.points] == [*range(11), 15, 16]  # most happens in the first ten steps
     assert seen == curve.points
+
+
+@pytest.mark.parametrize(("every", "last"), [(1, 11), (3, 12), (4, 12), (5, 15), (6, 18)])
+def test_the_first_steps_do_not_use_up_the_patience(every: int, last: int) -> None:
+    """AdamW overshoots at first: ten steps are always made, and the rises that count are `evaluate_every` apart."""
+    config = RelearnAttackConfig(patience=3, evaluate_every=every)
+    points, step = [RelearnPoint(0, 1.0, 1.0)], 0
+    while not has_turned(points, config):
+        step += 1
+        if is_measured(step, config):
+            points.append(RelearnPoint(step, 1.0 + step, 1.0))
+    assert step == last
+    assert not has_turned(points, RelearnAttackConfig(patience=None))
 
 
 def test_a_loss_that_is_no_longer_finite_ends_the_trial(make_base: Callable[..., Any]) -> None:

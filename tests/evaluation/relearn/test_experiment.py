@@ -38,7 +38,9 @@ def language(first: int, seed: int) -> list[list[int]]:
 
 def small_config(**settings: Any) -> RelearnConfig:
     values: dict[str, Any] = {"stories": [1, 3], "trials": 2, "steps": 3, "learning_rate": 1e-2, "patience": None}
-    return RelearnConfig(**{**values, "sweep_learning_rates": [1e-3, 1e-2], "lora_rank": 2, **settings})
+    return RelearnConfig(
+        **{**values, "sweep_learning_rates": [1e-3, 1e-2], "lora_learning_rates": [1e-3], "lora_rank": 2, **settings}
+    )
 
 
 def make_experiment(pool: int = 6, **settings: Any) -> RelearnExperiment:
@@ -89,9 +91,10 @@ def test_the_plan_holds_every_n_the_sweep_and_lora() -> None:
     assert [(part.stories, part.learning_rate, part.trials) for part in fewer] == [
         (1, 1e-2, 2), (3, 1e-2, 2), (3, 1e-3, 1), (3, 1e-3, 1)
     ]  # fmt: skip
-    own = make_experiment(sweep_stories=2).plan()[2:]  # the main learning rate was not tried with 2 stories
+    # A sweep at a number of its own comes on top of that at the headline number; 2 stories were not tried with 1e-2.
+    own = make_experiment(sweep_stories=2).plan()[2:]
     assert [(part.kind, part.stories, part.learning_rate) for part in own] == [
-        ("full", 2, 1e-3), ("full", 2, 1e-2), ("lora", 2, 1e-3)
+        ("full", 3, 1e-3), ("lora", 3, 1e-3), ("full", 2, 1e-3), ("full", 2, 1e-2), ("lora", 2, 1e-3)
     ]  # fmt: skip
     assert experiment.describe() == (
         "8 relearn attacks of up to 3 steps on 1, 3 forget stories, learning rates 0.01, 0.001 and, with LoRA, 0.001; "
@@ -163,6 +166,18 @@ def test_it_goes_on_after_the_trials_that_are_done(make_base: Callable[..., Any]
     result = experiment.run(model, done=[whole.trials[6], seeded, other, *whole.trials[:4]], on_trial=made.append)
     assert made == [whole.trials[4], whole.trials[5], whole.trials[7]]
     assert result == whole
+
+
+def test_the_strongest_attack_is_made_on_the_model_before_the_method_too(make_base: Callable[..., Any]) -> None:
+    settings: dict[str, Any] = {"stories": [3], "trials": 1, "sweep_learning_rates": [], "lora": False, "steps": 1}
+    experiment, before = make_experiment(**settings), make_base(seed=1)
+    plain = experiment.run(make_base(), experiment.losses(before))
+    result = experiment.attack_before(before, plain)
+    assert result.before_trials == experiment.run(before).trials
+    assert result.before_attacked is not None
+    assert result.before_attacked.attack == plain.summaries()[0].attack
+    assert result.before_attacked.start_forget == plain.before["forget"]
+    assert make_experiment(**settings, attack_before=False).attack_before(before, plain) == plain
 
 
 def test_losses_are_those_of_step_0_on_the_same_stories(make_base: Callable[..., Any]) -> None:

@@ -2,10 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from hf_era.evaluation.relearn.result import (
+    AttackSummary,
+    Effort,
     RelearnCurve,
     RelearnPoint,
     RelearnResult,
@@ -57,18 +60,72 @@ def test_recovered_means_below_the_model_before_plus_a_twentieth_nat() -> None:
     full, lora = RESULT.summaries()
     # Below 1.05 first at step 10 (1.04) and at step 5 (1.03); the third trial never.
     assert full.recovered == 2
-    assert full.steps_to_recover == 7.5
+    assert full.steps_to_recover == 10.0  # of 5, 10 and never
     assert full.retain_at_recovery.value == pytest.approx((11.04 + 11.03) / 2)
     assert (lora.recovered, lora.steps_to_recover, lora.retain_at_recovery.value) == (0, None, None)
 
 
-def test_steps_to_recover_are_the_median_over_the_trials_that_recovered() -> None:
-    """One trial that takes long must not say how long an attack takes: the mean of 5, 5 and 20 steps is 10."""
-    slow = trial(2, 3.0, 2.5, 2.0, 1.5, 1.0)
-    never = trial(3, 3.0, 2.5)
-    (part,) = RelearnResult([trial(0, 3.0, 1.0), trial(1, 3.0, 1.0), slow, never], RESULT.before).summaries()
-    assert part.recovered == 3
-    assert part.steps_to_recover == 5.0
+def summary(*trials: RelearnTrial) -> AttackSummary:
+    (part,) = RelearnResult(list(trials), RESULT.before).summaries()
+    return part
+
+
+def test_a_trial_that_never_recovers_counts_as_above_those_that_do() -> None:
+    """Of 5, 5, 20 steps and never the median is 12.5, not the 5 of those that recovered."""
+    slow, never = trial(2, 3.0, 2.5, 2.0, 1.5, 1.0), trial(3, 3.0, 2.5)
+    part = summary(trial(0, 3.0, 1.0), trial(1, 3.0, 1.0), slow, never)
+    assert (part.recovered, part.recovery, part.steps_to_recover) == (3, "reached", 12.5)
+    # Half of the trials never: the median is above what both were given, 5 and 15 steps.
+    part = summary(trial(0, 3.0, 1.0), trial(1, 3.0, 2.5, 2.4, 2.3))
+    assert (part.recovered, part.recovery, part.steps_to_recover) == (1, "not reached", None)
+    assert part.effort == Effort(steps=10, stories=40, tokens=None)
+    # One that began below the level brought nothing back.
+    part = summary(trial(0, 1.04, 1.0), trial(1, 1.04, 1.0))
+    assert (part.recovered, part.recovery, part.steps_to_recover) == (2, "at the start", 0.0)
+    assert RelearnResult([trial(0, 3.0, 1.0)], None).summaries()[0].recovery == "unknown"
+
+
+def test_the_effort_to_recover_is_counted_in_steps_stories_and_tokens() -> None:
+    part = summary(replace(trial(0, 3.0, 1.0), tokens=300), replace(trial(1, 3.0, 2.0, 1.0), tokens=500))
+    assert part.effort == Effort(steps=7.5, stories=30, tokens=(5 * 300 + 10 * 500) / 2)
+
+
+def edges(*trials: RelearnTrial, steps: int = 15) -> tuple[str, ...]:
+    strongest = RelearnResult(list(trials), RESULT.before, settings={"steps": steps}).strongest()
+    assert strongest is not None
+    return strongest.edges
+
+
+def test_a_minimum_at_the_edge_of_what_was_tried_is_marked() -> None:
+    """Three rates and three N, the best of them in the middle, the curve turned: no edge. Then each edge by itself."""
+    turned = (3.0, 2.0, 1.5, 1.6)
+    weaker = [
+        trial(0, 3.0, 2.9, 2.95, 3.0, learning_rate=rate, stories=stories)
+        for rate, stories in ((1e-4, 4), (1e-2, 4), (1e-3, 1), (1e-3, 16))
+    ]
+    assert edges(trial(0, *turned), *weaker) == ()
+    assert edges(trial(0, 3.0, 2.0, 1.7, 1.5), *weaker) == ("steps",)
+    assert edges(trial(0, *turned), trial(1, 3.0, 2.0, 1.7, 1.5), *weaker) == ("steps",)  # one of the trials is enough
+    assert edges(trial(0, *turned), weaker[0], *weaker[2:]) == ("learning rate",)
+    assert edges(trial(0, *turned), *weaker[:3]) == ("stories",)
+    # Ended early, by patience or because the next loss was not finite: going on would not have lowered it.
+    assert edges(trial(0, 3.0, 1.5), *weaker) == ()
+    # At another number of stories the rates were tried, at this one not.
+    swept = [trial(0, 3.0, 2.0, 2.5, 2.6, stories=1, learning_rate=rate) for rate in (1e-4, 1e-2)]
+    assert edges(trial(0, *turned), *swept, weaker[3]) == ("learning rate",)
+    # Every attack says whether it had turned; only the strongest one is a minimum over the others.
+    result = RelearnResult([trial(0, *turned), *weaker, trial(0, 3.0, 2.9, 2.8, 2.7, stories=64)], None)
+    assert [part.edges for part in result.summaries()] == [(), (), (), (), (), ("steps",)]
+    assert result.to_dict()["strongest"]["edges"] == []
+
+
+def test_the_attacked_model_before_the_method_is_the_zero() -> None:
+    result = replace(RESULT, before_trials=[trial(0, 1.0, 0.95, 0.97, kind="lora")])
+    assert result.before_attacked.robust_unlearning.value == pytest.approx(-0.05)
+    assert RESULT.before_attacked is None
+    assert RelearnResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    old = {name: value for name, value in result.to_dict().items() if name != "before_trials"}
+    assert RelearnResult.from_dict(old).before_trials == []
 
 
 def test_unlearning_is_of_the_same_stories_as_robust_unlearning() -> None:

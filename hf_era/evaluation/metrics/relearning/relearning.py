@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.evaluation.relearn.result import STEPS, RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
 
 _DESCRIPTION = """
 Lowest forget loss of relearn attacks, its step, robust unlearning, and steps to recover; with means and 95 % intervals
@@ -18,8 +18,10 @@ Args:
 
 Returns:
     `trials`; `lowest_forget_loss`, `retain_loss_at_lowest`, `robust_unlearning` and `retain_loss_at_recovery`, each with
-    `_low` and `_high` (None with a single trial); `lowest_step`, the mean; `recovered`, how many trials came within 0.05
-    nats of `before`; `steps_to_recover`, the median over those. What needs `before` is None without it.
+    `_low` and `_high` (None with a single trial); `lowest_step`, the mean; `lowest_at_the_end`, whether a trial
+    was lowest at its last point: it had not turned, and more steps may lower it; `recovered`, how many trials came within
+    0.05 nats of `before`; `steps_to_recover`, the median over all trials, where one that never did counts as above those
+    that did (None where that is no number). What needs `before` is None without it.
 
 Example:
     >>> from hf_era.evaluation import load
@@ -29,7 +31,9 @@ Example:
     >>> found["lowest_forget_loss"], found["lowest_step"], found["robust_unlearning"]
     (2.25, 1.5, 0.25)
     >>> found["recovered"], found["steps_to_recover"]
-    (1, 1.0)
+    (1, None)
+    >>> found["lowest_at_the_end"]
+    True
 """
 
 
@@ -60,6 +64,7 @@ class Relearning(evaluate.Metric):
             "retain_loss_at_recovery": summary.retain_at_recovery,
         }
         found = {name: getattr(summary, name) for name in ("trials", "lowest_step", "recovered", "steps_to_recover")}
+        found["lowest_at_the_end"] = STEPS in summary.edges
         for name, estimate in estimates.items():
             found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return found
