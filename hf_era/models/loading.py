@@ -18,7 +18,7 @@ from hf_era.models.checkpoint_files import check_weight_files, read_json_object
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import FAMILIES, Family, family_of, get_family
 from hf_era.models.size import check_config_numbers, check_model_fits
-from hf_era.models.whole_weights import copy_constants, follow_attention
+from hf_era.models.whole_weights import follow_attention, take_over
 from hf_era.utils.checks import check_path_text, error_text, short_repr
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
@@ -329,14 +329,10 @@ def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig, 
     check_family(model_class, base.config)
     config = model_class.config_class.from_base_config(base.config, expansion)
     follow_attention(config, base, model_class.stock_class)
-    model = model_class(config)
-    weights = {**model.state_dict(), **base.state_dict()}
-    model.load_state_dict({name: value.detach().clone() for name, value in weights.items()})
-    model.tie_weights()
-    model.generation_config = copy.deepcopy(base.generation_config)
-    model = model.to(device=base.device, dtype=dtype or base.dtype)
-    copy_constants(base, model)
-    return model
+    model = model_class(config).to(device=base.device, dtype=dtype or base.dtype)
+    # Each weight in its own dtype: a half-precision model may have some in fp32.
+    originals = {name: value.detach().to(dtype or value.dtype, copy=True) for name, value in base.state_dict().items()}
+    return take_over(model, {**model.state_dict(), **originals}, base)
 
 
 def check_family(model_class: Any, base_config: Any) -> None:

@@ -68,7 +68,10 @@ class CausalLMTrainer(CheckpointingTrainer):
             tokenizer = kwargs.get("processing_class")
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
             kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
+        before = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
+        if before is not None:  # the Trainer writes its own setting there, where it would be saved with the model
+            self.model.config.use_cache = before  # type: ignore[union-attr]
         check_sharding(self.args, self.accelerator)
         keep_dtypes_under_fsdp(self.accelerator)
         if self.args.world_size > 1:
@@ -136,6 +139,15 @@ class CausalLMTrainer(CheckpointingTrainer):
             prepared = self.accelerator._dataloaders
             prepared[:] = [one for one in prepared if one is not loader]
         return loader
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """As the Trainer's; keys and values are kept as `use_cache` of the arguments says, and not as the model's does."""
+        stack = super().compute_loss_context_manager()
+        config = getattr(self.model, "config", None)
+        if hasattr(config, "use_cache"):
+            stack.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = self.args.use_cache
+        return stack
 
     # ---- Training, and non-finite losses ----
 
