@@ -22,6 +22,7 @@ from hf_era.data import RoutingCollator, longest_first, padding_token_id
 from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
+from hf_era.models.adapters import without_adapters
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.training.checkpointing_trainer import CheckpointingTrainer
@@ -143,7 +144,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """As the Trainer's; keys and values are kept as `use_cache` of the arguments says, and not as the model's does."""
         stack = super().compute_loss_context_manager()
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         if hasattr(config, "use_cache"):
             stack.callback(setattr, config, "use_cache", config.use_cache)
             config.use_cache = self.args.use_cache
@@ -240,7 +241,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         return whole_weights(self.accelerator.unwrap_model(self.model), keep=self.is_world_process_zero())
 
     def save_whole_model(self, folder: str | Path) -> None:
-        """Saves the trained model, auxiliary modules included, as `model.save_pretrained(folder)` does in one process.
+        """Saves the trained model, auxiliary modules included and adapters merged, as `save_pretrained` does in one process.
 
         Every process must call it, with the same folder; the main process writes, and the others return when it has.
         """
@@ -250,7 +251,7 @@ class CausalLMTrainer(CheckpointingTrainer):
             if self.is_world_process_zero():
                 whole_model(model, weights).save_pretrained(folder)
         elif self.is_world_process_zero():
-            model.save_pretrained(folder)
+            without_adapters(model).save_pretrained(folder)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

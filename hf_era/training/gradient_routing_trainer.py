@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
+from hf_era.models.adapters import has_adapters, trained_in_place
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.config import GradientRoutingConfig
+from hf_era.training.distributed import is_zero_3
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
 from hf_era.utils.checks import unknown_key_message
 
@@ -43,6 +45,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
     module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
     `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`.
 
+    A model with LoRA adapters (peft) trains these and its auxiliary modules, and the adapters are merged into what is saved
+    whole or contracted. Of a `PeftModel` the model inside is trained, whose adapters are the same: `trainer.model` is that.
+
     Args:
         model: an expanded causal LM, for instance an `ExpandedGPTNeoForCausalLM`.
         args (`GradientRoutingConfig`, *optional*): the settings.
@@ -59,7 +64,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     model: Any
 
     def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=trained_in_place(model), args=args, **kwargs)
         if not isinstance(self.model, ExpandedCausalLMMixin):
             raise ValueError(
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
@@ -79,7 +84,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
 
     def call_model_init(self, trial: Any = None) -> Any:
         """`model_init` is called again by `train`: that model needs the router too."""
-        model = super().call_model_init(trial)
+        model = trained_in_place(super().call_model_init(trial))
         if isinstance(model, ExpandedCausalLMMixin):
             self._set_up_model(model)
         return model
@@ -90,6 +95,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
                 f"{self.args.n_gpu} GPUs are visible to one process, and the Trainer would use torch's DataParallel, whose "
                 "threads share one model's routing. Start one process per GPU with `accelerate launch`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
+            )
+        if has_adapters(self.model) and (self.is_fsdp_enabled or is_zero_3(self.accelerator)):
+            raise ValueError(
+                "`model` has adapters (peft), and they cannot be merged into a model that is sharded by FSDP or ZeRO 3. "
+                "Launch with `recipes/accelerate/cpu_ddp.yaml` or another config without sharding, or train it whole."
             )
         columns = getattr(self.train_dataset, "column_names", None)
         if isinstance(columns, list) and "routing_weight" not in columns:
