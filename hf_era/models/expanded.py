@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
 from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
 from hf_era.models.loading import expand_checkpoint, expand_model
+from hf_era.models.loading_hint import write_readme
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, build_token_routing
@@ -93,8 +95,8 @@ class ExpandedCausalLMMixin:
             kwargs: passed to `from_pretrained` (`dtype`, `revision`, `cache_dir`, ...); with a model in memory: `dtype`.
 
         Raises:
-            ValueError: if the base is of another family, is expanded already, has adapters, is quantised, has no head, does not
-                exist or cannot be reached, or the expansion does not fit it.
+            ValueError: if the base is of another family, is expanded already, has adapters, is quantised, has no head, does
+                not exist or cannot be reached, or the expansion does not fit it.
         """
         check_arguments(base, expansion)
         expansion = expansion or ExpansionConfig()
@@ -228,7 +230,13 @@ class ExpandedCausalLMMixin:
         named = [pair for layer in self.auxiliary_modules().values() for pair in layer.items()]
         return [module for own, module in named if name in (None, own)]
 
-    # ---- Contract ----
+    # ---- Save and contract ----
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers', with a `README.md` that says how to load it, unless there is one."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("is_main_process", True):
+            write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def contract(self) -> Any:

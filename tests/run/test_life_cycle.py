@@ -68,8 +68,12 @@ def test_the_stages_differ_in_their_configs_by_the_expansion_alone(finished: tup
     assert before["use_cache"] is True
     assert configs["contracted"] == configs["model"] == before
     added = {name: value for name, value in configs["expanded"].items() if before.get(name) != value}
-    assert sorted(added) == ["architectures", "expansion", "model_type"]
-    assert {**configs["expanded"], **{name: before.get(name) for name in added}} == {**before, "expansion": None}
+    assert sorted(added) == ["architectures", "expansion", "load_with", "model_type"]
+    assert {**configs["expanded"], **{name: before.get(name) for name in added}} == {
+        **before,
+        **dict.fromkeys(added.keys() - before.keys()),
+    }
+    assert (finished[0].output_path / "expanded" / "README.md").is_file()
 
 
 def test_figures_of_the_stages_belong_to_the_saved_models(finished: tuple[RunConfig, RunResult]) -> None:

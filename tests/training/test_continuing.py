@@ -40,7 +40,7 @@ def test_a_checkpoint_holds_safetensors_and_json_only(make_trainer: Callable[...
         "trainer_state.json",
         MANIFEST,
     } <= names
-    assert {path.suffix for path in (folder / "checkpoint-2").iterdir()} == {".safetensors", ".json"}
+    assert {path.suffix for path in (folder / "checkpoint-2").iterdir()} == {".safetensors", ".json", ".md"}
     for path in (folder / "checkpoint-2").iterdir():
         assert path.read_bytes()[:2] not in (b"PK", b"\x80\x02", b"\x80\x04")  # how pickles begin
 

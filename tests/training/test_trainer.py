@@ -138,10 +138,14 @@ def test_training_leaves_the_config_as_it_was(
     model.transformer.register_forward_hook(lambda module, args, outputs: caches.append(outputs.get(CACHE_NAME)))
     trainer = make_trainer(model=model, save_strategy="steps", save_steps=1)
     trainer.train()
+    trainer.save_whole_model(tmp_path / "contracted")
     trainer.save_contracted(tmp_path / "contracted")
+    assert "import hf_era" not in (tmp_path / "contracted" / "README.md").read_text()
     assert caches == [None, None]
     assert config_of(Path(trainer.args.output_dir) / "checkpoint-1") == config_of(tmp_path / "before")
-    before = {name: value for name, value in config_of(tmp_path / "before").items() if name != "expansion"}
+    before = {
+        name: value for name, value in config_of(tmp_path / "before").items() if name not in ("expansion", "load_with")
+    }
     stock = {"model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"]}
     assert config_of(tmp_path / "contracted") == {**before, **stock}
     caching = make_trainer(model=model, max_steps=1, use_cache=True)  # who asks for it gets it
