@@ -22,7 +22,7 @@ from hf_era.data import RoutingCollator, longest_first, padding_token_id
 from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
-from hf_era.models.adapters import without_adapters
+from hf_era.models.adapters import trained_in_place, without_adapters
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.training.checkpointing_trainer import CheckpointingTrainer
@@ -39,7 +39,8 @@ class NonFiniteLossError(RuntimeError):
 class CausalLMTrainer(CheckpointingTrainer):
     """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
 
-    One process, DDP and FSDP2 train alike, and what they save is the same: see `hf_era.training.distributed`.
+    Of a `PeftModel` the model inside is trained, which has the adapters in it: checkpoints are whole, and training goes on
+    from them. One process, DDP and FSDP2 train alike, and what they save is the same: see `hf_era.training.distributed`.
 
     A subclass with a loss of its own divides the sum over a batch by the `num_items_in_batch` that `compute_loss` is given
     (tokens of the whole accumulated batch), and names the columns that it wants beside the model's in `extra_columns`.
@@ -69,6 +70,7 @@ class CausalLMTrainer(CheckpointingTrainer):
             tokenizer = kwargs.get("processing_class")
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
             kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
+        model = trained_in_place(model)
         before = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
         if before is not None:  # the Trainer writes its own setting there, where it would be saved with the model
@@ -93,7 +95,7 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     def call_model_init(self, trial: Any = None) -> Any:
         """`model_init` is called again by `train`: that model needs the settings too."""
-        model = super().call_model_init(trial)
+        model = trained_in_place(super().call_model_init(trial))
         self._set_fast_paths(model)
         return model
 

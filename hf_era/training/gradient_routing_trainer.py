@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
-from hf_era.models.adapters import has_adapters, trained_in_place
+from hf_era.models.adapters import has_adapters
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.config import GradientRoutingConfig
@@ -64,7 +64,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     model: Any
 
     def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(model=trained_in_place(model), args=args, **kwargs)
+        super().__init__(model=model, args=args, **kwargs)
         if not isinstance(self.model, ExpandedCausalLMMixin):
             raise ValueError(
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
@@ -84,7 +84,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
 
     def call_model_init(self, trial: Any = None) -> Any:
         """`model_init` is called again by `train`: that model needs the router too."""
-        model = trained_in_place(super().call_model_init(trial))
+        model = super().call_model_init(trial)
         if isinstance(model, ExpandedCausalLMMixin):
             self._set_up_model(model)
         return model

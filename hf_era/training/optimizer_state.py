@@ -197,16 +197,17 @@ def load_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any) -> No
     group_of = {name: group for group in values["groups"] for name in group["params"]}
     _check_same_parameters(path, set(names.values()), set(group_of))
     state = values["state"] if "state" in values else _flat_state(tensors, values["numbers"])
-    for group in optimizer.param_groups:
-        first = group["params"][0]
-        saved = group_of[names[id(first)]]
+    any_parameter = next(value for group in optimizer.param_groups for value in group["params"])
+    for index, group in enumerate(optimizer.param_groups):
+        first = next(iter(group["params"]), any_parameter)
+        # A group without parameters goes by its place.
+        saved = group_of[names[id(first)]] if group["params"] else values["groups"][index]
         follow = bool(saved.get("capturable") or saved.get("fused") or group.get("capturable") or group.get("fused"))
         group |= {key: unpacker.unpack(part, first, follow) for key, part in saved.items() if key != "params"}
         for parameter in group["params"]:
             optimizer.state.pop(parameter, None)
             if names[id(parameter)] in state:
                 optimizer.state[parameter] = unpacker.unpack(state[names[id(parameter)]], parameter, follow)
-    any_parameter = optimizer.param_groups[0]["params"][0]
     for name in state.keys() - set(names.values()):
         optimizer.state[name] = unpacker.unpack(state[name], any_parameter)
     scheduler.load_state_dict(unpacker.unpack(values["schedule"], any_parameter))

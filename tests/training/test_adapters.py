@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
+from hf_era import FastGPTNeoForCausalLM
 from hf_era.models.fast.causal_lm import ALL_SLOW
+from hf_era.training import CausalLMTrainer
+from hf_era.training.config import CausalLMTrainingConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
 
@@ -75,3 +78,22 @@ def test_a_stock_model_with_adapters_is_to_be_expanded_first(
 ) -> None:
     with pytest.raises(ValueError, match="should be an expanded model, got GPTNeoForCausalLM"):
         make_trainer(model=with_adapters(make_base()))
+
+
+def test_a_fast_causal_lm_with_adapters_goes_on_and_is_saved_merged(
+    make_base: Callable[..., Any], make_stories: Callable[..., Any], tmp_path: Path
+) -> None:
+    def make(folder: str) -> Any:
+        base = FastGPTNeoForCausalLM.from_stock(make_base())
+        settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "use_cpu": True, "disable_tqdm": True}
+        args = CausalLMTrainingConfig(str(tmp_path / folder), **settings)
+        return CausalLMTrainer(with_adapters(base), args, train_dataset=make_stories(8, routed=False))
+
+    trainer, again = make("whole"), make("again")
+    trainer.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+    assert all(map(torch.equal, trainer.model.state_dict().values(), again.model.state_dict().values()))
+    trainer.save_whole_model(tmp_path / "merged")
+    saved, ids = GPTNeoForCausalLM.from_pretrained(tmp_path / "merged").eval(), torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(saved(ids).logits, trainer.model.eval()(ids).logits, rtol=1e-4, atol=1e-5)

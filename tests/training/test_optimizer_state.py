@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import ConstantLR, LambdaLR
 
 from hf_era.training.checkpoint_state import save_tensors
 from hf_era.training.optimizer_state import check_can_be_saved, load_optimizer, save_optimizer
@@ -128,6 +128,16 @@ def test_whatever_is_kept_comes_back_bit_for_bit(kind: Callable, options: dict[s
     load_optimizer(tmp_path / "file", other, fresh, schedule)
     assert kept_by(fresh) == kept_by(optimizer)
     assert list(parts_of(schedule.state_dict())) == list(parts_of(scheduler.state_dict()))
+
+
+def test_a_group_without_parameters_keeps_its_place(tmp_path: Path) -> None:
+    model, _, _ = make(steps=0)
+    groups = [{"params": [], "lr": 0.5}, {"params": list(model.parameters()), "lr": 0.25}]
+    optimizer = torch.optim.SGD([dict(group) for group in groups])
+    save_optimizer(tmp_path / "file", model, optimizer, ConstantLR(optimizer), writes=True)
+    fresh = torch.optim.SGD([{**group, "lr": 1.0} for group in groups])
+    load_optimizer(tmp_path / "file", model, fresh, ConstantLR(fresh))
+    assert [group["initial_lr"] for group in fresh.param_groups] == [0.5, 0.25]
 
 
 def test_a_tensor_that_all_states_share_is_saved_once_and_shared_again(tmp_path: Path) -> None:
