@@ -20,6 +20,7 @@ from hf_era.training.checkpoint_state import load_tensors, save_tensors
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _TENSOR, _TUPLE, _PAIRS, _DTYPE = "$tensor", "$tuple", "$pairs", "$dtype"
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 # What stands in a parameter's name for something that was put around its module, in one run and maybe not in the next.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -104,7 +105,7 @@ class Unpacker:
         if _TUPLE in value:
             return tuple(self.unpack(value[_TUPLE], parameter, scalars_follow))
         if _DTYPE in value:
-            return getattr(torch, value[_DTYPE])
+            return _DTYPES[value[_DTYPE]]
         pairs = value[_PAIRS] if _PAIRS in value else value.items()
         return {
             self.unpack(key, parameter, scalars_follow): self.unpack(part, parameter, scalars_follow)

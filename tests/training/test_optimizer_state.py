@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR
 
 from hf_era.training.checkpoint_state import save_tensors
-from hf_era.training.optimizer_state import check_can_be_saved, load_optimizer, save_optimizer
+from hf_era.training.optimizer_state import Unpacker, check_can_be_saved, load_optimizer, save_optimizer
 from hf_era.training.stepped_weights import SteppedWeights
 from hf_era.utils.signals import StoppedError, stoppable
 
@@ -138,6 +138,20 @@ def test_a_group_without_parameters_keeps_its_place(tmp_path: Path) -> None:
     fresh = torch.optim.SGD([{**group, "lr": 1.0} for group in groups])
     load_optimizer(tmp_path / "file", model, fresh, ConstantLR(fresh))
     assert [group["initial_lr"] for group in fresh.param_groups] == [0.5, 0.25]
+
+
+def test_a_scalar_stays_where_the_host_reads_it_and_all_else_goes_to_its_parameter() -> None:
+    parameter, unpacker = (
+        torch.zeros(2, device="meta"),
+        Unpacker({"scalar": torch.tensor(3.0), "vector": torch.ones(2)}),
+    )
+
+    def device_of(name: str, on_cpu: bool, **options: bool) -> str:
+        return unpacker.unpack({"$tensor": name, "cpu": on_cpu}, parameter, **options).device.type
+
+    assert device_of("scalar", True) == "cpu"
+    assert device_of("scalar", True, scalars_follow=True) == device_of("scalar", False) == "meta"
+    assert device_of("vector", True) == device_of("vector", False) == "meta"
 
 
 def test_a_tensor_that_all_states_share_is_saved_once_and_shared_again(tmp_path: Path) -> None:
