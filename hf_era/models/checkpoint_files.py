@@ -52,11 +52,6 @@ def check_weight_files(
     Raises:
         ValueError: if the weights are missing, pickled, cut off, or of another kind than they should be.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"`{field}`: {folder} holds an adapter (adapter_config.json), which names another model to load. Merge the two "
-            "yourself (`merge_and_unload` of peft), save the result with `save_pretrained`, and pass that directory."
-        )
     weights, index = (folder / _with_variant(name, variant) for name in (WEIGHTS, INDEX))
     if weights.is_file():
         files = [weights]

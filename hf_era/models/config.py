@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from hf_era.models.families.family import get_family
 from hf_era.models.layers import MODULE_KINDS
+from hf_era.models.loading_hint import CONFIG_HINT, CONFIG_KEY
 from hf_era.models.size import check_auxiliary_fits
 from hf_era.utils.checks import check_memory, short_repr, unknown_key_message, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
@@ -201,7 +202,7 @@ def _validated_layers(layers: Any) -> list[int]:
 # ---- Configs of expanded models ----
 
 # Fields that belong to the expanded model only, or that the stock config writes for itself.
-_NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version")
+_NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version", CONFIG_KEY)
 
 
 class ExpandedConfigMixin:
@@ -228,8 +229,13 @@ class ExpandedConfigMixin:
         )
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop(CONFIG_KEY, None)  # written anew by whoever saves
         super().__post_init__(**kwargs)  # type: ignore[misc]
         self.check_expansion()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', and how to load what is saved with it."""
+        return {**super().to_dict(), CONFIG_KEY: CONFIG_HINT}  # type: ignore[misc]
 
     def check_expansion(self) -> None:
         """Fills in the expansion's defaults and checks it against the model's size; raises `ValueError`."""

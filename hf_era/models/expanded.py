@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hf_era.models.adapters import without_adapters
+from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
 from hf_era.models.loading import expand_checkpoint, expand_model
+from hf_era.models.loading_hint import write_readme
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
@@ -92,9 +96,10 @@ class ExpandedCausalLMMixin:
             kwargs: passed to `from_pretrained` (`dtype`, `revision`, `cache_dir`, ...); with a model in memory: `dtype`.
 
         Raises:
-            ValueError: if the base is of another family, is expanded already, does not exist or cannot be reached, or if
-                the expansion does not fit it.
+            ValueError: if the base is of another family, is expanded already, has adapters, is quantised, has no head, does
+                not exist or cannot be reached, or the expansion does not fit it.
         """
+        check_arguments(base, expansion)
         expansion = expansion or ExpansionConfig()
         if isinstance(base, nn.Module):
             return expand_model(cls, base, expansion, **kwargs)
@@ -226,7 +231,13 @@ class ExpandedCausalLMMixin:
         named = [pair for layer in self.auxiliary_modules().values() for pair in layer.items()]
         return [module for own, module in named if name in (None, own)]
 
-    # ---- Contract ----
+    # ---- Save and contract ----
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers', with a `README.md` that says how to load it, unless there is one."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("is_main_process", True):
+            write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def contract(self) -> Any:
@@ -234,7 +245,7 @@ class ExpandedCausalLMMixin:
 
         Its weights are those of this model, bit for bit, and so are its logits those of this model while `ablated()`, up
         to the rounding of the fast paths that the stock class does not have (bit for bit with those switched off). Tied
-        weights stay tied, and the generation config is carried over.
+        weights stay tied; what is frozen, the mode and the generation config are carried over. Adapters (peft) are merged.
 
         A model sharded by FSDP2 is gathered: every process must call this, and each gets a whole model, on the CPU.
         """
@@ -243,6 +254,9 @@ class ExpandedCausalLMMixin:
     @torch.no_grad()
     def contract_weights(self, weights: dict[str, Tensor]) -> Any:
         """As `contract`, from whole weights (`whole_weights`) of this model."""
+        merged = without_adapters(self)
+        if merged is not self:
+            return merged.contract()
         # Cloned: a saved view of a shared storage could carry bytes of what was removed.
         kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
         config: Any = self.config.to_base_config()  # type: ignore[attr-defined]

@@ -15,12 +15,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
+from hf_era.models.base_checks import check_arguments, check_base_in_memory, check_family, check_not_quantised
 from hf_era.models.checkpoint_files import check_weight_files, read_json_object
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import FAMILIES, Family, family_of, get_family
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.size import check_config_numbers, check_model_fits
-from hf_era.models.whole_weights import copy_constants, follow_attention
+from hf_era.models.whole_weights import follow_attention, take_over
 from hf_era.utils.checks import check_path_text, error_text, short_repr
 from hf_era.utils.files import local_path
 
@@ -50,6 +51,12 @@ def check_model_source(field: str, name: str | os.PathLike[str], subfolder: str 
     check_path_text(field, os.fspath(name))
     path = local_path(name)
     if path.is_dir():
+        if (path / subfolder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"`{field}`: {path / subfolder} holds an adapter (adapter_config.json), which names another model to load. "
+                "Merge the two yourself (`merge_and_unload` of peft), save the result with `save_pretrained`, and pass that "
+                "directory."
+            )
         if not (path / subfolder / "config.json").is_file():
             raise ValueError(f"`{field}`: the directory {path} holds no config.json, so it is no saved model.")
         return str(path)
@@ -320,6 +327,7 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     check_options("model.base", kwargs)
     base_config = load_base_config(base, **_hub_options(kwargs))
     check_family(model_class, base_config)
+    check_not_quantised(base_config, kwargs)
     config = model_class.config_class.from_base_config(base_config, expansion)
     # The auxiliary weights start at random: that is what was asked for.
     model = load_weights(
@@ -342,33 +350,22 @@ def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
 def expand_model(model_class: Any, base: nn.Module, expansion: ExpansionConfig, dtype: Any = None) -> Any:
     """Expands a stock model that is in memory; the result has its own storage, in `dtype` or the base's own."""
     check_family(model_class, base.config)
+    check_base_in_memory(model_class.stock_class, base)
     config = model_class.config_class.from_base_config(base.config, expansion)
     follow_attention(config, base, model_class.stock_class)
-    model = model_class(config)
-    weights = {**model.state_dict(), **base.state_dict()}
-    model.load_state_dict({name: value.detach().clone() for name, value in weights.items()})
-    model.tie_weights()
-    model.generation_config = copy.deepcopy(base.generation_config)
+    model = model_class(config).to(device=base.device, dtype=dtype or base.dtype)
+    # Each weight in its own dtype: a half-precision model may have some in fp32.
+    originals = {name: value.detach().to(dtype or value.dtype, copy=True) for name, value in base.state_dict().items()}
+    model = take_over(model, {**model.state_dict(), **originals}, base)
     make_generation_config_savable(model)
-    model = model.to(device=base.device, dtype=dtype or base.dtype)
-    copy_constants(base, model)
     return model
-
-
-def check_family(model_class: Any, base_config: Any) -> None:
-    """Raises `ValueError` if `base_config` is not of the family that `model_class` expands."""
-    family, own = get_family(base_config.model_type), model_class.family
-    if family is not own:
-        raise ValueError(
-            f"{model_class.__name__} expands `{own.model_type}`, but the base model is of type `{family.model_type}`. Use "
-            f"{family.model_class.__name__}."
-        )
 
 
 def expand_base(
     base: str | os.PathLike[str] | nn.Module, expansion: ExpansionConfig | None = None, **kwargs: Any
 ) -> Any:
     """Expands a base model with the class of its family; arguments and errors as in `from_base`."""
+    check_arguments(base, expansion)
     base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **_hub_options(kwargs))
     model_class = get_family(base_config.model_type).model_class
     return model_class.from_base(base, expansion, **kwargs)

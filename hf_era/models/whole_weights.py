@@ -50,15 +50,36 @@ def whole_model(model: Any, weights: dict[str, Tensor]) -> Any:
 
 
 def model_around(model_class: Any, config: Any, weights: dict[str, Tensor], like: Any) -> Any:
-    """A model of `model_class` that holds `weights` themselves; device, mode and generation config are those of `like`."""
+    """A model of `model_class` that holds `weights` themselves, and in everything else is as `like`: see `take_over`."""
     with initialization.no_init_weights(), torch.device(like.device):  # no time for weights that are thrown away
         model = model_class(config)
-    frozen = [value for value in weights.values() if isinstance(value, nn.Parameter) and not value.requires_grad]
+    return take_over(model, weights, like)
+
+
+def take_over(model: Any, weights: dict[str, Tensor], like: Any) -> Any:
+    """Gives a model `weights` themselves, and of the model that they come from whatever else it has of its own.
+
+    That is its constants, what is frozen (by name), its mode, its gradient checkpointing and its generation config. What
+    `like` has not, auxiliary modules for instance, is trainable.
+
+    Args:
+        model: takes them over, and is returned.
+        weights (`dict[str, Tensor]`): a whole state dict, each in the dtype and on the device that it is to have.
+        like: the model that they come from.
+    """
+    # Before they are assigned: that unfreezes parameters, and they may be those of `like`.
+    frozen = {name for name, value in like.named_parameters(remove_duplicate=False) if not value.requires_grad}
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
     copy_constants(like, model)
-    for parameter in frozen:  # loading by assignment unfreezes what it assigns, which may be shared
-        parameter.requires_grad_(False)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in frozen:
+            parameter.requires_grad_(False)
+    modules = dict(model.named_modules())
+    for path, module in like.named_modules():
+        if path in modules and getattr(module, "gradient_checkpointing", False):
+            modules[path].gradient_checkpointing = True
+            modules[path]._gradient_checkpointing_func = module._gradient_checkpointing_func
     model.generation_config = copy.deepcopy(like.generation_config)
     return model.train(like.training)
 

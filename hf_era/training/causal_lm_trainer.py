@@ -24,6 +24,7 @@ from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.intervals import ratio_estimate
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
+from hf_era.models.adapters import trained_in_place, without_adapters
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
@@ -54,7 +55,8 @@ class NonFiniteLossError(RuntimeError):
 class CausalLMTrainer(CheckpointingTrainer):
     """`Trainer` for causal LMs whose evaluation loss is the mean over tokens, whatever the batches.
 
-    One process, DDP and FSDP2 train alike, and what they save is the same: see `hf_era.training.distributed`.
+    Of a `PeftModel` the model inside is trained, which has the adapters in it: checkpoints are whole, and training goes on
+    from them. One process, DDP and FSDP2 train alike, and what they save is the same: see `hf_era.training.distributed`.
 
     A subclass with a loss of its own divides the sum over a batch by the `num_items_in_batch` that `compute_loss` is given
     (tokens of the whole accumulated batch), and names the columns that it wants beside the model's in `extra_columns`.
@@ -108,7 +110,11 @@ class CausalLMTrainer(CheckpointingTrainer):
             check_has_effect(args, self.settings_of_optimizer, "an optimizer")
         if schedule is not None:
             check_has_effect(args, ["minimum_learning_rate_ratio"], "a learning-rate schedule")
+        model = trained_in_place(model)
+        before = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
+        if before is not None:  # the Trainer writes its own setting there, where it would be saved with the model
+            self.model.config.use_cache = before  # type: ignore[union-attr]
         self._decide_for_causal_lms()
         if not self.model_accepts_loss_kwargs:  # a mean over each batch: the Trainer divides it
             self.loss_is_scaled_for_ga = None
@@ -160,7 +166,7 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     def call_model_init(self, trial: Any = None) -> Any:
         """`model_init` is called again by `train`: that model needs the settings too."""
-        model = super().call_model_init(trial)
+        model = trained_in_place(super().call_model_init(trial))
         make_generation_config_savable(model)
         self._set_fast_paths(model)
         return model
@@ -272,6 +278,15 @@ class CausalLMTrainer(CheckpointingTrainer):
         self._loss_parts = {name: value.to(self.args.device) for name, value in sums.items() if name != "loss"}
         # A stock model's checkpoint of an earlier version has no parts, and no number of them.
         self._steps_in_loss_parts = int(numbers.get("steps_in_loss_parts", 0))
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """As the Trainer's; keys and values are kept as `use_cache` of the arguments says, and not as the model's does."""
+        stack = super().compute_loss_context_manager()
+        config: Any = getattr(self.model, "config", None)
+        if hasattr(config, "use_cache"):
+            stack.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = self.args.use_cache
+        return stack
 
     # ---- Training, and non-finite losses ----
 
@@ -428,7 +443,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         return whole_weights(self.accelerator.unwrap_model(self.model), keep=self.is_world_process_zero())
 
     def save_whole_model(self, folder: str | Path) -> None:
-        """Saves the trained model, auxiliary modules included, as `model.save_pretrained(folder)` does in one process.
+        """Saves the trained model, auxiliary modules included and adapters merged, as `save_pretrained` does in one process.
 
         Every process must call it, with the same folder; the main process writes, and the others return when it has.
         """
@@ -438,7 +453,7 @@ class CausalLMTrainer(CheckpointingTrainer):
             if self.is_world_process_zero():
                 whole_model(model, weights).save_pretrained(folder)
         elif self.is_world_process_zero():
-            model.save_pretrained(folder)
+            without_adapters(model).save_pretrained(folder)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

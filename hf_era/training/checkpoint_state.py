@@ -1,6 +1,7 @@
-"""What a checkpoint holds beside the Trainer's own record: weights, optimizer, schedule, and each process's own state.
+"""What a checkpoint holds beside the Trainer's own record: weights, and each process's own state.
 
-Tensors in safetensors files, everything else as JSON in their metadata: nothing that runs code when it is read.
+Tensors in safetensors files, everything else as JSON in their metadata: nothing that runs code when it is read. The state of
+the optimizer, which may be anything, has a file of its own: `optimizer_state.py`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_era.utils.files import read_json
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 _JSON = "json"  # the key of the file's metadata that holds everything but tensors
 
 
@@ -48,37 +43,6 @@ def load_weights(folder: Path, model: Any) -> None:
     weights: dict[str, Any] = {key: value for name in names for key, value in load_file(folder / name).items()}
     # Not strict: tied weights are saved once.
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
-
-
-def save_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any, writes: bool) -> None:
-    """Writes the state of optimizer and learning-rate schedule. Every process calls it; those that do not write take part in
-    gathering what is sharded."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # without accelerate's wrapper
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole: Any = get_optimizer_state_dict(model, optimizer, options=options)
-    if not writes:
-        return
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for parameter, state in whole["state"].items():
-        for name, value in state.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"{parameter}.{name}"] = value
-    groups = [dict(group) for group in whole["param_groups"]]
-    save_tensors(path, tensors, {"numbers": numbers, "groups": groups, "schedule": scheduler.state_dict()})
-
-
-def load_optimizer(path: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
-    """Puts back what `save_optimizer` wrote, whatever the number of processes was."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    tensors, values = load_tensors(path)
-    state: dict[str, dict[str, Any]] = {}
-    for key, value in {**tensors, **values["numbers"]}.items():
-        parameter, name = key.rsplit(".", 1)
-        state.setdefault(parameter, {})[name] = value
-    whole: Any = {"state": state, "param_groups": values["groups"]}
-    # torch cannot share out a state without a tensor (SGD without momentum); there is nothing to share then.
-    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=bool(tensors)))
-    scheduler.load_state_dict(values["schedule"])
 
 
 def process_file(rank: int) -> str:

@@ -13,23 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput, has_length
 
-from hf_era.training.checkpoint_state import (
-    OPTIMIZER_FILE,
-    load_optimizer,
-    load_process_state,
-    load_weights,
-    process_file,
-    save_optimizer,
-    save_process_state,
-)
+from hf_era.training.checkpoint_state import load_process_state, load_weights, process_file, save_process_state
 from hf_era.training.checkpoints import (
     check_checkpoint,
     check_has_optimizer,
     last_whole_checkpoint,
     remove_old_checkpoints,
 )
+from hf_era.training.optimizer_state import OPTIMIZER_FILE, check_can_be_saved, load_optimizer, save_optimizer
+from hf_era.training.stepped_weights import SteppedWeights
 from hf_era.utils.files import make_folder, put_in_place, read_json, write_json, write_manifest, write_text
 from hf_era.utils.signals import StoppedError, signals_deferred, stop_requested
 from hf_era.utils.storage_errors import StorageError, as_storage_error
@@ -62,6 +56,7 @@ class CheckpointingTrainer(Trainer):
         self._first_step_since_continued = False
         self._stop_signs: Tensor | None = None
         self._stop_agreed = self._stopping = False
+        self._stepped_weights = SteppedWeights()
         self.add_callback(_StopAndContinue(self))
 
     # ---- Stop and continue ----
@@ -74,7 +69,8 @@ class CheckpointingTrainer(Trainer):
                 the output directory.
 
         Raises:
-            ValueError: if the checkpoint is damaged or none of ours.
+            ValueError: if the checkpoint is damaged or none of ours, or if the optimizer keeps something that no checkpoint
+                can hold: before the first step, or right after it if that makes it.
             StoppedError: if a signal asked to stop; a checkpoint was saved.
             StorageError: if a checkpoint could not be written; those from before are kept.
         """
@@ -122,6 +118,7 @@ class CheckpointingTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        self._stepped_weights.bring_back(self.model, self.optimizer)
         if self._first_step_since_continued and isinstance(model, DistributedDataParallel):
             self._lay_out_buckets(model, inputs, num_items_in_batch)
         self._first_step_since_continued = False
@@ -148,7 +145,15 @@ class CheckpointingTrainer(Trainer):
         # `save_strategy="best"` saves at an evaluation only if this says so: a stop has to be saved, too.
         return super()._determine_best_metric(*args, **kwargs) or self._stopping
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`."""
+        if self.is_in_train:
+            self._stepped_weights.put_aside(self.model, self.optimizer)
+        return super().evaluate(*args, **kwargs)
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._stepped_weights.put_aside(self.model, self.optimizer)
+        self._stepped_weights.forget()
         if not self._stopping:
             return super()._finalize_training(*args, **kwargs)
         # The run goes on: the Trainer must not load the best weights, nor remove what was just saved for them.
@@ -228,7 +233,16 @@ class CheckpointingTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         path = Path(output_dir) / OPTIMIZER_FILE
-        save_optimizer(path, self.model, self.optimizer, self.lr_scheduler, self.args.should_save)
+        stepped_weights = self._stepped_weights.put_aside(self.model, self.optimizer)
+        save_optimizer(
+            path, self.model, self.optimizer, self.lr_scheduler, self.args.should_save, stepped_weights=stepped_weights
+        )
+
+    def check_optimizer_can_be_saved(self) -> None:
+        """Raises `ValueError` now, if what the optimizer keeps would make the next checkpoint fail."""
+        saves = self.args.save_strategy != SaveStrategy.NO and not self.args.save_only_model
+        if saves and not self.is_deepspeed_enabled:
+            check_can_be_saved(self.model, self.optimizer, self.lr_scheduler)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled:
@@ -271,6 +285,7 @@ class CheckpointingTrainer(Trainer):
         self._staging = staging
         try:
             with as_storage_error(final):
+                self._stepped_weights.put_aside(self.model, self.optimizer)
                 if self.args.should_save:
                     make_folder(folder)
                 super()._save_checkpoint(model, trial)
@@ -334,16 +349,23 @@ class _StopAndContinue(TrainerCallback):
     """Where the training loop lets the trainer put its sums back, and stop."""
 
     def __init__(self, trainer: CheckpointingTrainer) -> None:
-        self.trainer, self.saves_after_epoch = trainer, False
+        self.trainer, self.saves_after_epoch, self.first_step_is_done = trainer, False, False
         self.stream_passes = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._continue_sums()
+        self.trainer.check_optimizer_can_be_saved()
+        self.first_step_is_done = False
         self.stream_passes = 0
         checkpoint, passes = self.trainer._continued_from, float(state.epoch or 0)
         if checkpoint is not None and passes > 1 and not has_length(kwargs["train_dataloader"]):
             self.stream_passes = 2
             warnings.warn(continued_stream_message(checkpoint), stacklevel=2)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.first_step_is_done:  # which makes the state
+            self.trainer.check_optimizer_can_be_saved()
+        self.first_step_is_done = True
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not has_length(kwargs["train_dataloader"]):

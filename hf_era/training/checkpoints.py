@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from hf_era.training.checkpoint_state import OPTIMIZER_FILE
+from hf_era.training.optimizer_state import OPTIMIZER_FILE
 from hf_era.utils.files import MANIFEST, damage_of, read_json, remove_directory
 
 

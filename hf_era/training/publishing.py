@@ -8,6 +8,7 @@ from typing import Any
 import huggingface_hub
 from transformers.modelcard import TrainingSummary
 
+from hf_era.models.loading_hint import is_readme_of_an_expanded_model
 from hf_era.utils.files import write_text
 
 MODEL_TAGS = ["hf_era", "gradient-routing", "unlearning"]
@@ -28,10 +29,11 @@ def save_contracted(trainer: Any, folder: Path, card: dict[str, Any]) -> Path:
         model.save_pretrained(folder)
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(folder)
-        if not (folder / "README.md").exists():
+        readme = folder / "README.md"
+        if not readme.exists() or is_readme_of_an_expanded_model(readme):
             tags = card.pop("tags", None) or []
             card["tags"] = sorted({*MODEL_TAGS, *([tags] if isinstance(tags, str) else tags)})
-            write_text(folder / "README.md", TrainingSummary.from_trainer(trainer, **card).to_model_card())
+            write_text(readme, TrainingSummary.from_trainer(trainer, **card).to_model_card())
     return folder
 
 

@@ -188,7 +188,7 @@ def test_continued_from_a_checkpoint_nothing_differs(way: str, two: dict[str, An
     assert result["resumed"].keys() == result["weights"].keys()
     assert losses({"logs": result["resumed_logs"]}) == losses(result)
     files = {path.suffix for path in (folder / f"{way}-resumed" / "checkpoint-4").iterdir()}
-    assert files == {".safetensors", ".json"}
+    assert files == {".safetensors", ".json", ".md"}
 
 
 def test_stories_that_are_counted_twice_would_be_seen(two: dict[str, Any], run_one: Callable[..., Any]) -> None:

@@ -37,6 +37,7 @@ EXAMPLES = {
     "training_sets": (20, 500),
     "checkpoints": (60, 1_000),
     "config_files": (60, 1_000),
+    "optimizers": (40, 1_000),
 }
 LEAST = (500, 10_000)
 ran = {False: dict.fromkeys(EXAMPLES, 0), True: dict.fromkeys(EXAMPLES, 0)}

@@ -1,5 +1,6 @@
 """Bad input gets an error that names the field, the value and the way out."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, expand_base
+from hf_era.models.loading import load_base_config, load_causal_lm
 
 EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
 
@@ -36,6 +38,71 @@ def test_an_expanded_model_is_no_base(make_expanded: MakeExpanded, tmp_path: Pat
             with pytest.raises(ValueError, match=r"it is expanded already\. Load it with `from_pretrained`") as caught:
                 expand(argument, EXPANSION)
             assert "or pass its contracted checkpoint as the base" in str(caught.value)
+
+
+@pytest.mark.parametrize("expand", [ExpandedGPTNeoForCausalLM.from_base, expand_base])
+def test_an_expansion_of_another_type(expand: Callable, base_folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"`expansion` should be an `ExpansionConfig`.* got \{'width': 8\}\. Write `Exp"
+    ):
+        expand(base_folder, {"width": 8})
+    with pytest.raises(ValueError, match=r"`expansion` should be an `ExpansionConfig`.* got 8\. Leave it out"):
+        expand(base_folder, 8)
+
+
+@pytest.mark.parametrize("expand", [ExpandedGPTNeoForCausalLM.from_base, expand_base])
+def test_what_is_no_base(expand: Callable, base: GPTNeoForCausalLM) -> None:
+    for value, message in (
+        (None, "got None. Pass one of the three"),
+        (GPTNeoForCausalLM, "got the class GPTNeoForCausalLM. Make one of it"),
+        (base.config, r"got a GPTNeoConfig, which has no weights\. .*`AutoModelForCausalLM\.from_config\(config\)`"),
+        (torch.nn.DataParallel(base), r"got a DataParallel without a config\. .*unwrapped"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"^`base` should be a local directory, a hub id or a causal LM.* {message}"
+        ):
+            expand(value, EXPANSION)
+    with pytest.raises(
+        ValueError, match=r"`base` should be a GPTNeoForCausalLM, got a GPTNeoModel, .*language-model head"
+    ):
+        expand(base.transformer, EXPANSION)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_base_with_adapters(wrapped: bool, base: GPTNeoForCausalLM) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(base, LoraConfig(target_modules=["c_fc"]))
+    model = model if wrapped else model.get_base_model()
+    for expand in (ExpandedGPTNeoForCausalLM.from_base, expand_base):
+        with pytest.raises(ValueError, match=r"`base` has adapters \(peft\).*`base = base\.merge_and_unload\(\)`"):
+            expand(model, EXPANSION)
+
+
+def test_a_quantised_base(base: GPTNeoForCausalLM, base_folder: Path) -> None:
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    base.config.quantization_config = settings
+    file = base_folder / "config.json"
+    plain = file.read_text()
+    file.write_text(json.dumps({**json.loads(plain), "quantization_config": settings}))
+    for argument in (base, base_folder):
+        with pytest.raises(
+            ValueError, match=r"base model is quantised \(`quantization_config`\).*without quantisation"
+        ):
+            expand_base(argument, EXPANSION)
+    file.write_text(plain)
+    for option in ({"quantization_config": settings}, {"load_in_4bit": True}):
+        with pytest.raises(ValueError, match="base model is quantised"):
+            expand_base(base_folder, EXPANSION, **option)
+
+
+def test_the_directory_of_an_adapter(tmp_path: Path) -> None:
+    """As peft saves it, without a config.json; `hf-era eval` and the base of a run load it by the same way."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
+    for load in (expand_base, load_causal_lm, load_base_config):
+        with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config\.json\).*`merge_and_unload`"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["./", "", "absolute"])

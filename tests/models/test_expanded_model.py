@@ -1,11 +1,13 @@
 """The expanded model made from a config, saved and loaded, and its forward pass."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
@@ -239,3 +241,30 @@ def test_hidden_states_attentions_and_cache_are_those_of_the_stock_model(
     assert len(outputs.hidden_states) == len(expected.hidden_states) == 4
     assert all(torch.equal(a, b) for a, b in zip(outputs.hidden_states, expected.hidden_states, strict=True))
     assert outputs[CACHE_NAME].get_seq_length() == expected[CACHE_NAME].get_seq_length() == 12
+
+
+def test_a_saved_model_says_how_to_load_it(make_expanded: Callable[..., Any], tmp_path: Path) -> None:
+    """transformers alone does not know its type, and says to update transformers."""
+    model = make_expanded([0, 2])
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["load_with"].startswith("import hf_era, which makes")
+    readme = (tmp_path / "README.md").read_text()
+    for text in (
+        "import hf_era",
+        "`expanded_gpt_neo`",
+        "has not been removed",
+        "* `forget`: 8 hidden units, in layers [0, 2]",
+    ):
+        assert text in readme
+    assert len(readme.splitlines()) < 40
+    assert ModelCard.load(tmp_path / "README.md").data.library_name == "hf_era"
+    loaded = ExpandedGPTNeoForCausalLM.from_pretrained(tmp_path)
+    assert not hasattr(loaded.config, "load_with")
+    assert loaded.config.to_dict() == {
+        **model.config.to_dict(),
+        "_name_or_path": loaded.config.to_dict()["_name_or_path"],
+    }
+    assert "load_with" not in loaded.contract().config.to_dict()
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -121,7 +121,7 @@ def test_the_base_config_comes_back_unchanged(
 def test_all_fields_of_the_base_are_carried_over(make_config: Callable[..., GPTNeoConfig]) -> None:
     base = make_config(resid_dropout=0.3, layer_norm_epsilon=1e-3)
     expanded = ExpandedGPTNeoConfig.from_base_config(base).to_dict()
-    own = {"expansion", "model_type"}
+    own = {"expansion", "load_with", "model_type"}
     assert {name: value for name, value in expanded.items() if name not in own} == {
         name: value for name, value in base.to_dict().items() if name not in own
     }

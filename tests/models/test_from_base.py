@@ -62,6 +62,32 @@ def test_a_base_in_memory_is_copied(base: GPTNeoForCausalLM) -> None:
     assert type(base.transformer.h[0]).__name__ == "GPTNeoBlock"
 
 
+def test_a_base_in_memory_keeps_what_it_had(base: GPTNeoForCausalLM) -> None:
+    """What is frozen, the mode, gradient checkpointing, each weight's own dtype; and contraction keeps it too."""
+    frozen = {"transformer.wte.weight", "lm_head.weight", "transformer.h.0.mlp.c_proj.bias"}
+    for name, parameter in base.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name not in frozen)
+    base.bfloat16().transformer.h[1].ln_1.float()
+    enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)  # the older name
+    enable({"use_reentrant": True})
+    model = expand_base(base, EXPANSION)
+    for made in (model, model.contract()):
+        assert {n for n, part in made.named_parameters(remove_duplicate=False) if not part.requires_grad} == frozen
+        assert made.transformer.gradient_checkpointing
+        assert made.transformer.h[1].gradient_checkpointing
+        assert made.transformer.h[1]._gradient_checkpointing_func.keywords == {"use_reentrant": True}
+        assert not made.training
+        assert made.transformer.h[1].ln_1.weight.dtype == torch.float32
+        assert made.lm_head.weight is made.transformer.wte.weight
+    assert_same_state(original_state(model), base.state_dict())
+    assert {model.state_dict()[name].dtype for name in model.state_dict().keys() - base.state_dict().keys()} == {
+        torch.bfloat16
+    }
+    assert {n for n, part in base.named_parameters(remove_duplicate=False) if not part.requires_grad} == frozen
+    assert expand_base(base.train(), EXPANSION).training
+    assert {value.dtype for value in expand_base(base, EXPANSION, dtype=torch.float64).parameters()} == {torch.float64}
+
+
 @pytest.mark.parametrize("source", ["memory", "folder"])
 def test_from_base_in_bf16(source: str, make_base: MakeBase, tmp_path: Path) -> None:
     base = make_base().bfloat16()

@@ -61,6 +61,23 @@ print(type(model).__name__, out.shape[1] - inputs["input_ids"].shape[1])
     assert run_python(code, str(folder)).split()[0] == "GPTNeoForCausalLM"
 
 
+def test_the_stages_differ_in_their_configs_by_the_expansion_alone(finished: tuple[RunConfig, RunResult]) -> None:
+    configs = {
+        stage: read_json(finished[0].output_path / stage / "config.json")
+        for stage in ("base/model", "expanded", "contracted", "model")
+    }
+    before = configs["base/model"]
+    assert before["use_cache"] is True
+    assert configs["contracted"] == configs["model"] == before
+    added = {name: value for name, value in configs["expanded"].items() if before.get(name) != value}
+    assert sorted(added) == ["architectures", "expansion", "load_with", "model_type"]
+    assert {**configs["expanded"], **{name: before.get(name) for name in added}} == {
+        **before,
+        **dict.fromkeys(added.keys() - before.keys()),
+    }
+    assert (finished[0].output_path / "expanded" / "README.md").is_file()
+
+
 def test_figures_of_the_stages_belong_to_the_saved_models(finished: tuple[RunConfig, RunResult]) -> None:
     config, result = finished
     # The stock class has no fast paths: without them the logits are equal bit for bit.

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_era.training import checkpointing_trainer
-from hf_era.training.checkpoint_state import load_optimizer, load_process_state, save_optimizer, save_process_state
+from hf_era.training.checkpoint_state import load_process_state, save_process_state
 from hf_era.training.checkpoints import DamagedCheckpointWarning, checkpoints_in, last_whole_checkpoint
+from hf_era.training.optimizer_state import load_optimizer, save_optimizer
 from hf_era.utils.files import MANIFEST, damage_of
 from hf_era.utils.signals import StoppedError, stop_requested, stoppable
 
@@ -39,7 +40,7 @@ def test_a_checkpoint_holds_safetensors_and_json_only(make_trainer: Callable[...
         "trainer_state.json",
         MANIFEST,
     } <= names
-    assert {path.suffix for path in (folder / "checkpoint-2").iterdir()} == {".safetensors", ".json"}
+    assert {path.suffix for path in (folder / "checkpoint-2").iterdir()} == {".safetensors", ".json", ".md"}
     for path in (folder / "checkpoint-2").iterdir():
         assert path.read_bytes()[:2] not in (b"PK", b"\x80\x02", b"\x80\x04")  # how pickles begin
 

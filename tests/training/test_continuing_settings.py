@@ -180,7 +180,7 @@ def test_the_gradient_scaler_comes_back_without_a_pickle(make_one: Callable[...,
         warnings.simplefilter("ignore")  # of a schedule that a scaler's skipped step came before
         trainer.train()
     files = {path.suffix for path in (tmp_path / "run" / "checkpoint-4").iterdir()}
-    assert files == {".safetensors", ".json"}
+    assert files == {".safetensors", ".json", ".md"}
     again = make_one("run", **settings)
     again.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     again._load_scaler(str(tmp_path / "run" / "checkpoint-8"))

@@ -1,5 +1,6 @@
 """`GradientRoutingTrainer` as a drop-in `Trainer`: logs, evaluation, warnings, checkpoints, resuming, pushing."""
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 from hf_era.models.fast.causal_lm import ALL_SLOW
 from hf_era.models.generation_config import GenerationConfigWarning
+from hf_era.models.stock_forward import CACHE_NAME
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, LocalizationWarning, NonFiniteLossError, publishing
 from hf_era.training.checkpoints import last_whole_checkpoint
 
@@ -122,6 +124,35 @@ def test_broken_weights_are_never_saved(make_trainer: Callable[..., Any]) -> Non
     with pytest.raises(NonFiniteLossError, match=r"weight transformer\.ln_f\.weight became non-finite"):
         trainer.train()
     assert last_whole_checkpoint(trainer.args.output_dir) is None
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_training_leaves_the_config_as_it_was(
+    make_trainer: Callable[..., Any], make_expanded: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Keys and values are not kept while training, which is nobody's business but the trainer's."""
+    caches = []
+    model = make_expanded([0, 1], use_cache=True, pad_token_id=3)
+    model.save_pretrained(tmp_path / "before")
+    model.transformer.register_forward_hook(lambda module, args, outputs: caches.append(outputs.get(CACHE_NAME)))
+    trainer = make_trainer(model=model, save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.save_whole_model(tmp_path / "contracted")
+    trainer.save_contracted(tmp_path / "contracted")
+    assert "import hf_era" not in (tmp_path / "contracted" / "README.md").read_text()
+    assert caches == [None, None]
+    assert config_of(Path(trainer.args.output_dir) / "checkpoint-1") == config_of(tmp_path / "before")
+    before = {
+        name: value for name, value in config_of(tmp_path / "before").items() if name not in ("expansion", "load_with")
+    }
+    stock = {"model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"]}
+    assert config_of(tmp_path / "contracted") == {**before, **stock}
+    caching = make_trainer(model=model, max_steps=1, use_cache=True)  # who asks for it gets it
+    caching.train()
+    assert caches[-1] is not None
 
 
 def test_a_resumed_run_ends_with_the_same_weights(

@@ -1,0 +1,61 @@
+"""What a saved expanded model says to whoever loads it without this package: in its config.json, and in a README.md.
+
+transformers finds a model type that it does not know and advises to update transformers, which does not help.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CONFIG_KEY = "load_with"
+CONFIG_HINT = "import hf_era, which makes this model type known, then AutoModelForCausalLM.from_pretrained(...)"
+
+_TITLE = "# An expanded model: its auxiliary modules are inside"
+_README = """---
+library_name: hf_era
+tags:
+- hf_era
+- gradient-routing
+---
+{title}
+
+This is a `{base_type}` causal LM with auxiliary modules beside its MLPs, as gradient routing trains it:
+
+{modules}
+
+What was routed into them **has not been removed**. To share a model without it, contract it.
+
+transformers alone does not know the type `{model_type}`, and its advice to update transformers does not help. With the
+package `hf_era` installed:
+
+```python
+import hf_era  # makes the type known
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")
+with model.ablated():  # the modules are off
+    ...
+stock = model.contract()  # without the modules: a `{base_type}` that loads without hf_era
+```
+"""
+
+
+def write_readme(folder: Path, config: Any) -> None:
+    """Writes `README.md` beside a saved expanded model, unless there is one."""
+    path = folder / "README.md"
+    if path.exists():
+        return
+    modules = [
+        f"* `{module.name}`: {module.width} hidden units, in {'all layers' if layers is None else f'layers {layers}'}"
+        for module in config.expansion_config.module_configs
+        for layers in [module.target_layers]
+    ]
+    base_type = config.base_config_class.model_type
+    text = _README.format(title=_TITLE, base_type=base_type, model_type=config.model_type, modules="\n".join(modules))
+    path.write_text(text, encoding="utf-8")
+
+
+def is_readme_of_an_expanded_model(path: Path) -> bool:
+    """Whether a file is what `write_readme` wrote, and no card of somebody's own."""
+    return path.is_file() and _TITLE in path.read_text(encoding="utf-8", errors="replace")
