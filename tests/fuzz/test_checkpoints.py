@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
-from transformers.utils import logging
 
 from hf_era import ExpansionConfig, expand_base
-from hf_era.models.loading import load_causal_lm
+from hf_era.models.loading import load_causal_lm, without_weight_bars
 
 from .strategies import junk, numbers
 
@@ -25,10 +24,15 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    with without_weight_bars():
+        yield
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    logging.disable_progress_bar()
     torch.manual_seed(0)
     GPTNeoForCausalLM(GPTNeoConfig(**SIZES)).save_pretrained(folder)
     return folder

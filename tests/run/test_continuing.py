@@ -22,7 +22,7 @@ from hf_era.utils.files import read_json
 @pytest.fixture(autouse=True)
 def _a_short_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page with its plots is a quarter of a tiny run, and has tests of its own."""
-    monkeypatch.setattr("hf_era.run.outputs.write_report", lambda result, path: path.write_text(result.name))
+    monkeypatch.setattr("hf_era.run.outputs.write_report", lambda result, path, seeds: path.write_text(result.name))
 
 
 class KilledError(Exception):
