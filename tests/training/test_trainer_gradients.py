@@ -201,7 +201,7 @@ def test_a_batch_without_a_label_has_a_loss_of_zero(
     for name, value in trainer.model.named_parameters():
         assert value.grad is not None, name
         assert not value.grad.any(), name  # NaN is not false
-    trainer.args.l1_coefficient = 1.0
+    trainer.l1_coefficient = 1.0
     assert float(trainer.training_step(trainer.model, batches[0], count)) > 0
 
 
