@@ -57,6 +57,7 @@ class CheckpointingTrainer(Trainer):
         self._stop_signs: Tensor | None = None
         self._stop_agreed = self._stopping = False
         self._stepped_weights = SteppedWeights()
+        self._initial_global_step = 0  # which the Trainer of transformers 5.17 does not have
         self.add_callback(_StopAndContinue(self))
 
     # ---- Stop and continue ----

@@ -36,6 +36,10 @@ class _Metadata(Mapping[str, Any]):
     def __len__(self) -> int:
         return 1
 
+    def copy(self) -> dict[str, Any]:
+        """For the `HfArgumentParser` of transformers 5.17."""
+        return dict(self)
+
 
 def about(help: str, *, identity: bool | str) -> Mapping[str, Any]:
     """The `metadata` of a config's field: its help, a sentence with unit and special values, and its identity, see above."""
