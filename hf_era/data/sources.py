@@ -28,10 +28,11 @@ STORY_SEPARATOR = "<|endoftext|>"
 _TEXT_ONLY = Features({"text": Value("string")})
 # The words that say in a file's name which split it is of, as `datasets` has them.
 _SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "train": ("train", "training", "trainset"),
+    "validation": ("validation", "valid", "dev", "val", "validset", "devset", "valset"),
+    "test": ("test", "testing", "eval", "evaluation", "testset", "evalset"),
 }
+_HUMP = re.compile("(?<=[a-z])(?=[A-Z])")
 # Where no file says its split, the folder is what these ask for: they are what is asked for when nobody names a split.
 _UNSAID_SPLITS = ("train", "validation")
 
@@ -92,7 +93,9 @@ def _is_meant_as_path(source: str) -> bool:
 def _load_directory(path: Path, field: str, split: str) -> Dataset:
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _load_saved(path, field, split)
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    # As `datasets` does it: folders within are looked through, hidden ones and those of tools are not.
+    inside = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
+    files = sorted(file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"`{field}`: the directory {path} holds no file ending in {', '.join(SUFFIXES)}.")
     files = _files_of_split(files, path, field, split)
@@ -102,8 +105,18 @@ def _load_directory(path: Path, field: str, split: str) -> Dataset:
     return _load_files(files, field)
 
 
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in file.parts)
+
+
+def _words_of(file: Path) -> set[str]:
+    """The words in the names of a file and of the folders that it is in: `data/trainA-1.jsonl` has "data", "train", "a"."""
+    names = [part for name in (*file.parts[:-1], file.stem) for part in (name, _HUMP.sub("-", name))]
+    return {word for name in names for word in (name.lower(), *re.split(r"[-._ 0-9]+", name.lower()))}
+
+
 def _files_of_split(files: list[Path], path: Path, field: str, split: str) -> list[Path]:
-    """Those files of a directory whose names say this split; all of them if no name says any.
+    """Those files of a directory whose names, or whose folders' names, say this split; all of them if none says any.
 
     Raises:
         ValueError: if there is none of this split, or some names say one split and others none or several.
@@ -112,12 +125,12 @@ def _files_of_split(files: list[Path], path: Path, field: str, split: str) -> li
     known = {split: (split.lower(),), **_SPLIT_WORDS}
     splits = {}
     for file in files:
-        words = {*re.split(r"[-._ 0-9]+", file.stem.lower()), file.stem.lower()}
+        words = _words_of(file.relative_to(path))
         splits[file] = [name for name, keywords in known.items() if not set(keywords).isdisjoint(words)]
     if not any(splits.values()) and split in _UNSAID_SPLITS:
         return files
     listed = ", ".join(
-        f"{file.name} ({' and '.join(names) or 'no split'})" for file, names in list(splits.items())[:20]
+        f"{file.relative_to(path)} ({' and '.join(names) or 'no split'})" for file, names in list(splits.items())[:20]
     )
     if any(splits.values()) and any(len(names) != 1 for names in splits.values()):
         raise ValueError(
@@ -160,7 +173,7 @@ def _load_files(files: list[Path], field: str) -> Dataset:
     if suffix not in SUFFIXES:
         raise ValueError(f"`{field}`: {files[0]} ends in `{suffix}`. Known: {', '.join(SUFFIXES)}.")
     names = [str(file.resolve()) for file in files]
-    if not any(file.stat().st_size for file in files):
+    if not any(_has_content(file) for file in files):
         return _no_stories()
     kind = SUFFIXES[suffix]
     try:
@@ -182,6 +195,13 @@ def _load_files(files: list[Path], field: str) -> Dataset:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         told = error_text(cause or error)
         raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {told}") from error
+
+
+def _has_content(file: Path) -> bool:
+    """Whether there is anything in a file but white space, behind its byte order mark."""
+    with file.open("rb") as content:
+        parts = iter(lambda: content.read(65_536), b"")
+        return any(part.removeprefix(BYTE_ORDER_MARK).strip() for part in parts)
 
 
 def _make_table(kind: str, files: list[str], folder: str) -> None:

@@ -2,7 +2,8 @@
 
 Texts are the same if their folded forms are (`fold`): canonically equivalent spellings, any case, and the ways in which an
 apostrophe or a hyphen is typed are one; what is invisible is not there. A word is a row of letters, digits and the combining
-marks on them. Everything else is a border, the underscore and the apostrophe too: `_tree_` and "tree's" hold "tree". In
+marks on them. Everything else is a border, the underscore and the apostrophe too: `_tree_` and "tree's" hold "tree" (but a
+count wants the whole of what stands between spaces, `WordFinder(whole_pieces=True)`, as the reference does). In
 scripts that are written without spaces a border stands beside every character, so there a word is found as a substring.
 """
 
@@ -22,17 +23,23 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-# Apostrophes (the quotation marks, the two modifier letters, the wide one), hyphens, and the dotless i: in Turkish it is the
-# small I, elsewhere i is, and a text does not say which language it is in.
-_ALIKE = {**dict.fromkeys("\u2018\u2019\u201b\u02bb\u02bc\uff07", "'"), "\u2010": "-", "\u2011": "-", "\u0131": "i"}
+# Apostrophes (the acute accent by itself, the quotation marks, the two modifier letters, the wide one), hyphens, and the
+# dotless i: in Turkish it is the small I, elsewhere i is, and a text does not say which language it is in.
+_ALIKE = {
+    **dict.fromkeys("\u00b4\u2018\u2019\u201b\u02bb\u02bc\uff07", "'"),
+    "\u2010": "-",
+    "\u2011": "-",
+    "\u0131": "i",
+}
 _ALIKE_PATTERN = re.compile(f"[{''.join(_ALIKE)}]")
 # The small form of the capital I with a dot.
 _DOTTED_I = re.compile("(i[\u0300-\u036f]*?)\u0307")
-# Han, kana and bopomofo; Thai and Lao; Myanmar; Khmer; Tai Le, New Tai Lue, Tai Tham. Marks and digits of theirs as well.
+# Han, kana and bopomofo; Thai and Lao; Myanmar; Khmer; Tai Le, New Tai Lue, Tai Tham; Balinese, Javanese. Marks and
+# digits of theirs as well.
 _WITHOUT_SPACES = re.compile(
     "[\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u303c\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00016fe0-\U00018dff\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
-    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf]"
+    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9df]"
 )
 _SPACES = re.compile(r"\s+")
 

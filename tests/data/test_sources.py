@@ -127,6 +127,32 @@ def test_a_directory_has_the_splits_that_its_files_say(write: Callable[..., Path
         load_stories(str(tmp_path / "stories"))
 
 
+def test_a_split_can_be_said_in_many_ways(write: Callable[..., Path], tmp_path: Path) -> None:
+    for name, text in (
+        ("trainset", "a"),
+        ("validA", "b"),
+        ("test/c", "c"),
+        ("deep/train/d", "d"),
+        (".kept/train", "e"),
+    ):
+        write(f"stories/{name}.jsonl", [{"text": text}])
+    found = {split: texts_of(tmp_path / "stories", split=split) for split in ("train", "validation", "test")}
+    assert found == {"train": ["d", "a"], "validation": ["b"], "test": ["c"]}
+    write("stories/more/e.jsonl", [{"text": "e"}])
+    with pytest.raises(ValueError, match=r"do not each say one split: .*more/e\.jsonl \(no split\)"):
+        load_stories(str(tmp_path / "stories"), split="validation")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "txt"])
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n", b" \n"], ids=["mark", "mark and lines", "lines"]
+)
+def test_a_file_with_nothing_to_read_holds_no_story(tmp_path: Path, content: bytes, kind: str) -> None:
+    (tmp_path / f"x.{kind}").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.{kind} holds no story"):
+        load_stories(str(tmp_path / f"x.{kind}"))
+
+
 def test_a_directory_without_a_file_of_the_split_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
     write("stories/train.txt", "a")
     with pytest.raises(

@@ -38,6 +38,8 @@ FOUND = [
     ("किताब", "ताब", [], []),
     # Apostrophes and hyphens as they are typed
     ("at one o\u2019clock", "o'clock", ["o\u2019clock"], ["o\u2019clock"]),
+    ("at one o\u00b4clock", "o'clock", ["o\u00b4clock"], ["o\u00b4clock"]),
+    ("\ua98f\ua99b\ua9a0\ua9a1", "\ua99b\ua9a0", ["\ua99b\ua9a0"], ["\ua99b\ua9a0"]),  # Javanese
     ("at one o'clock", "o\u02bcclock", ["o'clock"], ["o'clock"]),
     ("the tree\u2019s top", "tree", ["tree"], []),
     ("the tree\u02bcs top", "tree", ["tree"], []),
