@@ -16,10 +16,14 @@ IGNORE_INDEX = -100
 # What padding holds in the optional columns of a batch: it counts for nothing.
 PADDING = {"attention_mask": 0, "labels": IGNORE_INDEX, "routing_weight": 1.0, "is_forget_word": False}
 PACKING_INPUTS = frozenset({
-    "position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    "position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_lengths",
 })  # fmt: skip
 """Where packed stories begin in their row. Many models take these without naming them in `forward`."""
-MODEL_INPUTS = PACKING_INPUTS | {"token_type_ids", "inputs_embeds", "shift_labels", "cache_position", "head_mask"}
+LABEL_MASKS = frozenset({"completion_mask", "assistant_masks"})
+"""Which tokens are to be learnt, in data sets that trl and chat templates make."""
+MODEL_INPUTS = (
+    PACKING_INPUTS | LABEL_MASKS | {"token_type_ids", "inputs_embeds", "shift_labels", "cache_position", "head_mask"}
+)
 """Inputs of causal LMs that `RoutingCollator` has no padding for."""
 _LARGEST_ID = 2**31 - 1
 # What the numbers of a column are, in words; the kinds of numpy dtype that hold them; their dtype in a batch.
@@ -36,10 +40,12 @@ def check_all_are_collated(where: str, names: Iterable[str], taken: Collection[s
     """Raises `ValueError` for names of columns that a model takes (`taken`) and `RoutingCollator` would leave out."""
     lost = sorted(name for name in names if name in taken and name not in _KINDS)
     if lost:
+        harm = " Packed stories would see each other." if PACKING_INPUTS.intersection(lost) else ""
+        if LABEL_MASKS.intersection(lost):
+            harm += " Tokens that it leaves out would be trained on: give `labels` that are -100 there instead."
         raise ValueError(
-            f"{listed(lost)} of {where} would not reach the model: `RoutingCollator` does not know it, and packed stories, "
-            f"for one, would see each other. Remove it (`dataset.remove_columns({lost})`), or pass a `data_collator` of "
-            "your own that makes batches with it."
+            f"{listed(lost)} of {where} would not reach the model: `RoutingCollator` does not know it.{harm} Take the "
+            "column out, or pass a `data_collator` of your own that makes batches with it."
         )
 
 

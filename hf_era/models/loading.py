@@ -22,7 +22,7 @@ from hf_era.models.families.family import FAMILIES, Family, family_of, get_famil
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.models.whole_weights import follow_attention, take_over
-from hf_era.utils.checks import check_path_text, error_text, short_repr
+from hf_era.utils.checks import check_path_text, error_text, first_and_more, short_repr
 from hf_era.utils.files import local_path
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
@@ -240,8 +240,7 @@ def _check_report(
     missing = sorted(key for key in report["missing_keys"] if not may_be_missing(key))
     if missing:
         raise ValueError(
-            f"`{field}`: the checkpoint {source} lacks {missing[0]} and {len(missing) - 1} more weights. Save it again, or "
-            "pass another."
+            f"`{field}`: the checkpoint {source} lacks {first_and_more(missing)}. Save it again, or pass another."
         )
     if report["mismatched_keys"]:
         raise ValueError(_wrong_shape(field, source, *min(report["mismatched_keys"])))
@@ -251,8 +250,8 @@ def _check_report(
     )
     if unknown:
         raise ValueError(
-            f"`{field}`: the checkpoint {source} holds {unknown[0]} and {len(unknown) - 1} more weights that its "
-            "architecture does not have. They would be left out without a word: pass the model that they belong to."
+            f"`{field}`: the checkpoint {source} holds {first_and_more(unknown)} that its architecture "
+            "does not have. They would be left out without a word: pass the model that they belong to."
         )
 
 

@@ -24,9 +24,10 @@ class GradientMultipliers:
 
     What they do and what they do not:
 
-    * Adam and AdamW divide each gradient by its own running size. Where all tokens of a parameter's gradients have one
-      multiplier, as in training on forget tokens alone, 1.0 and 0.1 give the same update: the sign acts, and zero. The size
-      acts in the mixture with retain tokens, as the share that forget tokens have in the update.
+    * Adam and AdamW divide each gradient by its own running size. Where all of a parameter's gradient has one multiplier,
+      as that of the up projection has in training on forget tokens alone, 1.0 and 0.1 give the same update: the sign acts,
+      and zero. The size acts where gradients mix: with those of retain tokens, as the share that forget tokens have in the
+      update; and in what lies before the MLP (layer norms, attention, embeddings), with those that go around it unscaled.
     * 0 stops what lies before the input of the down projection, on this path. The down projection itself comes after it and
       goes on learning: with `original_forget` 0 the `c_proj` of the original MLP, with `auxiliary_forget` 0 that of the
       auxiliary module (`hf_era.routing.scaling`). So does everything on the residual stream around the MLP.

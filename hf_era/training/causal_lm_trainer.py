@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
-from hf_era.data.collator import PACKING_INPUTS
+from hf_era.data.collator import LABEL_MASKS, PACKING_INPUTS
 from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.intervals import ratio_estimate
 from hf_era.evaluation.losses import story_losses
@@ -181,7 +181,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns.extend({PADDING_ROW_MARK, *self.extra_columns, *PACKING_INPUTS}.difference(columns))
+        columns.extend({PADDING_ROW_MARK, *self.extra_columns, *PACKING_INPUTS, *LABEL_MASKS}.difference(columns))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
@@ -337,13 +337,15 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     def _check_evaluation_sets(self) -> None:
         """Before the first step: an evaluation that fails ends a training, and all since the last checkpoint is lost."""
+        if self.compute_metrics is not None:  # which may want no labels
+            return
         for name, stories in named_sets(self.eval_dataset).items():
             collate: Any = self.data_collator
             if isinstance(stories, Dataset):
                 stories = self._remove_unused_columns(stories, description="Evaluation")
             else:
                 collate = self._get_collator_with_removed_columns(collate, description="Evaluation")
-            check_something_to_predict(name, stories, collate)
+            check_something_to_predict(name, stories, collate, self.args.per_device_eval_batch_size)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -386,7 +388,9 @@ class CausalLMTrainer(CheckpointingTrainer):
         metrics = {name: value for name, value in measured.items() if value is not None}
         sized, loss = has_length(dataloader), f"{metric_key_prefix}_loss"
         predicts = description == "Prediction"
-        if loss not in metrics and not predicts:  # predictions are worth having without labels too
+        if (
+            loss not in metrics and self.compute_metrics is None and not predicts
+        ):  # these are worth having without labels
             tell_of_nothing_measured(loss, sized)
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         if loss_only or (self.compute_metrics is None and not predicts):

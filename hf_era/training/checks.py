@@ -23,6 +23,7 @@ from transformers import (
 from hf_era.data import RoutingCollator
 from hf_era.data.collator import check_all_are_collated
 from hf_era.data.padding_rows import PaddingRowCollator
+from hf_era.training.evaluation_sets import named_sets
 from hf_era.utils.checks import listed, unknown_key_message
 
 OWN_COLLATOR = "`hf_era.data.RoutingCollator(tokenizer.pad_token_id)`"
@@ -59,9 +60,8 @@ def check_columns_are_used(train: Any, evaluation: Any, collator: Any, taken: Co
     """
     taken = {*taken} - {"label", "label_ids"}  # of any data set: kept for another collator
     if isinstance(_unwrapped(collator), RoutingCollator):
-        sets = [*evaluation.values()] if isinstance(evaluation, Mapping) else [evaluation]
-        for name, dataset in [("train_dataset", train), *(("eval_dataset", one) for one in sets)]:
-            check_all_are_collated(f"`{name}`", columns_of(dataset) or (), taken)
+        for name, dataset in {"`train_dataset`": train, **named_sets(evaluation)}.items():
+            check_all_are_collated(name, columns_of(dataset) or (), taken)
 
 
 def columns_of(dataset: Any) -> list[str] | None:
@@ -83,10 +83,10 @@ def check_routing_weights_arrive(dataset: Any, collator: Any) -> None:
     A collator of the user's own may make them of other columns; `check_is_routed` looks at each batch.
     """
     collator = _unwrapped(collator)
-    if dataset is not None and type(collator) in _PAD_NO_ROUTING_WEIGHT:
+    if dataset is not None and any(_collates_like(collator, kind) for kind in _PAD_NO_ROUTING_WEIGHT):
         raise ValueError(
-            f"`data_collator` is a {type(collator).__name__}, which does not pad `routing_weight` and may mask labels by "
-            f"the id of padding, which may be that of a token. Pass {OWN_COLLATOR}, or none: it is the default."
+            f"`data_collator` is a {type(collator).__name__}, which does not pad `routing_weight`. Pass {OWN_COLLATOR}, or "
+            "none: it is the default."
         )
     columns = columns_of(dataset)
     if isinstance(collator, RoutingCollator) and columns is not None and "routing_weight" not in columns:
@@ -94,6 +94,13 @@ def check_routing_weights_arrive(dataset: Any, collator: Any) -> None:
             unknown_key_message("`train_dataset`", "routing_weight", columns).replace("Unknown key", "No column")
             + " Without it nothing is routed; for a control without routing, add the column with 1.0 for every token."
         )
+
+
+def _collates_like(collator: Any, kind: type) -> bool:
+    """Whether it is of this kind, and has no way of its own to make batches."""
+    ways = ("__call__", "torch_call")
+    own = type(collator)
+    return isinstance(collator, kind) and all(getattr(own, way, None) is getattr(kind, way, None) for way in ways)
 
 
 def check_is_routed(batch: Mapping[str, Any], collator: Any) -> None:

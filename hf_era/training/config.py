@@ -142,8 +142,8 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             Not given: `activation`, Expand-Route-Ablate's own.
         multipliers (`dict` or `str`, *optional*):
             Of the router `activation`: the fields of `GradientMultipliers`, as a dict or JSON. Not given: its defaults, the
-            seed's. Under AdamW their signs act, and their sizes where forget and retain tokens mix; 0 does not stop the
-            down projections: see there.
+            seed's. Under AdamW their signs act, and their sizes where scaled gradient mixes with other (that of retain
+            tokens, or what goes around the MLP); 0 does not stop the down projections: see there.
         l1_coefficient (`float`, *optional*, defaults to `1e-4`):
             Coefficient of the L1 term: coefficient * (sum of |activation| over target layers and real tokens) / (number
             of real tokens). Its gradient is not scaled by the routing. 0 switches it off.
@@ -169,8 +169,8 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     )
     multipliers: dict[str, Any] | str | None = setting(
         None,
-        "Gradient multipliers (original_forget, ...) as a dict or JSON. Under AdamW the sign acts, the size only where "
-        "forget and retain tokens mix; 0 does not stop the down projections.",
+        "Gradient multipliers (original_forget, ...) as a dict or JSON. Under AdamW the sign acts, the size where "
+        "scaled gradient mixes with other; 0 does not stop the down projections.",
         identity=True,
     )
     l1_coefficient: float = setting(1e-4, "Coefficient of the activations' L1 norm per token (0 = off).", identity=True)
@@ -201,7 +201,15 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
                 f"`training.retain_dataset_name` and `training.forget_dataset_name` are both "
                 f"{self.forget_dataset_name!r}. Name two different sets of `eval_dataset`."
             )
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers goes by the ending of the name, which `_ablated` hides.
+            self.greater_is_better = False if self._is_better_if_smaller(self.metric_for_best_model) else None
         super().__post_init__()
+
+    def _is_better_if_smaller(self, metric: str) -> bool:
+        name = metric.removeprefix("eval_")
+        of_forget = name == f"{self.forget_dataset_name}_loss_ablated"
+        return name == "retain_ablation_gap" or (name.endswith("loss_ablated") and not of_forget)
 
 
 def _router(router: dict[str, Any] | str | None, multipliers: Any) -> Router:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import IterableDataset
 from transformers import ProgressCallback
@@ -33,14 +33,15 @@ def named_sets(eval_dataset: Any) -> dict[str, Any]:
     return {} if eval_dataset is None else {"`eval_dataset`": eval_dataset}
 
 
-def check_something_to_predict(name: str, stories: Any, collate: Callable[[list[Any]], Any]) -> None:
+def check_something_to_predict(name: str, stories: Any, collate: Callable[[list[Any]], Any], batch_size: int) -> None:
     """Raises `ValueError` if no example of a set has a token to predict. It looks until it finds one, and not at all into a
     stream, which might be read only once."""
-    if isinstance(stories, IterableDataset):
+    if isinstance(stories, IterableDataset) or not has_length(stories):
         return
-    number = len(stories) if has_length(stories) else None
-    batches = (collate([stories[index]]) for index in range(number or 0))
-    if number is not None and not any(count_labels([batch]) for batch in batches if "labels" in batch):
+    number, stories = len(stories), cast(Any, stories)
+    rows = (range(start, min(start + batch_size, number)) for start in range(0, number, batch_size))
+    batches = (collate([stories[index] for index in part]) for part in rows)
+    if not any(count_labels([batch]) for batch in batches if "labels" in batch):
         raise ValueError(f"{name} has no token to predict: of its {number} examples, {NOTHING_TO_PREDICT}")
 
 

@@ -25,7 +25,7 @@ from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.models.adapters import has_adapters
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
-from hf_era.training.checks import check_is_routed, check_routing_weights_arrive
+from hf_era.training.checks import check_has_effect, check_is_routed, check_routing_weights_arrive
 from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
 from hf_era.training.distributed import is_zero_3
 from hf_era.training.evaluation_sets import check_names
@@ -84,6 +84,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
             forget=(self.args.forget_dataset_name, FORGET_DATASET_NAME),
             retain=(self.args.retain_dataset_name, RETAIN_DATASET_NAME),
         )
+        self._made_optimizer = False
         self._auxiliary_means: dict[str, dict[int, float]] = {}
         self.last_ablation_gap: float | None = None
 
@@ -134,8 +135,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, its groups split so that the auxiliary modules have their own."""
         existed = self.optimizer is not None
+        if existed and not self._made_optimizer:  # assigned after the constructor had looked
+            check_has_effect(self.args, self.settings_of_optimizer, "an optimizer")
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if not existed:
+            self._made_optimizer = True
             named = (self.model if model is None else model).named_parameters()
             auxiliary = {id(value) for name, value in named if self.model.is_auxiliary_parameter(name)}
             groups = optimizer.param_groups

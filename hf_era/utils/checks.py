@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
 
@@ -120,6 +120,12 @@ def check_name(name: str, value: str) -> None:
 
 MAXIMUM_LISTED = 60
 """Names in a message; of more, no one reads one."""
+
+
+def first_and_more(names: Sequence[str]) -> str:
+    """The first of some names of weights, and how many more there are, for a message."""
+    more = len(names) - 1
+    return names[0] if not more else f"{names[0]} and {more} more weight{'s' if more > 1 else ''}"
 
 
 def listed(names: Iterable[object]) -> str:

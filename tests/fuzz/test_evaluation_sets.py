@@ -48,11 +48,11 @@ def without_labels(examples: list[dict[str, Any]]) -> dict[str, Any]:
 def test_evaluation_sets(fuzz: Callable, accepted: Callable) -> None:
     outcomes = {"taken": 0, "refused": 0}
 
-    def check(labels: list[list[int]], kind: str, own_labels: bool, drops: bool) -> None:
+    def check(labels: list[list[int]], kind: str, own_labels: bool, drops: bool, size: int) -> None:
         examples = [{"input_ids": [7] * len(row), **({"labels": row} if own_labels else {})} for row in labels]
         stories, collate = KINDS[kind](examples), without_labels if drops else RoutingCollator(0)
         ((name, found),) = named_sets({"for get": stories}).items()
-        _, message = accepted(check_something_to_predict, name, found, collate)
+        _, message = accepted(check_something_to_predict, name, found, collate, size)
         outcomes["refused" if message else "taken"] += 1
         counted = any(not own_labels or value != -100 for row in labels for value in row[1:])
         assert (message is None) == (kind == "stream" or (counted and not drops))
@@ -66,5 +66,6 @@ def test_evaluation_sets(fuzz: Callable, accepted: Callable) -> None:
         kind=st.sampled_from(sorted(KINDS)),
         own_labels=st.booleans(),
         drops=st.sampled_from([False, False, False, True]),
+        size=st.integers(1, 4),
     )
     assert min(outcomes.values()) > 0, outcomes

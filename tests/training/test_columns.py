@@ -120,8 +120,12 @@ def test_a_dict_of_splits_is_no_training_set(make_trainer: Callable[..., Any], k
 
 @pytest.mark.parametrize(
     "make_collator",
-    [lambda tokenizer: DataCollatorForLanguageModeling(tokenizer, mlm=False), lambda _: DataCollatorWithFlattening()],
-    ids=["language modeling", "flattening"],
+    [
+        lambda tokenizer: DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        lambda tokenizer: type("Renamed", (DataCollatorForLanguageModeling,), {})(tokenizer, mlm=False),
+        lambda _: DataCollatorWithFlattening(),
+    ],
+    ids=["language modeling", "renamed", "flattening"],
 )
 def test_collators_that_pad_no_routing_weights_are_refused(
     make_trainer: Callable[..., Any], make_collator: Callable[..., Any]
@@ -145,6 +149,7 @@ def test_collators_that_pad_no_routing_weights_are_refused(
         ("train_dataset", "position_ids"),
         ("train_dataset", "token_type_ids"),
         ("train_dataset", "seq_idx"),  # models take it by way of `**kwargs`
+        ("train_dataset", "completion_mask"),  # no input of the model, but says what is to be learnt
         ("eval_dataset", "position_ids"),
     ],
 )
@@ -153,7 +158,10 @@ def test_inputs_that_the_collator_would_drop_are_refused(make_trainer: Callable[
     plain = make_trainer()
     packed = plain.train_dataset.add_column(name, [[0] * length for length in plain.train_dataset["length"]])
     sets = {"train_dataset": plain.train_dataset, of: {"forget": packed} if of == "eval_dataset" else packed}
-    message = rf"`{name}` of `{of}`.*`RoutingCollator` does not know.*remove_columns.*`data_collator` of your own"
+    where = r"eval_dataset\['forget'\]" if of == "eval_dataset" else of
+    message = (
+        rf"`{name}` of `{where}`.*`RoutingCollator` does not know.* Take the column out, .*`data_collator` of your own"
+    )
     with pytest.raises(ValueError, match=message):
         trainer_of(plain.model, plain, **sets)
 

@@ -140,3 +140,20 @@ def test_the_config_prints_its_help() -> None:
     assert done.returncode == 0, done.stderr
     assert "--minimum_ablation_gap" in done.stdout
     assert "--minimum_learning_rate_ratio" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("eval_retain_loss_ablated", False),
+        ("cooking_loss_ablated", False),
+        ("eval_retain_ablation_gap", False),
+        ("eval_retain_loss", False),
+        ("eval_forget_loss_ablated", True),
+        ("eval_ablation_gap", True),
+    ],
+)
+def test_the_best_of_our_metrics_is_the_right_end(tmp_path: Path, metric: str, greater: bool) -> None:
+    """transformers takes every name that does not end in `loss` for one where more is better."""
+    assert GradientRoutingConfig(str(tmp_path), metric_for_best_model=metric).greater_is_better is greater
+    assert GradientRoutingConfig(str(tmp_path), metric_for_best_model=metric, greater_is_better=True).greater_is_better

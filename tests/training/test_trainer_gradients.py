@@ -240,6 +240,10 @@ def test_settings_that_an_optimizer_of_the_users_own_makes_void_are_refused(
     message = rf"`training.{name}` is {value}, but has no effect on an optimizer of your own"
     with pytest.raises(ValueError, match=message):
         GradientRoutingTrainer(plain.model, plain.args, optimizers=(optimizer, None))
+    later = GradientRoutingTrainer(plain.model, plain.args)
+    later.optimizer = optimizer
+    with pytest.raises(ValueError, match=message):
+        later.create_optimizer()
     given = (torch.optim.SGD, {"lr": 0.1})
     trainer = GradientRoutingTrainer(plain.model, plain.args, optimizer_cls_and_kwargs=given)
     groups = trainer.create_optimizer().param_groups  # made by the trainer: they have an effect
