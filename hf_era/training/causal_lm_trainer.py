@@ -337,8 +337,6 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     def _check_evaluation_sets(self) -> None:
         """Before the first step: an evaluation that fails ends a training, and all since the last checkpoint is lost."""
-        if self.compute_metrics is not None:  # which may want no labels
-            return
         for name, stories in named_sets(self.eval_dataset).items():
             collate: Any = self.data_collator
             if isinstance(stories, Dataset):
@@ -388,9 +386,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         metrics = {name: value for name, value in measured.items() if value is not None}
         sized, loss = has_length(dataloader), f"{metric_key_prefix}_loss"
         predicts = description == "Prediction"
-        if (
-            loss not in metrics and self.compute_metrics is None and not predicts
-        ):  # these are worth having without labels
+        if loss not in metrics and not predicts:  # predictions are worth having without labels too
             tell_of_nothing_measured(loss, sized)
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         if loss_only or (self.compute_metrics is None and not predicts):
