@@ -19,12 +19,12 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
-from hf_era.data.collator import PACKING_INPUTS
+from hf_era.data.collator import IGNORE_INDEX, PACKING_INPUTS
 from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.intervals import ratio_estimate
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
-from hf_era.models.adapters import trained_in_place, without_adapters
+from hf_era.models.adapters import has_adapters, trained_in_place, without_adapters
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
@@ -245,7 +245,12 @@ class CausalLMTrainer(CheckpointingTrainer):
         measure_l1 = self.l1_coefficient > 0 and model.training
         if measure_l1:
             inputs = {**inputs, "output_activation_l1": True}
-        language_model_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and self._loss_is_of_nothing(inputs.get("labels")):
+            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+            language_model_loss = (0.0 * logits).sum()
+        else:
+            language_model_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = language_model_loss
         if measure_l1:
             # Like the language-model loss, it is a global mean: scaled by the processes that gradients are averaged over.
@@ -256,6 +261,12 @@ class CausalLMTrainer(CheckpointingTrainer):
         if measure_l1 or (model.training and self.logs_loss_parts):
             self._add_loss_part("language_model_loss", language_model_loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_is_of_nothing(self, labels: Tensor | None) -> bool:
+        """Whether the model would divide 0 by 0: a batch without a label, whose number it is not told but counts itself."""
+        if self.model_accepts_loss_kwargs or self.compute_loss_func is not None or labels is None:
+            return False
+        return not bool((labels[:, 1:] != IGNORE_INDEX).any())
 
     def _add_loss_part(self, name: str, value: Tensor) -> None:
         value = value.detach()
