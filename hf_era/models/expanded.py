@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_era.models.adapters import without_adapters
+from hf_era.models.adapters import has_adapters, saved_merged, without_adapters
 from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import Family
@@ -234,9 +234,12 @@ class ExpandedCausalLMMixin:
     # ---- Save and contract ----
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers', with a `README.md` that says how to load it, unless there is one."""
+        """As transformers', with a `README.md` that says how to load it, unless there is one. Adapters (peft) are merged,
+        except in the checkpoints of a training, which goes on from them."""
+        if saved_merged(self, save_directory, *args, **kwargs):
+            return
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("is_main_process", True):
+        if kwargs.get("is_main_process", True) and not has_adapters(self):
             write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     @torch.no_grad()

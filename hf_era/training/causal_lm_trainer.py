@@ -74,7 +74,8 @@ class CausalLMTrainer(CheckpointingTrainer):
         ValueError: for `args` of another class; a `train_dataset` that is a dict of splits; a column that the model takes
             and the collator does not know (`position_ids`); settings of ours that an optimizer or schedule given in
             `optimizers` makes void (those of transformers are void then, as in the `Trainer`); an L1 term where the model
-            measures nothing; or if FSDP was asked for where nothing would be sharded.
+            measures nothing; adapters on tied weights, or on a model that is sharded; or if FSDP was asked for where
+            nothing would be sharded.
 
     Warns: if the weights that `train_dataset` is to train are bf16 or fp16.
     """
@@ -149,6 +150,11 @@ class CausalLMTrainer(CheckpointingTrainer):
             self.label_smoother = CausalLabelSmoother(self.args.label_smoothing_factor)  # type: ignore[assignment]
 
     def _check_what_is_trained(self) -> None:
+        if has_adapters(self.model) and (self.is_fsdp_enabled or is_zero_3(self.accelerator)):
+            raise ValueError(
+                "`model` has adapters (peft), and they cannot be merged into a model that is sharded by FSDP or ZeRO 3. "
+                "Launch with `recipes/accelerate/cpu_ddp.yaml` or another config without sharding, or train it whole."
+            )
         self._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         check_columns_are_used(self.train_dataset, self.eval_dataset, self.data_collator, columns)
@@ -468,9 +474,11 @@ class CausalLMTrainer(CheckpointingTrainer):
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the Trainer's; a sharded model is gathered by us, for its own `save_pretrained` would meet its shards."""
+        """As the Trainer's, adapters merged except in checkpoints; a sharded model is gathered by us, for its own
+        `save_pretrained` would meet its shards."""
         model: Any = self.model
-        if not is_sharded(model):
+        is_merged = has_adapters(model) and self._staging is None
+        if not is_sharded(model) and not is_merged:
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(str(self.args.output_dir if output_dir is None else output_dir))
