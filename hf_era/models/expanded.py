@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_era.models.adapters import without_adapters
+from hf_era.models.adapters import has_adapters, saved_merged, without_adapters
 from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import Family
@@ -234,9 +234,12 @@ class ExpandedCausalLMMixin:
     # ---- Save and contract ----
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers', with a `README.md` that says how to load it, unless there is one."""
+        """As transformers', with a `README.md` that says how to load it, unless there is one. Adapters (peft) are merged,
+        except in the checkpoints of a training, which goes on from them."""
+        if saved_merged(self, save_directory, *args, **kwargs):
+            return
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("is_main_process", True):
+        if kwargs.get("is_main_process", True) and not has_adapters(self):
             write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     @torch.no_grad()
@@ -246,14 +249,19 @@ class ExpandedCausalLMMixin:
         Its weights are those of this model, bit for bit, and so are its logits those of this model while `ablated()`, up
         to the rounding of the fast paths that the stock class does not have (bit for bit with those switched off). Tied
         weights stay tied; what is frozen, the mode and the generation config are carried over. Adapters (peft) are merged.
+        If the configs could not be saved, they are repaired with a `GenerationConfigWarning`, in this model too.
 
         A model sharded by FSDP2 is gathered: every process must call this, and each gets a whole model, on the CPU.
+
+        Raises:
+            ValueError: for an adapter on a tied weight, or a config that cannot be saved.
         """
         return self.contract_weights(whole_weights(self))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def contract_weights(self, weights: dict[str, Tensor]) -> Any:
         """As `contract`, from whole weights (`whole_weights`) of this model."""
+        make_generation_config_savable(self)
         merged = without_adapters(self)
         if merged is not self:
             return merged.contract()
@@ -261,9 +269,7 @@ class ExpandedCausalLMMixin:
         kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
         config: Any = self.config.to_base_config()  # type: ignore[attr-defined]
         follow_attention(config, self, self.stock_class)
-        model = model_around(self.stock_class, config, kept, self)
-        make_generation_config_savable(model)
-        return model
+        return model_around(self.stock_class, config, kept, self)
 
 
 def _expanded_forward(

@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.expanded import run_with_routing
 from hf_era.models.families.family import get_family
 from hf_era.models.layers import MixedIn, RoutingChannel, expand_layer, mixed_class
@@ -36,7 +37,13 @@ class MeasuredCausalLMMixin(MixedIn):
             give_forward(cls, cls.__bases__[cls.__bases__.index(MeasuredCausalLMMixin) + 1], _measured_forward)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As the stock class: what is saved is its checkpoint, under its name."""
+        """As the stock class: what is saved is its checkpoint, under its name. Adapters (peft) are merged, except in the
+        checkpoints of a training."""
+        if saved_merged(self, save_directory, *args, **kwargs):
+            return
+        if has_adapters(self):  # the checkpoint of a training: the stock class has no such weights
+            super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+            return
         weights = kwargs.pop("state_dict", None) or self.state_dict(keep_vars=True)  # type: ignore[attr-defined]
         _, stock_class = type(self).mixed_of  # type: ignore[attr-defined]
         stock = model_around(stock_class, copy.deepcopy(self.config), weights, self)  # type: ignore[attr-defined]

@@ -19,12 +19,12 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from hf_era.data import RoutingCollator, longest_first, padding_token_id
-from hf_era.data.collator import LABEL_MASKS, PACKING_INPUTS
+from hf_era.data.collator import IGNORE_INDEX, LABEL_MASKS, PACKING_INPUTS
 from hf_era.data.padding_rows import PADDING_ROW_MARK, PaddingRowCollator
 from hf_era.evaluation.intervals import ratio_estimate
 from hf_era.evaluation.losses import story_losses
 from hf_era.models import FastPaths
-from hf_era.models.adapters import trained_in_place, without_adapters
+from hf_era.models.adapters import has_adapters, trained_in_place, without_adapters
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
@@ -74,7 +74,8 @@ class CausalLMTrainer(CheckpointingTrainer):
         ValueError: for `args` of another class; a `train_dataset` that is a dict of splits; a column that the model takes
             and the collator does not know (`position_ids`); settings of ours that an optimizer or schedule given in
             `optimizers` makes void (those of transformers are void then, as in the `Trainer`); an L1 term where the model
-            measures nothing; or if FSDP was asked for where nothing would be sharded.
+            measures nothing; adapters on tied weights, or on a model that is sharded; or if FSDP was asked for where
+            nothing would be sharded.
 
     Warns: if the weights that `train_dataset` is to train are bf16 or fp16.
     """
@@ -149,6 +150,11 @@ class CausalLMTrainer(CheckpointingTrainer):
             self.label_smoother = CausalLabelSmoother(self.args.label_smoothing_factor)  # type: ignore[assignment]
 
     def _check_what_is_trained(self) -> None:
+        if has_adapters(self.model) and (self.is_fsdp_enabled or is_zero_3(self.accelerator)):
+            raise ValueError(
+                "`model` has adapters (peft), and they cannot be merged into a model that is sharded by FSDP or ZeRO 3. "
+                "Launch with `recipes/accelerate/cpu_ddp.yaml` or another config without sharding, or train it whole."
+            )
         self._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         check_columns_are_used(self.train_dataset, self.eval_dataset, self.data_collator, columns)
@@ -245,7 +251,12 @@ class CausalLMTrainer(CheckpointingTrainer):
         measure_l1 = self.l1_coefficient > 0 and model.training
         if measure_l1:
             inputs = {**inputs, "output_activation_l1": True}
-        language_model_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and self._loss_is_of_nothing(inputs.get("labels")):
+            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+            language_model_loss = (0.0 * logits).sum()
+        else:
+            language_model_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = language_model_loss
         if measure_l1:
             # Like the language-model loss, it is a global mean: scaled by the processes that gradients are averaged over.
@@ -256,6 +267,12 @@ class CausalLMTrainer(CheckpointingTrainer):
         if measure_l1 or (model.training and self.logs_loss_parts):
             self._add_loss_part("language_model_loss", language_model_loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_is_of_nothing(self, labels: Tensor | None) -> bool:
+        """Whether the model would divide 0 by 0: a batch without a label, whose number it is not told but counts itself."""
+        if self.model_accepts_loss_kwargs or self.compute_loss_func is not None or labels is None:
+            return False
+        return not bool((labels[:, 1:] != IGNORE_INDEX).any())
 
     def _add_loss_part(self, name: str, value: Tensor) -> None:
         value = value.detach()
@@ -457,9 +474,11 @@ class CausalLMTrainer(CheckpointingTrainer):
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the Trainer's; a sharded model is gathered by us, for its own `save_pretrained` would meet its shards."""
+        """As the Trainer's, adapters merged except in checkpoints; a sharded model is gathered by us, for its own
+        `save_pretrained` would meet its shards."""
         model: Any = self.model
-        if not is_sharded(model):
+        is_merged = has_adapters(model) and self._staging is None
+        if not is_sharded(model) and not is_merged:
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(str(self.args.output_dir if output_dir is None else output_dir))

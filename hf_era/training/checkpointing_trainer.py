@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput, has_length
 
+from hf_era.models.adapters import adapters_kept
 from hf_era.training.checkpoint_state import load_process_state, load_weights, process_file, save_process_state
 from hf_era.training.checkpoints import (
     check_checkpoint,
@@ -285,7 +286,7 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._staging = staging
         try:
-            with as_storage_error(final):
+            with as_storage_error(final), adapters_kept():
                 self._stepped_weights.put_aside(self.model, self.optimizer)
                 if self.args.should_save:
                     make_folder(folder)

@@ -22,12 +22,10 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
-from hf_era.models.adapters import has_adapters
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.checks import check_has_effect, check_is_routed, check_routing_weights_arrive
 from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
-from hf_era.training.distributed import is_zero_3
 from hf_era.training.evaluation_sets import check_names
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
 
@@ -47,8 +45,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
     `retain_dataset_name` of the config. The user's `compute_metrics` stands beside these, with the module on
     (`eval_forget_X`) and ablated (`eval_forget_X_ablated`).
 
-    A model with LoRA adapters (peft) trains these and its auxiliary modules, and the adapters are merged into what is saved
-    whole or contracted. Of a `PeftModel` the model inside is trained, whose adapters are the same: `trainer.model` is that.
+    A model with LoRA adapters (peft) trains these and its auxiliary modules, and the adapters are merged into all that is
+    saved but the checkpoints of the training. Of a `PeftModel` the model inside is trained, whose adapters are the same:
+    `trainer.model` is that.
 
     Args:
         model: an expanded causal LM, for instance an `ExpandedGPTNeoForCausalLM`.
@@ -112,11 +111,6 @@ class GradientRoutingTrainer(CausalLMTrainer):
                 f"{self.args.n_gpu} GPUs are visible to one process, and the Trainer would use torch's DataParallel, whose "
                 "threads share one model's routing. Start one process per GPU with `accelerate launch`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
-            )
-        if has_adapters(self.model) and (self.is_fsdp_enabled or is_zero_3(self.accelerator)):
-            raise ValueError(
-                "`model` has adapters (peft), and they cannot be merged into a model that is sharded by FSDP or ZeRO 3. "
-                "Launch with `recipes/accelerate/cpu_ddp.yaml` or another config without sharding, or train it whole."
             )
         check_routing_weights_arrive(self.train_dataset, self.data_collator)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,6 +148,51 @@ def test_a_generation_config_that_cannot_be_saved_is_repaired(base: GPTNeoForCau
         FastGPTNeoForCausalLM.from_stock(base).save_pretrained(tmp_path)
     base.generation_config.do_sample = True
     assert expand_base(base, EXPANSION).generation_config.temperature == 0.7
+
+
+def test_generation_parameters_in_the_models_config_are_moved(base: GPTNeoForCausalLM, tmp_path: Path) -> None:
+    model = expand_base(base, EXPANSION)
+    model.generation_config.update(do_sample=True, top_k=9)
+    own = model.generation_config
+    model.config.max_length, model.config.temperature, model.config.top_k = 30, 0.7, 5
+    with pytest.warns(GenerationConfigWarning, match=r"`model.config` .*`max_length` = 30.*`temperature` = 0.7"):
+        model.contract().save_pretrained(tmp_path / "stock")
+    kept = model.generation_config
+    assert (kept.max_length, kept.temperature, kept.top_k) == (30, 0.7, 9)  # what it says itself goes first
+    assert own.max_length != 30
+    assert GenerationConfig.from_pretrained(tmp_path / "stock").max_length == 30
+    model.save_pretrained(tmp_path / "expanded")
+
+
+@pytest.mark.parametrize("other", [None, {"max_length": 30}])
+def test_a_model_without_a_generation_config_gets_one(other: Any, base: GPTNeoForCausalLM, tmp_path: Path) -> None:
+    base.generation_config = other
+    text = "`model.generation_config` should be a `GenerationConfig`, got (None|{)"
+    with pytest.warns(GenerationConfigWarning, match=text):
+        model = expand_base(base, EXPANSION)
+    assert model.generation_config.eos_token_id == 52
+    model.save_pretrained(tmp_path / "expanded")
+    model.generation_config = other
+    with pytest.warns(GenerationConfigWarning, match=text):
+        model.contract().save_pretrained(tmp_path / "stock")
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", {1, 2}), ("note", object()), ("note", {"a": [{3}]})])
+def test_what_is_no_json_in_a_generation_config_is_left_out(
+    name: str, value: Any, base: GPTNeoForCausalLM, tmp_path: Path
+) -> None:
+    setattr(base.generation_config, name, value)
+    with pytest.warns(GenerationConfigWarning, match=rf"so `{name}` = .* was left out"):
+        model = expand_base(base, EXPANSION)
+    assert getattr(model.generation_config, name, None) is None
+    model.save_pretrained(tmp_path)
+
+
+def test_what_is_no_json_in_the_models_config_is_refused(base: GPTNeoForCausalLM) -> None:
+    model = expand_base(base, EXPANSION)
+    model.config.note = {1, 2}
+    with pytest.raises(ValueError, match=r"`model.config.note` is {1, 2}.*cannot be saved.*Delete it"):
+        model.contract()
 
 
 def test_a_checkpoints_generation_config_is_repaired(base: GPTNeoForCausalLM, tmp_path: Path) -> None:

@@ -338,7 +338,11 @@ def test_a_generation_config_that_cannot_be_saved_does_not_lose_the_training(
 ) -> None:
     trainer = make_trainer(max_steps=1)
     trainer.model.generation_config.temperature = 0.7  # without `do_sample`
-    with pytest.warns(GenerationConfigWarning, match="`temperature` = 0.7"):
+    trainer.model.config.max_length = 30
+    with (
+        pytest.warns(GenerationConfigWarning, match="`temperature` = 0.7"),
+        pytest.warns(GenerationConfigWarning, match="`max_length`"),
+    ):
         trainer.train()
     trainer.save_contracted(tmp_path / "stock")
     trainer.save_model(tmp_path / "expanded")

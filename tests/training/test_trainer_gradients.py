@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from torch.utils.data import SequentialSampler
+from transformers import GPTNeoForCausalLM, TrainerCallback
 
-from hf_era import GradientMultipliers, GradientRoutingConfig, GradientRoutingTrainer
+from hf_era import FastGPTNeoForCausalLM, GradientMultipliers, GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
+from hf_era.training import CausalLMTrainer
+from hf_era.training.config import CausalLMTrainingConfig
 
 
 class CatchGradients(TrainerCallback):
@@ -203,6 +206,30 @@ def test_a_batch_without_a_label_has_a_loss_of_zero(
         assert not value.grad.any(), name  # NaN is not false
     trainer.l1_coefficient = 1.0
     assert float(trainer.training_step(trainer.model, batches[0], count)) > 0
+
+
+@pytest.mark.parametrize("kind", ["takes less", "fast", "smoothed"])
+@pytest.mark.parametrize("rows", [[{"input_ids": [7]}], [{"input_ids": [7, 8, 9], "labels": [-100] * 3}]])
+def test_a_model_that_divides_its_loss_itself_has_one_of_zero_too(
+    make_base: Callable[..., Any], tmp_path: Any, rows: Any, kind: str
+) -> None:
+    class TakesLess(FastGPTNeoForCausalLM if kind == "fast" else GPTNeoForCausalLM):  # type: ignore[misc]
+        accepts_loss_kwargs = False
+
+        def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None) -> Any:
+            return super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+
+    settings = {"max_steps": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1, "logging_steps": 1}
+    settings |= {"label_smoothing_factor": 0.1} if kind == "smoothed" else {}
+    args = CausalLMTrainingConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no", **settings)
+    stories = [*rows, *rows, *rows, {"input_ids": [1, 2, 3], "labels": [1, 2, 3]}]
+    caught, model = CatchGradients(), TakesLess(make_base().config)
+    trainer = CausalLMTrainer(model, args, train_dataset=stories, callbacks=[caught])
+    trainer._get_train_sampler = lambda *given: SequentialSampler(stories)  # type: ignore[method-assign]
+    trainer.train()
+    assert [entry["loss"] == 0 for entry in trainer.state.log_history if "loss" in entry] == [True, False]
+    assert not any(value.any() for value in caught.steps[0].values())  # NaN is not false
+    assert any(value.any() for value in caught.steps[1].values())
 
 
 def test_training_goes_on_after_batches_without_a_label(make_trainer: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_era.models.adapters import has_adapters
+from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.chunked_loss import IGNORE_INDEX, linear_cross_entropy
 from hf_era.models.generation_config import make_generation_config_savable
@@ -250,7 +250,10 @@ class FastCausalLMMixin:
         return model_around(self.stock_class, config, weights, self)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers', under the name of the stock class: what is saved is an ordinary checkpoint."""
+        """As transformers', under the name of the stock class: what is saved is an ordinary checkpoint. Adapters (peft) are
+        merged, except in the checkpoints of a training."""
+        if saved_merged(self, save_directory, *args, **kwargs):
+            return
         if has_adapters(self):  # the checkpoint of a training: the stock class has no such weights
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
             return
