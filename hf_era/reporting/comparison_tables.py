@@ -182,7 +182,7 @@ def attacks_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
     caption = (
         "Lowest forget loss that an attack reached, mean over trials and seeds, by kind, number of forget stories N and "
         "learning rate. Lower is more relearnt; compare with the rows of the model before the method and of data filtering. "
-        "≤: lowest at the last step, so more steps may go lower."
+        "≤: not turned at its last step, so more steps may go lower."
     )
     header = [name_of(short_attack_title(*attack.rsplit(" ", 2))) for attack in attacks]
     return Table(caption, ["Result", *header], body)
