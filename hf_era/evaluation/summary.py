@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -182,6 +183,31 @@ def _control(values: dict[str, Any] | None) -> ControlFigures | None:
 
 # ---- Over seeds ----
 
+_NOT_OF_THE_RECIPE = frozenset({
+    "seed", "output_dir", "overwrite_output_dir", "base_dir", "data_filtering", "logging_dir", "run_name", "report_to",
+    "project", "push_to_hub", "hub_model_id", "hub_token", "hub_revision", "hub_private_repo", "hub_strategy",
+    "num_proc", "batch_size", "per_device_eval_batch_size", "dataloader_num_workers", "save_steps", "save_total_limit",
+})  # fmt: skip
+"""Settings, in any section, that say which seed it is, where something is kept, or what fits a machine."""
+
+
+def recipe_of(result: AnyResult) -> dict[str, str]:
+    """What results have in common that are seeds of one recipe: `name`, `method`, and the settings of a run by their dotted
+    names, each as JSON. Settings that say no more than which seed it is, where something is kept, or what fits a machine are
+    left out."""
+    config = result.config if isinstance(result, RunResult) else {}
+    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **_settings(config)}
+
+
+def _settings(values: Mapping[str, Any], section: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{section}{name}.")
+        elif name not in _NOT_OF_THE_RECIPE and section + name not in ("name", "method"):
+            found[f"{section}{name}"] = json.dumps(value, default=str)
+    return found
+
 
 def figure_values(figures: ResultSummary) -> dict[str, float | None]:
     """All figures of one result as plain numbers, by name; `None` where one was not measured."""
@@ -208,21 +234,21 @@ def _attack_losses(figures: ResultSummary) -> dict[str, float | None]:
 
 
 def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
-    """One dict per name over its seeds: `name`, `method`, `method_title`, `method_role`, `rule`, `start`, `seeds`, `figures`
-    (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t), `attacks` (kind, N and learning rate ->
-    the same), `attacks_at_the_last_step` (those of them that had not turned in a seed), `edges` (of the strongest attack in
-    any seed, see `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds whose strongest attack recovered the
-    capability in any trial, those of them that had it at the start, of those that were attacked). Raises `ValueError` if
-    there is no result."""
+    """One dict per recipe (`recipe_of`) over its seeds, each seed once: `name`, `method`, `method_title`, `method_role`,
+    `rule`, `start`, `seeds`, `figures` (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t),
+    `attacks` (kind, N and learning rate -> the same), `attacks_at_the_last_step` (those of them that had not turned in a
+    seed), `edges` (of the strongest attack in any seed, see `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds
+    whose strongest attack recovered the capability in any trial, those of them that had it at the start, of those that were
+    attacked). Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
-    groups: dict[str, list[ResultSummary]] = {}
+    groups: dict[frozenset[tuple[str, str]], dict[int, ResultSummary]] = {}
     for result in results:
-        groups.setdefault(result.name, []).append(summary_of(result))
-    return [_aggregated(name, parts) for name, parts in groups.items()]
+        groups.setdefault(frozenset(recipe_of(result).items()), {})[result.seed] = summary_of(result)
+    return [_aggregated(list(parts.values())) for parts in groups.values()]
 
 
-def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
+def _aggregated(parts: list[ResultSummary]) -> dict[str, Any]:
     tables = [figure_values(part) for part in parts]
     attacks: dict[str, list[float]] = {}
     not_turned: dict[str, None] = {}
@@ -238,7 +264,7 @@ def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
     reached = [bool(part.strongest.recovered) for part in parts if part.strongest and part.before]
     first = parts[0]
     return {
-        "name": name,
+        "name": first.result.name,
         "method": first.result.method,
         "method_title": first.result.method_title,
         "method_role": first.result.method_role,

@@ -42,7 +42,7 @@ def render_model_card(
         repository (`str`, *optional*): hub id of the model, `name` or `owner/name`. Not given: "path/to/this/folder".
         license (`str`, *optional*): identifier for the metadata, e.g. `apache-2.0`. Not given: left out.
         seeds (`list[RunResult]`, *optional*): of other seeds: means over them stand beside the run's own figures. Results of
-            another name are left out.
+            another recipe are left out.
 
     Raises:
         ValueError: if `repository` is no valid repository id.

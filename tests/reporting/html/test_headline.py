@@ -19,9 +19,9 @@ from ..samples import bare_run, estimate, model_result, run_result, stage, stock
 
 NOT_CONVERGED = (
     "The relearn attack is not converged. The lowest forget loss of the strongest attack, full fine-tuning on 64 stories "
-    "at learning rate 0.0002, lies at the edge of what was tried (not turned at its last step; the largest number of stories; "
-    "the lowest, the highest or the only learning rate with so many stories): more of the same may bring back more, and "
-    "robust unlearning is at most what stands here."
+    "at learning rate 0.0002, lies at the edge of what was tried (not turned at its last step; the largest number of "
+    "stories; the lowest, the highest or the only learning rate with so many stories): more of the same may bring back "
+    "more, and robust unlearning is at most what stands here."
 )
 
 
