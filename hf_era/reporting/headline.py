@@ -9,6 +9,7 @@ under attack minus that before the method.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_era.evaluation.intervals import Estimate
@@ -25,6 +26,7 @@ from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.labels import EDGES, attack_title, effort_text
 from hf_era.reporting.numbers import any_interval, format_difference, format_estimate, is_number
+from hf_era.reporting.seeds import seeds_of
 from hf_era.reporting.text import name_of, source_kind
 
 DEFAULT_MINIMUM_GAP = 0.05
@@ -53,8 +55,23 @@ def headline_sentences(result: AnyResult) -> list[str]:
     return [*found, *_attack_sentences(figures, minimum)]
 
 
-def cautions(result: AnyResult) -> list[Caution]:
-    """What is wrong with a result; empty if nothing is."""
+def cautions(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> list[Caution]:
+    """What is wrong with a result; empty if nothing is. With other seeds of its recipe beside, also what is wrong with them
+    alone: which seed is shown is chance."""
+    found = _own_cautions(result)
+    leads = [caution.lead for caution in found]
+    others: dict[str, dict[str, str]] = {}  # lead -> seed -> text
+    for other in seeds_of(result, seeds):
+        for caution in _own_cautions(other):
+            if caution.lead not in leads:
+                others.setdefault(caution.lead, {})[name_of(other.seed)] = caution.text
+    for lead, texts in others.items():
+        who = f"{'Seeds' if len(texts) > 1 else 'Seed'} {' and '.join(', '.join(texts).rsplit(', ', 1))}"
+        found.append(Caution(f"{who}: {lead}", " ".join(f"Seed {seed}: {text}" for seed, text in texts.items())))
+    return found
+
+
+def _own_cautions(result: AnyResult) -> list[Caution]:
     figures, minimum = summary_of(result), minimum_gap(result)
     values = [loss.value for losses in figures.losses.values() for loss in losses.values()]
     found = []

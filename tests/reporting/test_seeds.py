@@ -13,7 +13,7 @@ from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import aggregate, comparison_values
 from hf_era.reporting import comparison_tables, render_model_card, tables
 from hf_era.reporting.cards import render_cards
-from hf_era.reporting.headline import headline_sentences
+from hf_era.reporting.headline import cautions, headline_sentences
 from hf_era.reporting.html.report import render_report
 from hf_era.reporting.seeds import seeds_of
 
@@ -88,6 +88,25 @@ def test_the_interval_over_seeds_stands_beside_the_figure_of_one(
     others = [seeds[0], seeds[2], *(RunResult(**{**vars(seeds[0]), "name": "other", "seed": 9}),)]
     assert render(seeds[1], seeds=others) == text
     assert render(seeds[1], seeds=[seeds[1]]) == render(seeds[1])
+
+
+@pytest.mark.parametrize("render", [render_model_card, render_report])
+def test_a_caution_that_only_other_seeds_have_is_given_too(render: Callable[..., str], seeds: list[RunResult]) -> None:
+    gap = {
+        name: {**seeds[0].differences, "ablation_gap": {"value": value}} for name, value in (("no", 0.01), ("yes", 0.7))
+    }
+    one, two, three = (
+        replace(seed, differences=gap[name]) for seed, name in zip(seeds, ("yes", "no", "no"), strict=True)
+    )
+    text = "Ablating the auxiliary module changed the forget loss by +0.010 nats a token"
+    given = cautions(one, [one, two, three])
+    assert given[:-1] == cautions(one) == cautions(one, [replace(two, name="other")])
+    assert given[-1].lead == "Seeds 1 and 2: NOTHING WAS LOCALISED"
+    assert given[-1].text.startswith(f"Seed 1: {text}")
+    assert given[-1].text.count(" Seed 2: ") == 1
+    assert cautions(one, [three])[-1].lead == "Seed 2: NOTHING WAS LOCALISED"
+    assert cautions(two, [three]) == cautions(two)  # it has it itself
+    assert given[-1].lead in render(one, seeds=[two, three])
 
 
 def test_cards_of_a_matrix_show_its_seeds(seeds: list[RunResult], tmp_path) -> None:

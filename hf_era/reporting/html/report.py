@@ -43,7 +43,7 @@ def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
         "report_template.html",
         title=name_of(result.name),
         subtitle=name_of(", ".join(part for part in about if part)),
-        warnings=[cut(text, 1_000) for text in cautions(result)],
+        warnings=[cut(text, 1_000) for text in cautions(result, seeds)],
         headline=[cut(text, 1_000) for text in headline],
         sections=[section for section in _sections(result, seeds_table(result, seeds)) if section.parts],
         version=__version__,

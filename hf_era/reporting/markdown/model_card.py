@@ -153,7 +153,9 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "has_coherence": "after_coherence" in result.losses,
         "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
         "lacks_control": figures.control is None and not figures.is_control,
-        "warnings": [f"**{escape_markdown(part.lead)}.** {escape_markdown(part.text)}" for part in cautions(result)],
+        "warnings": [
+            f"**{escape_markdown(part.lead)}.** {escape_markdown(part.text)}" for part in cautions(result, seeds)
+        ],
         "headline": [escape_markdown(sentence) for sentence in headline],
         "counts": escape_markdown(tables.counts_text(result)),
     }
