@@ -14,8 +14,8 @@ from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
 DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "forget_words_unlearning")
 LOSS_KINDS = ("forget", "retain", "forget_words")
-ROBUST = "robust_unlearning"
-ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, "before_under_attack")
+ROBUST, BEFORE_UNDER_ATTACK = "robust_unlearning", "before_under_attack"
+ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, BEFORE_UNDER_ATTACK)
 """Forget losses minus that before the method, all on the stories and in the precision of the attack: at its start, at its
 lowest, and what the same attack does to the model before the method. Not to be subtracted from `DIFFERENCES`, which are
 measured on other stories, and without autocast."""
@@ -52,7 +52,9 @@ class ResultSummary:
     @property
     def at_most(self) -> frozenset[str]:
         """Differences that are upper bounds: the attack's minimum lies at the edge of what was tried."""
-        return frozenset({ROBUST} if self.strongest is not None and self.strongest.edges else ())
+        before = None if self.relearning is None else self.relearning.before_attacked
+        attacks = {ROBUST: self.strongest, BEFORE_UNDER_ATTACK: before}
+        return frozenset(name for name, attack in attacks.items() if attack is not None and attack.edges)
 
     @property
     def is_control(self) -> bool:
@@ -237,7 +239,8 @@ def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One dict per recipe (`recipe_of`) over its seeds, each seed once: `name`, `method`, `method_title`, `method_role`,
     `rule`, `start`, `seeds`, `figures` (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t),
     `attacks` (kind, N and learning rate -> the same), `attacks_at_the_last_step` (those of them that had not turned in a
-    seed), `edges` (of the strongest attack in any seed, see `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds
+    seed), `at_most` (differences that are upper bounds in any seed), `edges` (of the strongest attack in any seed, see
+    `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds
     whose strongest attack recovered the capability in any trial, those of them that had it at the start, of those that were
     attacked). Raises `ValueError` if there is no result."""
     if not results:
@@ -274,6 +277,7 @@ def _aggregated(parts: list[ResultSummary]) -> dict[str, Any]:
         "figures": {figure: _over_seeds([table[figure] for table in tables]) for figure in tables[0]},
         "attacks": {attack: mean_interval(values).to_dict() for attack, values in attacks.items()},
         "attacks_at_the_last_step": list(not_turned),
+        "at_most": sorted({name for part in parts for name in part.at_most}),
         "edges": list(dict.fromkeys(edge for attack in strongest for edge in attack.edges)),
         "recovered": sum(reached),
         "at_the_start": sum(attack.recovery == AT_THE_START for attack in strongest),

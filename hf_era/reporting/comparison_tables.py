@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import CONTROL, AnyResult
-from hf_era.evaluation.summary import ResultSummary, estimate_of, summary_of
+from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, summary_of
 from hf_era.reporting.labels import (
     AT_MOST,
     ATTACK_DIFFERENCES,
@@ -122,7 +122,7 @@ def _beside(row: dict[str, Any], name: str, control: dict[str, Any] | None) -> s
 
 def _at_most(row: dict[str, Any]) -> set[str]:
     """Figures that are upper bounds in any seed."""
-    return {"attacked_forget_loss", "robust_unlearning"} if row.get("edges") else set()
+    return {*row.get("at_most", ()), *(["attacked_forget_loss", ROBUST] if row.get("edges") else [])}
 
 
 def losses_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:

@@ -273,9 +273,10 @@ def _zero(figures: ResultSummary) -> str:
     robust, zero = (figures.differences[name].value for name in ("robust_unlearning", "before_under_attack"))
     if robust is None or zero is None or not (is_number(robust) and is_number(zero)):
         return ""
+    most, so_far = ("at most ", "so far ") if "before_under_attack" in figures.at_most else ("", "")
     return (
-        f" The same attack changes the forget loss of the model before the method by {format_difference(zero)}: "
-        f"{format_difference(robust - zero)} lies between the two."
+        f" The same attack changes the forget loss of the model before the method by {most}{format_difference(zero)}: "
+        f"{so_far}{format_difference(robust - zero)} lies between the two."
     )
 
 

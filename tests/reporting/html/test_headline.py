@@ -9,8 +9,9 @@ from rich.console import Console
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.summary import summary_of
+from hf_era.evaluation.summary import aggregate, summary_of
 from hf_era.reporting import render_model_card
+from hf_era.reporting.comparison_tables import strongest_attack_over_seeds
 from hf_era.reporting.headline import cautions, change, headline_sentences, share_brought_back
 from hf_era.reporting.tables import attacks_table, differences_table
 from hf_era.run.outputs import warn
@@ -73,6 +74,11 @@ def test_the_attacked_model_before_the_method_stands_beside():
     assert [row[1] for row in differences_table(result).rows if row[0].startswith("The same attack")] == [
         "-0.030 [-0.030, -0.030]"
     ]
+    # It ran out of steps before patience: both ends may lie lower.
+    unturned = replace(made, before_trials=zero, settings={"steps": 2, "patience": 3}).to_dict()
+    result = run_result(attack=unturned)
+    assert sentence(result, "Robust unlearning").endswith(" by at most -0.030: so far +0.120 lies between the two.")
+    assert "≤ -0.030" in strongest_attack_over_seeds(aggregate([result])).rows[0]
 
 
 @pytest.mark.parametrize(
