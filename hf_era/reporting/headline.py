@@ -9,10 +9,12 @@ under attack minus that before the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.model_evaluation import words_message
 from hf_era.evaluation.relearn.result import (
     AT_THE_START,
     NOT_REACHED,
@@ -22,12 +24,12 @@ from hf_era.evaluation.relearn.result import (
     AttackSummary,
     RelearnResult,
 )
-from hf_era.evaluation.results import AnyResult, RunResult
+from hf_era.evaluation.results import AnyResult, ModelResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.labels import EDGES, attack_title, effort_text
 from hf_era.reporting.numbers import any_interval, format_difference, format_estimate, is_number
 from hf_era.reporting.seeds import seeds_of
-from hf_era.reporting.text import name_of, source_kind
+from hf_era.reporting.text import cut, name_of, source_kind
 
 DEFAULT_MINIMUM_GAP = 0.05
 """Nats a token; for a result that does not say its `training["minimum_ablation_gap"]`."""
@@ -77,11 +79,21 @@ def _own_cautions(result: AnyResult) -> list[Caution]:
     found = []
     if any(value is not None and not is_number(value) for value in values):
         found.append(Caution("A loss is not finite", "The model broke while it was trained or evaluated."))
+    if isinstance(result, ModelResult):
+        found += _words_cautions(result.data)
     if figures.result.has_module:
         found += _localisation_cautions(figures, minimum)
     if not figures.is_untouched:
         found += _removal_cautions(figures, minimum)
     return [*found, *_convergence_cautions(figures)]
+
+
+def _words_cautions(data: Mapping[str, Any]) -> list[Caution]:
+    """Of a model's result: nothing but its words and the two files say what its capability is."""
+    if "forget_stories_with_a_forget_word" not in data:
+        return []
+    message = words_message(data.get("forget_words") or [], data)
+    return [] if message is None else [Caution("The forget words do not fit the stories", cut(message, 900))]
 
 
 def _localisation_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:

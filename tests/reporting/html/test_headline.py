@@ -13,6 +13,7 @@ from hf_era.evaluation.summary import aggregate, summary_of
 from hf_era.reporting import render_model_card
 from hf_era.reporting.comparison_tables import strongest_attack_over_seeds
 from hf_era.reporting.headline import cautions, change, headline_sentences, share_brought_back
+from hf_era.reporting.html.report import render_report
 from hf_era.reporting.tables import attacks_table, differences_table
 from hf_era.run.outputs import warn
 
@@ -197,6 +198,18 @@ def test_cautions():
     assert cautions(stock_result("base")) == []
     # A control removes nothing that could come back; its attack is to be believed as far as that of others.
     assert list(map(str, cautions(stock_result(attack=attacked(3.4, 3.04))))) == [NOT_CONVERGED]
+
+
+def test_forget_words_that_do_not_fit_the_stories_are_a_caution():
+    data = {"forget_words": ["tree"], "forget_stories": 3, "retain_stories": 4, "attack_stories": 0}
+    held = {"forget_stories_with_a_forget_word": 0, "retain_stories_with_a_forget_word": 3}
+    swapped = model_result(attack=None, data={**data, **held})
+    (caution,) = cautions(swapped)
+    assert caution.lead == "The forget words do not fit the stories"
+    assert "Are `--forget` and `--retain` swapped?" in caution.text
+    assert "Are `--forget` and `--retain` swapped?" in render_report(swapped)
+    fits = {"forget_stories_with_a_forget_word": 3, "retain_stories_with_a_forget_word": 0}
+    assert cautions(model_result(attack=None, data={**data, **fits})) == []
 
 
 def test_the_card_and_the_terminal_warn_as_the_report_does():
