@@ -29,18 +29,14 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from hf_era.evaluation.results import broken_result
     from hf_era.reporting.html.report import write_report
     from hf_era.reporting.markdown.model_card import write_model_card
+    from hf_era.reporting.seeds import check_seeds
 
     path, *others = (
         Path(name) / "result.json" if Path(name).is_dir() else Path(name) for name in (options.result, *options.seeds)
     )
     with broken_result(path, *others):
         result, *seeds = (RunResult.load(file) for file in (path, *others))
-    strange = next((other for other in seeds if other.name != result.name), None)
-    if strange is not None:
-        raise ValueError(
-            f"`--seeds` should be results of the same recipe, but {strange.name!r} is not {result.name!r}. Leave it out, or "
-            "see `hf-era compare`."
-        )
+        check_seeds(result, seeds)
     report_folder = card_folder = Path(path.parent if options.output is None else options.output)
     if options.output is None:
         card_folder = report_folder / "model"

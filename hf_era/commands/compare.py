@@ -12,8 +12,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="put results side by side: Markdown, CSV, JSON, HTML",
-        description="Writes comparison.md, .csv, .json, .html and plots of several results. Results of the same name are "
-        "also averaged over their seeds.",
+        description="Writes comparison.md, .csv, .json, .html and plots of several results. Results of the same name, "
+        "method and settings are also averaged over their seeds.",
         allow_abbrev=False,
     )
     parser.add_argument(

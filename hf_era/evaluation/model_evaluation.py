@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -159,7 +159,7 @@ class ForgetWordsWarning(UserWarning):
     """The forget words do not seem to be those of the forget stories."""
 
 
-def words_message(words: Sequence[str], data: dict[str, Any]) -> str | None:
+def words_message(words: Sequence[str], data: Mapping[str, Any]) -> str | None:
     """What is odd about the stories that hold forget words, given the counts of a `ModelInputs`; `None` if nothing is.
 
     Which file a story is in says what it is, so this is no error: a subject is more than its words.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
 DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "forget_words_unlearning")
 LOSS_KINDS = ("forget", "retain", "forget_words")
-ROBUST = "robust_unlearning"
-ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, "before_under_attack")
+ROBUST, BEFORE_UNDER_ATTACK = "robust_unlearning", "before_under_attack"
+ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, BEFORE_UNDER_ATTACK)
 """Forget losses minus that before the method, all on the stories and in the precision of the attack: at its start, at its
 lowest, and what the same attack does to the model before the method. Not to be subtracted from `DIFFERENCES`, which are
 measured on other stories, and without autocast."""
@@ -51,7 +52,9 @@ class ResultSummary:
     @property
     def at_most(self) -> frozenset[str]:
         """Differences that are upper bounds: the attack's minimum lies at the edge of what was tried."""
-        return frozenset({ROBUST} if self.strongest is not None and self.strongest.edges else ())
+        before = None if self.relearning is None else self.relearning.before_attacked
+        attacks = {ROBUST: self.strongest, BEFORE_UNDER_ATTACK: before}
+        return frozenset(name for name, attack in attacks.items() if attack is not None and attack.edges)
 
     @property
     def is_control(self) -> bool:
@@ -182,6 +185,31 @@ def _control(values: dict[str, Any] | None) -> ControlFigures | None:
 
 # ---- Over seeds ----
 
+_NOT_OF_THE_RECIPE = frozenset({
+    "seed", "output_dir", "overwrite_output_dir", "base_dir", "data_filtering", "logging_dir", "run_name", "report_to",
+    "project", "push_to_hub", "hub_model_id", "hub_token", "hub_revision", "hub_private_repo", "hub_strategy",
+    "num_proc", "batch_size", "per_device_eval_batch_size", "dataloader_num_workers", "save_steps", "save_total_limit",
+})  # fmt: skip
+"""Settings, in any section, that say which seed it is, where something is kept, or what fits a machine."""
+
+
+def recipe_of(result: AnyResult) -> dict[str, str]:
+    """What results have in common that are seeds of one recipe: `name`, `method`, and the settings of a run by their dotted
+    names, each as JSON. Settings that say no more than which seed it is, where something is kept, or what fits a machine are
+    left out."""
+    config = result.config if isinstance(result, RunResult) else {}
+    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **_settings(config)}
+
+
+def _settings(values: Mapping[str, Any], section: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{section}{name}.")
+        elif name not in _NOT_OF_THE_RECIPE and section + name not in ("name", "method"):
+            found[f"{section}{name}"] = json.dumps(value, default=str)
+    return found
+
 
 def figure_values(figures: ResultSummary) -> dict[str, float | None]:
     """All figures of one result as plain numbers, by name; `None` where one was not measured."""
@@ -208,21 +236,22 @@ def _attack_losses(figures: ResultSummary) -> dict[str, float | None]:
 
 
 def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
-    """One dict per name over its seeds: `name`, `method`, `method_title`, `method_role`, `rule`, `start`, `seeds`, `figures`
-    (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t), `attacks` (kind, N and learning rate ->
-    the same), `attacks_at_the_last_step` (those of them that had not turned in a seed), `edges` (of the strongest attack in
-    any seed, see `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds whose strongest attack recovered the
-    capability in any trial, those of them that had it at the start, of those that were attacked). Raises `ValueError` if
-    there is no result."""
+    """One dict per recipe (`recipe_of`) over its seeds, each seed once: `name`, `method`, `method_title`, `method_role`,
+    `rule`, `start`, `seeds`, `figures` (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t),
+    `attacks` (kind, N and learning rate -> the same), `attacks_at_the_last_step` (those of them that had not turned in a
+    seed), `at_most` (differences that are upper bounds in any seed), `edges` (of the strongest attack in any seed, see
+    `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds
+    whose strongest attack recovered the capability in any trial, those of them that had it at the start, of those that were
+    attacked). Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
-    groups: dict[str, list[ResultSummary]] = {}
+    groups: dict[frozenset[tuple[str, str]], dict[int, ResultSummary]] = {}
     for result in results:
-        groups.setdefault(result.name, []).append(summary_of(result))
-    return [_aggregated(name, parts) for name, parts in groups.items()]
+        groups.setdefault(frozenset(recipe_of(result).items()), {})[result.seed] = summary_of(result)
+    return [_aggregated(list(parts.values())) for parts in groups.values()]
 
 
-def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
+def _aggregated(parts: list[ResultSummary]) -> dict[str, Any]:
     tables = [figure_values(part) for part in parts]
     attacks: dict[str, list[float]] = {}
     not_turned: dict[str, None] = {}
@@ -238,7 +267,7 @@ def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
     reached = [bool(part.strongest.recovered) for part in parts if part.strongest and part.before]
     first = parts[0]
     return {
-        "name": name,
+        "name": first.result.name,
         "method": first.result.method,
         "method_title": first.result.method_title,
         "method_role": first.result.method_role,
@@ -248,6 +277,7 @@ def _aggregated(name: str, parts: list[ResultSummary]) -> dict[str, Any]:
         "figures": {figure: _over_seeds([table[figure] for table in tables]) for figure in tables[0]},
         "attacks": {attack: mean_interval(values).to_dict() for attack, values in attacks.items()},
         "attacks_at_the_last_step": list(not_turned),
+        "at_most": sorted({name for part in parts for name in part.at_most}),
         "edges": list(dict.fromkeys(edge for attack in strongest for edge in attack.edges)),
         "recovered": sum(reached),
         "at_the_start": sum(attack.recovery == AT_THE_START for attack in strongest),

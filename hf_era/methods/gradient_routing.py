@@ -117,7 +117,9 @@ def _coherence_labels(run: Run) -> tuple[int, ...]:
 def _coherence_key(run: Run, contract: str) -> str:
     parts: list[Any] = [contract, identity_values(CoherenceConfig, run.coherence.to_dict())]
     if run.coherence.unlabelled and UNLABELLED in run.data.train["label"][:]:
-        parts.append("with unlabelled stories")  # earlier versions left them out; without any, it is the same training
+        parts.append(
+            "unlabelled stories, drawn"
+        )  # earlier versions left them out; without any, it is the same training
     return fingerprint(*parts)
 
 
@@ -134,7 +136,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
         model,
         run.training_arguments("coherence", key, **changes),
         settings,
-        stories_labelled(run.data, *_coherence_labels(run), most=settings.stories),
+        stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
         run.data.validation_retain,
         run.tokenizer,
     )

@@ -11,7 +11,8 @@ which a phase hands to `Run.train`: `GradientDifference` in `tests/seams/test_to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,7 +21,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedConfig
 
-from hf_era.data import PreparedData
+from hf_era.data import UNLABELLED, PreparedData
 from hf_era.evaluation.results import STAGE_TITLES
 from hf_era.models import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
@@ -227,7 +228,14 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def stories_labelled(data: PreparedData, *labels: int, most: int | None = None) -> Dataset:
-    """The training stories with one of these labels, at most so many, in order. A story may have none (`UNLABELLED`)."""
-    found: Iterable[int] = data.train["label"]
-    return data.train.select([index for index, own in enumerate(found) if own in labels][:most])
+def stories_labelled(data: PreparedData, *labels: int, most: int | None = None, seed: int = 0) -> Dataset:
+    """The training stories with one of these labels, in order. A story may have none (`UNLABELLED`).
+
+    At most `most` of them: where unlabelled ones are among them drawn at random with `seed`, otherwise the first.
+    """
+    own: list[int] = data.train["label"][:]
+    found = [index for index, label in enumerate(own) if label in labels]
+    # The first of a file that is sorted would be of one kind. Stories of one label are so anyway: those of earlier runs.
+    if most is not None and most < len(found) and UNLABELLED in map(own.__getitem__, found):
+        found = sorted(random.Random(seed).sample(found, most))
+    return data.train.select(found[:most])

@@ -33,7 +33,7 @@ def write_comparison_files(results: Sequence[AnyResult], folder: str | Path) -> 
 
 
 def comparison_markdown(results: Sequence[AnyResult]) -> str:
-    """The tables: every result, over seeds where a name has several, and the attacks. Raises `ValueError` if there is no
+    """The tables: every result, over seeds where a recipe has several, and the attacks. Raises `ValueError` if there is no
     result."""
     rows = aggregate(results)
     blocks = ["# Comparison", *_block(comparison_tables.results_table(results))]
@@ -84,5 +84,5 @@ def _harmless(value: Any) -> Any:
 
 
 def comparison_json(results: Sequence[AnyResult]) -> dict[str, Any]:
-    """`results`: the rows; `over_seeds`: one entry per name."""
+    """`results`: the rows; `over_seeds`: one entry per recipe."""
     return {"results": comparison_rows(results), "over_seeds": aggregate(results)}

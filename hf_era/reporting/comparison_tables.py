@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import CONTROL, AnyResult
-from hf_era.evaluation.summary import ResultSummary, estimate_of, summary_of
+from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, summary_of
 from hf_era.reporting.labels import (
     AT_MOST,
     ATTACK_DIFFERENCES,
@@ -122,7 +122,7 @@ def _beside(row: dict[str, Any], name: str, control: dict[str, Any] | None) -> s
 
 def _at_most(row: dict[str, Any]) -> set[str]:
     """Figures that are upper bounds in any seed."""
-    return {"attacked_forget_loss", "robust_unlearning"} if row.get("edges") else set()
+    return {*row.get("at_most", ()), *(["attacked_forget_loss", ROBUST] if row.get("edges") else [])}
 
 
 def losses_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
@@ -182,7 +182,7 @@ def attacks_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
     caption = (
         "Lowest forget loss that an attack reached, mean over trials and seeds, by kind, number of forget stories N and "
         "learning rate. Lower is more relearnt; compare with the rows of the model before the method and of data filtering. "
-        "≤: lowest at the last step, so more steps may go lower."
+        "≤: not turned at its last step, so more steps may go lower."
     )
     header = [name_of(short_attack_title(*attack.rsplit(" ", 2))) for attack in attacks]
     return Table(caption, ["Result", *header], body)

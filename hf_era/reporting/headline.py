@@ -9,9 +9,12 @@ under attack minus that before the method.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.model_evaluation import words_message
 from hf_era.evaluation.relearn.result import (
     AT_THE_START,
     NOT_REACHED,
@@ -21,11 +24,12 @@ from hf_era.evaluation.relearn.result import (
     AttackSummary,
     RelearnResult,
 )
-from hf_era.evaluation.results import AnyResult, RunResult
+from hf_era.evaluation.results import AnyResult, ModelResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.labels import EDGES, attack_title, effort_text
 from hf_era.reporting.numbers import any_interval, format_difference, format_estimate, is_number
-from hf_era.reporting.text import name_of, source_kind
+from hf_era.reporting.seeds import seeds_of
+from hf_era.reporting.text import cut, name_of, source_kind
 
 DEFAULT_MINIMUM_GAP = 0.05
 """Nats a token; for a result that does not say its `training["minimum_ablation_gap"]`."""
@@ -53,18 +57,43 @@ def headline_sentences(result: AnyResult) -> list[str]:
     return [*found, *_attack_sentences(figures, minimum)]
 
 
-def cautions(result: AnyResult) -> list[Caution]:
-    """What is wrong with a result; empty if nothing is."""
+def cautions(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> list[Caution]:
+    """What is wrong with a result; empty if nothing is. With other seeds of its recipe beside, also what is wrong with them
+    alone: which seed is shown is chance."""
+    found = _own_cautions(result)
+    leads = [caution.lead for caution in found]
+    others: dict[str, dict[str, str]] = {}  # lead -> seed -> text
+    for other in seeds_of(result, seeds):
+        for caution in _own_cautions(other):
+            if caution.lead not in leads:
+                others.setdefault(caution.lead, {})[name_of(other.seed)] = caution.text
+    for lead, texts in others.items():
+        who = f"{'Seeds' if len(texts) > 1 else 'Seed'} {' and '.join(', '.join(texts).rsplit(', ', 1))}"
+        found.append(Caution(f"{who}: {lead}", " ".join(f"Seed {seed}: {text}" for seed, text in texts.items())))
+    return found
+
+
+def _own_cautions(result: AnyResult) -> list[Caution]:
     figures, minimum = summary_of(result), minimum_gap(result)
     values = [loss.value for losses in figures.losses.values() for loss in losses.values()]
     found = []
     if any(value is not None and not is_number(value) for value in values):
         found.append(Caution("A loss is not finite", "The model broke while it was trained or evaluated."))
+    if isinstance(result, ModelResult):
+        found += _words_cautions(result.data)
     if figures.result.has_module:
         found += _localisation_cautions(figures, minimum)
     if not figures.is_untouched:
         found += _removal_cautions(figures, minimum)
     return [*found, *_convergence_cautions(figures)]
+
+
+def _words_cautions(data: Mapping[str, Any]) -> list[Caution]:
+    """Of a model's result: nothing but its words and the two files say what its capability is."""
+    if "forget_stories_with_a_forget_word" not in data:
+        return []
+    message = words_message(data.get("forget_words") or [], data)
+    return [] if message is None else [Caution("The forget words do not fit the stories", cut(message, 900))]
 
 
 def _localisation_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
@@ -256,9 +285,10 @@ def _zero(figures: ResultSummary) -> str:
     robust, zero = (figures.differences[name].value for name in ("robust_unlearning", "before_under_attack"))
     if robust is None or zero is None or not (is_number(robust) and is_number(zero)):
         return ""
+    most, so_far = ("at most ", "so far ") if "before_under_attack" in figures.at_most else ("", "")
     return (
-        f" The same attack changes the forget loss of the model before the method by {format_difference(zero)}: "
-        f"{format_difference(robust - zero)} lies between the two."
+        f" The same attack changes the forget loss of the model before the method by {most}{format_difference(zero)}: "
+        f"{so_far}{format_difference(robust - zero)} lies between the two."
     )
 
 

@@ -69,7 +69,7 @@ ATTACK_LOSSES = {
 }
 """Losses of `figure_values`: on the evaluation's stories, and on those of the attack."""
 EDGES = {
-    STEPS: "its last step",
+    STEPS: "not turned at its last step",
     STORIES: "the largest number of stories",
     LEARNING_RATE: "the lowest, the highest or the only learning rate with so many stories",
 }

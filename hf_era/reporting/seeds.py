@@ -10,21 +10,44 @@ from collections.abc import Sequence
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.results import AnyResult
-from hf_era.evaluation.summary import LOSS_KINDS, ROBUST, aggregate, estimate_of, figure_values, summary_of
+from hf_era.evaluation.summary import LOSS_KINDS, ROBUST, aggregate, estimate_of, figure_values, recipe_of, summary_of
 from hf_era.reporting.labels import AT_MOST, ATTACK_DIFFERENCES, DIFFERENCES, KINDS
 from hf_era.reporting.numbers import format_estimate
 from hf_era.reporting.tables import Table
-from hf_era.reporting.text import name_of
+from hf_era.reporting.text import cut, name_of
 
 IN_THE_SENTENCE = ("unlearning", "retain_tax", ROBUST)
 _DIFFERENCES = DIFFERENCES | ATTACK_DIFFERENCES
 
 
 def seeds_of(result: AnyResult, others: Sequence[AnyResult]) -> list[AnyResult]:
-    """The result and those of its name with other seeds, by seed, each seed once; it alone where there are none."""
-    found = {other.seed: other for other in others if other.name == result.name}
+    """The result and those of its recipe (`recipe_of`) with other seeds, by seed, each seed once; it alone where there are
+    none."""
+    recipe = recipe_of(result)
+    found = {other.seed: other for other in others if recipe_of(other) == recipe}
     found[result.seed] = result
     return [found[seed] for seed in sorted(found)]
+
+
+def check_seeds(result: AnyResult, others: Sequence[AnyResult]) -> None:
+    """Raises `ValueError` if one of the others is no other seed of the result's recipe (but it may be among them itself), or
+    there is no other seed."""
+    recipe = recipe_of(result)
+    for other in others:
+        found = recipe_of(other)
+        names = [name for name in {**recipe, **found} if recipe.get(name) != found.get(name)]
+        here, there = ([part.get(name, "not given") for name in names[:1]] for part in (recipe, found))
+        why = [f"`{names[0]}` is {cut(there[0], 80)} in one of them and {cut(here[0], 80)} here"] if names else []
+        if not names and other.seed == result.seed and other != result:
+            why = [f"another of its results has seed {result.seed}, too"]
+        if why:
+            raise ValueError(
+                f"`--seeds` should be other seeds of {result.name!r}, but {why[0]}. Leave it out, or see `hf-era compare`."
+            )
+    if others and len(seeds_of(result, others)) < 2:
+        raise ValueError(
+            f"`--seeds` holds no other seed than {result.seed}. Give results of other seeds, or leave it out."
+        )
 
 
 def seeds_sentence(result: AnyResult, others: Sequence[AnyResult]) -> str | None:

@@ -31,7 +31,8 @@ class CoherenceConfig:
     Args:
         enabled (`bool`, *optional*, defaults to `True`): `False` leaves the phase out.
         steps (`int`, *optional*, defaults to `500`): steps at most.
-        stories (`int`, *optional*, defaults to `64`): retain training stories; all of them are the batch of every step.
+        stories (`int`, *optional*, defaults to `64`): retain training stories; all of them are the batch of every step. The
+            first ones, or, where unlabelled ones are among them, drawn at random with the run's seed.
         learning_rate (`float`, *optional*, defaults to `5e-5`): constant.
         patience (`int`, *optional*): stop after so many steps in a row without a new best. Not given: never.
         unlabelled (`bool`, *optional*, defaults to `True`): where some stories have no label, they are taken for retain, as

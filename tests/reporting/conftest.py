@@ -94,7 +94,7 @@ def attack() -> RelearnResult:
         trials=[
             trial("full", 0, [1.8, 1.5, 1.3, 1.24]),
             trial("full", 1, [1.8, 1.6, 1.4, 1.44]),
-            trial("lora", 0, [1.8, 1.7, 1.6, 1.6]),
+            trial("lora", 0, [1.8, 1.7, 1.6]),
         ],
         before={"forget": 1.2, "retain": 1.27},
         settings={"steps": 15, "patience": 3, "evaluate_every": 5},

@@ -1,18 +1,21 @@
 """An interval says what it is of: one run, over stories or trials; or several seeds of it, where they are known."""
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hf_era.cli import main
 from hf_era.evaluation.results import RunResult
-from hf_era.evaluation.summary import comparison_values
+from hf_era.evaluation.summary import aggregate, comparison_values
 from hf_era.reporting import comparison_tables, render_model_card, tables
 from hf_era.reporting.cards import render_cards
-from hf_era.reporting.headline import headline_sentences
+from hf_era.reporting.headline import cautions, headline_sentences
 from hf_era.reporting.html.report import render_report
+from hf_era.reporting.seeds import seeds_of
 
 OF_WHAT = ("of this run", "of its own run", "over trials", "over seeds", "trials and seeds")
 
@@ -87,6 +90,25 @@ def test_the_interval_over_seeds_stands_beside_the_figure_of_one(
     assert render(seeds[1], seeds=[seeds[1]]) == render(seeds[1])
 
 
+@pytest.mark.parametrize("render", [render_model_card, render_report])
+def test_a_caution_that_only_other_seeds_have_is_given_too(render: Callable[..., str], seeds: list[RunResult]) -> None:
+    gap = {
+        name: {**seeds[0].differences, "ablation_gap": {"value": value}} for name, value in (("no", 0.01), ("yes", 0.7))
+    }
+    one, two, three = (
+        replace(seed, differences=gap[name]) for seed, name in zip(seeds, ("yes", "no", "no"), strict=True)
+    )
+    text = "Ablating the auxiliary module changed the forget loss by +0.010 nats a token"
+    given = cautions(one, [one, two, three])
+    assert given[:-1] == cautions(one) == cautions(one, [replace(two, name="other")])
+    assert given[-1].lead == "Seeds 1 and 2: NOTHING WAS LOCALISED"
+    assert given[-1].text.startswith(f"Seed 1: {text}")
+    assert given[-1].text.count(" Seed 2: ") == 1
+    assert cautions(one, [three])[-1].lead == "Seed 2: NOTHING WAS LOCALISED"
+    assert cautions(two, [three]) == cautions(two)  # it has it itself
+    assert given[-1].lead in render(one, seeds=[two, three])
+
+
 def test_cards_of_a_matrix_show_its_seeds(seeds: list[RunResult], tmp_path) -> None:
     for result in seeds:
         result.save(tmp_path / f"seed{result.seed}" / "mine.json")
@@ -107,7 +129,53 @@ def test_the_command_card_takes_other_seeds(
     command = ["card", files[1], "--output", str(tmp_path / "out"), "--seeds"]
     assert main([*command, *files]) == 0
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == render_model_card(seeds[1], seeds=seeds)
-    seeds[0].name = "other"
-    other = str(seeds[0].save(tmp_path / "other.json"))
-    assert main([*command, other]) == 2
-    assert "`--seeds` should be results of the same recipe, but 'other' is not 'mine'" in capsys.readouterr().err
+    assert main([*command, files[1]]) == 2
+    assert "`--seeds` holds no other seed than 1" in capsys.readouterr().err
+    again = str(with_changes(seeds[1], created="later").save(tmp_path / "again.json"))
+    assert main([*command, files[0], again]) == 2
+    assert "`--seeds` should be other seeds of 'mine', but another of its results has seed 1, too" in (
+        capsys.readouterr().err
+    )
+    for changes, why in OTHER_RECIPES:
+        other = str(with_changes(seeds[0], **changes).save(tmp_path / "other.json"))
+        assert main([*command, files[2], other]) == 2
+        assert f"`--seeds` should be other seeds of 'mine', but {why}. " in capsys.readouterr().err
+
+
+def with_changes(result: RunResult, **changes: Any) -> RunResult:
+    """The same with other attributes; a dotted name stands for a setting of a section."""
+    config = copy.deepcopy(result.config)
+    for name in [name for name in changes if "." in name]:
+        section, key = name.split(".")
+        config.setdefault(section, {})[key] = changes.pop(name)
+    return replace(result, **{"config": config, **changes})
+
+
+OTHER_RECIPES: list[tuple[dict[str, Any], str]] = [
+    ({"name": "other"}, '`name` is "other" in one of them and "mine" here'),
+    ({"method": "data_filtering"}, '`method` is "data_filtering" in one of them and "gradient_routing" here'),
+    ({"routing.rule": "concept"}, '`routing.rule` is "concept" in one of them and "full_seq" here'),
+    ({"data.labelled_fraction": 0.1}, "`data.labelled_fraction` is 0.1 in one of them and 0.5 here"),
+    ({"model.controls_share_l1": False}, "`model.controls_share_l1` is false in one of them and not given here"),
+]
+
+
+@pytest.mark.parametrize(("changes", "why"), OTHER_RECIPES)
+def test_only_seeds_of_one_recipe_are_averaged(
+    changes: dict[str, Any], why: str, make_result: Callable[..., RunResult]
+) -> None:
+    one, other = make_result(name="mine"), with_changes(make_result(name="mine", seed=1), **changes)
+    assert [row["seeds"] for row in aggregate([one, other])] == [[0], [1]]
+    assert seeds_of(one, [other]) == [one]
+
+
+def test_a_seed_counts_once_and_where_it_is_kept_does_not(make_result: Callable[..., RunResult]) -> None:
+    elsewhere = {
+        "model.base_dir": "elsewhere", "training.hub_token": "x", "training.hub_model_id": "me/seed1", "data.num_proc": 4,
+        "generation.seed": 1,
+    }  # fmt: skip
+    one, other = make_result(), with_changes(make_result(seed=1), **elsewhere)
+    other.config |= {"seed": 1, "output_dir": "runs/b", "overwrite_output_dir": True, "data_filtering": "b.json"}
+    (row,) = aggregate([one, other, make_result(seed=1), make_result()])
+    assert row["seeds"] == [0, 1]
+    assert seeds_of(one, [make_result(), other]) == [one, other]

@@ -3,14 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from hf_era import GradientRoutingConfig, RunConfig
+from hf_era.data import FORGET, RETAIN, UNLABELLED
 from hf_era.methods import get_method
+from hf_era.methods.method import stories_labelled
 from hf_era.run.config import SECTIONS
 from hf_era.run.context import Run, identity_settings
 from hf_era.run.inputs import RunInputs, load_inputs
@@ -152,3 +156,17 @@ def test_what_is_trained_on_stories_without_a_label_is_another_model(
         for taken in (True, False)
     ]
     assert (keys[0] != keys[1]) == unlabelled
+
+
+def test_of_a_pool_with_unlabelled_stories_so_many_are_drawn() -> None:
+    """The first ones of a file that is sorted would be of one kind; without unlabelled ones it is the first, as ever."""
+    labels = [*[FORGET] * 40, *[UNLABELLED] * 360, *[RETAIN] * 640]  # forget stories stand first
+    data: Any = SimpleNamespace(train=Dataset.from_dict({"label": labels, "index": list(range(len(labels)))}))
+    drawn = stories_labelled(data, RETAIN, UNLABELLED, most=100, seed=0)
+    assert len(drawn) == 100
+    assert 20 < drawn["label"][:].count(UNLABELLED) < 52  # 36 % of the pool
+    again, other = (stories_labelled(data, RETAIN, UNLABELLED, most=100, seed=seed)["index"][:] for seed in (0, 1))
+    assert drawn["index"][:] == again == sorted(again) != other
+    assert len(stories_labelled(data, RETAIN, UNLABELLED, most=2_000, seed=0)) == 1_000
+    first = stories_labelled(data, RETAIN, most=100, seed=0)["index"][:]
+    assert first == list(range(400, 500))

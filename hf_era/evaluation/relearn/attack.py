@@ -24,7 +24,7 @@ from hf_era.data import RoutingCollator, longest_first
 from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.losses import concatenated, count_labels, story_losses
 from hf_era.evaluation.relearn.config import FULL, LORA, RelearnAttackConfig
-from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, rises_at_the_end
+from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, rises_at_the_end, spaced
 from hf_era.models.loading import fast_class_of
 from hf_era.utils.processes import in_all, share_out
 
@@ -153,8 +153,7 @@ def has_turned(points: list[RelearnPoint], config: RelearnAttackConfig) -> bool:
     one: without momentum AdamW overshoots at first, and comes back."""
     if config.patience is None or points[-1].step <= FIRST_STEPS:
         return False
-    spaced = [point for point in points if point.step % config.evaluate_every == 0]
-    return rises_at_the_end(spaced) >= config.patience
+    return rises_at_the_end(spaced(points, config.evaluate_every)) >= config.patience
 
 
 @contextmanager

@@ -52,6 +52,11 @@ class RelearnCurve:
         return next((point for point in self.points if point.forget_loss < loss), None)
 
 
+def spaced(points: list[RelearnPoint], evaluate_every: int) -> list[RelearnPoint]:
+    """Those that patience counts: the first steps are all measured, and the last one is wherever it lies."""
+    return [point for point in points if point.step % evaluate_every == 0]
+
+
 def rises_at_the_end(points: list[RelearnPoint]) -> int:
     """How many of the last points each have a higher forget loss than the one before: what patience counts."""
     rises = 0
@@ -128,10 +133,10 @@ class AttackSummary:
         recovered (`int`): trials that came below the loss before the method + `RECOVERY_MARGIN`; None where unknown.
         steps_to_recover (`float`, *optional*): median over all trials, those that did not recover above those that did;
             None where that is no number of steps. retain_at_recovery (`Estimate`): retain loss there, of those that did.
-        edges (`tuple[str, ...]`): at which edges of what was tried the minimum lies. `steps`: a trial was lowest where it
-            ran out of steps. Of the strongest attack also `stories` (no attack of its kind had more) and `learning rate`
-            (none with so many stories had a lower one, or a higher one). With any of them `lowest_forget` and
-            `robust_unlearning` are upper bounds: more of the same may bring back more.
+        edges (`tuple[str, ...]`): at which edges of what was tried the minimum lies. `steps`: a trial ran out of steps
+            before its forget loss had turned, as patience counts it. Of the strongest attack also `stories` (no attack of
+            its kind had more) and `learning rate` (none with so many stories had a lower one, or a higher one). With any
+            of them `lowest_forget` and `robust_unlearning` are upper bounds: more of the same may bring back more.
         recovery (`str`): `reached`: the median trial recovered; `not reached`; `at the start`: the forget loss was at the
             level before the attack already; `unknown`.
         effort (`Effort`, *optional*): what recovery took; where it was not reached, it takes more than this.
@@ -213,7 +218,7 @@ class RelearnResult:
 
     def _summary(self, trials: list[RelearnTrial]) -> AttackSummary:
         before = None if self.before is None else self.before["forget"]
-        return _summary(trials, before, self.settings.get("steps"))
+        return _summary(trials, before, self.settings)
 
     @property
     def unlearning(self) -> float | None:
@@ -259,14 +264,19 @@ def _edges_of_the_grid(strongest: AttackSummary, summaries: Sequence[AttackSumma
     return [*edges, LEARNING_RATE] if strongest.learning_rate in (min(rates), max(rates)) else edges
 
 
-def _ran_out_of_steps(curve: RelearnCurve, steps: int | None) -> bool:
-    """Whether the forget loss was lowest at the last step that the trial was given (`None`: not known, its last one). One
-    that ended earlier had turned, or its next loss was not finite."""
+def _ran_out_of_steps(curve: RelearnCurve, settings: Mapping[str, Any]) -> bool:
+    """Whether a trial ended at the last step that it was given (not known: its last one) before patience had counted enough
+    evaluations since its lowest forget loss, or without patience any. One that ended earlier had turned, or its next loss
+    was not finite."""
     last = curve.points[-1].step
-    return 0 < last == curve.lowest.step and (steps is None or last >= steps)
+    if not 0 < last >= (settings.get("steps") or last):
+        return False
+    since = [point for point in curve.points if point.step > curve.lowest.step]
+    patience = settings.get("patience")
+    return not since if patience is None else len(spaced(since, settings.get("evaluate_every") or 1)) < patience
 
 
-def _summary(trials: list[RelearnTrial], before: float | None, steps: int | None) -> AttackSummary:
+def _summary(trials: list[RelearnTrial], before: float | None, settings: Mapping[str, Any]) -> AttackSummary:
     lowest = [trial.curve.lowest for trial in trials]
     level = -math.inf if before is None else before + RECOVERY_MARGIN
     reached = [trial.curve.first_below(level) for trial in trials]
@@ -290,7 +300,7 @@ def _summary(trials: list[RelearnTrial], before: float | None, steps: int | None
         recovered=None if before is None else len(recovered),
         steps_to_recover=effort.steps if effort is not None and recovery in (AT_THE_START, REACHED) else None,
         retain_at_recovery=mean_interval([point.retain_loss for point in recovered]),
-        edges=(STEPS,) if any(_ran_out_of_steps(trial.curve, steps) for trial in trials) else (),
+        edges=(STEPS,) if any(_ran_out_of_steps(trial.curve, settings) for trial in trials) else (),
         recovery=recovery,
         effort=effort,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_era.evaluation.results import AnyResult
-from hf_era.evaluation.summary import aggregate
+from hf_era.evaluation.summary import aggregate, recipe_of
 from hf_era.reporting import comparison_tables
 from hf_era.reporting.headline import cautions
 from hf_era.reporting.html.generations import generation_parts
@@ -21,8 +22,8 @@ Results = Sequence[AnyResult]
 
 
 def render_comparison(results: Results, title: str = "Comparison") -> str:
-    """The page as text; results of the same name count as seeds of one recipe. The same results in the same order always
-    give the same text. Raises `ValueError` if there is no result."""
+    """The page as text; results of the same recipe (`recipe_of`) count as its seeds. The same results in the same
+    order always give the same text. Raises `ValueError` if there is no result."""
     sections = [section for section in _sections(results) if section.parts]
     names = {result.name for result in results}
     return render_page(
@@ -49,11 +50,19 @@ def comparability_warnings(results: Results) -> list[str]:
             "These results were not measured on the same stories (their fingerprints differ): losses of different stories "
             "cannot be compared; only differences of the same result can, with care."
         )
-    pairs = [(result.name, result.seed) for result in results]
-    twice = sorted({name_of(name) for name, seed in pairs if pairs.count((name, seed)) > 1})
+    recipes = [(result.name, json.dumps(recipe_of(result), sort_keys=True)) for result in results]
+    pairs = [(*recipe, result.seed) for recipe, result in zip(recipes, results, strict=True)]
+    twice = sorted({name_of(pair[0]) for pair in pairs if pairs.count(pair) > 1})
     if twice:
         found.append(
-            f"The same name and seed stands here more than once: {', '.join(twice)}. Means over seeds count each."
+            f"The same name and seed stands here more than once: {', '.join(twice)}. Means over seeds count one of them."
+        )
+    names = [name for name, _ in set(recipes)]
+    several = sorted({name_of(name) for name in names if names.count(name) > 1})
+    if several:
+        found.append(
+            f"Different methods or settings stand here under the same name: {', '.join(several)}. They are no seeds of one "
+            "recipe: means over seeds are of each by itself."
         )
     return found
 

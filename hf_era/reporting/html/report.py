@@ -30,7 +30,7 @@ ROUTED_TOKENS = 40
 
 def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
     """The page about a run or a model, as text: what was not measured is left out, or shows as that. The same result always
-    gives the same text. `seeds`: results of other seeds, to be shown beside; those of another name are left out."""
+    gives the same text. `seeds`: results of other seeds, to be shown beside; those of another recipe are left out."""
     figures = summary_of(result)
     headline = [*filter(None, [seeds_sentence(result, seeds)]), *headline_sentences(result)]
     about = [
@@ -43,7 +43,7 @@ def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
         "report_template.html",
         title=name_of(result.name),
         subtitle=name_of(", ".join(part for part in about if part)),
-        warnings=[cut(text, 1_000) for text in cautions(result)],
+        warnings=[cut(text, 1_000) for text in cautions(result, seeds)],
         headline=[cut(text, 1_000) for text in headline],
         sections=[section for section in _sections(result, seeds_table(result, seeds)) if section.parts],
         version=__version__,

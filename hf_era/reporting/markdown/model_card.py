@@ -42,7 +42,7 @@ def render_model_card(
         repository (`str`, *optional*): hub id of the model, `name` or `owner/name`. Not given: "path/to/this/folder".
         license (`str`, *optional*): identifier for the metadata, e.g. `apache-2.0`. Not given: left out.
         seeds (`list[RunResult]`, *optional*): of other seeds: means over them stand beside the run's own figures. Results of
-            another name are left out.
+            another recipe are left out.
 
     Raises:
         ValueError: if `repository` is no valid repository id.
@@ -153,7 +153,9 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "has_coherence": "after_coherence" in result.losses,
         "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
         "lacks_control": figures.control is None and not figures.is_control,
-        "warnings": [f"**{escape_markdown(part.lead)}.** {escape_markdown(part.text)}" for part in cautions(result)],
+        "warnings": [
+            f"**{escape_markdown(part.lead)}.** {escape_markdown(part.text)}" for part in cautions(result, seeds)
+        ],
         "headline": [escape_markdown(sentence) for sentence in headline],
         "counts": escape_markdown(tables.counts_text(result)),
     }

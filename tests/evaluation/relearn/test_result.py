@@ -119,6 +119,29 @@ def test_a_minimum_at_the_edge_of_what_was_tried_is_marked() -> None:
     assert result.to_dict()["strongest"]["edges"] == []
 
 
+@pytest.mark.parametrize(
+    ("losses", "settings", "has_turned"),
+    [
+        # Evaluated every 5 of 15 steps: patience asks for three evaluations without a new low.
+        ((3.0, 3.4, 3.5, 3.6), {"patience": 3}, True),
+        ((3.0, 2.0, 3.5, 3.4), {"patience": 2}, True),
+        ((3.0, 2.0, 2.1, 2.2), {"patience": 3}, False),
+        ((3.0, 2.5, 2.0, 2.001), {"patience": 3}, False),
+        ((3.0, 2.5, 2.0, 2.001), {"patience": None}, True),
+        ((3.0, 2.5, 2.0, 2.001), {}, True),  # not known
+        ((3.0, 2.5, 2.0, 1.9), {"patience": None}, False),
+        ((3.0, 2.0, 2.1, 2.2), {"patience": 2, "evaluate_every": 10}, False),  # of steps 10 and 15 one counts
+        ((3.0, 2.0, 2.001), {"patience": 3}, True),  # ended before its last step: by patience, or by a loss not finite
+    ],
+)
+def test_a_trial_that_ran_out_of_steps_before_its_patience_has_not_turned(
+    losses: tuple[float, ...], settings: dict[str, int | None], has_turned: bool
+) -> None:
+    asked = {"steps": 15, "evaluate_every": 5, **settings}
+    (part,) = RelearnResult([trial(0, *losses)], None, settings=asked).summaries()
+    assert ("steps" not in part.edges) == has_turned
+
+
 def test_the_attacked_model_before_the_method_is_the_zero() -> None:
     result = replace(RESULT, before_trials=[trial(0, 1.0, 0.95, 0.97, kind="lora")])
     assert result.before_attacked.robust_unlearning.value == pytest.approx(-0.05)

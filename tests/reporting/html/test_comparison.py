@@ -37,8 +37,12 @@ def test_results_that_cannot_be_compared():
     )
     assert "not measured on the same stories" in Page(render_comparison([run_result(), other])).text
     assert comparability_warnings([run_result(), run_result()]) == [
-        "The same name and seed stands here more than once: posttrain_fullseq. Means over seeds count each."
+        "The same name and seed stands here more than once: posttrain_fullseq. Means over seeds count one of them."
     ]
+    (text,) = comparability_warnings(
+        [run_result(), run_result(config={"routing": {"rule": "concept"}}), run_result(seed=1)]
+    )
+    assert text.startswith("Different methods or settings stand here under the same name: posttrain_fullseq. ")
 
 
 def test_hostile_and_empty_results():

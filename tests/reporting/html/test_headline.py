@@ -9,9 +9,11 @@ from rich.console import Console
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
-from hf_era.evaluation.summary import summary_of
+from hf_era.evaluation.summary import aggregate, summary_of
 from hf_era.reporting import render_model_card
+from hf_era.reporting.comparison_tables import strongest_attack_over_seeds
 from hf_era.reporting.headline import cautions, change, headline_sentences, share_brought_back
+from hf_era.reporting.html.report import render_report
 from hf_era.reporting.tables import attacks_table, differences_table
 from hf_era.run.outputs import warn
 
@@ -19,9 +21,9 @@ from ..samples import bare_run, estimate, model_result, run_result, stage, stock
 
 NOT_CONVERGED = (
     "The relearn attack is not converged. The lowest forget loss of the strongest attack, full fine-tuning on 64 stories "
-    "at learning rate 0.0002, lies at the edge of what was tried (its last step; the largest number of stories; the "
-    "lowest, the highest or the only learning rate with so many stories): more of the same may bring back more, and "
-    "robust unlearning is at most what stands here."
+    "at learning rate 0.0002, lies at the edge of what was tried (not turned at its last step; the largest number of "
+    "stories; the lowest, the highest or the only learning rate with so many stories): more of the same may bring back "
+    "more, and robust unlearning is at most what stands here."
 )
 
 
@@ -73,6 +75,11 @@ def test_the_attacked_model_before_the_method_stands_beside():
     assert [row[1] for row in differences_table(result).rows if row[0].startswith("The same attack")] == [
         "-0.030 [-0.030, -0.030]"
     ]
+    # It ran out of steps before patience: both ends may lie lower.
+    unturned = replace(made, before_trials=zero, settings={"steps": 2, "patience": 3}).to_dict()
+    result = run_result(attack=unturned)
+    assert sentence(result, "Robust unlearning").endswith(" by at most -0.030: so far +0.120 lies between the two.")
+    assert "≤ -0.030" in strongest_attack_over_seeds(aggregate([result])).rows[0]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +198,18 @@ def test_cautions():
     assert cautions(stock_result("base")) == []
     # A control removes nothing that could come back; its attack is to be believed as far as that of others.
     assert list(map(str, cautions(stock_result(attack=attacked(3.4, 3.04))))) == [NOT_CONVERGED]
+
+
+def test_forget_words_that_do_not_fit_the_stories_are_a_caution():
+    data = {"forget_words": ["tree"], "forget_stories": 3, "retain_stories": 4, "attack_stories": 0}
+    held = {"forget_stories_with_a_forget_word": 0, "retain_stories_with_a_forget_word": 3}
+    swapped = model_result(attack=None, data={**data, **held})
+    (caution,) = cautions(swapped)
+    assert caution.lead == "The forget words do not fit the stories"
+    assert "Are `--forget` and `--retain` swapped?" in caution.text
+    assert "Are `--forget` and `--retain` swapped?" in render_report(swapped)
+    fits = {"forget_stories_with_a_forget_word": 3, "retain_stories_with_a_forget_word": 0}
+    assert cautions(model_result(attack=None, data={**data, **fits})) == []
 
 
 def test_the_card_and_the_terminal_warn_as_the_report_does():
