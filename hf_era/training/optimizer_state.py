@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_era.training.checkpoint_state import load_tensors, save_tensors
+from hf_era.utils.checks import listed
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _TENSOR, _TUPLE, _PAIRS, _DTYPE = "$tensor", "$tuple", "$pairs", "$dtype"
@@ -65,7 +66,7 @@ class Packer:
         if isinstance(value, torch.dtype):
             return {_DTYPE: str(value).removeprefix("torch.")}
         kind = type(value)
-        raise UnsavableStateError(f"`{path}`, a {kind.__module__}.{kind.__qualname__}")
+        raise UnsavableStateError(f"{listed([path])}, a {kind.__module__}.{kind.__qualname__}")
 
     def _tensor(self, value: Tensor, path: str) -> dict[str, Any]:
         name = path.encode("ascii", "backslashreplace").decode()
@@ -163,7 +164,7 @@ def check_can_be_saved(model: Any, optimizer: Any, scheduler: Any) -> None:
     try:
         beside = sorted({*optimizer.state_dict()} - {"state", "param_groups"})
         if beside:
-            raise UnsavableStateError(f"`{beside[0]}` beside its groups and the states of its parameters")
+            raise UnsavableStateError(f"{listed(beside[:1])} beside its groups and the states of its parameters")
         _packed(Packer(gathers=False), model, optimizer, scheduler)
     except UnsavableStateError as error:
         raise UnsavableStateError(

@@ -24,13 +24,13 @@ from hf_era.cli import _is_ours
 
 # Examples of each test: in an ordinary run, and with `-m slow`. Their sums are asserted at the end.
 EXAMPLES = {
-    "configs": (250, 5_000),
+    "configs": (250, 2_500),
     "nested": (120, 2_500),
     "overrides": (80, 1_500),
     "yaml": (120, 2_500),
     "labels": (200, 4_000),
     "spellings": (120, 2_500),
-    "stories": (20, 200),
+    "stories": (20, 80),
     "batches": (300, 4_000),
     "weights": (100, 2_000),
     "evaluation_sets": (40, 500),
