@@ -4,38 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
-from torch.utils.data import IterableDataset
 
 from hf_era.data import RoutingCollator
 from hf_era.training.evaluation_sets import check_something_to_predict, named_sets
 
+from .data_sets import Rows, Stream
+
 rows = st.lists(st.lists(st.sampled_from([-100, -100, 5]), min_size=1, max_size=4), max_size=4)
 
 
-class Rows:
-    """A data set without `column_names`."""
-
-    def __init__(self, examples: list[dict[str, Any]]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.examples[index]
-
-
-class Stream(IterableDataset):
-    """A data set that may be read only once."""
-
-    def __init__(self, examples: list[dict[str, Any]]) -> None:
-        self.examples = iter(examples)
-
-    def __iter__(self) -> Any:
-        return self.examples
-
-
-KINDS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {"list": list, "rows": Rows, "stream": Stream}
+KINDS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "list": list,
+    "rows": Rows,
+    "stream": lambda rows: Stream(iter(rows)),  # to be read only once
+}
 
 
 def without_labels(examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Training sets of every kind under every collator: each routing weight reaches the model, or what is lost is named."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,9 @@ from transformers import DataCollatorWithFlattening
 from hf_era import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.data import RoutingCollator
 
+from .data_sets import Rows, Stream
+
 WEIGHTS = [0.25, 0.5, 1.0]
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
-
-
-class Stream(torch.utils.data.IterableDataset):
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.rows)
 
 
 def without_columns(rows: list[dict[str, Any]]) -> Any:
