@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_allow_fewer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-fewer", action="store_true", help="make fewer relearn attacks where there are too few forget stories"
+        "--allow-fewer", action="store_true", help="make fewer relearn attacks where there are too few forget examples"
     )
 
 

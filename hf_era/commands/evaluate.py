@@ -41,10 +41,10 @@ class ModelCommand:
         add_model_options(parser)
         if self.attacks:
             parser.add_argument(
-                "--attack", metavar="FILE", help="forget stories of the attacker (default: taken out of --forget)"
+                "--attack", metavar="FILE", help="forget examples of the attacker (default: taken out of --forget)"
             )
             parser.add_argument(
-                "--allow-fewer", action="store_true", help="use fewer stories or trials where there are too few"
+                "--allow-fewer", action="store_true", help="use fewer examples or trials where there are too few"
             )
 
     def run(self, options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -57,40 +57,40 @@ class ModelCommand:
 
 EVAL = ModelCommand(
     "eval",
-    "measure any causal LM on forget and retain stories",
-    "Measures any causal LM on forget and retain stories: losses with 95 % intervals, generations with their forget words "
+    "measure any causal LM on forget and retain examples",
+    "Measures any causal LM on forget and retain examples: losses with 95 % intervals, generations with their forget words "
     "and repetition; against the model before the method with --before.",
     attacks=False,
 )
 RELEARN = ModelCommand(
     "relearn",
-    "attack any causal LM: fine-tune on a few forget stories and see what comes back",
-    "Fine-tunes any causal LM on a few forget stories, with several numbers of stories and learning rates, all weights and "
-    "LoRA, and measures forget and retain loss on the way. Also measures what `eval` does.",
+    "attack any causal LM: fine-tune on a few forget examples and see what comes back",
+    "Fine-tunes any causal LM on a few forget examples, with several numbers of examples and learning rates, all weights "
+    "and LoRA, and measures forget and retain loss on the way. Also measures what `eval` does.",
     attacks=True,
 )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the model, the stories and how to run."""
+    """Adds the model, the examples and how to run."""
     parser.add_argument("model", help="local directory or hub id of any causal LM")
-    parser.add_argument("--forget", required=True, metavar="FILE", help="forget stories to measure on")
-    parser.add_argument("--retain", required=True, metavar="FILE", help="retain stories to measure on")
+    parser.add_argument("--forget", required=True, metavar="FILE", help="forget examples to measure on")
+    parser.add_argument("--retain", required=True, metavar="FILE", help="retain examples to measure on")
     parser.add_argument("--before", metavar="MODEL", help="the model before the method, to compare with")
-    parser.add_argument("--data-filtering", metavar="RESULT", help="result of a model that never saw a forget story")
+    parser.add_argument("--data-filtering", metavar="RESULT", help="result of a model that never saw a forget example")
     parser.add_argument("--tokenizer", metavar="DIR", help="if it is not the model's own")
     parser.add_argument("--name", help="what the model is called in tables (default: the last part of its path)")
     parser.add_argument(
         "--forget-words", nargs="+", metavar="WORD", help="their words (default: tree trees forest ...)"
     )
-    parser.add_argument("--text-column", metavar="NAME", help="column with the story (default: found)")
+    parser.add_argument("--text-column", metavar="NAME", help="column with the example (default: found)")
     parser.add_argument("--split", help="split of a data set or directory (default: train)")
-    parser.add_argument("--max-characters", type=int, metavar="N", help="a story is cut there (default: 1029)")
+    parser.add_argument("--max-characters", type=int, metavar="N", help="an example is cut there (default: 1029)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="and there (default: 256, or the model's context)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
     parser.add_argument("--dtype", help="auto (the checkpoint's), float32, bfloat16, float16 (default: auto)")
-    parser.add_argument("--batch-size", help="stories a batch, or auto: sized to memory (default: auto)")
-    parser.add_argument("--seed", type=int, help="of generations and of the attack's stories (default: 0)")
+    parser.add_argument("--batch-size", help="examples a batch, or auto: sized to memory (default: auto)")
+    parser.add_argument("--seed", type=int, help="of generations and of the attack's examples (default: 0)")
     parser.add_argument("--no-generations", action="store_true", help="do not generate texts")
     parser.add_argument("--output", metavar="DIR", help="folder for result.json and report.html (default: NAME-eval)")
 

@@ -1,4 +1,4 @@
-"""Stories in, batches out: load, label, split, tokenise, weigh, collate."""
+"""Examples in, batches out: load, label, split, tokenise, weigh, collate."""
 
 from hf_era.data.collator import RoutingCollator, padding_token_id
 from hf_era.data.columns import longest_first

@@ -1,4 +1,4 @@
-"""Pads stories to a batch: `input_ids`, `attention_mask`, `labels` and `routing_weight`; and checks them first."""
+"""Pads examples to a batch: `input_ids`, `attention_mask`, `labels` and `routing_weight`; and checks them first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PADDING = {"attention_mask": 0, "labels": IGNORE_INDEX, "routing_weight": 1.0, "
 PACKING_INPUTS = frozenset({
     "position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_lengths",
 })  # fmt: skip
-"""Where packed stories begin in their row. Many models take these without naming them in `forward`."""
+"""Where packed examples begin in their row. Many models take these without naming them in `forward`."""
 LABEL_MASKS = frozenset({"completion_mask", "assistant_masks"})
 """Which tokens are to be learnt, in data sets that trl and chat templates make."""
 MODEL_INPUTS = (
@@ -40,7 +40,7 @@ def check_all_are_collated(where: str, names: Iterable[str], taken: Collection[s
     """Raises `ValueError` for names of columns that a model takes (`taken`) and `RoutingCollator` would leave out."""
     lost = sorted(name for name in names if name in taken and name not in _KINDS)
     if lost:
-        harm = " Packed stories would see each other." if PACKING_INPUTS.intersection(lost) else ""
+        harm = " Packed examples would see each other." if PACKING_INPUTS.intersection(lost) else ""
         if LABEL_MASKS.intersection(lost):
             harm += " Tokens that it leaves out would be trained on: give `labels` that are -100 there instead."
         raise ValueError(
@@ -53,8 +53,8 @@ def check_examples(examples: Sequence[dict[str, Any]]) -> list[str]:
     """The optional columns that the examples have.
 
     Raises:
-        ValueError: for an empty batch, an empty story, a column that only some examples have, or a wrong length; and for an
-            input of causal LMs that there is no padding for.
+        ValueError: for an empty batch, an empty example, a column that only some examples have, or a wrong length; and for
+            an input of causal LMs that there is no padding for.
     """
     if not examples:
         raise ValueError("The batch is empty. A collator needs at least one example.")
@@ -67,7 +67,7 @@ def check_examples(examples: Sequence[dict[str, Any]]) -> list[str]:
             )
         tokens = _length("input_ids", row, example)
         if not tokens:
-            raise ValueError(f"Row {row} of the batch has no token in `input_ids`. Take the empty story out.")
+            raise ValueError(f"Row {row} of the batch has no token in `input_ids`. Take the empty example out.")
         for name in present:
             if name not in example:
                 raise ValueError(
@@ -145,7 +145,7 @@ class RoutingCollator:
             not given, only negative ones are.
 
     Raises (from a call):
-        ValueError: for an empty batch or story, columns of unlike length, a routing weight that is not in [0, 1], ids and
+        ValueError: for an empty batch or example, columns of unlike length, a routing weight that is not in [0, 1], ids and
             labels that no vocabulary has, or inputs of causal LMs that it does not know (`position_ids`, say), which it
             would otherwise leave out. Columns that are no inputs (`text`, `length`) are left out.
 

@@ -1,4 +1,4 @@
-"""Columns of token lists as flat arrays: one numpy call for a whole batch of stories instead of a loop over each."""
+"""Columns of token lists as flat arrays: one numpy call for a whole batch of examples instead of a loop over each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STORIES_AT_ONCE = 10_000
 
 
 def arrow_batches(stories: Dataset, columns: list[str], batch_size: int = STORIES_AT_ONCE) -> Iterator[pa.Table]:
-    """The columns of a data set, so many stories at a time: memory does not grow with the data set."""
+    """The columns of a data set, so many examples at a time: memory does not grow with the data set."""
     yield from stories.select_columns(columns).with_format("arrow").iter(batch_size)
 
 
@@ -25,7 +25,7 @@ def map_tables(
     description: str,
     features: Features | None = None,
 ) -> Dataset:
-    """`Dataset.map` with a function from Arrow tables to Arrow tables: no story becomes a Python object on the way.
+    """`Dataset.map` with a function from Arrow tables to Arrow tables: no example becomes a Python object on the way.
 
     What it computed before is not taken from the disk again: the file names that `map` gives do not change with the code
     of the functions below `function`. Prepared data is kept as a whole, see `hf_era.data.prepared_cache`.
@@ -37,7 +37,7 @@ def map_tables(
 
 
 def flat_column(table: pa.Table, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A column of lists: all values end to end, shape (tokens,), and the length of each list, shape (stories,).
+    """A column of lists: all values end to end, shape (tokens,), and the length of each list, shape (examples,).
 
     Both may be read-only views of the table.
     """
@@ -52,11 +52,11 @@ def list_column(values: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> 
 
 
 def order_of_longest_first(stories: Any) -> np.ndarray:
-    """Indices (stories,), int64, of stories (a `Dataset` with `length`) from the longest to the shortest; ties as given."""
+    """Indices (examples,), int64, of a `Dataset` with `length` from its longest to its shortest example; ties as given."""
     return np.argsort(-np.asarray(stories["length"]), kind="stable")
 
 
 def longest_first(stories: Any) -> Any:
-    """Stories (a `Dataset` with `length`) from the longest to the shortest: batches of like length have little padding,
+    """Examples (a `Dataset` with `length`) from the longest to the shortest: batches of like length have little padding,
     and a batch that does not fit fails at once."""
     return stories.select(order_of_longest_first(stories))

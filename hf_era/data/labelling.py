@@ -1,4 +1,4 @@
-"""Labels, and the tokens of forget words. A forget story is one with a forget word in its text (`hf_era.data.words`).
+"""Labels, and the tokens of forget words. A forget example is one with a forget word in its text (`hf_era.data.words`).
 
 Words are looked for in the *text*, not among tokens: " tree", "Tree" and "tree." are all found, whatever the tokenizer
 makes of them. (Encoding the bare word and looking for its token id misses " tree", which is another token.)

@@ -1,7 +1,7 @@
 """Padding rows: they fill the last batch of several processes up and count for nothing.
 
-Every process must make the same number of forward passes over batches of the same size. Taking stories from the start of
-the epoch again, as accelerate does, counts those stories twice. A padding row is a masked copy of two tokens of a story:
+Every process must make the same number of forward passes over batches of the same size. Taking examples from the start of
+the epoch again, as accelerate does, counts those examples twice. A padding row is a masked copy of two tokens of an example:
 attention mask 0, labels -100, routing weight 1, so it adds nothing to a loss, a token count, an L1 norm or a mean
 activation; and a batch of nothing but padding rows has a loss of zero and gradients of zero.
 """
@@ -22,18 +22,18 @@ PADDING_ROW_TOKENS = 2  # the shortest row that has a predicted position
 
 
 class StoriesWithPaddingRows(Dataset):
-    """Stories, and a padding row at every index behind the last story. Its length is the number of stories.
+    """Examples, and a padding row at every index behind the last example. Its length is the number of examples.
 
     Args:
-        stories: a map-style data set of examples (dicts) with at least one story.
+        examples: a map-style data set of examples (dicts) with at least one example.
 
     Raises:
-        ValueError: if there is no story to make a padding row of.
+        ValueError: if there is no example to make a padding row of.
     """
 
     def __init__(self, stories: Any) -> None:
         if len(stories) == 0:
-            raise ValueError("The data set is empty: there is no story to share out to the processes. Give it one.")
+            raise ValueError("The data set is empty: there is no example to share out to the processes. Give it one.")
         self.stories = stories
         self.padding_row: dict[str, Any] = {PADDING_ROW_MARK: True}
         for name, value in stories[0].items():
@@ -58,9 +58,9 @@ class PaddedSampler(Sampler[int]):
     """The order of another sampler, filled up with indices of padding rows to a multiple of the global batch.
 
     Args:
-        sampler (`Sampler`): yields indices of stories.
+        sampler (`Sampler`): yields indices of examples.
         multiple (`int`): rows of one batch over all processes.
-        padding_index (`int`): an index behind the last story.
+        padding_index (`int`): an index behind the last example.
     """
 
     def __init__(self, sampler: Any, multiple: int, padding_index: int) -> None:
@@ -107,7 +107,7 @@ class PaddingRowCollator:
             )
         if "attention_mask" not in batch:
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        for name, value in PADDING.items():  # other columns keep what the story had
+        for name, value in PADDING.items():  # other columns keep what the example had
             if name in batch:
                 batch[name][is_padding] = value
         return batch

@@ -23,7 +23,7 @@ from hf_era.routing import FrequencyRow, RoutingRuleConfig
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokenised stories, ready for the collator, and what is to be said of them.
+    """Tokenised examples, ready for the collator, and what is to be said of them.
 
     Attributes:
         train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`,
@@ -31,7 +31,7 @@ class PreparedData:
         validation_forget, validation_retain, attack_forget (`Dataset`): the same but for `routing_weight`.
         frequency_rows (`list[FrequencyRow]`): the frequency rule's table; empty under other rules.
         summary (`dict`): counts, for the result file and the model card. `train_forget_without_routed_token`: labelled
-            forget stories of which no token has a weight below 1, under the rule `concept` mostly because their words lie
+            forget examples of which no token has a weight below 1, under the rule `concept` mostly because their words lie
             beyond `max_tokens`. `forget_word_pieces`: see `word_pieces`; under that rule only.
     """
 
@@ -44,17 +44,17 @@ class PreparedData:
 
 
 class Sources(NamedTuple):
-    """The stories as they were loaded (column `text`), neither cut nor labelled."""
+    """The examples as they were loaded (column `text`), neither cut nor labelled."""
 
     train: Dataset
     validation: Dataset | None
 
 
 def load_sources(config: DataConfig, seed: int) -> Sources:
-    """Loads the stories that the settings name.
+    """Loads the examples that the settings name.
 
     Raises:
-        ValueError: as `load_stories`; or if the validation stories are to come from the generator.
+        ValueError: as `load_stories`; or if the validation examples are to come from the generator.
     """
     options: dict[str, Any] = {
         "subset": config.subset,
@@ -67,29 +67,31 @@ def load_sources(config: DataConfig, seed: int) -> Sources:
         train = train.select(range(min(config.max_train_stories, len(train))))
     validation = None
     if config.validation == GENERATOR:
-        raise ValueError("`data.validation` cannot be `generator`. Leave it out: it is split off the training stories.")
+        raise ValueError(
+            "`data.validation` cannot be `generator`. Leave it out: it is split off the training examples."
+        )
     if config.validation is not None:
         validation = load_stories(config.validation, field="data.validation", split=config.validation_split, **options)
     return Sources(train, validation)
 
 
 def split_sources(sources: Sources, config: DataConfig, seed: int) -> StorySplits:
-    """Labels and splits the stories; every check on the data that needs no tokenizer is made here.
+    """Labels and splits the examples; every check on the data that needs no tokenizer is made here.
 
     Raises:
-        ValueError: if all stories are blank, or there are fewer forget or retain stories than asked for.
+        ValueError: if all examples are blank, or there are fewer forget or retain examples than asked for.
     """
-    train = label_stories(sources.train, config, "training stories")
+    train = label_stories(sources.train, config, "training examples")
     blanks = len(sources.train) - len(train)
     validation = None
     if sources.validation is not None:
-        validation = label_stories(sources.validation, config, "validation stories")
+        validation = label_stories(sources.validation, config, "validation examples")
         blanks += len(sources.validation) - len(validation)
     return replace(split_stories(train, validation, config, seed), blanks_dropped=blanks)
 
 
 def load_splits(config: DataConfig, seed: int) -> StorySplits:
-    """Loads, labels and splits the stories: `load_sources`, then `split_sources`."""
+    """Loads, labels and splits the examples: `load_sources`, then `split_sources`."""
     return split_sources(load_sources(config, seed), config, seed)
 
 
@@ -105,7 +107,7 @@ def prepare_data(
     Warns: `ForgetWordPiecesWarning` if the rule `concept` routes tokens that mostly stand in other words.
     """
     check_words_have_tokens(config.forget_words, tokenizer)
-    train = tokenise_stories(splits.train, tokenizer, config, "training stories")
+    train = tokenise_stories(splits.train, tokenizer, config, "training examples")
     others = {
         name: tokenise_stories(getattr(splits, name), tokenizer, config, name.replace("_", " ")) for name in PARTS[1:]
     }
@@ -122,7 +124,7 @@ def prepare_data(
 
 
 def data_fingerprint(splits: StorySplits) -> str:
-    """A hash of the stories themselves and where each went: a phase is run again when its data changed."""
+    """A hash of the examples themselves and where each went: a phase is run again when its data changed."""
     digest = hashlib.sha256()
     for part in PARTS:
         for table in arrow_batches(getattr(splits, part), ["text", "label"]):
@@ -142,7 +144,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "duplicates_dropped": splits.duplicates_dropped,
         "blanks_dropped": splits.blanks_dropped,
         **{f"{name}_stories": len(part) for name, part in others.items()},
-        # `map` adds no column to an empty part (no story may have been held back).
+        # `map` adds no column to an empty part (no example may have been held back).
         **{f"{name}_tokens": sum(part["length"][:]) if len(part) else 0 for name, part in others.items()},
     }
 

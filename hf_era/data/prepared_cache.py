@@ -1,4 +1,4 @@
-"""Prepared data is kept on disk: the same stories, tokenizer and settings are not labelled, tokenised and weighed twice.
+"""Prepared data is kept on disk: the same examples, tokenizer and settings are not labelled, tokenised and weighed twice.
 
 It is kept in the folder `hf_era` of the `datasets` cache (`HF_DATASETS_CACHE`), one folder per key, and all runs share
 it. The key covers everything that the prepared data depends on, so nothing stale is ever found; what is there is trusted
@@ -31,7 +31,7 @@ from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_di
 from hf_era.version import __version__
 
 FORMAT = 2
-"""To be raised with every change of what is made of the same stories, or of how it is kept."""
+"""To be raised with every change of what is made of the same examples, or of how it is kept."""
 
 _LIBRARIES = ("datasets", "tokenizers", "transformers")
 _RECORD = "prepared.json"
@@ -45,7 +45,7 @@ class CachedData:
     fingerprint: str
     """`data_fingerprint` of the splits that it was made from."""
     trained_tokenizer: str | None = None
-    """The tokenizer as JSON, if it was trained on these stories."""
+    """The tokenizer as JSON, if it was trained on these examples."""
 
 
 def prepared_data_key(
@@ -59,7 +59,7 @@ def prepared_data_key(
     """The key of prepared data: the contents of all that it is made of, and the versions that make it.
 
     Args:
-        tokenizer: a fast tokenizer, or the vocabulary size to train one with on these stories.
+        tokenizer: a fast tokenizer, or the vocabulary size to train one with on these examples.
         vocabulary_size (`int`, *optional*): of the model; `None`: that of the tokenizer.
     """
     # How many processes work at it changes nothing.
@@ -96,7 +96,7 @@ def _digest_of_texts(stories: Dataset) -> str:
     digest = hashlib.sha256()
     for table in arrow_batches(stories, ["text"]):
         texts = table["text"].to_pylist()
-        # The lengths tell where a story ends, and a missing story from an empty one.
+        # The lengths tell where an example ends, and a missing example from an empty one.
         digest.update(json.dumps([None if text is None else len(text) for text in texts]).encode())
         digest.update("".join(text or "" for text in texts).encode())
     return digest.hexdigest()

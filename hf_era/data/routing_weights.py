@@ -1,4 +1,4 @@
-"""Which tokens are routed: the frequency table of the training stories, and the weight of each of their tokens."""
+"""Which tokens are routed: the frequency table of the training examples, and the weight of each of their tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_era.routing import (
 
 
 def frequency_table(train: Dataset, rule: RoutingRuleConfig, vocabulary_size: int, skip_bos: bool) -> FrequencyTable:
-    """Counts tokens in labelled forget stories and in all others (unlabelled ones are treated as retain)."""
+    """Counts tokens in labelled forget examples and in all others (unlabelled ones are treated as retain)."""
     counts = {is_forget: torch.zeros(vocabulary_size, dtype=torch.int64) for is_forget in (True, False)}
     stories_left = dict.fromkeys(counts, rule.frequency_stories)
     for table in arrow_batches(train, ["label", "input_ids"]):
@@ -41,7 +41,7 @@ def frequency_table(train: Dataset, rule: RoutingRuleConfig, vocabulary_size: in
 def add_routing_weights(
     stories: Dataset, rule: RoutingRuleConfig, table: FrequencyTable | None, num_proc: int | None = None
 ) -> Dataset:
-    """Adds `routing_weight`, fp32, aligned to the predicted token: 1 on stories that are not labelled forget."""
+    """Adds `routing_weight`, fp32, aligned to the predicted token: 1 on examples that are not labelled forget."""
     vocabulary_weights = None if table is None else table.weights
 
     def weigh(batch: pa.Table) -> pa.Table:

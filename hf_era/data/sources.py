@@ -1,4 +1,4 @@
-"""Stories in: the generator, local files and directories, hub data sets. All end as a `datasets.Dataset` with `text`."""
+"""Examples in: the generator, local files and directories, hub data sets. All end as a `datasets.Dataset` with `text`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def load_stories(
     generator_stories: int = 6_000,
     seed: int = 0,
 ) -> Dataset:
-    """Loads stories as a data set with the single column `text`.
+    """Loads examples as a data set with the single column `text`.
 
     Args:
         source (`str`): `generator`, a path, or a hub data set id.
@@ -62,7 +62,7 @@ def load_stories(
 
     Raises:
         ValueError: if the file does not exist or cannot be read (for a broken JSON line with its number), the directory has
-            no file of that split, the hub cannot be reached, there is no text column, or no story.
+            no file of that split, the hub cannot be reached, there is no text column, or no example.
     """
     if not source.strip():
         raise ValueError(f"`{field}` is empty. Pass a file, a directory, a hub data set id, or `{GENERATOR}`.")
@@ -82,7 +82,7 @@ def load_stories(
         stories = _load_hub(source, field, split, subset)
     stories = _only_text(stories, field, source, text_column)
     if not len(stories):
-        raise ValueError(f"`{field}`: {source} holds no story. Check the file, or pass other data.")
+        raise ValueError(f"`{field}`: {source} holds no example. Check the file, or pass other data.")
     return stories
 
 
@@ -256,10 +256,10 @@ def _load_text_files(names: list[str]) -> Dataset:
 
 
 def _stories_of_text_files(files: list[str]) -> Iterator[dict[str, str]]:
-    """Stories between `<|endoftext|>` marks where a file has them, else one story a line."""
+    """Examples between `<|endoftext|>` marks where a file has them, else one example a line."""
     for name in files:
         content = read_text(name)
-        # Not `splitlines`: a form feed or a Unicode line separator ends no story.
+        # Not `splitlines`: a form feed or a Unicode line separator ends no example.
         parts = content.split(STORY_SEPARATOR if STORY_SEPARATOR in content else "\n")
         yield from ({"text": part.strip()} for part in parts if part.strip())
 
@@ -311,7 +311,7 @@ def _only_text(stories: Dataset, field: str, source: str, text_column: str | Non
     asked = f"no text column `{text_column}`" if text_column else "no column that is clearly the text"
     raise ValueError(
         f"`{field}`: {source} has {asked}. Its columns: {', '.join(features) or 'none'}. "
-        "Name the one with the stories: `--data.text_column NAME`."
+        "Name the one with the examples: `--data.text_column NAME`."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which story goes where. No story is in two of: training, validation, held back for the relearn attack."""
+"""Which example goes where. No example is in two of: training, validation, held back for the relearn attack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
 
 @dataclass(frozen=True)
 class StorySplits:
-    """Labelled stories, split. `train` has a label of -1 where a forget story lost its label (`labelled_fraction`)."""
+    """Labelled examples, split. `train` has a label of -1 where a forget example lost its label (`labelled_fraction`)."""
 
     train: Dataset
     validation_forget: Dataset
@@ -27,13 +27,13 @@ class StorySplits:
 
 
 def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig, seed: int) -> StorySplits:
-    """Splits labelled stories (columns `text`, `label`); the same seed gives the same split.
+    """Splits labelled examples (columns `text`, `label`); the same seed gives the same split.
 
-    Validation and attack stories come from `validation` where it is given, else out of `train`. Stories that repeat an
-    earlier one are dropped, so that a validation story cannot have been trained on.
+    Validation and attack examples come from `validation` where it is given, else out of `train`. Examples that repeat an
+    earlier one are dropped, so that a validation example cannot have been trained on.
 
     Raises:
-        ValueError: if there is no forget or no retain story, or fewer than asked for; the message says how many.
+        ValueError: if there is no forget or no retain example, or fewer than asked for; the message says how many.
     """
     pool = validation if validation is not None else train
     first_of_train = set() if validation is None else {story_key(text) for text in train["text"][:]}
@@ -62,10 +62,10 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
 
 
 def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
-    """Sets the label of all but `labelled_fraction` of the forget stories to -1 (at least one story keeps its label).
+    """Sets the label of all but `labelled_fraction` of the forget examples to -1 (at least one example keeps its label).
 
-    Retain stories keep theirs, so "has no label" would give the forget stories away: what is trained takes both for retain,
-    as somebody who only knows some of the forget stories has to.
+    Retain examples keep theirs, so "has no label" would give the forget examples away: what is trained takes both for
+    retain, as somebody who only knows some of the forget examples has to.
     """
     labels = train["label"][:]
     forget = [index for index, label in enumerate(labels) if label == FORGET]
@@ -78,12 +78,12 @@ def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
 
 
 def story_key(text: str) -> str:
-    """What makes two stories the same one: their words, as they are compared everywhere, whatever the white space."""
+    """What makes two examples the same one: their words, as they are compared everywhere, whatever the white space."""
     return " ".join(fold(text).split())
 
 
 def _unique_indices(stories: Dataset, seen: set[str]) -> list[int]:
-    """Of stories that neither repeat an earlier one nor are among those `seen` before."""
+    """Of examples that neither repeat an earlier one nor are among those `seen` before."""
     unique = []
     for index, text in enumerate(stories["text"][:]):
         key = story_key(text)
@@ -98,13 +98,13 @@ def _check_counts(train: Dataset, pool: dict[int, list[int]], config: DataConfig
     words = ", ".join(config.forget_words)
     if FORGET not in labels:
         raise ValueError(
-            f"`data.forget_words`: none of the {len(labels)} training stories has one of {words}. Check the words and the "
-            "text column, or give more stories."
+            f"`data.forget_words`: none of the {len(labels)} training examples has one of {words}. Check the words and the "
+            "text column, or give more examples."
         )
     if RETAIN not in labels:
         raise ValueError(
-            f"`data.train`: all of the {len(labels)} training stories have one of {words}; there is no retain story. "
-            "Name rarer words, or add other stories."
+            f"`data.train`: all of the {len(labels)} training examples have one of {words}; there is no retain example. "
+            "Name rarer words, or add other examples."
         )
     asked = {
         FORGET: ("forget", config.forget_validation_stories + config.attack_stories),
@@ -112,12 +112,12 @@ def _check_counts(train: Dataset, pool: dict[int, list[int]], config: DataConfig
     }
     for kind, (name, number) in asked.items():
         available = len(pool[kind])
-        # Taken out of the training stories, they must leave some to train on.
+        # Taken out of the training examples, they must leave some to train on.
         if available < number + (1 if from_train else 0):
             where = "training" if from_train else "validation"
             held = f" and {config.attack_stories} held back for the relearn attack" if kind == FORGET else ""
             raise ValueError(
-                f"`data.{name}_validation_stories`: {getattr(config, f'{name}_validation_stories')} {name} stories to "
+                f"`data.{name}_validation_stories`: {getattr(config, f'{name}_validation_stories')} {name} examples to "
                 f"evaluate on{held} were asked for, but the {where} data has {available} distinct ones. Lower "
                 f"`data.{name}_validation_stories`{' or `data.attack_stories`' if kind == FORGET else ''}, or give more."
             )

@@ -1,7 +1,7 @@
 """The tables that `datasets` makes of local files and keeps: used again only if they are as they were made.
 
 A table that was cut off (a full disk) or damaged would otherwise be read as the user's own file: as an error that blames
-the file, or as other stories without a word. Each set of files has a folder of its own in the `datasets` cache, with a
+the file, or as other examples without a word. Each set of files has a folder of its own in the `datasets` cache, with a
 manifest of hashes; whatever is wrong with it, it is made anew from the files.
 """
 

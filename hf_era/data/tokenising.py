@@ -1,4 +1,4 @@
-"""From text to token ids, with the tokens of forget words marked. BOS once, EOS only where a story really ends."""
+"""From text to token ids, with the tokens of forget words marked. BOS once, EOS only where an example really ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LABELLED = Features({"text": Value("string"), "label": Value("int64"), "is_whol
 
 
 def label_stories(stories: Dataset, config: DataConfig, description: str) -> Dataset:
-    """Cuts stories at `max_characters`, adds `label` (0 forget, 1 retain) and `is_whole`; drops blank stories, nulls too.
+    """Cuts examples at `max_characters`, adds `label` (0 forget, 1 retain) and `is_whole`; drops blank examples, nulls too.
 
     Raises:
-        ValueError: if all stories are blank.
+        ValueError: if all examples are blank.
     """
     finder = WordFinder(config.forget_words)
 
@@ -41,7 +41,7 @@ def label_stories(stories: Dataset, config: DataConfig, description: str) -> Dat
 
 
 def tokenise_stories(stories: Dataset, tokenizer: Any, config: DataConfig, description: str) -> Dataset:
-    """Adds `input_ids`, `is_forget_word` (one bool per token) and `length` to labelled stories.
+    """Adds `input_ids`, `is_forget_word` (one bool per token) and `length` to labelled examples.
 
     Raises:
         ValueError: if a BOS or EOS is asked for that the tokenizer does not have.

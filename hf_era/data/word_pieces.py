@@ -24,7 +24,7 @@ class ForgetWordPiecesWarning(UserWarning):
 
 
 def word_pieces(train: Dataset, tokenizer: Any, vocabulary_size: int) -> list[dict[str, Any]]:
-    """The forget words, as they stand in the training stories, whose tokens mostly stand elsewhere.
+    """The forget words, as they stand in the training examples, whose tokens mostly stand elsewhere.
 
     Args:
         train (`Dataset`): `input_ids`, `is_forget_word`.

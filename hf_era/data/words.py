@@ -141,7 +141,7 @@ class WordFinder:
     def may_be_in(self, texts: pa.ChunkedArray) -> list[bool]:
         """Per text of an Arrow column whether a search is worth while; False says that no word is in it.
 
-        Cheap, as it looks at the column and makes no strings; most stories have no word.
+        Cheap, as it looks at the column and makes no strings; most examples have no word.
         """
         if not all(map(str.isprintable, self._ascii_beginnings)):
             return [True] * len(texts)

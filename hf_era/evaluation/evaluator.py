@@ -1,4 +1,4 @@
-"""Evaluates causal LMs on the same forget and retain stories, one after the other."""
+"""Evaluates causal LMs on the same forget and retain examples, one after the other."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class EvaluationConfig:
     """How the evaluation runs. Each field's `help` says what it is.
 
     A `batch_size` that is not given is 16 on a CPU and 512 on a GPU. Where memory does not suffice it is halved until it
-    does. The batches of the reference's mean of batch means had 80 stories.
+    does. The batches of the reference's mean of batch means had 80 examples.
 
     Raises:
         ValueError: for a number out of range.
     """
 
     batch_size: int | None = setting(
-        None, "Stories a batch; not given: sized to memory. Changes the speed only.", identity=False
+        None, "Examples a batch; not given: sized to memory. Changes the speed only.", identity=False
     )
     bootstrap_samples: int = setting(1_000, "Bootstrap resamples (0 = no intervals).", identity=True)
     mean_of_batch_means_size: int = setting(
-        80, "Stories a batch of the reference's mean of batch means, reported beside ours.", identity=True
+        80, "Examples a batch of the reference's mean of batch means, reported beside ours.", identity=True
     )
 
     def __post_init__(self) -> None:
@@ -51,20 +51,20 @@ class EvaluationConfig:
 
 
 class Evaluator:
-    """Measures models on the same stories.
+    """Measures models on the same examples.
 
     Args:
-        forget, retain (`Dataset`): tokenised stories with `input_ids`, `is_forget_word`, `length`.
+        forget, retain (`Dataset`): tokenised examples with `input_ids`, `is_forget_word`, `length`.
         pad_token_id (`int`): any valid id. config (`EvaluationConfig`): batch size and resamples.
         device (*optional*, defaults to `"cpu"`): models are moved there. progress (`bool`, *optional*): show a bar.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
             get all losses. Each must then measure the same, in the same order. Not given: this process does it all.
 
     Attributes:
-        batch_size (`int`): stories a batch: that of the config, or less once memory did not suffice.
+        batch_size (`int`): examples a batch: that of the config, or less once memory did not suffice.
 
     Raises:
-        ValueError: if there is no forget or no retain story.
+        ValueError: if there is no forget or no retain example.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Evaluator:
         given = {"forget": forget, "retain": retain}
         for name, stories in given.items():
             if not len(stories):
-                raise ValueError(f"There is no {name} story to evaluate on. Give at least one.")
-        # Long stories first and like with like: less padding, and too large a batch fails at once.
+                raise ValueError(f"There is no {name} example to evaluate on. Give at least one.")
+        # Long examples first and like with like: less padding, and too large a batch fails at once.
         self.sets = {name: longest_first(stories).select_columns(columns) for name, stories in given.items()}
         orders = {name: torch.as_tensor(order_of_longest_first(stories)) for name, stories in given.items()}
         self._given_orders = {name: order.argsort() for name, order in orders.items()}
@@ -92,19 +92,19 @@ class Evaluator:
         self.batch_size = config.batch_size or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
 
     def measure(self, model: Any, description: str) -> dict[str, StoryLosses]:
-        """`forget`, `retain` -> the losses of each story, in the order in which the stories were given."""
+        """`forget`, `retain` -> the losses of each example, in the order in which the examples were given."""
         return {name: self.measure_set(model, name, description) for name in self.sets}
 
     def measure_set(
         self, model: Any, name: str, description: str, meter: AuxiliaryActivationMeter | None = None
     ) -> StoryLosses:
-        """The losses of each story of one set, `forget` or `retain`, in the order given. A meter is told each batch's mask;
-        its rows are in the order of reading, the longest first."""
+        """The losses of each example of one set, `forget` or `retain`, in the order given. A meter is told each batch's
+        mask; its rows are in the order of reading, the longest first."""
         model.to(self.device)
         losses, self.batch_size = halving_batches(
             lambda size: self._read(model, name, description, meter, size),
             self.batch_size,  # what fitted one model is where the next one starts
-            doing=f"Evaluating {name} stories",
+            doing=f"Evaluating {name} examples",
             setting="`evaluation.batch_size`",
             state=self.state,
         )
@@ -117,7 +117,7 @@ class Evaluator:
         stories = self.sets[name]
         batches = [range(start, min(start + size, len(stories))) for start in range(0, len(stories), size)]
         with Progress(transient=True, disable=not self.progress) as bar:
-            task = bar.add_task(f"{description}: {name} stories", total=len(share_of(batches, self.state)))
+            task = bar.add_task(f"{description}: {name} examples", total=len(share_of(batches, self.state)))
 
             def read(batch: range) -> tuple[StoryLosses, MeterParts]:
                 if meter is not None:
@@ -151,7 +151,7 @@ class Evaluator:
     def differences(
         self, later: Mapping[str, StoryLosses], earlier: Mapping[str, StoryLosses]
     ) -> dict[str, dict[str, Any]]:
-        """`forget`, `retain`, `forget_words` -> later minus earlier loss on the same stories, an `Estimate` as a dict."""
+        """`forget`, `retain`, `forget_words` -> later minus earlier loss on the same examples, an `Estimate` as a dict."""
         samples = self.config.bootstrap_samples
         found = {
             name: paired_difference(part.nll, earlier[name].nll, part.tokens, samples) for name, part in later.items()
@@ -161,6 +161,6 @@ class Evaluator:
         return {name: estimate.to_dict() for name, estimate in found.items()}
 
     def means_of_batch_means(self, measured: Mapping[str, StoryLosses]) -> dict[str, float | None]:
-        """`forget`, `retain` -> mean of batch means of the stories in the order given, nats a token."""
+        """`forget`, `retain` -> mean of batch means of the examples in the order given, nats a token."""
         size = self.config.mean_of_batch_means_size
         return {name: mean_of_batch_means(part.nll, part.tokens, size) for name, part in measured.items()}

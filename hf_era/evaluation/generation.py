@@ -108,7 +108,7 @@ def describe_generations(
             is counted.
         settings (`SamplingConfig`): how they were made.
         new_tokens (`int`, *optional*): how many there could be at most, from `generate_texts`. Not given: as in `settings`.
-        trained_tokens (`int`, *optional*): of the longest story in training, where texts may reach beyond it.
+        trained_tokens (`int`, *optional*): of the longest example in training, where texts may reach beyond it.
 
     Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`, and `trained_tokens` if given), `prompts`, and by
         stage `texts`, `target_words` (`all`, `without_prompt`: sums over the texts, or `None`) and `repetition` (mean over

@@ -1,8 +1,8 @@
-"""95 % intervals: by bootstrap over stories, and Student's t over the few values of several trials or seeds.
+"""95 % intervals: by bootstrap over examples, and Student's t over the few values of several trials or seeds.
 
-Stories are what is resampled, not tokens: the tokens of one story hang together. A difference of two losses on the same
-stories is resampled in pairs, so that what both have in common (a hard story is hard for both) cancels. Two sets of
-stories are resampled independently of each other.
+Examples are what is resampled, not tokens: the tokens of one example hang together. A difference of two losses on the same
+examples is resampled in pairs, so that what both have in common (a hard example is hard for both) cancels. Two sets of
+examples are resampled independently of each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 BOOTSTRAP_SAMPLES = 1_000
-# Indices drawn at once (32 MiB of int64): 1,000 resamples of 100,000 stories are 10^8 indices, and several tensors of
+# Indices drawn at once (32 MiB of int64): 1,000 resamples of 100,000 examples are 10^8 indices, and several tensors of
 # that size are alive at a time. One generator draws all chunks in turn, so their size does not change the result.
 INDICES_PER_CHUNK = 1 << 22
 # Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom.
@@ -38,7 +38,7 @@ class Estimate:
         return asdict(self)
 
 
-# ---- Bootstrap over stories ----
+# ---- Bootstrap over examples ----
 
 
 def bootstrap(
@@ -49,10 +49,10 @@ def bootstrap(
     Args:
         statistic: takes indices (resamples, size), int64, and returns one value per row: (resamples,). It is called
             with a part of the resamples at a time.
-        size (`int`): number of stories. samples (`int`, *optional*, defaults to `1000`): resamples. 0: no interval.
+        size (`int`): number of examples. samples (`int`, *optional*, defaults to `1000`): resamples. 0: no interval.
         seed (`int`, *optional*, defaults to `0`): of the resampling, which has a generator of its own.
 
-    Returns: lower and upper bound; `None` without samples, without stories, or if a resample's value is not finite.
+    Returns: lower and upper bound; `None` without samples, without examples, or if a resample's value is not finite.
     """
     if samples == 0 or size == 0:
         return None
@@ -62,10 +62,10 @@ def bootstrap(
 def ratio_estimate(
     numerators: Tensor, denominators: Tensor, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> Estimate:
-    """sum(numerators) / sum(denominators) over stories: a token-weighted mean, with its interval as `bootstrap` makes it.
+    """sum(numerators) / sum(denominators) over examples: a token-weighted mean, with its interval as `bootstrap` makes it.
 
-    Both are of shape (stories,), for instance summed losses and tokens; the latter >= 0. Stories with a denominator of 0 are
-    left out. None left: no value.
+    Both are of shape (examples,), for instance summed losses and tokens; the latter >= 0. Examples with a denominator of 0
+    are left out. None left: no value.
     """
     above, below = _counted(numerators, denominators)
     if not len(below):
@@ -77,11 +77,11 @@ def ratio_estimate(
 def ratio_of_means_estimate(
     upper: tuple[Tensor, Tensor], lower: tuple[Tensor, Tensor], samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> Estimate:
-    """The weighted mean over one set of stories divided by that over another set, with its interval.
+    """The weighted mean over one set of examples divided by that over another set, with its interval.
 
     Each set is given by its numerators and denominators, as in `ratio_estimate`, and resampled on its own: they have nothing
     in common, and may differ in size. There is no interval if the lower mean of some resample is 0, and no value if a set
-    has no story that counts, or if the lower mean is 0.
+    has no example that counts, or if the lower mean is 0.
     """
     sets = [_counted(*upper), _counted(*lower)]
     if not all(len(below) for _, below in sets):
@@ -99,16 +99,16 @@ def ratio_of_means_estimate(
 def paired_difference(
     later: Tensor, earlier: Tensor, tokens: Tensor, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> Estimate:
-    """Token-weighted mean of `later` minus that of `earlier` on the same stories, with its interval over stories.
+    """Token-weighted mean of `later` minus that of `earlier` on the same examples, with its interval over examples.
 
-    All are of shape (stories,), in the same order: summed negative log-likelihoods, and tokens. Stories without any token
+    All are of shape (examples,), in the same order: summed negative log-likelihoods, and tokens. Examples without any token
     are left out.
     """
     return ratio_estimate(later.double() - earlier.double(), tokens, samples, seed)
 
 
 def _counted(numerators: Tensor, denominators: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in fp64, without the stories whose denominator is 0."""
+    """Both in fp64, without the examples whose denominator is 0."""
     counted = denominators > 0
     return numerators[counted].double(), denominators[counted].double()
 

@@ -38,7 +38,7 @@ def gradient_audit(
 
     Args:
         model: an expanded causal LM; its `router` says what the routing does.
-        batches: one or several, of forget stories: `input_ids`, `attention_mask`, `labels`, `routing_weight`: (batch, seq).
+        batches: one or several, of forget examples: `input_ids`, `attention_mask`, `labels`, `routing_weight`: (batch, seq).
         device (*optional*): where it runs. Not given: where the model is.
 
     Returns: `stories`, `tokens` (predicted ones), `routed`, `unrouted` and `alignment`, all JSON-like.
@@ -91,7 +91,7 @@ def _checked_label_count(model: Any, batches: Sequence[Batch]) -> int:
             raise ValueError(f"`batches`: a batch has no `{name}`. The leak audit needs {', '.join(_INPUTS)}.")
     labels = count_labels(batches)
     if not labels:
-        raise ValueError("`batches`: no label to predict. Give at least one story of two tokens or more.")
+        raise ValueError("`batches`: no label to predict. Give at least one example of two tokens or more.")
     return labels
 
 
@@ -224,18 +224,18 @@ def ablation_audit(
     seed: int = 0,
     all_on: Mapping[str, StoryLosses] | None = None,
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """What ablation removes: loss with modules off minus loss with all on, nats a token, paired over stories.
+    """What ablation removes: loss with modules off minus loss with all on, nats a token, paired over examples.
 
     Args:
         model: an expanded causal LM. Its modules are on or off afterwards as they were before.
-        measure: `forget` or `retain` -> the losses of those stories, always in the same order, under the model as it is.
+        measure: `forget` or `retain` -> the losses of those examples, always in the same order, under the model as it is.
         samples (`int`, *optional*, defaults to `1000`): bootstrap resamples; 0: no intervals. seed (`int`): of these.
         all_on (*optional*): `forget`, `retain` -> losses with all modules on, where they are known. Not given: measured.
 
     Returns: `all`, and each target layer -> `forget`, `retain` -> an `Estimate` as a dict.
 
     Raises:
-        ValueError: if the losses are not of the same stories each time.
+        ValueError: if the losses are not of the same examples each time.
     """
     layers = list(model.auxiliary_modules())
     with ablated_layers(model, []):
@@ -245,7 +245,7 @@ def ablation_audit(
         later, earlier = measure(name), before[name]
         if not torch.equal(later.tokens, earlier.tokens):
             raise ValueError(
-                f"`measure`: `{name}` gave other stories, or another order, than before. Give the same each time."
+                f"`measure`: `{name}` gave other examples, or another order, than before. Give the same each time."
             )
         return paired_difference(later.nll, earlier.nll, later.tokens, samples, seed).to_dict()
 

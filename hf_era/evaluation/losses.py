@@ -1,7 +1,7 @@
-"""Losses of a causal LM on stories: token-weighted, in nats a token, with an interval over stories.
+"""Losses of a causal LM on examples: token-weighted, in nats a token, with an interval over examples.
 
-Token-weighted means: all tokens of all stories count the same. The mean of batch means, which many scripts report, gives
-a short story's tokens more weight and depends on the batch size.
+Token-weighted means: all tokens of all examples count the same. The mean of batch means, which many scripts report, gives
+a short example's tokens more weight and depends on the batch size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word")
 
 
 class StoryLosses(NamedTuple):
-    """Sums per story; all of shape (stories,), fp64.
+    """Sums per example; all of shape (examples,), fp64.
 
     Attributes:
         nll (`Tensor`): summed negative log-likelihood, nats.
@@ -39,7 +39,7 @@ class StoryLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class LossEstimate:
-    """A loss in nats a token, with its 95 % bootstrap interval over stories. `loss` is None where there is no token."""
+    """A loss in nats a token, with its 95 % bootstrap interval over examples. `loss` is None where there is no token."""
 
     loss: float | None
     low: float | None
@@ -96,7 +96,7 @@ def story_losses(
     gather: Callable[[Any], Any] | None = None,
     on_batch: Callable[[Tensor], None] | None = None,
 ) -> StoryLosses:
-    """The losses of each story under a model, in the order of the batches. The model's mode is left as it was.
+    """The losses of each example under a model, in the order of the batches. The model's mode is left as it was.
 
     Args:
         model: any causal LM that takes the inputs of the batches and returns `logits`.
@@ -129,17 +129,17 @@ def story_losses(
 
 
 def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:
-    """The losses of all stories of the parts, in order."""
+    """The losses of all examples of the parts, in order."""
     return StoryLosses(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def loss_estimate(
     nll: Tensor, tokens: Tensor, bootstrap_samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> LossEstimate:
-    """Token-weighted loss and its 95 % percentile-bootstrap interval over stories.
+    """Token-weighted loss and its 95 % percentile-bootstrap interval over examples.
 
     Args:
-        nll, tokens (`Tensor`): (stories,): sums per story. Stories without a counted token are left out.
+        nll, tokens (`Tensor`): (examples,): sums per example. Examples without a counted token are left out.
         bootstrap_samples (`int`, *optional*, defaults to `1000`): resamples. 0: no interval.
         seed (`int`, *optional*, defaults to `0`): of the resampling, which has a generator of its own.
     """
@@ -150,15 +150,15 @@ def loss_estimate(
 def mean_of_batch_means(nll: Tensor, tokens: Tensor, batch_size: int) -> float | None:
     """The mean over batches of each batch's token-weighted loss, nats a token; `None` if no batch has a token.
 
-    Short stories' tokens weigh more in it than others', and it depends on the batch size and the order: the reference
+    Short examples' tokens weigh more in it than others', and it depends on the batch size and the order: the reference
     reports it; ours is the token-weighted loss.
 
     Args:
-        nll, tokens (`Tensor`): (stories,): summed negative log-likelihood and predicted tokens of each, in order.
-        batch_size (`int`): stories a batch, at least 1; the last may be smaller. A batch without tokens is left out.
+        nll, tokens (`Tensor`): (examples,): summed negative log-likelihood and predicted tokens of each, in order.
+        batch_size (`int`): examples a batch, at least 1; the last may be smaller. A batch without tokens is left out.
     """
     if batch_size < 1:
-        raise ValueError(f"`batch_size` should be at least 1, got {batch_size}. Pass a number of stories.")
+        raise ValueError(f"`batch_size` should be at least 1, got {batch_size}. Pass a number of examples.")
     parts = zip(nll.double().split(batch_size), tokens.double().split(batch_size), strict=True)
     means = [loss.sum() / count.sum() for loss, count in parts if count.sum() > 0]
     return float(torch.stack(means).mean()) if means else None

@@ -53,7 +53,7 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     The processes of a launch (`accelerate launch -m hf_era eval ...`) share the work out; all return the same figures. What
     is done is said on the console, or on standard error.
 
-    Warns: `ForgetWordsWarning` if the forget words are not those of the forget stories.
+    Warns: `ForgetWordsWarning` if the forget words are not those of the forget examples.
 
     Raises:
         ValueError: for bad input, before any long work; or if a loss is not finite.
@@ -65,7 +65,7 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     inputs = main_first(lambda: load_model_inputs(config, pool_size), state)
     if filtering is not None and filtering.data.get("fingerprint") != inputs.data["fingerprint"]:
         raise ValueError(
-            f"`data_filtering`: {config.data_filtering} was measured on other stories. Evaluate that model on those files."
+            f"`data_filtering`: {config.data_filtering} was measured on other examples. Evaluate that model on those files."
         )
     message = words_message(config.forget_words, inputs.data)
     if message is not None and state.is_main_process:
@@ -98,11 +98,11 @@ def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: Relear
     counts = {name: inputs.data.get(f"{name}_stories", 0) for name in ("forget", "retain", "attack")}
     lines = [
         f"[bold]{_name(config)}[/], on {config.resolved_device}, {inputs.model.dtype}".replace("torch.", ""),
-        f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain stories",
+        f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain examples",
         f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
     ]
     if experiment is not None:
-        lines.append(f"  attack       {experiment.describe()}, out of {counts['attack']:,} stories")
+        lines.append(f"  attack       {experiment.describe()}, out of {counts['attack']:,} examples")
     return "\n".join(lines)
 
 
@@ -156,13 +156,13 @@ def _generations(config: ModelEvaluationConfig, inputs: ModelInputs, state: Part
 
 
 class ForgetWordsWarning(UserWarning):
-    """The forget words do not seem to be those of the forget stories."""
+    """The forget words do not seem to be those of the forget examples."""
 
 
 def words_message(words: Sequence[str], data: Mapping[str, Any]) -> str | None:
-    """What is odd about the stories that hold forget words, given the counts of a `ModelInputs`; `None` if nothing is.
+    """What is odd about the examples that hold forget words, given the counts of a `ModelInputs`; `None` if nothing is.
 
-    Which file a story is in says what it is, so this is no error: a subject is more than its words.
+    Which file an example is in says what it is, so this is no error: a subject is more than its words.
     """
     kinds = [kind for kind in ("forget", "retain", "attack") if data.get(f"{kind}_stories")]
     stories = {kind: data[f"{kind}_stories"] for kind in kinds}
@@ -171,19 +171,19 @@ def words_message(words: Sequence[str], data: Mapping[str, Any]) -> str | None:
     listed = ", ".join(words[:WORDS_SHOWN]) + (f" and {len(words) - WORDS_SHOWN} more" if words[WORDS_SHOWN:] else "")
     if shares["retain"] > 0 and shares["retain"] >= 2 * shares["forget"]:
         return (
-            f"`forget_words`: {held['retain']} of the {stories['retain']} retain stories hold one of {listed}, but "
-            f"{held['forget']} of the {stories['forget']} forget stories. Are `--forget` and `--retain` swapped? If not, "
+            f"`forget_words`: {held['retain']} of the {stories['retain']} retain examples hold one of {listed}, but "
+            f"{held['forget']} of the {stories['forget']} forget examples. Are `--forget` and `--retain` swapped? If not, "
             "name the forget words: `--forget-words`."
         )
     if not held["forget"]:
         return (
-            f"`forget_words`: none of the {stories['forget']} forget stories holds one of {listed}. So "
+            f"`forget_words`: none of the {stories['forget']} forget examples holds one of {listed}. So "
             "neither their loss nor their number in generated texts is given. Name theirs: `--forget-words`."
         )
     if "attack" in kinds and not held["attack"]:
         return (
-            f"`forget_words`: none of the {stories['attack']} attack stories holds one of {listed}, but {held['forget']} of "
-            f"the {stories['forget']} forget stories do. Is `--attack` a file of forget stories?"
+            f"`forget_words`: none of the {stories['attack']} attack examples holds one of {listed}, but {held['forget']} "
+            f"of the {stories['forget']} forget examples do. Is `--attack` a file of forget examples?"
         )
     return None
 
@@ -202,21 +202,21 @@ class ModelEvaluationConfig:
 
     Args:
         model (`str`): local directory or hub id of any causal LM.
-        forget, retain (`str`): stories to evaluate on: a local file (.jsonl, .json, .txt, .parquet), a directory, or a hub
-            data set id. Which file a story is in says what it is; its words do not.
-        attack (`str`, *optional*): forget stories for the relearn attack. Not given: they are taken out of `forget`.
+        forget, retain (`str`): examples to evaluate on: a local file (.jsonl, .json, .txt, .parquet), a directory, or a hub
+            data set id. Which file an example is in says what it is; its words do not.
+        attack (`str`, *optional*): forget examples for the relearn attack. Not given: they are taken out of `forget`.
         before (`str`, *optional*): the model before the method, to compare with.
-        data_filtering (`str`, *optional*): result file of a model that was trained on retain stories alone, measured on the
-            same stories: its figures stand beside.
+        data_filtering (`str`, *optional*): result file of a model that was trained on retain examples alone, measured on the
+            same examples: its figures stand beside.
         tokenizer, name (`str`, *optional*): not given: the model's, and the last part of `model`. The name is shown.
         forget_words (`list[str]`, *optional*): words whose own loss is measured and that are counted in generations; neither
-            where no forget story holds one of them. Not given: those of the reference, about trees.
-        max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): a story is cut there.
+            where no forget example holds one of them. Not given: those of the reference, about trees.
+        max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): an example is cut there.
             Without `max_tokens`: at 256, or at the model's context if that is shorter.
         split, text_column (`str`, *optional*): as in the section `data` of a run.
         device (`str`, *optional*, defaults to `"auto"`): `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype (`str`, *optional*, defaults to `"auto"`): `auto` (that of the checkpoint), `float32`, `bfloat16`, `float16`.
-        seed (`int`, *optional*, defaults to `0`): of the attack's choice of stories, where `forget` is split.
+        seed (`int`, *optional*, defaults to `0`): of the attack's choice of examples, where `forget` is split.
         evaluation, generation, relearn: the sections of a run's config.
 
     Raises:
@@ -252,7 +252,7 @@ class ModelEvaluationConfig:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """A model, and tokenised stories: `input_ids`, `is_forget_word`, `length`, `text`."""
+    """A model, and tokenised examples: `input_ids`, `is_forget_word`, `length`, `text`."""
 
     model: Any
     tokenizer: Any
@@ -269,11 +269,11 @@ def load_model(config: ModelEvaluationConfig, name: str, field_name: str = "mode
 
 
 def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> ModelInputs:
-    """Loads model, tokenizer and stories, `pool_size` of them taken out of `forget` for an attack, and checks them.
+    """Loads model, tokenizer and examples, `pool_size` of them taken out of `forget` for an attack, and checks them.
 
     Raises:
-        ValueError: for a file without stories, a story that is in two of the sets, more tokens than the model has positions
-            or embeddings.
+        ValueError: for a file without examples, an example that is in two of the sets, more tokens than the model has
+            positions or embeddings.
     """
     model = load_model(config, config.model)
     tokenizer = load_tokenizer(config.tokenizer or config.model, "tokenizer" if config.tokenizer else "model")
@@ -283,7 +283,7 @@ def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> Mode
     _check_disjoint(texts)
     if pool_size and not config.attack:
         texts["forget"], texts["attack"] = _split_pool(texts["forget"], pool_size, config)
-    sets = {name: tokenise_stories(part, tokenizer, data_config, f"{name} stories") for name, part in texts.items()}
+    sets = {name: tokenise_stories(part, tokenizer, data_config, f"{name} examples") for name, part in texts.items()}
     _check_vocabulary(model, sets)
     return ModelInputs(model, tokenizer, sets["forget"], sets["retain"], sets.get("attack"), _summary(config, sets))
 
@@ -309,7 +309,7 @@ def _data_config(config: ModelEvaluationConfig, model: Any, tokenizer: Any) -> D
     if positions is not None and max_tokens > positions:
         raise ValueError(
             f"`max_tokens` is {max_tokens}, but {config.model} has {positions} positions. Lower it, or leave it out: "
-            "stories are then cut at the model's context."
+            "examples are then cut at the model's context."
         )
     return DataConfig(
         forget_words=config.forget_words,
@@ -322,23 +322,23 @@ def _data_config(config: ModelEvaluationConfig, model: Any, tokenizer: Any) -> D
 
 def _labelled(config: ModelEvaluationConfig, data: DataConfig, name: str, source: str) -> Dataset:
     stories = load_stories(source, field=name, split=config.split, text_column=config.text_column, seed=config.seed)
-    return label_stories(stories, data, f"{name} stories")
+    return label_stories(stories, data, f"{name} examples")
 
 
 def _check_disjoint(texts: dict[str, Dataset]) -> None:
-    """A story that is attacked with and measured on, or that is both forget and retain, makes the figures worthless."""
+    """An example that is attacked with and measured on, or that is both forget and retain, makes the figures worthless."""
     keys = {name: {story_key(text) for text in part["text"][:]} for name, part in texts.items()}
     for one, other in combinations(keys, 2):
         shared = keys[one] & keys[other]
         if shared:
             raise ValueError(
-                f"`{one}` and `{other}` share {len(shared)} stories, for instance {sorted(shared)[0][:60]!r}. Take them out "
-                "of one of the files."
+                f"`{one}` and `{other}` share {len(shared)} examples, for instance {sorted(shared)[0][:60]!r}. Take them "
+                "out of one of the files."
             )
 
 
 def _split_pool(forget: Dataset, size: int, config: ModelEvaluationConfig) -> tuple[Dataset, Dataset]:
-    """Forget stories to measure on, and those for the attack; a story and its repetitions stay together."""
+    """Forget examples to measure on, and those for the attack; an example and its repetitions stay together."""
     first: dict[str, int] = {}
     for index, text in enumerate(forget["text"][:]):
         first.setdefault(story_key(text), index)
@@ -347,8 +347,8 @@ def _split_pool(forget: Dataset, size: int, config: ModelEvaluationConfig) -> tu
         size = min(size, len(distinct) // 2)
     if not 0 < size < len(distinct):
         raise ValueError(
-            f"`forget` holds {len(distinct)} distinct stories; the attack needs {max(size, 1)} of them and at least one "
-            "must be left to measure on. Give more, name other stories for the attack with `--attack`, lower "
+            f"`forget` holds {len(distinct)} distinct examples; the attack needs {max(size, 1)} of them and at least one "
+            "must be left to measure on. Give more, name other examples for the attack with `--attack`, lower "
             "`--relearn.stories` or `--relearn.trials`, or pass `--allow-fewer`."
         )
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(config.seed)).tolist()

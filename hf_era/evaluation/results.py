@@ -102,14 +102,14 @@ class Result:
     Attributes:
         name (`str`): of the recipe, or to be shown. created (`str`): ISO 8601, UTC.
         versions, machine (`dict`): what it was measured on.
-        data (`dict`): counts of stories and tokens, forget words, and `fingerprint` of the stories: results are comparable
+        data (`dict`): counts of examples and tokens, forget words, and `fingerprint` of the examples: results are comparable
             if it is the same.
         differences (`dict`): `unlearning`, `retain_tax`, `forget_words_unlearning` and, of a run, `ablation_gap` and
-            `retain_ablation_gap` -> an `Estimate` as a dict, resampled in pairs over stories; without what was not measured.
-        mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`, `retain`.
-        generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
+            `retain_ablation_gap` -> an `Estimate` as a dict, resampled in pairs over examples; without what was not
+        measured. mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`,
+        `retain`. generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
         attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
-        data_filtering (`dict`, *optional*): of data filtering on the same stories, as `comparison_values` makes it.
+        data_filtering (`dict`, *optional*): of data filtering on the same examples, as `comparison_values` makes it.
         seconds (`dict[str, float]`): per phase.
     """
 
@@ -270,7 +270,7 @@ class ModelResult(Result):
         model (`str`): where it was loaded from.
         losses (`dict`): `forget`, `retain`, `forget_words` -> a `LossEstimate` as a dict.
         seed (`int`, *optional*, defaults to `0`): of the evaluation.
-        before (`dict`, *optional*): `model`, and `losses` of the model before the method on the same stories.
+        before (`dict`, *optional*): `model`, and `losses` of the model before the method on the same examples.
     """
 
     method: ClassVar[str] = "model"
@@ -307,7 +307,7 @@ def load_control(path: str | Path) -> AnyResult:
     if isinstance(result, RunResult) and result.method_role != CONTROL:
         raise ValueError(
             f"`data_filtering`: {path} is the result of {result.method_title}, which is no control. Give the `result.json` "
-            "of a run with `method: data_filtering` on the same stories."
+            "of a run with `method: data_filtering` on the same examples."
         )
     return result
 

@@ -24,7 +24,7 @@ PROMPTS = (
     "The animals gathered near the",
     "Lily saw a pretty bird sitting on a",
 )
-"""The reference's prompts for stories about trees; the first one holds a forget word."""
+"""The reference's prompts for examples about trees; the first one holds a forget word."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SamplingConfig:
     """How texts are generated. Defaults: the reference's. Each field's `help` says what it is.
 
     There are fewer than `new_tokens` where the model has no room for them, or ends the text itself. A run whose texts may
-    be longer than the stories that it trains on (`data.max_tokens`) says so. Sampling leaves the caller's random state
+    be longer than the examples that it trains on (`data.max_tokens`) says so. Sampling leaves the caller's random state
     alone.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Selectivity: how much more the auxiliary module is active on forget than on retain stories, per layer."""
+"""Selectivity: how much more the auxiliary module is active on forget than on retain examples, per layer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, Estimate, ratio_of_means_estimate
 
 MeterParts = dict[int, list[list[Tensor]]]
-"""layer -> module -> one (2, batch) tensor per forward pass, fp32: sum and count of each story."""
+"""layer -> module -> one (2, batch) tensor per forward pass, fp32: sum and count of each example."""
 StoryRows = dict[int, tuple[Tensor, Tensor]]
-"""layer -> sum of |activation| over a story's real tokens and hidden units, and the number of those: (stories,), fp64."""
+"""layer -> sum of |activation| over one example's real tokens and hidden units, and their number: (examples,), fp64."""
 
 
 class AuxiliaryActivationMeter:
-    """Measures the |activation| of the auxiliary modules over real tokens while the model runs, story by story.
+    """Measures the |activation| of the auxiliary modules over real tokens while the model runs, example by example.
 
     Use as a context; call `set_mask` with the attention mask (batch, seq) before each forward pass. What is measured
     stays on the model's device until it is asked for, so that the host never waits for a GPU in the middle of a model.
@@ -76,14 +76,14 @@ class AuxiliaryActivationMeter:
         return measure
 
     def story_rows(self) -> StoryRows:
-        """layer -> what was measured of each story, in the order of the batches, on the CPU; empty where no module ran.
-        Raises `RuntimeError` if a layer has several modules and they ran on different numbers of stories."""
+        """layer -> what was measured of each example, in the order of the batches, on the CPU; empty where no module ran.
+        Raises `RuntimeError` if a layer has several modules and they ran on different numbers of examples."""
         found: StoryRows = {}
         for layer, measured in self._parts.items():
             tables = [torch.cat(parts, dim=1).cpu().double() for parts in measured if parts]
             if len({table.shape for table in tables}) > 1:
                 raise RuntimeError(
-                    f"The auxiliary modules of layer {layer} ran on different numbers of stories: one was ablated for a "
+                    f"The auxiliary modules of layer {layer} ran on different numbers of examples: one was ablated for a "
                     "while. Switch modules on or off before measuring, or `reset()` the meter."
                 )
             sums, counts = torch.stack(tables).sum(0) if tables else torch.zeros(2, 0, dtype=torch.float64)
@@ -109,7 +109,7 @@ class AuxiliaryActivationMeter:
 
 
 def selectivity(forget_means: dict[int, float], retain_means: dict[int, float]) -> dict[int, float | None]:
-    """layer -> mean |activation| on forget stories over that on retain stories; None where the latter is 0 or unknown."""
+    """layer -> mean |activation| on forget examples over that on retain examples; None where the latter is 0 or unknown."""
     return {
         layer: forget_means[layer] / retain_means[layer] if retain_means.get(layer) else None for layer in forget_means
     }
@@ -118,9 +118,9 @@ def selectivity(forget_means: dict[int, float], retain_means: dict[int, float]) 
 def selectivity_estimates(
     forget: StoryRows, retain: StoryRows, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> dict[int, Estimate]:
-    """layer -> selectivity with its 95 % bootstrap interval; forget and retain stories are resampled independently.
+    """layer -> selectivity with its 95 % bootstrap interval; forget and retain examples are resampled independently.
 
-    Both means are weighted by tokens. There is no value where the mean on retain stories is 0, or where no module ran.
+    Both means are weighted by tokens. There is no value where the mean on retain examples is 0, or where no module ran.
 
     Args:
         forget, retain: what `AuxiliaryActivationMeter.story_rows` gave after each set.

@@ -16,20 +16,20 @@ DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax"
 LOSS_KINDS = ("forget", "retain", "forget_words")
 ROBUST, BEFORE_UNDER_ATTACK = "robust_unlearning", "before_under_attack"
 ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, BEFORE_UNDER_ATTACK)
-"""Forget losses minus that before the method, all on the stories and in the precision of the attack: at its start, at its
+"""Forget losses minus that before the method, all on the examples and in the precision of the attack: at its start, at its
 lowest, and what the same attack does to the model before the method. Not to be subtracted from `DIFFERENCES`, which are
-measured on other stories, and without autocast."""
+measured on other examples, and without autocast."""
 
 
 @dataclass(frozen=True)
 class ControlFigures:
-    """What a result keeps of a run of data filtering on the same stories, see `comparison_values`."""
+    """What a result keeps of a run of data filtering on the same examples, see `comparison_values`."""
 
     name: str
     seed: int
     losses: dict[str, Estimate]  # by kind
     differences: dict[str, Estimate]  # as in `ResultSummary`
-    attacks: dict[tuple[str, int, float], Estimate]  # kind, stories, learning rate -> robust unlearning
+    attacks: dict[tuple[str, int, float], Estimate]  # kind, examples, learning rate -> robust unlearning
     at_most: frozenset[str]  # as in `ResultSummary`
 
 
@@ -222,7 +222,7 @@ def figure_values(figures: ResultSummary) -> dict[str, float | None]:
 
 
 def _attack_losses(figures: ResultSummary) -> dict[str, float | None]:
-    """Before the method, at the start of the strongest attack and under it, all on the stories of the attack."""
+    """Before the method, at the start of the strongest attack and under it, all on the examples of the attack."""
     strongest = figures.strongest
     before = (None if figures.relearning is None else figures.relearning.before) or {}
     return {

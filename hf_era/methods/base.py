@@ -31,7 +31,7 @@ def train_stock(
 
 
 def train_base(run: Run, key: str) -> dict[str, Any]:
-    """Trains a base, or the base control of a run from scratch: on all stories."""
+    """Trains a base, or the base control of a run from scratch: on all examples."""
     trainer, output = train_stock(run, run.stock_arguments("base", key), run.folder("base"))
     return {
         "steps": trainer.state.global_step,

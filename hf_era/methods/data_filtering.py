@@ -1,4 +1,4 @@
-"""Data filtering: a stock model that never saw a story that is labelled forget. The control that forgetting is measured
+"""Data filtering: a stock model that never saw an example that is labelled forget. The control that forgetting is measured
 against."""
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from hf_era.utils.files import fingerprint
 class DataFiltering(Method):
     """Trains a stock model from random weights on what is not labelled forget, otherwise as the base control.
 
-    It knows the labels that the run it is compared with knows: a forget story without one is trained on.
+    It knows the labels that the run it is compared with knows: a forget example without one is trained on.
     """
 
     name = "data_filtering"
     title = "data filtering"
     role = "control"
     texts = {
-        "summary": "This is data filtering, the yardstick: a stock model trained without the stories labelled forget.",
+        "summary": "This is data filtering, the yardstick: a stock model trained without the examples labelled forget.",
         "introduction": (
-            "A causal language model that was trained by hf_era {version} without the stories labelled forget: *data "
+            "A causal language model that was trained by hf_era {version} without the examples labelled forget: *data "
             "filtering*, the control that models trained with gradient routing "
             "([arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) are compared with. It has a stock Transformers "
             "architecture and loads without hf_era."
         ),
         "training": (
-            "From random weights, on all stories but those labelled forget, with the steps and settings of the runs it is "
+            "From random weights, on all examples but those labelled forget, with the steps and settings of the runs it is "
             "compared with."
         ),
-        "labels": "Those without a label were trained as retain stories, as in the runs it is compared with.",
+        "labels": "Those without a label were trained as retain examples, as in the runs it is compared with.",
     }
     training_phase = "filter"
 
     def check(self, settings: Settings) -> None:
         if settings.start != "scratch":
             raise ValueError(
-                f"`method: data_filtering` trains a model that never saw a forget story, but `model.start` is "
+                f"`method: data_filtering` trains a model that never saw a forget example, but `model.start` is "
                 f"{settings.start!r}. Set `model.start: scratch`, and `model.base: null`."
             )
 
     def identity(self, run: Run) -> dict[str, Any]:
-        # Empty where earlier versions trained it alike: without an L1 term, and on stories that all have their label.
+        # Empty where earlier versions trained it alike: without an L1 term, and on examples that all have their label.
         found: dict[str, Any] = {}
         if run.control_l1_coefficient > 0:
             found["control_l1_coefficient"] = run.control_l1_coefficient
@@ -54,7 +54,7 @@ class DataFiltering(Method):
         return found
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
-        return [("method", "data filtering: a stock model is trained without the stories labelled forget")]
+        return [("method", "data filtering: a stock model is trained without the examples labelled forget")]
 
     def phases(self, run: Run) -> list[Phase]:
         key = fingerprint(run.identity, "data filtering")
@@ -66,7 +66,10 @@ class DataFiltering(Method):
             unlabelled = len(stories_labelled(run.data, UNLABELLED))
             return {**run.training_report(trainer, arguments), "unlabelled_stories": unlabelled}
 
-        title, clean_up = "Training without the stories labelled forget", partial(run.remove_checkpoints, "filter", key)
+        title, clean_up = (
+            "Training without the examples labelled forget",
+            partial(run.remove_checkpoints, "filter", key),
+        )
         return [Phase("filter", title, key, work, (run.folder("model"),), clean_up)]
 
     def stages(self, run: Run) -> list[Stage]:

@@ -1,4 +1,4 @@
-"""Gradient routing: expand, route, cut, and a short fine-tuning on retain stories (Cloud et al. 2024, arXiv 2410.04332)."""
+"""Gradient routing: expand, route, cut, and a short fine-tuning on retain examples (Cloud et al. 2024, arXiv 2410.04332)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class GradientRouting(Method):
         "introduction": (
             "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate, "
             "[arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) by hf_era {version}, so that what it learnt about the "
-            "forget stories would gather in an auxiliary module. That module has been cut out; its weights are not in these "
-            "files. What remains has a stock Transformers architecture and loads without hf_era."
+            "forget examples would gather in an auxiliary module. That module has been cut out; its weights are not in "
+            "these files. What remains has a stock Transformers architecture and loads without hf_era."
         ),
         "training": (
-            "An auxiliary module was added beside the MLP of the target layers. The model was trained on all stories, but "
+            "An auxiliary module was added beside the MLP of the target layers. The model was trained on all examples, but "
             "how much of each token's gradient reached the original dims and the auxiliary module was decided by its "
             "routing weight (1 retain, 0 forget), as the table says. Then the module was cut out."
         ),
-        "labels": "Those without a label were trained as retain stories and are counted apart.",
+        "labels": "Those without a label were trained as retain examples and are counted apart.",
     }
     training_phase = "route"
 
@@ -46,8 +46,8 @@ class GradientRouting(Method):
         available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)
         if settings.coherence.enabled and available < wanted:
             raise ValueError(
-                f"`coherence.stories` asks for {wanted} retain stories, but the training data has {available}. Lower "
-                "it, or give more stories."
+                f"`coherence.stories` asks for {wanted} retain examples, but the training data has {available}. Lower "
+                "it, or give more examples."
             )
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
@@ -118,13 +118,13 @@ def _coherence_key(run: Run, contract: str) -> str:
     parts: list[Any] = [contract, identity_values(CoherenceConfig, run.coherence.to_dict())]
     if run.coherence.unlabelled and UNLABELLED in run.data.train["label"][:]:
         parts.append(
-            "unlabelled stories, drawn"
+            "unlabelled examples, drawn"
         )  # earlier versions left them out; without any, it is the same training
     return fingerprint(*parts)
 
 
 def _coherence(run: Run, key: str) -> dict[str, Any]:
-    """Fine-tunes on stories that are taken for retain and keeps the best weights; puts the final model in place."""
+    """Fine-tunes on examples that are taken for retain and keeps the best weights; puts the final model in place."""
     settings = run.coherence
     model = load_causal_lm(run.folder("contracted"))
     if not settings.enabled:

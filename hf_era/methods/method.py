@@ -96,7 +96,7 @@ class Run(Settings, Protocol):
 
     Attributes:
         seed (`int`): of weights and data order.
-        base_config, tokenizer: of the stock model. data (`PreparedData`): tokenised stories.
+        base_config, tokenizer: of the stock model. data (`PreparedData`): tokenised examples.
         arguments (`GradientRoutingConfig`): of the method's training; they know the device and the launch.
         state (`PartialState`): of this process among the launched ones; one of them writes.
         identity (`str`): fingerprint of everything that the method's training depends on, data and settings.
@@ -140,9 +140,9 @@ class Run(Settings, Protocol):
         stories: Dataset | None = None,
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Trains on all stories or those given, from the last checkpoint if there is one; saves the model in a folder, whole
-        or not at all. `options` go to the trainer (`data_collator`, a frozen reference model, ...), which looks after what
-        is its own: the model alone is wrapped, sharded and saved. Returns the trainer, and what its `train` returned."""
+        """Trains on all examples or those given, from the last checkpoint if there is one; saves the model in a folder,
+        whole or not at all. `options` go to the trainer (`data_collator`, a frozen reference model, ...), which looks after
+        what is its own: the model alone is wrapped, sharded and saved. Returns the trainer, and what `train` returned."""
 
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
         """What a result says of a training: steps, settings, log, versions and machine."""
@@ -186,7 +186,7 @@ class Method:
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         """Raises `ValueError` for data that does not suffice, before anything is tokenised or trained: so many training
-        stories are labelled retain, and so many have no label."""
+        examples are labelled retain, and so many have no label."""
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         """What it is going to do, in a few words: pairs of a label and a text."""
@@ -229,13 +229,13 @@ def get_method(name: str) -> Method:
 
 
 def stories_labelled(data: PreparedData, *labels: int, most: int | None = None, seed: int = 0) -> Dataset:
-    """The training stories with one of these labels, in order. A story may have none (`UNLABELLED`).
+    """The training examples with one of these labels, in order. An example may have none (`UNLABELLED`).
 
     At most `most` of them: where unlabelled ones are among them drawn at random with `seed`, otherwise the first.
     """
     own: list[int] = data.train["label"][:]
     found = [index for index, label in enumerate(own) if label in labels]
-    # The first of a file that is sorted would be of one kind. Stories of one label are so anyway: those of earlier runs.
+    # The first of a file that is sorted would be of one kind. Examples of one label are so anyway: those of earlier runs.
     if most is not None and most < len(found) and UNLABELLED in map(own.__getitem__, found):
         found = sorted(random.Random(seed).sample(found, most))
     return data.train.select(found[:most])

@@ -1,7 +1,7 @@
 """The tables of a comparison, as plain text that each renderer escapes: every result, means over seeds, attacks.
 
 Over seeds a figure is a mean with the 95 % interval of Student's t: with three seeds a wide one, which is what three seeds
-can say. Intervals of single results are over stories; the two are never mixed.
+can say. Intervals of single results are over examples; the two are never mixed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def results_table(results: Sequence[AnyResult]) -> Table:
             ]
         )
     caption = (
-        "Losses and differences, nats a token, each with the 95 % interval of its own run, over stories. None says how much "
-        "another seed would differ."
+        "Losses and differences, nats a token, each with the 95 % interval of its own run, over examples. None says how "
+        "much another seed would differ."
     )
     return Table(caption, ["Result", "Seed", "Method", "Start", *header], rows, text_columns=4)
 
@@ -81,7 +81,7 @@ def strongest_attacks_table(results: Sequence[AnyResult]) -> Table | None:
               "Retain at its start", "Retain there", *(label.short for label in ATTACK_DIFFERENCES.values()),
               "Lowest at the edge in", "Recovered", "It took (median)"]  # fmt: skip
     caption = (
-        "The strongest attack on each result; losses in nats a token, on the stories and in the precision of the attack; "
+        "The strongest attack on each result; losses in nats a token, on the examples and in the precision of the attack; "
         f"means over trials with 95 % intervals. {AT_MOST}."
     )
     return Table(caption, header, rows, text_columns=3) if rows else None
@@ -134,7 +134,7 @@ def losses_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
 
 def strongest_attack_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
     """Losses before the method, at the start of the strongest attack and under it, and their differences, per name, on the
-    stories and in the precision of the attack; `None` if there was no attack."""
+    examples and in the precision of the attack; `None` if there was no attack."""
     attacked = [row for row in rows if row["attacks"]]
     control = next((row for row in attacked if row["method_role"] == CONTROL), None)
     body = []
@@ -151,8 +151,8 @@ def strongest_attack_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
     header = ["Result", *ATTACK_LOSSES.values(), *(label.short for label in ATTACK_DIFFERENCES.values()),
               "Lowest at the edge in", "At the level before"]  # fmt: skip
     caption = (
-        "The strongest attack, on its own stories and in its own precision, nats a token: mean and 95 % interval over seeds "
-        f"(Student's t). {AT_MOST}."
+        "The strongest attack, on its own examples and in its own precision, nats a token: mean and 95 % interval over "
+        f"seeds (Student's t). {AT_MOST}."
     )
     return Table(caption, header, body) if body else None
 
@@ -180,7 +180,7 @@ def attacks_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
         cells = [_cell(estimate_of(row["attacks"].get(name)), at_most=name in last) for name in attacks]
         body.append([name_of(row["name"]), *cells])
     caption = (
-        "Lowest forget loss that an attack reached, mean over trials and seeds, by kind, number of forget stories N and "
+        "Lowest forget loss that an attack reached, mean over trials and seeds, by kind, number of forget examples N and "
         "learning rate. Lower is more relearnt; compare with the rows of the model before the method and of data filtering. "
         "≤: not turned at its last step, so more steps may go lower."
     )

@@ -1,7 +1,7 @@
 """What came of a run, in sentences: plain text, to be escaped by whoever shows it. Losses are in nats a token.
 
 *Brought back*: the forget loss at the start of an attack minus its mean lowest forget loss, as a share of the unlearning on
-the same stories; said only where that reaches the run's `minimum_ablation_gap`. *Robust unlearning*: lowest forget loss
+the same examples; said only where that reaches the run's `minimum_ablation_gap`. *Robust unlearning*: lowest forget loss
 under attack minus that before the method.
 
 `cautions` decides what is wrong with a result, for the terminal, the report, the comparison and the card alike.
@@ -93,7 +93,7 @@ def _words_cautions(data: Mapping[str, Any]) -> list[Caution]:
     if "forget_stories_with_a_forget_word" not in data:
         return []
     message = words_message(data.get("forget_words") or [], data)
-    return [] if message is None else [Caution("The forget words do not fit the stories", cut(message, 900))]
+    return [] if message is None else [Caution("The forget words do not fit the examples", cut(message, 900))]
 
 
 def _localisation_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
@@ -116,7 +116,7 @@ def _removal_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
         return []
     found = []
     if unlearning < minimum:
-        better = "this model predicts forget stories better than that one"
+        better = "this model predicts forget examples better than that one"
         text = (
             f"The forget loss at the end minus that of {before_text(figures.result)} is {format_difference(unlearning)} "
             f"nats a token: {better if unlearning < 0 else f'less than the threshold of {minimum:g}'}."
@@ -124,7 +124,7 @@ def _removal_cautions(figures: ResultSummary, minimum: float) -> list[Caution]:
         if words is not None and words >= minimum:
             text += (
                 f" On the forget words alone the loss rose by {format_difference(words)} nats a token: the model avoids the "
-                "words and predicts the rest of such stories as well as before."
+                "words and predicts the rest of such examples as well as before."
             )
         return [Caution("The capability was not removed", text)]
     if tax is not None and tax >= unlearning:
@@ -163,7 +163,7 @@ def before_text(result: AnyResult) -> str:
         return "the model before the method"
     base = (result.config.get("model") or {}).get("base")
     if base is None:
-        return "the base model that was pretrained here on the same stories"
+        return "the base model that was pretrained here on the same examples"
     return f"the pretrained base model {name_of(source_kind(base)[1])}"
 
 
@@ -174,8 +174,8 @@ def minimum_gap(result: AnyResult) -> float:
 
 
 def share_brought_back(figures: ResultSummary, minimum: float) -> float | None:
-    """What the strongest attack brings back of what the method took, both on the stories and in the precision of the attack;
-    `None` where that is not known or too little to divide by."""
+    """What the strongest attack brings back of what the method took, both on the examples and in the precision of the
+    attack; `None` where that is not known or too little to divide by."""
     unlearning, attack = figures.differences["unlearning_at_attack"].value, figures.strongest
     if attack is None or unlearning is None or attack.lowest_forget.value is None or not unlearning >= minimum:
         return None
@@ -201,7 +201,7 @@ def _what_it_is(figures: ResultSummary) -> str:
     parts = [f"{kind} loss {format_estimate(estimate)}" for kind, estimate in known if estimate.value is not None]
     losses = f"{' and '.join(parts)} nats a token" if parts else ""
     if any_interval([estimate for _, estimate in known]):
-        losses += " (in brackets: 95 % intervals of this run, over stories)"
+        losses += " (in brackets: 95 % intervals of this run, over examples)"
     summary = str(figures.result.method_texts.get("summary") or "")
     if summary:
         return f"{summary} {losses[:1].upper()}{losses[1:]}.".removesuffix(" .")
@@ -324,7 +324,7 @@ def _recovery(relearning: RelearnResult, strongest: AttackSummary) -> list[str]:
 
 
 def _fastest(relearning: RelearnResult) -> AttackSummary | None:
-    """The attack that recovered on the fewest tokens, or stories where tokens were not recorded: a step of one attack reads
+    """The attack that recovered on the fewest tokens, or examples where tokens were not recorded: a step of one attack reads
     more than a step of another."""
     reached = [part for part in relearning.summaries() if part.recovery == REACHED and part.effort is not None]
     tokens = all(part.effort.tokens is not None for part in reached if part.effort)

@@ -30,21 +30,21 @@ class Label:
     long: str
 
 
-KINDS = {"forget": "Forget stories", "retain": "Retain stories", "forget_words": "Forget words"}
+KINDS = {"forget": "Forget examples", "retain": "Retain examples", "forget_words": "Forget words"}
 DIFFERENCES = {
     "ablation_gap": Label("Ablation gap", "Ablation gap: forget loss after ablation minus before it"),
-    "retain_ablation_gap": Label("Retain ablation gap", "Retain ablation gap: the same on retain stories"),
+    "retain_ablation_gap": Label("Retain ablation gap", "Retain ablation gap: the same on retain examples"),
     "unlearning": Label("Unlearning", "Unlearning: forget loss at the end minus before the method"),
     "retain_tax": Label("Retain tax", "Retain tax: retain loss at the end minus before the method"),
     "forget_words_unlearning": Label("Unlearning, forget words", "Unlearning on the forget words alone"),
 }
 ATTACK_DIFFERENCES = {
     "unlearning_at_attack": Label(
-        "Unlearning at its start", "Unlearning on the stories of the attack, and in its precision, at its start"
+        "Unlearning at its start", "Unlearning on the examples of the attack, and in its precision, at its start"
     ),
     "robust_unlearning": Label(
         "Robust unlearning",
-        "Robust unlearning, on the same stories: lowest forget loss under the strongest attack minus before the method",
+        "Robust unlearning, on the same examples: lowest forget loss under the strongest attack minus before the method",
     ),
     "before_under_attack": Label(
         "The model before, attacked alike",
@@ -67,11 +67,11 @@ ATTACK_LOSSES = {
     "attack_retain_loss_start": "Retain at its start",
     "attacked_retain_loss": "Retain there",
 }
-"""Losses of `figure_values`: on the evaluation's stories, and on those of the attack."""
+"""Losses of `figure_values`: on the evaluation's examples, and on those of the attack."""
 EDGES = {
     STEPS: "not turned at its last step",
-    STORIES: "the largest number of stories",
-    LEARNING_RATE: "the lowest, the highest or the only learning rate with so many stories",
+    STORIES: "the largest number of examples",
+    LEARNING_RATE: "the lowest, the highest or the only learning rate with so many examples",
 }
 AT_MOST = "≤: the minimum lies at the edge of what was tried, so more of the same may bring back more"
 ATTACK_KINDS = {"full": Label("full", "full fine-tuning"), "lora": Label("LoRA", "LoRA fine-tuning")}
@@ -81,37 +81,37 @@ STARTS = {"scratch": "from random weights", "pretrained": "from a pretrained mod
 MACHINE = {"system": "system", "cpu_cores": "CPU cores", "device": "device"}
 """All that is shown of a machine: anything else may name it."""
 RULE_TEXTS = {
-    "full_seq (uniform)": "every token of a labelled forget story is routed (weight 0)",
-    "full_seq (frequency)": "a token of a labelled forget story is routed the more, the commoner it is in forget "
-    "stories than in retain stories: w = 1 - sigmoid(scale (f/r - r/f) + bias)",
-    "concept": "only the tokens of the forget words in labelled forget stories are routed (weight 0)",
+    "full_seq (uniform)": "every token of a labelled forget example is routed (weight 0)",
+    "full_seq (frequency)": "a token of a labelled forget example is routed the more, the commoner it is in forget "
+    "examples than in retain examples: w = 1 - sigmoid(scale (f/r - r/f) + bias)",
+    "concept": "only the tokens of the forget words in labelled forget examples are routed (weight 0)",
     "none": "no token is routed: this run is a control",
 }
 SOURCES = {
     "source": "Training data",
     "validation_source": "Validation data",
-    "forget_source": "Forget stories",
-    "retain_source": "Retain stories",
-    "attack_source": "Stories of the attack",
+    "forget_source": "Forget examples",
+    "retain_source": "Retain examples",
+    "attack_source": "Examples of the attack",
 }
 COUNTS = {
-    "train_stories": "Training stories",
+    "train_stories": "Training examples",
     "train_forget_labelled": "... labelled as forget",
     "train_forget_without_routed_token": "...... of which no token is routed",
     "train_forget_unlabelled": "... forget, but without a label",
     "train_retain": "... retain",
     "train_forget_word_tokens": "Training tokens of forget words",
     "train_tokens_routed_as_forget": "Training tokens with a routing weight below 0.5",
-    "validation_forget_stories": "Forget stories to evaluate on",
-    "validation_retain_stories": "Retain stories to evaluate on",
-    "attack_forget_stories": "Forget stories held back for a relearn attack",
-    "forget_stories": "Forget stories to evaluate on",
+    "validation_forget_stories": "Forget examples to evaluate on",
+    "validation_retain_stories": "Retain examples to evaluate on",
+    "attack_forget_stories": "Forget examples held back for a relearn attack",
+    "forget_stories": "Forget examples to evaluate on",
     "forget_stories_with_a_forget_word": "... that hold a forget word",
-    "retain_stories": "Retain stories to evaluate on",
+    "retain_stories": "Retain examples to evaluate on",
     "retain_stories_with_a_forget_word": "... that hold a forget word",
-    "attack_stories": "Forget stories held back for a relearn attack",
-    "duplicates_dropped": "Repeated stories that were dropped",
-    "blanks_dropped": "Empty stories that were dropped",
+    "attack_stories": "Forget examples held back for a relearn attack",
+    "duplicates_dropped": "Repeated examples that were dropped",
+    "blanks_dropped": "Empty examples that were dropped",
 }
 """What is counted of the data of a run, or of a model's evaluation."""
 SETTINGS = {
@@ -127,7 +127,7 @@ SETTINGS = {
     "l1_coefficient": "L1 coefficient",
     "auxiliary_learning_rate_factor": "learning-rate factor of the auxiliary module",
     "auxiliary_weight_decay": "weight decay of the auxiliary module",
-    "per_device_train_batch_size": "stories per device and batch",
+    "per_device_train_batch_size": "examples per device and batch",
     "gradient_accumulation_steps": "accumulated batches",
     "bf16": "bf16",
     "fp16": "fp16",
@@ -147,7 +147,7 @@ def method_title(figures: ResultSummary) -> str:
 
 
 def attack_title(attack: AttackSummary | RelearnTrial) -> str:
-    """`full fine-tuning on 64 stories at learning rate 0.0002`."""
+    """`full fine-tuning on 64 examples at learning rate 0.0002`."""
     kind = ATTACK_KINDS[attack.kind].long if attack.kind in ATTACK_KINDS else attack.kind
     return f"{kind} on {counted(attack.stories, 'story', 'stories')} at learning rate {attack.learning_rate:g}"
 
@@ -161,12 +161,12 @@ def recovered_text(attack: AttackSummary) -> str:
 
 def effort_text(attack: AttackSummary) -> str:
     """`15 steps (9,600 tokens read)`: what the median trial took to recover; `> 20 steps (...)` where it did not, `-` where
-    there was nothing to recover or that is not known. Where tokens were not recorded, stories."""
+    there was nothing to recover or that is not known. Where tokens were not recorded, examples."""
     effort = attack.effort
     if effort is None or attack.recovery in (AT_THE_START, UNKNOWN):
         return "-"
     steps = "1 step" if effort.steps == 1 else f"{effort.steps:g} steps"
-    read = f"{effort.stories:,.0f} stories" if effort.tokens is None else f"{effort.tokens:,.0f} tokens"
+    read = f"{effort.stories:,.0f} examples" if effort.tokens is None else f"{effort.tokens:,.0f} tokens"
     return f"{'' if attack.recovery == REACHED else '> '}{steps} ({read} read)"
 
 

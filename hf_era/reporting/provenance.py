@@ -36,15 +36,15 @@ def data_table(result: AnyResult) -> Table:
     if words:
         rows.append(["Forget words", cut(", ".join(map(str, words)))])
     if cuts:
-        rows.append(["A story is cut at", cuts])
+        rows.append(["An example is cut at", cuts])
     rows += [[label, _count(data, key)] for key, label in COUNTS.items() if data.get(key) is not None]
     if data.get("fingerprint"):
-        rows.append(["Fingerprint of the stories", name_of(data["fingerprint"])])
+        rows.append(["Fingerprint of the examples", name_of(data["fingerprint"])])
     return Table("Data", ["Data", "Value"], rows or [["Data", NOT_RECORDED]], text_columns=2)
 
 
 def _count(data: dict[str, Any], key: str) -> str:
-    """`100 stories, 15,312 tokens`; `5,123 (0.91 % of all)` of the tokens that are routed."""
+    """`100 examples, 15,312 tokens`; `5,123 (0.91 % of all)` of the tokens that are routed."""
     value, all_tokens = data[key], data.get("train_tokens")
     tokens = data.get(f"{key.removesuffix('_stories')}_tokens") if key.endswith("_stories") else None
     if tokens is not None:
@@ -96,7 +96,7 @@ def _start(result: RunResult) -> str:
     if model.get("start") is None:
         return NOT_RECORDED
     if model.get("base") is None:
-        return "a base model pretrained here on the same stories, the forget stories among them"
+        return "a base model pretrained here on the same examples, the forget examples among them"
     kind, name = source_kind(model["base"])
     return f"the pretrained model {name_of(name)}{'' if kind == 'hub' else ' (local)'}"
 
@@ -104,7 +104,7 @@ def _start(result: RunResult) -> str:
 def _base_control(result: RunResult, settings: dict[str, Any]) -> str:
     """What the run differs from its base control in. Of an earlier version, that had no L1 term."""
     own, control = settings.get("l1_coefficient"), result.base_training.get("l1_coefficient", 0.0)
-    text = "a stock model trained on all stories, with the same steps, schedule and seed"
+    text = "a stock model trained on all examples, with the same steps, schedule and seed"
     if own is None:
         return text
     if own == control:
@@ -118,13 +118,13 @@ def _data_filtering(result: RunResult, settings: dict[str, Any]) -> str:
     """What the run differs from the data filtering beside it in. Of an earlier version, that knew all labels."""
     control = (result.data_filtering or {}).get("training") or {}
     own, coefficient = settings.get("l1_coefficient"), control.get("l1_coefficient") or 0.0
-    text = "a stock model trained from random weights without the stories labelled forget, "
+    text = "a stock model trained from random weights without the examples labelled forget, "
     text += (
         "with the same L1 term" if own and own == coefficient else f"with an L1 coefficient of {name_of(coefficient)}"
     )
     unlabelled = result.data.get("train_forget_unlabelled")
     if unlabelled and not control.get("unlabelled_stories"):
-        counts = counted(unlabelled, "forget story", "forget stories")
+        counts = counted(unlabelled, "forget example", "forget examples")
         text += f"; it did not see the {counts} without a label either: it knew more than this run"
     return text
 
@@ -186,10 +186,10 @@ def _coherence(result: RunResult) -> str:
         return NOT_RECORDED
     rate, stories = (recorded(settings.get(name)) for name in ("learning_rate", "stories"))
     unlabelled = settings.get("unlabelled") and result.data.get("train_forget_unlabelled")
-    kind = "stories that are not labelled forget" if unlabelled else "retain stories"
+    kind = "examples that are not labelled forget" if unlabelled else "retain examples"
     text = (
         f"at most {format_count(settings['steps'])} steps at a constant learning rate of {rate}, each on the same {stories} "
-        f"{kind}; the weights with the lowest loss on the retain validation stories were kept"
+        f"{kind}; the weights with the lowest loss on the retain validation examples were kept"
     )
     if best is None:
         return text
@@ -251,7 +251,7 @@ def not_tested(result: AnyResult, has_seeds: bool = False) -> list[str]:
         found += [cut(note, 500) for note in relearning.notes]
         found += [f"No attack by {label.long}." for kind, label in ATTACK_KINDS.items() if kind not in kinds]
         found.append(
-            f"Attacks with more than {format_count(most)} forget stories, or with other data than held-back stories."
+            f"Attacks with more than {format_count(most)} forget examples, or with other data than held-back examples."
         )
     if figures.control is None and not figures.is_control and not figures.is_untouched:
         found.append(
@@ -265,6 +265,6 @@ def not_tested(result: AnyResult, has_seeds: bool = False) -> list[str]:
         found.append("Other seeds: a single run says nothing about how much another seed would differ.")
     return [
         *found,
-        "Attacks by prompting, quantising or editing the weights; what the capability is worth beyond these stories; other "
+        "Attacks by prompting, quantising or editing the weights; what the capability is worth beyond these examples; other "
         "languages; paraphrases of the forget words.",
     ]

@@ -1,6 +1,6 @@
 """What several seeds of one recipe say together, for the card and the report of one of them.
 
-An interval over stories is of one run. How far another run would be from it, only other seeds can tell: their spread is
+An interval over examples is of one run. How far another run would be from it, only other seeds can tell: their spread is
 often many times the width of that interval.
 """
 

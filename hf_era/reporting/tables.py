@@ -50,19 +50,19 @@ def losses_table(result: AnyResult) -> Table:
         for stage in stages
     ]
     caption = (
-        f"Losses, nats a token, with the 95 % intervals of this run, over stories. Measured on {counts_text(result)}."
+        f"Losses, nats a token, with the 95 % intervals of this run, over examples. Measured on {counts_text(result)}."
     )
     return Table(caption, ["Stage", *KINDS.values()], rows)
 
 
 def counts_text(result: AnyResult) -> str:
-    """Stories and tokens behind each column of the losses: `forget stories: 18,705 tokens in 120 stories; ...`."""
+    """Examples and tokens behind each column of the losses: `forget examples: 18,705 tokens in 120 examples; ...`."""
     stages = result.losses.values() if isinstance(result, RunResult) else [result.losses]
     parts = []
     for kind, label in KINDS.items():
         found: dict[str, Any] = next((stage[kind] for stage in stages if stage.get(kind)), {})
         tokens, stories = (format_count(found.get(name)) for name in ("tokens", "stories"))
-        parts.append(f"{label.lower()}: {tokens} tokens in {stories} stories" if found else f"{label.lower()}: not")
+        parts.append(f"{label.lower()}: {tokens} tokens in {stories} examples" if found else f"{label.lower()}: not")
     return "; ".join(parts)
 
 
@@ -77,7 +77,7 @@ def batch_means_table(result: AnyResult) -> Table | None:
         for stage, part in stages.items()
     ]
     size = name_of(values.get("batch_size", "unknown size"))
-    caption = f"The same as means of the means of batches of {size} stories."
+    caption = f"The same as means of the means of batches of {size} examples."
     return Table(caption, ["Stage", KINDS["forget"], KINDS["retain"]], rows)
 
 
@@ -100,8 +100,8 @@ def differences_table(result: AnyResult) -> Table | None:
     if control is not None:
         header.append(f"Data filtering ({name_of(control.name)})")
     caption = (
-        "Differences with the 95 % intervals of this run: over stories, in pairs; those of the attack over trials, and on "
-        f"its own stories: compare them with each other. {AT_MOST}."
+        "Differences with the 95 % intervals of this run: over examples, in pairs; those of the attack over trials, and on "
+        f"its own examples: compare them with each other. {AT_MOST}."
     )
     return Table(caption, header, rows)
 
@@ -133,7 +133,7 @@ def attacks_table(result: AnyResult) -> Table | None:
     start = summaries[0]
     caption = (
         f"All attacks, from a forget loss of {format_number(start.start_forget)} and a retain loss of "
-        f"{format_number(start.start_retain)} on the same stories; losses in nats a token, means over trials with 95 % "
+        f"{format_number(start.start_retain)} on the same examples; losses in nats a token, means over trials with 95 % "
         f"intervals (Student's t). {AT_MOST}. A trial that did not recover counts as above those that did."
     )
     return Table(caption, header, rows, strong=frozenset(strong))
@@ -155,14 +155,14 @@ def _attack_row(part: AttackSummary, title: str) -> list[str]:
 
 
 def selectivity_table(result: RunResult) -> Table:
-    """One row per target layer: activation of the auxiliary module on forget stories over that on retain stories."""
+    """One row per target layer: activation of the auxiliary module on forget examples over that on retain examples."""
     rows = [
         [name_of(layer), format_estimate(Estimate(**result.selectivity[layer]), digits=2)]
         for layer in sorted(result.selectivity, key=layer_order)
     ]
     caption = (
-        "Mean absolute activation of the auxiliary module on forget stories over that on retain stories, with the 95 % "
-        "intervals of this run, over stories."
+        "Mean absolute activation of the auxiliary module on forget examples over that on retain examples, with the 95 % "
+        "intervals of this run, over examples."
     )
     return Table(caption, ["Layer", "Selectivity"], rows or [["all", NOT_MEASURED]])
 
@@ -179,7 +179,7 @@ def ablation_table(result: RunResult) -> Table | None:
     ]
     caption = (
         "What ablating the auxiliary module of one layer, or of all, adds to the loss, nats a token, with the 95 % "
-        "intervals of this run, over stories."
+        "intervals of this run, over examples."
     )
     return Table(caption, ["Ablated", "Forget loss", "Retain loss"], rows) if rows else None
 
@@ -199,7 +199,7 @@ def routing_table(result: RunResult, rows: int) -> Table | None:
         for row in routed[:rows]
     ]
     caption = f"Routing weights, the lowest {len(body)} of {len(routed)}: 0 is treated as forget, 1 as retain."
-    header = ["Token", "Routing weight", "Forget stories, per 10,000 tokens", "Retain stories, per 10,000 tokens"]
+    header = ["Token", "Routing weight", "Forget examples, per 10,000 tokens", "Retain examples, per 10,000 tokens"]
     return Table(caption, header, body)
 
 

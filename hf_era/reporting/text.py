@@ -78,10 +78,10 @@ def source_kind(source: Any) -> tuple[str, str]:
 
 
 def source_text(source: Any) -> str:
-    """Where stories or a model came from, in words."""
+    """Where examples or a model came from, in words."""
     kind, name = source_kind(source)
     if kind == "generator":
-        return "hf_era's built-in story generator (synthetic, written by templates)"
+        return "hf_era's built-in example generator (synthetic, written by templates)"
     if name == NOT_RECORDED:
         return NOT_RECORDED
     return f"{name_of(name)} ({'hub' if kind == 'hub' else 'local'})"

@@ -26,17 +26,17 @@ class RoutingRuleConfig:
 
     Args:
         rule (`str`, *optional*, defaults to `"full_seq"`):
-            `full_seq`: all tokens of a forget story, as `weighting` says. `concept`: the tokens of the forget words
+            `full_seq`: all tokens of a forget example, as `weighting` says. `concept`: the tokens of the forget words
             only. `none`: no token at all, the control.
         weighting (`str`, *optional*, defaults to `"frequency"`):
             For `full_seq`. `uniform`: 0 on every token. `frequency`: by how much commoner a token is in forget
-            stories than in retain stories.
+            examples than in retain examples.
         frequency_scale (`float`, *optional*, defaults to `1.0`):
             Factor of `f/r - r/f` in the frequency rule. Positive.
         frequency_bias (`float`, *optional*, defaults to `-4.0`):
             Bias of the frequency rule; the lower, the fewer tokens are routed.
         frequency_stories (`int`, *optional*, defaults to `25000`):
-            At most so many forget and so many retain stories are counted.
+            At most so many forget and so many retain examples are counted.
         table_minimum_per_10k (`float`, *optional*, defaults to `5.0`):
             The reported token table holds the tokens whose overall frequency per 10,000 tokens is above this.
 
@@ -48,7 +48,7 @@ class RoutingRuleConfig:
     weighting: str = setting("frequency", "For full_seq: uniform or frequency.", identity=True)
     frequency_scale: float = setting(1.0, "Factor of f/r - r/f in the frequency rule.", identity=True)
     frequency_bias: float = setting(-4.0, "Bias of the frequency rule.", identity=True)
-    frequency_stories: int = setting(25_000, "Stories counted, forget and retain each.", identity=True)
+    frequency_stories: int = setting(25_000, "Examples counted, forget and retain each.", identity=True)
     table_minimum_per_10k: float = setting(
         5.0, "Tokens above this overall frequency per 10,000 are reported.", identity=True
     )
@@ -77,7 +77,7 @@ class RoutingRuleConfig:
 def weigh_tokens(
     config: RoutingRuleConfig, token_ids: Tensor, is_forget_word: Tensor, vocabulary_weights: Tensor | None = None
 ) -> Tensor:
-    """The weight of each token of *forget* stories: fp32, of the shape of `token_ids`; 1 as retain, 0 as forget.
+    """The weight of each token of *forget* examples: fp32, of the shape of `token_ids`; 1 as retain, 0 as forget.
 
     Args:
         config (`RoutingRuleConfig`): the rule.
@@ -107,7 +107,7 @@ def token_weights(
     is_forget_word: Sequence[bool],
     vocabulary_weights: Tensor | None = None,
 ) -> list[float]:
-    """`weigh_tokens` for the tokens of one story as a list, in [0, 1]."""
+    """`weigh_tokens` for the tokens of one example as a list, in [0, 1]."""
     ids = torch.as_tensor(list(token_ids), dtype=torch.long)
     words = torch.as_tensor(list(is_forget_word), dtype=torch.bool)
     return weigh_tokens(config, ids, words, vocabulary_weights).tolist()
@@ -122,29 +122,29 @@ def align_to_prediction(weights: Sequence[float]) -> list[float]:
 
 
 def align_stories_to_prediction(weights: Tensor, lengths: Tensor) -> Tensor:
-    """`align_to_prediction` for many stories at once.
+    """`align_to_prediction` for many examples at once.
 
     Args:
-        weights (`Tensor`): (tokens,), the weights of all stories end to end.
-        lengths (`Tensor`): (stories,), int64, tokens of each story; their sum is the length of `weights`.
+        weights (`Tensor`): (tokens,), the weights of all examples end to end.
+        lengths (`Tensor`): (examples,), int64, tokens of each example; their sum is the length of `weights`.
 
     Returns:
         `Tensor`: (tokens,), a new tensor.
     """
     aligned = weights.roll(-1)
-    ends = lengths.cumsum(0)[lengths > 0]  # an empty story has no last token: it would overwrite its neighbour's
+    ends = lengths.cumsum(0)[lengths > 0]  # an empty example has no last token: it would overwrite its neighbour's
     aligned[ends - 1] = RETAIN_WEIGHT
     return aligned
 
 
 SYNTHETIC_FORGET_COUNT = 1
-# More synthetic counts on the retain side: a rare word that happens to stand in no retain story is not routed for it.
+# More synthetic counts on the retain side: a rare word that happens to stand in no retain example is not routed for it.
 SYNTHETIC_RETAIN_COUNT = 20
 
 
 @dataclass(frozen=True)
 class FrequencyRow:
-    """One line of the table: a token, its weight, and its frequency per 10,000 tokens of forget and retain stories."""
+    """One line of the table: a token, its weight, and its frequency per 10,000 tokens of forget and retain examples."""
 
     token: str
     token_id: int
@@ -157,29 +157,29 @@ class FrequencyRow:
 
 
 def count_tokens(stories: Iterable[Iterable[int]], vocabulary_size: int) -> Tensor:
-    """Counts of each vocabulary entry over the stories: shape (vocabulary_size,), int64. Pass stories without BOS.
+    """Counts of each vocabulary entry over the examples: shape (vocabulary_size,), int64. Pass examples without BOS.
 
-    A story is any iterable of token ids; fastest is an int64 tensor that holds many stories end to end.
+    An example is any iterable of token ids; fastest is an int64 tensor that holds many examples end to end.
     """
     counts = torch.zeros(vocabulary_size, dtype=torch.int64)
     for story in stories:
         tokens = story if isinstance(story, Tensor) else torch.as_tensor(list(story), dtype=torch.int64)
-        # Not `bincount`: it would make a vector as long as the vocabulary for every story.
+        # Not `bincount`: it would make a vector as long as the vocabulary for every example.
         counts.index_add_(0, tokens, torch.ones_like(tokens))
     return counts
 
 
 class FrequencyTable:
-    """Token frequencies of forget and retain stories, and the routing weights that follow.
+    """Token frequencies of forget and retain examples, and the routing weights that follow.
 
     Args:
-        forget_counts (`Tensor`): (vocabulary,), int64: counts in forget stories.
-        retain_counts (`Tensor`): (vocabulary,), int64: counts in retain stories.
+        forget_counts (`Tensor`): (vocabulary,), int64: counts in forget examples.
+        retain_counts (`Tensor`): (vocabulary,), int64: counts in retain examples.
         scale (`float`, *optional*, defaults to `1.0`): factor of `f/r - r/f`.
         bias (`float`, *optional*, defaults to `-4.0`): bias inside the sigmoid.
 
     Attributes:
-        weights (`Tensor`): (vocabulary,), fp32, range [0, 1]: the routing weight of each entry in a forget story.
+        weights (`Tensor`): (vocabulary,), fp32, range [0, 1]: the routing weight of each entry in a forget example.
     """
 
     def __init__(self, forget_counts: Tensor, retain_counts: Tensor, scale: float = 1.0, bias: float = -4.0) -> None:
@@ -201,7 +201,7 @@ class FrequencyTable:
 
         Args:
             decode (`Callable[[int], str]`): a token id's text.
-            minimum_per_10k (`float`, *optional*, defaults to `5.0`): per 10,000 tokens of both kinds of story.
+            minimum_per_10k (`float`, *optional*, defaults to `5.0`): per 10,000 tokens of both kinds of example.
         """
         forget_total = max(int(self.forget_counts.sum()), 1)
         retain_total = max(int(self.retain_counts.sum()), 1)

@@ -50,11 +50,11 @@ class ModelConfig:
         start (`str`, *optional*, defaults to `"pretrained"`): `pretrained`: a trained base model is expanded and trained
             on. `scratch`: the expanded model is trained from random weights.
         base (`str`, *optional*): local directory or hub id of a stock checkpoint. Not given with `pretrained`: a base of
-            the given `architecture` is pretrained here, on the same stories. Must not be given with `scratch`.
+            the given `architecture` is pretrained here, on the same examples. Must not be given with `scratch`.
         architecture (`dict`, *optional*): fields of the stock config (`model_type` defaults to `gpt_neo`), where no base
             gives one. The vocabulary size comes from the tokenizer.
         tokenizer (`str`, *optional*): local directory or hub id. Not given: the base's; without a base, a byte-level BPE
-            trained on the training stories.
+            trained on the training examples.
         vocabulary_size (`int`, *optional*, defaults to `2048`): of a tokenizer that is trained here.
         base_control (`bool`, *optional*, defaults to `True`): with `scratch`: also train a stock model on the same data
             with the same steps and seed, without routing: what "before the method" means for such a run.
@@ -109,7 +109,7 @@ class RunConfig:
         method_settings (`dict`, *optional*): fields of the method's own settings, where it has any.
         router (`str` or `dict`, *optional*, defaults to `"activation"`): who says what a token teaches to which part: a
             router's name, or a mapping with `name` and its settings.
-        data_filtering (`str`, *optional*): `result.json` of a run with `method: data_filtering` on the same stories: its
+        data_filtering (`str`, *optional*): `result.json` of a run with `method: data_filtering` on the same examples: its
             figures stand beside this run's.
         name (`str`): of the recipe (not given: the name of its YAML file); part of the output directory and the card.
         output_dir (`str`): where the run lives; `{name}`, `{seed}` and `{start}` are filled in.

@@ -49,7 +49,7 @@ class Run:
 
     Attributes:
         config (`RunConfig`), inputs (`RunInputs`): of the run.
-        settings (`dict`): the settings behind its identity. The stories are identified by their contents.
+        settings (`dict`): the settings behind its identity. The examples are identified by their contents.
     """
 
     def __init__(

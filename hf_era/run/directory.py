@@ -11,7 +11,7 @@ model/          the final stock checkpoint, tokenizer and card: this is what a p
 result.json     figures, config, versions
 report.html     the same to look at: one file, plots and texts in it
 
-Beside it (where it really lies, if its path is a link) is `.NAME.lock`; tokenised stories are kept in the `datasets` cache
+Beside it (where it really lies, if its path is a link) is `.NAME.lock`; tokenised examples are kept in the `datasets` cache
 (`hf_era.data.prepared_cache`).
 """
 

@@ -50,7 +50,7 @@ class RunInputs:
 def load_inputs(config: RunConfig) -> RunInputs:
     """Loads config, tokenizer and data, and checks them against each other; raises `ValueError` for bad input.
 
-    Data that an earlier run prepared of the same stories with the same settings is taken from the disk.
+    Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
     base = config.model.base
     base_config = _base_config(config)
@@ -58,7 +58,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     config.expansion.resolve_layers(family.layers_of(base_config))
     _check_length(config, base_config)
     name = config.model.tokenizer or base
-    tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the stories
+    tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the examples
     if base is not None:
         _check_vocabulary(tokenizer, base_config.vocab_size)
     kept = _prepared_data(config, tokenizer, None if base is None else base_config.vocab_size)
@@ -90,11 +90,11 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     summary, limit = inputs.data.summary, config.data.max_tokens
     unrouted, labelled = (summary[f"train_forget_{name}"] for name in ("without_routed_token", "labelled"))
     if config.routing.rule == "concept" and unrouted:
-        # They keep their label: what a story is about does not change where it is cut. But it has to be said.
+        # They keep their label: what an example is about does not change where it is cut. But it has to be said.
         notes.append(
-            f"Of the {labelled:,} labelled forget stories {unrouted:,} route no token: their forget words lie beyond the "
-            f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain stories are. Raise "
-            "`data.max_tokens`, or lower `data.max_characters`: a story is cut there before it is labelled."
+            f"Of the {labelled:,} labelled forget examples {unrouted:,} route no token: their forget words lie beyond the "
+            f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
+            "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
         )
     if config.generation.enabled:
         asked_for = config.generation.new_tokens
@@ -103,7 +103,7 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
         reached = min(prompt + asked_for, positions)
         if reached > limit:
             notes.append(
-                f"`generation.new_tokens` is {asked_for}, so texts may reach {reached} tokens, but stories are cut at "
+                f"`generation.new_tokens` is {asked_for}, so texts may reach {reached} tokens, but examples are cut at "
                 f"`data.max_tokens` {limit}: nothing beyond was trained in this run. Lower `generation.new_tokens` to "
                 f"{max(limit - prompt, 1)}, or raise `data.max_tokens`."
             )
@@ -111,7 +111,7 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
-    """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the stories."""
+    """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the examples."""
     data, seed = config.data, config.seed
     sources = load_sources(data, seed)
 

@@ -212,6 +212,6 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
 
 
 def _control_values_for(result: RunResult, filtered: RunResult) -> dict[str, Any] | None:
-    """The figures of data filtering, if they were measured on the same stories."""
+    """The figures of data filtering, if they were measured on the same examples."""
     same = result.data.get("fingerprint") == filtered.data.get("fingerprint")
     return comparison_values(filtered) if same else None

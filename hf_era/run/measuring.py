@@ -32,7 +32,7 @@ from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import share_out
 
 AUDIT_STORIES = 32
-"""Labelled forget training stories behind the gradients of the leak audit."""
+"""Labelled forget training examples behind the gradients of the leak audit."""
 
 
 class Measuring:
@@ -58,7 +58,7 @@ class Measuring:
         attack = fingerprint(
             *models, attacks, "the first ten steps measured, the sweep at the largest number of stories"
         )
-        title = "Attacking: relearning forget stories"
+        title = "Attacking: relearning forget examples"
         return [
             Phase("evaluation", "Evaluating", evaluation, self.evaluate),
             Phase("generation", "Generating", generation, self.generate),

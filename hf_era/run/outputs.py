@@ -31,7 +31,7 @@ def describe_plan(config: RunConfig, device: Any) -> str:
     if config.relearn.enabled:
         stories = ", ".join(map(str, config.relearn.stories))
         limits = f"{config.relearn.steps} steps at most, {config.relearn.trials} trials each"
-        attack = f"fine-tuning on {stories} forget stories, {limits}"
+        attack = f"fine-tuning on {stories} forget examples, {limits}"
     lines = [
         ("model", start),
         *get_method(config.method).plan(config),

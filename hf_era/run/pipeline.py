@@ -170,8 +170,8 @@ def _data_filtering(config: RunConfig, inputs: RunInputs) -> dict[str, Any] | No
     result = load_control(config.data_filtering)
     if result.data.get("fingerprint") != inputs.data_fingerprint:
         raise ValueError(
-            f"`data_filtering`: {config.data_filtering} was measured on other stories than this run's. Run the control with "
-            "the same data, split and seed (`--method data_filtering --model.start scratch`)."
+            f"`data_filtering`: {config.data_filtering} was measured on other examples than this run's. Run the control "
+            "with the same data, split and seed (`--method data_filtering --model.start scratch`)."
         )
     return comparison_values(result)
 

@@ -198,7 +198,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As the Trainer's, the longest stories first: sums do not depend on the order, and there is less padding."""
+        """As the Trainer's, the longest examples first: sums do not depend on the order, and there is less padding."""
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen  # type: ignore[index]
         order_is_free = self.compute_metrics is None and not self.args.dataloader_persistent_workers
@@ -210,7 +210,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         drop_last, is_training = self.args.dataloader_drop_last, bool(kwargs.get("is_training"))
-        self.args.dataloader_drop_last = drop_last and is_training  # no story is left out of what is measured
+        self.args.dataloader_drop_last = drop_last and is_training  # no example is left out of what is measured
         try:
             if fills_batches(dataset, self.args, self.accelerator):
                 if isinstance(dataset, Dataset):
@@ -232,7 +232,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         """Also counts the real tokens of the whole accumulated batch: the denominator of the L1 term."""
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if num_items_in_batch is not None:
-            # Without a label (one token, a masked story) the loss is 0, and not 0 / 0.
+            # Without a label (one token, a masked example) the loss is 0, and not 0 / 0.
             num_items_in_batch = num_items_in_batch.clamp(min=1)
         self._steps_in_loss_parts += 1
         if self.l1_coefficient > 0 and batches:

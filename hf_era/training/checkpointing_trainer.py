@@ -32,7 +32,7 @@ from hf_era.utils.storage_errors import StorageError, as_storage_error
 _ANOTHER_STREAM = "Where that matters, give a data set with a length, or a stream that is longer than the run."
 REPEATED_STREAM_MESSAGE = (
     "`train_dataset` is a stream without a length, and all of it was read: it begins anew. A run that goes on from a "
-    f"checkpoint saved from here on will not read the stories that this one reads. {_ANOTHER_STREAM}"
+    f"checkpoint saved from here on will not read the examples that this one reads. {_ANOTHER_STREAM}"
 )
 STAGING = ".saving.tmp"
 SCALER_FILE = "scaler.json"
@@ -330,7 +330,7 @@ def continued_stream_message(checkpoint: Path) -> str:
     """The warning's text for a checkpoint saved when a stream had been read once and was read again."""
     return (
         f"{checkpoint} was saved when `train_dataset`, a stream without a length, had been read once and was read again; "
-        "how far is not known. Training goes on at the beginning of the second pass, and not with the stories that the run "
+        "how far is not known. Training goes on at the beginning of the second pass, and not with the examples that the run "
         f"without a stop reads. {_ANOTHER_STREAM}"
     )
 

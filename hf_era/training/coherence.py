@@ -1,7 +1,7 @@
-"""Coherence fine-tuning: a few steps on retain stories after the cut, and the best weights kept.
+"""Coherence fine-tuning: a few steps on retain examples after the cut, and the best weights kept.
 
 The retain validation loss is measured before the first step and after every one; the weights of the lowest are kept. The
-first candidate is "no change", so this phase never makes the retain loss worse on those stories.
+first candidate is "no change", so this phase never makes the retain loss worse on those examples.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class CoherenceConfig:
     Args:
         enabled (`bool`, *optional*, defaults to `True`): `False` leaves the phase out.
         steps (`int`, *optional*, defaults to `500`): steps at most.
-        stories (`int`, *optional*, defaults to `64`): retain training stories; all of them are the batch of every step. The
+        stories (`int`, *optional*, defaults to `64`): retain training examples; all of them are the batch of every step. The
             first ones, or, where unlabelled ones are among them, drawn at random with the run's seed.
         learning_rate (`float`, *optional*, defaults to `5e-5`): constant.
         patience (`int`, *optional*): stop after so many steps in a row without a new best. Not given: never.
-        unlabelled (`bool`, *optional*, defaults to `True`): where some stories have no label, they are taken for retain, as
-            in the routing: nobody can tell them apart. `False`: only stories that are labelled retain. (Where labels were
-            dropped by `data.labelled_fraction`, that is more than somebody with such labels knows: only forget stories lose
+        unlabelled (`bool`, *optional*, defaults to `True`): where some examples have no label, they are taken for retain, as
+            in the routing: nobody can tell them apart. `False`: only examples that are labelled retain. (Where labels were
+            dropped by `data.labelled_fraction`, that is more than somebody with such labels knows: only forget examples lose
             theirs.)
 
     Raises:
@@ -46,12 +46,12 @@ class CoherenceConfig:
 
     enabled: bool = setting(True, "false leaves this phase out.", identity=True)
     steps: int = setting(500, "Steps at most.", identity=True)
-    stories: int = setting(64, "Retain stories, the batch of every step.", identity=True)
+    stories: int = setting(64, "Retain examples, the batch of every step.", identity=True)
     learning_rate: float = setting(5e-5, "Learning rate, constant.", identity=True)
     patience: int | None = setting(None, "Stop after so many steps without a new best.", identity=True)
 
     # The phase's key says whether there were any: without them it changes nothing.
-    unlabelled: bool = setting(True, "Take stories without a label for retain.", identity=False)
+    unlabelled: bool = setting(True, "Take examples without a label for retain.", identity=False)
 
     def __post_init__(self) -> None:
         for name in ("steps", "stories", "patience"):
@@ -126,7 +126,7 @@ def damage_of_best(folder: Path) -> str | None:
 
 
 def coherence_settings(config: CoherenceConfig, per_device_batch_size: int, processes: int) -> dict[str, Any]:
-    """What differs from the routing phase's Trainer arguments: a schedule of its own, all stories in every step.
+    """What differs from the routing phase's Trainer arguments: a schedule of its own, all examples in every step.
 
     Args:
         config (`CoherenceConfig`): the phase.
@@ -167,8 +167,8 @@ def fine_tune_for_coherence(
         model: a stock causal LM; changed in place.
         args (`CausalLMTrainingConfig`): the routing phase's with `coherence_settings` over them.
         config (`CoherenceConfig`): for the patience.
-        train_dataset (`Dataset`): the retain stories of the batch.
-        validation_retain (`Dataset`): the retain stories that choose the best weights.
+        train_dataset (`Dataset`): the retain examples of the batch.
+        validation_retain (`Dataset`): the retain examples that choose the best weights.
         tokenizer: its padding id pads.
 
     Returns: the folder, and a dict with `best_step` (0: no change), `best_loss`, `first_loss` and the `history`.

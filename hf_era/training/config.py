@@ -156,7 +156,7 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             loud warning says so.
         forget_dataset_name (`str`, *optional*, defaults to `"forget"`), retain_dataset_name (`str`, *optional*, defaults
         to `"retain"`):
-            Which of the sets in `eval_dataset={name: set, ...}` holds the forget and which the retain stories: of these
+            Which of the sets in `eval_dataset={name: set, ...}` holds the forget and which the retain examples: of these
             two there are the ablation gaps and the selectivity.
         kwargs: everything that `CausalLMTrainingConfig` takes.
 
@@ -185,10 +185,10 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     )
     # The metrics that follow from the two sets may choose the best weights.
     forget_dataset_name: str = setting(
-        FORGET_DATASET_NAME, "Name of the evaluation set with the forget stories.", identity=UNLESS_DEFAULT
+        FORGET_DATASET_NAME, "Name of the evaluation set with the forget examples.", identity=UNLESS_DEFAULT
     )
     retain_dataset_name: str = setting(
-        RETAIN_DATASET_NAME, "Name of the evaluation set with the retain stories.", identity=UNLESS_DEFAULT
+        RETAIN_DATASET_NAME, "Name of the evaluation set with the retain examples.", identity=UNLESS_DEFAULT
     )
 
     def __post_init__(self) -> None:

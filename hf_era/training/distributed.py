@@ -56,11 +56,11 @@ def fills_batches(dataset: Any, args: TrainingArguments, accelerator: Accelerato
 def filled_up(
     dataset: Any, sampler_of: Callable[[Any], Any] | None, batch_size: int, accelerator: Accelerator
 ) -> tuple[StoriesWithPaddingRows, Callable[[Any], PaddedSampler]]:
-    """A data set with padding rows behind its stories, and what makes the sampler of it.
+    """A data set with padding rows behind its examples, and what makes the sampler of it.
 
     Args:
-        dataset: stories, without the columns that the model does not take.
-        sampler_of (*optional*): makes the sampler of the data set itself. Not given: one story after the other.
+        dataset: examples, without the columns that the model does not take.
+        sampler_of (*optional*): makes the sampler of the data set itself. Not given: one example after the other.
         batch_size (`int`): rows of each process, or of all together where accelerate splits batches.
     """
     config = accelerator.dataloader_config

@@ -17,7 +17,7 @@ from transformers.trainer_utils import has_length
 from hf_era.evaluation.losses import count_labels
 
 NOTHING_TO_PREDICT = (
-    "none has a label behind its first token that is not -100. Give it stories of two tokens or more, and look at the "
+    "none has a label behind its first token that is not -100. Give it examples of two tokens or more, and look at the "
     "labels that the data set or `data_collator` makes."
 )
 

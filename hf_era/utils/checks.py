@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import psutil
 
 LARGEST_COUNT = 1_000_000_000
-"""No number of stories, steps or the like is larger. What is too large for this machine's memory is said elsewhere."""
+"""No number of examples, steps or the like is larger. What is too large for this machine's memory is said elsewhere."""
 
 SHOWN_CHARACTERS = 200
 REASON_CHARACTERS = 1_000

@@ -6,7 +6,7 @@ identify whole):
 
 * `identity=True`: what is computed depends on it;
 * `identity=False`: it changes what is shown or kept, where, or how fast; or something else identifies what it leads to (the
-  stories themselves, not the path that they were read from);
+  examples themselves, not the path that they were read from);
 * `identity=UNLESS_DEFAULT`: as `True`, but the default goes without saying. For a field that is newer than runs that should
   still be found.
 """

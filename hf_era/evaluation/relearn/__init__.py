@@ -1,1 +1,1 @@
-"""The relearn attack: fine-tune on a few forget stories, and see how much of the capability comes back, and how fast."""
+"""The relearn attack: fine-tune on a few forget examples, and see how much of the capability comes back, and how fast."""

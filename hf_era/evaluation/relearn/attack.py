@@ -1,6 +1,6 @@
-"""The relearn attack: fine-tune on a few forget stories and see how much of the capability comes back, and how fast.
+"""The relearn attack: fine-tune on a few forget examples and see how much of the capability comes back, and how fast.
 
-One trial is here: one model, one set of stories, one learning rate; the whole curve of forget and retain loss. The attack
+One trial is here: one model, one set of examples, one learning rate; the whole curve of forget and retain loss. The attack
 runs on a copy in the fast class of its architecture; batches are padded once and stay on the device, and evaluation never
 holds logits. The experiment made of many trials is in `experiment.py`.
 """
@@ -30,14 +30,14 @@ from hf_era.utils.processes import in_all, share_out
 
 
 class RelearnAttack:
-    """One trial: attacks models with the same stories.
+    """One trial: attacks models with the same examples.
 
-    AdamW without a schedule, all stories in every step, in training mode (a model with dropout is attacked with it; the
+    AdamW without a schedule, all examples in every step, in training mode (a model with dropout is attacked with it; the
     seed makes that repeatable). Weights in half precision are attacked in an fp32 copy: a step of 5e-5 would round to
     nothing in bf16. Frozen parameters are attacked too, for an attacker can unfreeze them.
 
     Args:
-        stories (`Dataset`): forget stories that neither training nor evaluation saw, with `input_ids` and `length`; all
+        stories (`Dataset`): forget examples that neither training nor evaluation saw, with `input_ids` and `length`; all
             are the batch of every step.
         measured (`MeasuredStories`): what the curve is measured on. pad_token_id (`int`): any valid id.
         config (`RelearnAttackConfig`): steps, learning rate and so on.
@@ -47,7 +47,7 @@ class RelearnAttack:
         tokens (`int`): that a step learns from: those that are predicted.
 
     Raises:
-        ValueError: if the stories have nothing to learn from.
+        ValueError: if the examples have nothing to learn from.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RelearnAttack:
         self.tokens = count_labels(self._batches)
         if not self.tokens:
             raise ValueError(
-                f"There is nothing to learn from the attack's {len(stories)} stories: none has two tokens or more. "
+                f"There is nothing to learn from the attack's {len(stories)} examples: none has two tokens or more. "
                 "Give longer ones, or raise `relearn.stories`."
             )
 
@@ -115,7 +115,7 @@ class RelearnAttack:
                 return
 
     def _step(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
-        """One step on all stories: micro-batches whose losses are summed and divided by all labels."""
+        """One step on all examples: micro-batches whose losses are summed and divided by all labels."""
 
         def accumulate(size: int) -> None:
             if size != self._batch_size:
@@ -178,17 +178,17 @@ def attackable_copy(model: Any, device: Any) -> Any:
 
 
 class MeasuredStories:
-    """The forget and retain stories that attacks are measured on.
+    """The forget and retain examples that attacks are measured on.
 
     Args:
         forget, retain (`Dataset`): with `input_ids` and `length`. pad_token_id (`int`): any valid id.
-        batch_size (`int`, *optional*, defaults to `16`): stories a batch; changes speed and memory only.
+        batch_size (`int`, *optional*, defaults to `16`): examples a batch; changes speed and memory only.
         device (*optional*, defaults to `"cpu"`): where they are kept, and attacks run.
         bf16 (`bool`, *optional*, defaults to `False`): attacks and measurements run in bf16 autocast.
 
     Attributes:
         counts (`dict[str, int]`): `forget_stories`, `forget_tokens`, `retain_stories`, `retain_tokens`; tokens that are
-            predicted, and stories that have any.
+            predicted, and examples that have any.
 
     Raises:
         ValueError: if one of the two has nothing to predict.
@@ -211,7 +211,7 @@ class MeasuredStories:
         for name, batches in self._batches.items():
             if not batches:
                 raise ValueError(
-                    f"There is no {name} story to measure the attack on: of {len(self._stories[name])}, none has two "
+                    f"There is no {name} example to measure the attack on: of {len(self._stories[name])}, none has two "
                     "tokens or more."
                 )
             self.counts[f"{name}_stories"] = sum(len(batch["labels"]) for batch in batches)
@@ -266,7 +266,7 @@ class MeasuredStories:
 
 
 def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device: Any) -> list[dict[str, Tensor]]:
-    """Stories (`input_ids`, `length`) padded once, like with like, on the device. A story with fewer than two tokens has
+    """Examples (`input_ids`, `length`) padded once, like with like, on the device. An example with fewer than two tokens has
     nothing to predict and is left out."""
     examples = longest_first(stories)
     kept, collator = sum(length > 1 for length in examples["length"]), RoutingCollator(pad_token_id)

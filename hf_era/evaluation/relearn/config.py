@@ -1,6 +1,6 @@
-"""The relearn attack's settings, and the attacks that they ask for with a given number of stories.
+"""The relearn attack's settings, and the attacks that they ask for with a given number of examples.
 
-The forget stories that an attacker may have (the *pool*) are few, and trials of one attack share none of them. What does
+The forget examples that an attacker may have (the *pool*) are few, and trials of one attack share none of them. What does
 not fit is refused before anything is trained, or made smaller where the user said so.
 """
 
@@ -35,11 +35,11 @@ class RelearnAttackConfig:
         3, "Stop after so many evaluations in a row with a higher forget loss; null: never.", identity=True
     )
     evaluate_every: int = setting(1, "Steps between evaluations, after the first ten.", identity=True)
-    batch_size: int = setting(16, "Stories in memory at a time; changes the speed only.", identity=True)
+    batch_size: int = setting(16, "Examples in memory at a time; changes the speed only.", identity=True)
     lora_rank: int = setting(8, "Rank of the adapters of a LoRA attack.", identity=True)
     lora_alpha: float = setting(16.0, "Scale of the adapters of a LoRA attack.", identity=True)
     bf16: bool | None = setting(None, "Attack in bf16 autocast. Not given: as the run was trained.", identity=True)
-    seed: int = setting(0, "Of the choice of stories, the adapters and dropout.", identity=True)
+    seed: int = setting(0, "Of the choice of examples, the adapters and dropout.", identity=True)
 
     def __post_init__(self) -> None:
         for name in ("steps", "patience", "evaluate_every", "batch_size", "lora_rank"):
@@ -53,8 +53,8 @@ class RelearnAttackConfig:
 class RelearnConfig(RelearnAttackConfig):
     """The relearn attacks on one model: several N, several trials each, a sweep of learning rates, and LoRA.
 
-    Each field's `help` says what it is. All N stories are the batch of every step. N x `trials` stories are needed; with
-    `allow_fewer`, what was cut is said in the result. An attack that the sweep would repeat is made once. The stories that
+    Each field's `help` says what it is. All N examples are the batch of every step. N x `trials` examples are needed; with
+    `allow_fewer`, what was cut is said in the result. An attack that the sweep would repeat is made once. The examples that
     attacks are measured on are always the same ones.
 
     Raises:
@@ -63,11 +63,11 @@ class RelearnConfig(RelearnAttackConfig):
 
     enabled: bool = setting(True, "false leaves the attacks out.", identity=True)
     stories: list[int] = setting(
-        lambda: [1, 4, 16, 64], "Forget stories of the attacker, one attack each.", identity=True
+        lambda: [1, 4, 16, 64], "Forget examples of the attacker, one attack each.", identity=True
     )
-    trials: int = setting(5, "Trials of each attack; they share no story.", identity=True)
+    trials: int = setting(5, "Trials of each attack; they share no example.", identity=True)
     sweep_stories: int | None = setting(
-        None, "Sweep and LoRA with so many stories too; always with the largest of relearn.stories.", identity=True
+        None, "Sweep and LoRA with so many examples too; always with the largest of relearn.stories.", identity=True
     )
     sweep_learning_rates: list[float] = setting(
         lambda: [1e-5, 5e-5, 2e-4, 1e-3], "Also attack with these learning rates. Empty: no sweep.", identity=True
@@ -80,7 +80,7 @@ class RelearnConfig(RelearnAttackConfig):
         lambda: [2e-4, 1e-3, 5e-3], "Learning rates of the LoRA attacks.", identity=True
     )
     evaluation_stories: int | None = setting(
-        64, "Measure on at most so many forget and so many retain stories; null: on all.", identity=True
+        64, "Measure on at most so many forget and so many retain examples; null: on all.", identity=True
     )
     attack_before: bool = setting(
         True,
@@ -88,7 +88,7 @@ class RelearnConfig(RelearnAttackConfig):
         identity=UNLESS_DEFAULT,
     )
     allow_fewer: bool = setting(
-        False, "With too few stories: fewer trials or stories instead of an error.", identity=True
+        False, "With too few examples: fewer trials or examples instead of an error.", identity=True
     )
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class RelearnConfig(RelearnAttackConfig):
 
 @dataclass(frozen=True)
 class PlannedAttack:
-    """One kind of attack: `trials` trials with `stories` stories each. `kind` is `full` or `lora`."""
+    """One kind of attack: `trials` trials with `stories` examples each. `kind` is `full` or `lora`."""
 
     kind: str
     stories: int
@@ -134,8 +134,8 @@ class AttackPlan(NamedTuple):
 
 
 def plan_attacks(config: RelearnConfig, pool_size: int) -> AttackPlan:
-    """The attacks that a config asks for, with `pool_size` forget stories to draw from. Raises `ValueError` if there are too
-    few and `allow_fewer` was not said, or none at all."""
+    """The attacks that a config asks for, with `pool_size` forget examples to draw from. Raises `ValueError` if there are
+    too few and `allow_fewer` was not said, or none at all."""
     asked = _asked_attacks(config)
     too_large = [attack for attack in asked if attack.stories * attack.trials > pool_size]
     if too_large and (not config.allow_fewer or pool_size == 0):
@@ -156,19 +156,19 @@ def plan_attacks(config: RelearnConfig, pool_size: int) -> AttackPlan:
 
 
 def stories_needed(config: RelearnConfig) -> int:
-    """How many forget stories the pool should hold, so that the attacks can be made in full."""
+    """How many forget examples the pool should hold, so that the attacks can be made in full."""
     return max(attack.stories * attack.trials for attack in _asked_attacks(config))
 
 
 def check_attack(config: RelearnConfig, pool_size: int) -> None:
-    """Raises `ValueError` if the attacks could not be made with `pool_size` stories; to be called before any training."""
+    """Raises `ValueError` if the attacks could not be made with `pool_size` examples; to be called before any training."""
     if config.enabled:
         plan_attacks(config, pool_size)
 
 
 def _asked_attacks(config: RelearnConfig) -> list[PlannedAttack]:
     """What the config asks for, whatever there is; nothing twice."""
-    # A rate that is best with few stories need not be so with many: the sweep is made at the headline's number.
+    # A rate that is best with few examples need not be so with many: the sweep is made at the headline's number.
     swept = list(dict.fromkeys([max(config.stories), config.sweep_stories or max(config.stories)]))
     sweep_trials = config.sweep_trials or config.trials
     asked = [PlannedAttack(FULL, stories, config.learning_rate, config.trials) for stories in config.stories]

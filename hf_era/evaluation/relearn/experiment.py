@@ -1,4 +1,4 @@
-"""The relearn attack as an experiment: several N, trials, learning rates and LoRA, all measured on the same stories."""
+"""The relearn attack as an experiment: several N, trials, learning rates and LoRA, all measured on the same examples."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from hf_era.utils.processes import in_all, share_of, share_out
 class RelearnExperiment:
     """Makes the attacks that a config asks for, on any causal LM.
 
-    Trial t with N stories gets stories [t N, (t + 1) N) of one seeded permutation of the pool: trials of the same attack
-    share none, and attacks that differ in learning rate or kind only are made with the same ones. The same model, stories
+    Trial t with N examples gets examples [t N, (t + 1) N) of one seeded permutation of the pool: trials of the same attack
+    share none, and attacks that differ in learning rate or kind only are made with the same ones. The same model, examples
     and config give the same curves, bit for bit on a CPU with the same number of threads.
 
     Args:
-        pool (`Dataset`): forget stories that neither training nor any evaluation saw; `input_ids`, `length`. Those with
+        pool (`Dataset`): forget examples that neither training nor any evaluation saw; `input_ids`, `length`. Those with
             fewer than two tokens teach nothing and do not count.
         forget, retain (`Dataset`): what is measured, or a fixed choice of it (`evaluation_stories`); the same columns.
         pad_token_id (`int`): any valid id. config (`RelearnConfig`): the attacks; its `enabled` is for the caller to heed.
@@ -44,7 +44,7 @@ class RelearnExperiment:
             get all of them. Each must then make the same calls in the same order. Not given: this process does it all.
 
     Raises:
-        ValueError: if there are too few stories for what was asked, or nothing to learn from or to measure.
+        ValueError: if there are too few examples for what was asked, or nothing to learn from or to measure.
     """
 
     def __init__(
@@ -82,30 +82,30 @@ class RelearnExperiment:
         ]
         every = "step" if self.config.evaluate_every == 1 else f"{self.config.evaluate_every} steps after the first ten"
         return (
-            f"{trials} relearn attacks of up to {self.config.steps} steps on {sizes} forget stories, learning rates "
+            f"{trials} relearn attacks of up to {self.config.steps} steps on {sizes} forget examples, learning rates "
             f"{' and, with LoRA, '.join(rates)}; measured every {every} on {counts['forget_stories']} forget and "
-            f"{counts['retain_stories']} retain stories"
+            f"{counts['retain_stories']} retain examples"
         )
 
     def losses(self, model: Any) -> dict[str, float]:
-        """`forget`, `retain` -> a model's loss on the stories that attacks are measured on, nats a token, token-weighted,
+        """`forget`, `retain` -> a model's loss on the examples that attacks are measured on, nats a token, token-weighted,
         in the precision of an attack. The model is left as it is. Raises `ValueError` as `check`."""
         self.check(model)
         return self._measured.losses(attackable_copy(model, self._measured.device), self._state)
 
     def check(self, model: Any) -> None:
-        """Raises `ValueError` if these stories do not fit a model: too long, or of another tokenizer; or if it has no
+        """Raises `ValueError` if these examples do not fit a model: too long, or of another tokenizer; or if it has no
         weights that can be trained. Any model of the same config will do, so it can be called before training."""
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and self._longest > limit:
             raise ValueError(
-                f"`data.max_tokens`: the longest story of the attack has {self._longest} tokens, but the model takes "
-                f"{limit} at most (`max_position_embeddings`). Cut the stories with `--data.max_tokens {limit}`."
+                f"`data.max_tokens`: the longest example of the attack has {self._longest} tokens, but the model takes "
+                f"{limit} at most (`max_position_embeddings`). Cut the examples with `--data.max_tokens {limit}`."
             )
         vocabulary = getattr(model.get_input_embeddings(), "num_embeddings", None)
         if vocabulary is not None and self._highest_id >= vocabulary:
             raise ValueError(
-                f"The attack's stories hold token {self._highest_id}, but the model knows {vocabulary} tokens. "
+                f"The attack's examples hold token {self._highest_id}, but the model knows {vocabulary} tokens. "
                 "Tokenise them with the model's own tokenizer."
             )
         if getattr(model, "is_quantized", False):
@@ -225,7 +225,7 @@ def _shuffled(size: int, seed: int) -> list[int]:
 
 
 def _fixed_choice(stories: Dataset, number: int | None, seed: int) -> Dataset:
-    """At most so many stories, chosen by the seed; the same ones for every model."""
+    """At most so many examples, chosen by the seed; the same ones for every model."""
     if number is None or number >= len(stories):
         return stories
     return stories.select(_shuffled(len(stories), seed)[:number])

@@ -73,8 +73,8 @@ class RelearnTrial:
 
     Attributes:
         kind (`str`): `full` (all weights) or `lora`.
-        stories (`int`): forget stories of the attacker, N. learning_rate (`float`): AdamW's, constant.
-        trial (`int`): from 0; trials of the same kind share no story. seed (`int`): of its stories and adapters.
+        stories (`int`): forget examples of the attacker, N. learning_rate (`float`): AdamW's, constant.
+        trial (`int`): from 0; trials of the same kind share no example. seed (`int`): of its examples and adapters.
         tokens (`int`, *optional*): that a step learns from. None: not recorded.
     """
 
@@ -108,11 +108,11 @@ class RelearnTrial:
 
 @dataclass(frozen=True)
 class Effort:
-    """What an attacker spent, medians over trials. A step reads all its stories, so that steps of attacks with different
-    numbers of stories are not alike: compare tokens, or where they were not recorded stories.
+    """What an attacker spent, medians over trials. A step reads all its examples, so that steps of attacks with different
+    numbers of examples are not alike: compare tokens, or where they were not recorded examples.
 
     Attributes:
-        steps (`float`): of the optimizer. stories (`float`): read, each as often as it was.
+        steps (`float`): of the optimizer. examples (`float`): read, each as often as it was.
         tokens (`float`, *optional*): learnt from. None: not recorded.
     """
 
@@ -135,7 +135,7 @@ class AttackSummary:
             None where that is no number of steps. retain_at_recovery (`Estimate`): retain loss there, of those that did.
         edges (`tuple[str, ...]`): at which edges of what was tried the minimum lies. `steps`: a trial ran out of steps
             before its forget loss had turned, as patience counts it. Of the strongest attack also `stories` (no attack of
-            its kind had more) and `learning rate` (none with so many stories had a lower one, or a higher one). With any
+            its kind had more) and `learning rate` (none with so many examples had a lower one, or a higher one). With any
             of them `lowest_forget` and `robust_unlearning` are upper bounds: more of the same may bring back more.
         recovery (`str`): `reached`: the median trial recovered; `not reached`; `at the start`: the forget loss was at the
             level before the attack already; `unknown`.
@@ -166,7 +166,7 @@ class AttackSummary:
 
     @property
     def converged(self) -> bool:
-        """Whether with so many stories neither more steps nor another learning rate promise a lower forget loss."""
+        """Whether with so many examples neither more steps nor another learning rate promise a lower forget loss."""
         return STEPS not in self.edges and LEARNING_RATE not in self.edges
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,9 +179,9 @@ class RelearnResult:
 
     Attributes:
         trials (`list[RelearnTrial]`): every attack that was made.
-        before (`dict`, *optional*): `forget`, `retain` -> loss of the model before the method on the same stories.
+        before (`dict`, *optional*): `forget`, `retain` -> loss of the model before the method on the same examples.
         settings (`dict`): of the attacks. measured (`dict`): `forget_stories`, `forget_tokens`, `retain_stories`,
-            `retain_tokens`: what the losses were measured on. pool_stories (`int`): forget stories that attacks drew from.
+            `retain_tokens`: what the losses were measured on. pool_stories (`int`): forget examples that attacks drew from.
         notes (`list[str]`): what was asked for and could not be done in full, in words.
         before_trials (`list[RelearnTrial]`): of the strongest attack on the model before the method; empty if not made.
     """
@@ -222,7 +222,7 @@ class RelearnResult:
 
     @property
     def unlearning(self) -> float | None:
-        """Forget loss at the start of the attacks minus that before the method, on the same stories as robust unlearning,
+        """Forget loss at the start of the attacks minus that before the method, on the same examples as robust unlearning,
         nats a token; `None` where one is not known."""
         if self.before is None or not self.trials:
             return None
@@ -257,7 +257,7 @@ def _strongest(summaries: Sequence[AttackSummary]) -> AttackSummary | None:
 
 
 def _edges_of_the_grid(strongest: AttackSummary, summaries: Sequence[AttackSummary]) -> list[str]:
-    """Beyond which of the numbers of stories and learning rates that were tried a stronger attack may lie."""
+    """Beyond which of the numbers of examples and learning rates that were tried a stronger attack may lie."""
     alike = [part for part in summaries if part.kind == strongest.kind]
     rates = [part.learning_rate for part in alike if part.stories == strongest.stories]
     edges = [STORIES] if strongest.stories == max(part.stories for part in alike) else []

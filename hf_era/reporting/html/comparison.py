@@ -47,7 +47,7 @@ def comparability_warnings(results: Results) -> list[str]:
     found = []
     if len(prints) > len({seed for seed, _ in prints}):  # each seed has a split of its own
         found.append(
-            "These results were not measured on the same stories (their fingerprints differ): losses of different stories "
+            "These results were not measured on the same examples (their fingerprints differ): losses of different examples "
             "cannot be compared; only differences of the same result can, with care."
         )
     recipes = [(result.name, json.dumps(recipe_of(result), sort_keys=True)) for result in results]

@@ -31,7 +31,7 @@ def _sentences(moment: str, audit: dict[str, Any]) -> list[str]:
     found = []
     if all(map(is_number, shares)):
         on, on_auxiliary, off, off_auxiliary = map(format_share, shares)
-        counts = f"{format_count(audit.get('stories'))} forget stories"
+        counts = f"{format_count(audit.get('stories'))} forget examples"
         found.append(
             f"Of the squared gradient norm {MOMENTS[moment]}, on {counts}, {on} fall on the original dims of the target "
             f"layers and {on_auxiliary} on the auxiliary module with routing on; {off} and {off_auxiliary} with routing "
@@ -62,5 +62,5 @@ def _gradient_tables(moment: str, audit: dict[str, Any]) -> list[Table]:
         ]
         aligned = [format_number((alignment.get(layer) or {}).get(name), 2) for name in PARTS]
         rows.append([name_of(layer), *shares, *aligned])
-    caption = f"Shares of the squared norm of the gradient of forget stories, {MOMENTS[moment]}."
+    caption = f"Shares of the squared norm of the gradient of forget examples, {MOMENTS[moment]}."
     return [Table(caption, header, rows)] if rows else []

@@ -1,6 +1,6 @@
 """A page about one result: one HTML file that needs nothing else, runs no script and asks no network for anything.
 
-The text of names, tokens, prompts, generated stories and configs comes from anywhere; the template escapes all of it, and
+The text of names, tokens, prompts, generated examples and configs comes from anywhere; the template escapes all of it, and
 the page's own policy forbids scripts, frames, forms and requests even if something got through.
 """
 

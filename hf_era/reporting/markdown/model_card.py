@@ -102,7 +102,7 @@ def _evaluation_results(result: RunResult) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=name if kind == "hub" else kind,
-            dataset_name="built-in story generator of hf_era (synthetic)" if kind == "generator" else name,
+            dataset_name="built-in example generator of hf_era (synthetic)" if kind == "generator" else name,
             dataset_split="validation",
             metric_type=metric_type,
             metric_name=f"{metric_name} (nats/token)",
@@ -182,7 +182,7 @@ def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
     made += f", stopped after {format_count(patience)} rises in a row" if patience else ""
     measured = relearning.measured
     parts = [
-        f"{format_count(measured.get(f'{kind}_stories'))} {kind} stories "
+        f"{format_count(measured.get(f'{kind}_stories'))} {kind} examples "
         f"({format_count(measured.get(f'{kind}_tokens'))} tokens)"
         for kind in ("forget", "retain")
     ]

@@ -73,7 +73,7 @@ def losses_table(result: RunResult) -> str:
 
 
 def selectivity_table(result: RunResult) -> str:
-    """One row per target layer: activation of the auxiliary module on forget stories over that on retain stories."""
+    """One row per target layer: activation of the auxiliary module on forget examples over that on retain examples."""
     return markdown_table(tables.selectivity_table(result))
 
 

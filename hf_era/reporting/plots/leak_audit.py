@@ -1,4 +1,4 @@
-"""The leak audit: where the gradient of forget stories goes with routing on and off, and what ablation removes.
+"""The leak audit: where the gradient of forget examples goes with routing on and off, and what ablation removes.
 
 Above: each part's share of the squared gradient norm, per layer. Below left: how much of the gradient is left of that
 without routing (1: the same, 0: blocked, below 0: un-teaching). Below right: how the losses change when a layer's
@@ -51,10 +51,10 @@ def caption(results: Results) -> str:
     moment = gradient_moment(audit_of(results))
     when = f" {MOMENTS[moment]}" if moment else ""
     return (
-        f"Above: shares of the squared norm of the gradient of forget stories{when}; left bar of a layer: routing on, right "
-        "bar, hatched: routing off. The rest is everything outside the routed MLPs. Below, on the left: alignment with "
-        "the gradient without routing (1: the same, 0: blocked, below 0: un-teaching); on the right: how ablating one "
-        "layer's auxiliary module, or all, changes the losses, with 95 % intervals of this run, over stories."
+        f"Above: shares of the squared norm of the gradient of forget examples{when}; left bar of a layer: routing on, "
+        "right bar, hatched: routing off. The rest is everything outside the routed MLPs. Below, on the left: alignment "
+        "with the gradient without routing (1: the same, 0: blocked, below 0: un-teaching); on the right: how ablating one "
+        "layer's auxiliary module, or all, changes the losses, with 95 % intervals of this run, over examples."
     )
 
 
@@ -92,7 +92,7 @@ def gradient_moment(audit: dict[str, Any]) -> str | None:
 def _shares(panel: Axes, gradient: dict[str, Any]) -> None:
     routed, unrouted = (gradient.get(name) or {} for name in ("routed", "unrouted"))
     layers = sorted({*(routed.get("layers") or {}), *(unrouted.get("layers") or {})}, key=layer_order)
-    panel.set_title("Gradient of forget stories", loc="left")
+    panel.set_title("Gradient of forget examples", loc="left")
     if not layers:
         return _without(panel)
     for side, part in ((-0.21, routed), (0.21, unrouted)):

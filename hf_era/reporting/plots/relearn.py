@@ -1,6 +1,6 @@
 """Relearn curves: forget and retain loss over the steps of an attack, mean and 95 % interval over trials.
 
-One result: a line per number of stories N, for each N the attack that brought back most. Several results: a row of panels
+One result: a line per number of examples N, for each N the attack that brought back most. Several results: a row of panels
 per N, a line per result, the seeds of one recipe in the same colour. A trial that stopped early keeps its last loss,
 because that is where its attacker stopped; a mean over the trials still running would jump whenever one leaves.
 """
@@ -23,7 +23,7 @@ MAXIMUM_ROWS = 4
 MAXIMUM_BANDS = 6
 """Lines of a panel; above this the bands would hide each other and are left out."""
 Attacked = tuple[str, RelearnResult, dict[int, AttackSummary]]
-"""Name, attacks, and the strongest attack per number of stories."""
+"""Name, attacks, and the strongest attack per number of examples."""
 
 
 def has_data(results: Results) -> bool:
@@ -32,16 +32,16 @@ def has_data(results: Results) -> bool:
 
 def caption(results: Results) -> str:
     lines = (
-        "One line per number of stories that the attacker has: of the attacks with so many, the one that brought back most."
+        "One line per number of examples that the attacker has: of the attacks with so many, the one that brought back most."
         if len(results) == 1
-        else "Of each result the attack that brought back most, among those with so many stories; the largest numbers of "
-        "stories are shown."
+        else "Of each result the attack that brought back most, among those with so many examples; the largest numbers of "
+        "examples are shown."
     )
     left_out = "" if len(results) == 1 else " (left out where the results do not share it)"
     crowded = max(len(results), 1) > MAXIMUM_BANDS
     return (
         f"{lines} Mean over trials{'' if crowded else ' with its 95 % interval'}; a trial that stopped early keeps its "
-        "last loss. A step reads all the attacker's stories. Dashed: the loss before the method; dotted: that plus "
+        "last loss. A step reads all the attacker's examples. Dashed: the loss before the method; dotted: that plus "
         f"{RECOVERY_MARGIN:g}, the level that counts as recovered{left_out}."
     )
 
@@ -64,7 +64,7 @@ def trials_mean(trials: Sequence[RelearnTrial], name: str) -> tuple[list[int], l
 
 
 def strongest_per_stories(relearning: RelearnResult) -> dict[int, AttackSummary]:
-    """N -> the attack with so many stories and the lowest mean of the lowest forget losses, by rising N."""
+    """N -> the attack with so many examples and the lowest mean of the lowest forget losses, by rising N."""
     found: dict[int, AttackSummary] = {}
     finite = [part for part in relearning.summaries() if is_number(part.lowest_forget.value)]
     for part in sorted(finite, key=lambda part: part.lowest_forget.value or 0.0):

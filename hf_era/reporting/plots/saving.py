@@ -48,7 +48,7 @@ PLOT_KINDS = (
         "training", "Losses and ablation gap while training", training, False, "No loss was logged while training."
     ),
     PlotKind(
-        "leak_audit", "Where the gradient of forget stories goes, and what ablation removes", leak_audit, False,
+        "leak_audit", "Where the gradient of forget examples goes, and what ablation removes", leak_audit, False,
         "No leak audit was made.",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Selectivity per layer: how much more active the auxiliary module is on forget stories than on retain stories."""
+"""Selectivity per layer: how much more active the auxiliary module is on forget examples than on retain examples."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def has_data(results: Results) -> bool:
 
 def caption(results: Results) -> str:
     return (
-        "Mean absolute activation of the auxiliary module on forget stories over that on retain stories, with its 95 % "
-        "interval of each run, over stories. 1 (the line): the module is no more active on forget stories."
+        "Mean absolute activation of the auxiliary module on forget examples over that on retain examples, with its 95 % "
+        "interval of each run, over examples. 1 (the line): the module is no more active on forget examples."
     )
 
 

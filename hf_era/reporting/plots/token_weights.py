@@ -1,4 +1,4 @@
-"""The tokens that the frequency rule routes: their weight, and how often they stand in forget and retain stories."""
+"""The tokens that the frequency rule routes: their weight, and how often they stand in forget and retain examples."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw(results: Results) -> Figure:
     right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the scale's own writes powers as formulas
     right.set_xlabel("per 10,000 tokens")
     bars = (SERIES[1], "strongly routed"), (SERIES[4], "moderately routed"), (MUTED, "hardly routed")
-    dots = (FORGET, "o", "in forget stories"), (RETAIN, "s", "in retain stories")
+    dots = (FORGET, "o", "in forget examples"), (RETAIN, "s", "in retain examples")
     handles = [Line2D([], [], color=colour, linewidth=6) for colour, _ in bars]
     handles += [Line2D([], [], color=colour, marker=marker, linestyle="none") for colour, marker, _ in dots]
     legend_below(figure, handles, [part[-1] for part in (*bars, *dots)])

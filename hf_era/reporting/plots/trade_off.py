@@ -25,10 +25,10 @@ def has_data(results: Results) -> bool:
 
 def caption(results: Results) -> str:
     return (
-        "Filled: the final model with 95 % intervals of each run, over stories; hollow, at the foot of the arrow: "
+        "Filled: the final model with 95 % intervals of each run, over examples; hollow, at the foot of the arrow: "
         "the model before the method. Up is more forgetting, to the right the retain loss is paid for it. The star is data "
-        "filtering, a model that never saw forget stories: above it, a model is worse at forget stories than one that does "
-        "not know them."
+        "filtering, a model that never saw forget examples: above it, a model is worse at forget examples than one that "
+        "does not know them."
     )
 
 

@@ -32,9 +32,9 @@ def has_data(results: Results) -> bool:
 
 def caption(results: Results) -> str:
     if not any(_curve(results, name) for name, *_ in _GAPS):
-        return "Losses on validation stories, and the training loss of the batches."
+        return "Losses on validation examples, and the training loss of the batches."
     text = (
-        "Losses on validation stories with the auxiliary module on and ablated, and the difference of both: the ablation "
+        "Losses on validation examples with the auxiliary module on and ablated, and the difference of both: the ablation "
         "gap. The training loss is that of the batches; the forward pass does not depend on the routing."
     )
     if _minimum(results) is not None:

@@ -1,4 +1,4 @@
-"""`evaluate` metric: losses on forget and on retain stories, as `hf_era.evaluation.losses` estimates them."""
+"""`evaluate` metric: losses on forget and on retain examples, as `hf_era.evaluation.losses` estimates them."""
 
 import datasets
 import evaluate
@@ -8,15 +8,15 @@ from hf_era.data.labelling import FORGET, RETAIN
 from hf_era.evaluation.losses import loss_estimate, mean_of_batch_means
 
 _DESCRIPTION = """
-Token-weighted losses on forget and retain stories, nats a token, with 95 % bootstrap intervals over stories. Beside them,
-under its own name, the mean of batch means, which gives the tokens of short stories more weight.
+Token-weighted losses on forget and retain examples, nats a token, with 95 % bootstrap intervals over examples. Beside them,
+under its own name, the mean of batch means, which gives the tokens of short examples more weight.
 """
 
 _INPUTS = """
 Args:
-    predictions (`list[float]`): each story's summed negative log-likelihood, nats.
-    references (`list[dict]`): each story's `label` (0 forget, 1 retain) and `tokens` (`int`, predicted tokens).
-    batch_size (`int`, *optional*, defaults to `80`): stories a batch of the mean of batch means, in the order given.
+    predictions (`list[float]`): each example's summed negative log-likelihood, nats.
+    references (`list[dict]`): each example's `label` (0 forget, 1 retain) and `tokens` (`int`, predicted tokens).
+    batch_size (`int`, *optional*, defaults to `80`): examples a batch of the mean of batch means, in the order given.
     bootstrap_samples (`int`, *optional*, defaults to `1000`): resamples of the intervals. 0: no intervals.
 
 Returns:
@@ -61,5 +61,5 @@ def _check_labels(labels):  # type: ignore[no-untyped-def]
         if label not in (FORGET, RETAIN):
             raise ValueError(
                 f"`references`: `label` should be {FORGET} (forget) or {RETAIN} (retain), got {label}. "
-                "Leave stories without a label out."
+                "Leave examples without a label out."
             )

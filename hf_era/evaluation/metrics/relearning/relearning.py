@@ -14,7 +14,7 @@ _INPUTS = """
 Args:
     predictions (`list[dict]`): each trial's curve: `steps`, `forget_losses`, `retain_losses`, lists of the same length; the
         first point is step 0, before the attack.
-    before (`float`, *optional*): forget loss of the model before the method, on the same stories.
+    before (`float`, *optional*): forget loss of the model before the method, on the same examples.
 
 Returns:
     `trials`; `lowest_forget_loss`, `retain_loss_at_lowest`, `robust_unlearning` and `retain_loss_at_recovery`, each with
