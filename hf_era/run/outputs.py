@@ -35,7 +35,7 @@ def describe_plan(config: RunConfig, device: Any) -> str:
     lines = [
         ("model", start),
         *get_method(config.method).plan(config),
-        ("data", f"{config.data.train}; forgetting: {', '.join(config.data.forget_words)}"),
+        ("data", f"{' and '.join(config.data.sources.values())}; forgetting: {config.data.labels}"),
         ("attack", attack),
         ("output", config.output_path),
     ]

@@ -150,11 +150,16 @@ def unknown_key_message(where: str, key: object, known: Iterable[str]) -> str:
     return f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, names)} {listed}"
 
 
-def _hint(value: object, names: list[str]) -> str:
+def close_name(text: str, names: Sequence[str]) -> str | None:
+    """The nearest of some names; `None` if none is near."""
     # A long text is near to no name, and comparing it takes long.
-    text = value if isinstance(value, str) else short_repr(value)
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.5) if len(text) <= SHOWN_CHARACTERS else []
-    return f" Did you mean `{close[0]}`?" if close else ""
+    return close[0] if close else None
+
+
+def _hint(value: object, names: list[str]) -> str:
+    close = close_name(value if isinstance(value, str) else short_repr(value), names)
+    return f" Did you mean `{close}`?" if close else ""
 
 
 def check_memory(name: str, value: str, needed: float, way_out: str) -> None:
