@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         GradientRoutingTrainer,
         LocalizationWarning,
         NonFiniteLossError,
+        add_routing_weights,
     )
 
 _LAZY = {
@@ -35,6 +36,7 @@ _LAZY = {
     "GradientRoutingTrainer": "hf_era.training",
     "LocalizationWarning": "hf_era.training",
     "NonFiniteLossError": "hf_era.training",
+    "add_routing_weights": "hf_era.training",
     "RunConfig": "hf_era.run.config",
     "load_run_config": "hf_era.run.config",
     "run_pipeline": "hf_era.run.pipeline",
@@ -55,6 +57,7 @@ __all__ = [
     "RoutingRuleConfig",
     "RunConfig",
     "__version__",
+    "add_routing_weights",
     "expand_base",
     "load_run_config",
     "run_pipeline",

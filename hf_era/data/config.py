@@ -11,6 +11,8 @@ from hf_era.utils.fields import setting
 GENERATOR = "generator"
 TOPICS = "topics"
 BUILT_IN = (GENERATOR, TOPICS)
+GIVEN = "given"
+"""As a source: examples that a program hands over; nothing is read."""
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
 
 # Least and most of the numbers.
