@@ -185,6 +185,8 @@ class Labels:
                 f"{self.name('forget_labels')}: {none} has {asked} in the column `{self.label_column}`.{hint} It "
                 f"has: {_counted(values)}."
             )
+        if self.kind == "sources":
+            return f"{where.capitalize()}: there is no forget example among {number}. Add some."
         return f"{self.name('score_column')}: {none} has a `{self.score_column}` of {FORGET_SCORE} or more."
 
     def no_retain_message(self, number: int, values: Mapping[Any, int], where: str) -> str:
@@ -202,6 +204,8 @@ class Labels:
                 f"{rest} beside those of {self.name('forget_labels')}. It has: {_counted(values)}. Add other examples"
                 f"{correct}."
             )
+        if self.kind == "sources":
+            return f"there is no retain example among {number}. Add some."
         return (
             f"there is no retain example: none of the {number} {where} has a `{self.score_column}` below "
             f"{FORGET_SCORE}. Add other examples."

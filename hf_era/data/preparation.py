@@ -28,7 +28,8 @@ class PreparedData:
     """Tokenised examples, ready for the collator, and what is to be said of them.
 
     Attributes:
-        train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`,
+        train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`, and
+            `is_unlabelled` if there are examples without a label,
             `length`, `text`; where there are prompts also `labels`, -100 on them.
         validation_forget, validation_retain, validation_unlabelled, attack_forget (`Dataset`): the same but for
             `routing_weight`. All but the first two may be empty.
@@ -151,7 +152,9 @@ def prepare_data(
     if rule.needs_frequencies:
         table = frequency_table(train, rule, vocabulary_size, skip_bos=config.add_bos)
         rows = table.rows(lambda token: tokenizer.decode([token]), rule.table_minimum_per_10k)
-    train = weigh_examples(train, rule, table, config.num_proc)
+    # Where forget examples alone lost their labels, a mark would give them away.
+    has_unlabelled = splits.labels_dropped == 0 and UNLABELLED in splits.train["label"][:]
+    train = weigh_examples(train, rule, table, config.num_proc, has_unlabelled)
     summary = _summary(train, others, config, splits)
     if rule.rule == "concept":
         summary["forget_word_pieces"] = word_pieces(train, tokenizer, vocabulary_size)

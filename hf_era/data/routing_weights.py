@@ -42,12 +42,18 @@ def frequency_table(train: Dataset, rule: RoutingRuleConfig, vocabulary_size: in
 
 
 def weigh_examples(
-    stories: Dataset, rule: RoutingRuleConfig, table: FrequencyTable | None, num_proc: int | None = None
+    stories: Dataset,
+    rule: RoutingRuleConfig,
+    table: FrequencyTable | None,
+    num_proc: int | None = None,
+    marks_unlabelled: bool = False,
 ) -> Dataset:
     """Adds `routing_weight`, fp32, aligned to the predicted token: 1 on examples that are not labelled forget.
 
     Of examples with a score s (`hf_era.data.labelling`) it is 1 - s * (1 - w), w the rule's weight of a forget example's
     token: under uniform weighting 1 - s on every token, whichever side of the threshold they are on.
+
+    With `marks_unlabelled` also `is_unlabelled` (one bool per token), for routers that treat such examples apart.
     """
     vocabulary_weights = None if table is None else table.weights
 
@@ -66,7 +72,11 @@ def weigh_examples(
         if SCORE in batch.column_names:  # of others the weights stay what they are to the last bit
             weights = 1 - torch.from_numpy(np.repeat(scores, lengths)) * (1 - weights)
         aligned = align_stories_to_prediction(weights, torch.tensor(lengths, dtype=torch.int64))
-        return batch.append_column("routing_weight", list_column(aligned.numpy(), lengths))
+        batch = batch.append_column("routing_weight", list_column(aligned.numpy(), lengths))
+        if marks_unlabelled:
+            is_unlabelled = np.repeat(batch["label"].to_numpy() == UNLABELLED, lengths)
+            batch = batch.append_column("is_unlabelled", list_column(is_unlabelled, lengths))
+        return batch
 
     return map_tables(stories, weigh, num_proc, "Weighing tokens")
 

@@ -290,7 +290,7 @@ def settings_from_text(name: str, value: Any) -> dict[str, Any] | None:
     return value
 
 
-def routing_rule(values: dict[str, Any] | None, with_words: bool) -> RoutingRuleConfig:
+def routing_rule(values: Any, with_words: bool) -> RoutingRuleConfig:
     """The rule of these settings. Without any: all tokens of forget examples, or where words label them those of the words.
 
     Raises:

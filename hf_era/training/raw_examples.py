@@ -7,6 +7,7 @@ Text is tokenised as trl does it: the tokenizer's own BOS if it puts one in fron
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from hf_era.data import FORGET, RETAIN, UNLABELLED, DataConfig, Labels, examples
 from hf_era.data.config import GIVEN
 from hf_era.data.labelling import LABEL_NAMES
 from hf_era.data.preparation import PreparedData
-from hf_era.data.splits import StorySplits, check_labels, split_stories
+from hf_era.data.splits import StorySplits, check_labels, split_stories, story_key
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.models.config import ExpandedConfigMixin, ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
@@ -111,6 +112,7 @@ def prepare_for_trainer(
     config = _data_config(args, tokenizer, model)
     labelled = _labelled(train, config, "train_dataset", tokenizer)
     check_labels(labelled, config.labels, "training examples", "`train_dataset`")
+    rule = routing_rule(args.routing, bool(args.forget_words))
     vocabulary = model.get_input_embeddings().num_embeddings
     if isinstance(evaluation, Mapping):
         splits = _only_training(labelled)
@@ -119,12 +121,11 @@ def prepare_for_trainer(
         )
         sets = {name: _named_set(args, str(name), part, config, tokenizer) for name, part in evaluation.items()}
         return TrainerData(prepared.train, sets, prepared.summary)
-    given = None if evaluation is None else _labelled(evaluation, config, "eval_dataset", tokenizer)
-    sized = (
-        _with_sizes(config, labelled, HELD_OUT_SHARE, args) if given is None else _with_sizes(config, given, 1.0, args)
-    )
-    splits = split_stories(labelled, given, sized, args.seed)
-    prepared = prepare_data(splits, tokenizer, config, routing_rule(args.routing, bool(args.forget_words)), vocabulary)
+    if evaluation is None:
+        splits = split_stories(labelled, None, _with_sizes(config, labelled, args), args.seed)
+    else:
+        splits = _with_evaluation(labelled, _labelled(evaluation, config, "eval_dataset", tokenizer), args)
+    prepared = prepare_data(splits, tokenizer, config, rule, vocabulary)
     return TrainerData(prepared.train, _evaluation_sets(args, prepared), prepared.summary)
 
 
@@ -192,7 +193,7 @@ def _data_config(args: GradientRoutingConfig, tokenizer: Any, model: Any) -> Dat
     )  # fmt: skip
 
 
-def _special_tokens(tokenizer: Any) -> dict[str, bool]:
+def _special_tokens(tokenizer: Any) -> dict[str, Any]:
     """Whether a BOS goes in front, as the tokenizer does it by itself, and an EOS to the end."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -221,11 +222,29 @@ def _only_training(labelled: Dataset) -> StorySplits:
     return StorySplits(labelled, nothing, nothing, nothing, nothing, duplicates_dropped=0)
 
 
-def _with_sizes(config: DataConfig, pool: Dataset, share: float, args: GradientRoutingConfig) -> DataConfig:
-    """The settings with sizes of the evaluation sets that are at most this share of the examples that they come from."""
-    labels = pool["label"][:]
-    most = {kind: max(int(labels.count(kind) * share), 1) for kind in LABEL_NAMES}
-    sizes = {f"{LABEL_NAMES[kind]}_validation_stories": min(args.validation_examples, most[kind]) for kind in most}
+def _with_evaluation(labelled: Dataset, given: Dataset, args: GradientRoutingConfig) -> StorySplits:
+    """The training set, and the forget, retain and unlabelled examples of the evaluation set, some of each."""
+    labels = given["label"][:]
+    check_labels(given, Labels(has_two_sources=True), "examples", "`eval_dataset`")
+    places = {kind: [place for place, label in enumerate(labels) if label == kind] for kind in LABEL_NAMES}
+    parts = {kind: given.select(found[: args.validation_examples]) for kind, found in places.items()}
+    splits = _only_training(labelled)
+    return replace(
+        splits,
+        validation_forget=parts[FORGET],
+        validation_retain=parts[RETAIN],
+        validation_unlabelled=parts[UNLABELLED],
+    )
+
+
+def _with_sizes(config: DataConfig, labelled: Dataset, args: GradientRoutingConfig) -> DataConfig:
+    """The settings with sizes of evaluation sets that leave most of the examples to train on."""
+    kinds = dict(zip(map(story_key, labelled["text"][:]), labelled["label"][:], strict=True))  # a repetition is one
+    numbers = Counter(kinds.values())
+    most = {kind: max(int(numbers[kind] * HELD_OUT_SHARE), 1) for kind in LABEL_NAMES}
+    sizes: dict[str, Any] = {
+        f"{name}_validation_stories": min(args.validation_examples, most[kind]) for kind, name in LABEL_NAMES.items()
+    }
     return replace(config, attack_stories=0, **sizes)
 
 
