@@ -76,7 +76,7 @@ def test_means_of_batch_means_take_the_given_order(make_base, stories, make_eval
 
 
 def test_no_story_to_evaluate_on(stories):
-    with pytest.raises(ValueError, match="There is no forget story to evaluate on"):
+    with pytest.raises(ValueError, match="There is no forget example to evaluate on"):
         Evaluator(stories["forget"].select([]), stories["retain"], 0, EvaluationConfig(), progress=False)
 
 

@@ -211,7 +211,7 @@ def test_a_story_without_anything_to_learn_does_not_count() -> None:
     sets = pool, random_stories(3, 1), random_stories(3, 2)
     config = small_config(stories=[3], trials=1)
     assert len(RelearnExperiment(*sets, 0, config, progress=False).plan()) == 3
-    with pytest.raises(ValueError, match=r"needs 4 forget stories, for trials share none, but there are 3 that"):
+    with pytest.raises(ValueError, match=r"needs 4 forget examples, for trials share none, but there are 3 that"):
         RelearnExperiment(*sets, 0, replace(config, stories=[4]), progress=False)
 
 
@@ -260,7 +260,7 @@ def test_too_few_stories_are_refused_with_their_number_and_the_ways_out() -> Non
     with pytest.raises(ValueError, match=message.replace("80", "96").replace("trials` 5", "sweep_trials` 6").replace(
         "lower `relearn.trials`", "lower `relearn.sweep_trials`").replace("79", "95")):  # fmt: skip
         check_attack(replace(config, sweep_trials=6), 95)
-    with pytest.raises(ValueError, match=r"needs 80 forget stories"):  # the most that any attack needs
+    with pytest.raises(ValueError, match=r"needs 80 forget examples"):  # the most that any attack needs
         check_attack(config, 4)
     with pytest.raises(
         ValueError, match=r"`relearn.sweep_stories` 50 with `relearn.sweep_trials` 2 needs 100 .* or `relearn.sw"
