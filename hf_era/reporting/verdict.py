@@ -48,8 +48,8 @@ LITTLE_BACK = 0.25
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """One line, as plain text: `question`, an `answer` of one to four words, the `level` of its colour (of `LEVELS`), and the
-    numbers behind it in a sentence."""
+    """One line, as plain text: `question`, an `answer` of one to four words, the `level` of its colour (of `LEVELS`), and
+    the numbers behind it in a sentence."""
 
     question: str
     answer: str

@@ -196,7 +196,8 @@ def _generations_table(result: RunResult) -> Table | None:
         kind = f" ({labels[number]})" if labels[number] else ""
         written = [_written(texts[stage], number, str(prompts[number])) for stage in stages]
         rows.append([f"{_short(prompts[number])}{kind}", *written])
-    header = ["Prompt", *(name_of(stage_title(figures, stage)) for stage in stages)]
+    titles = ["This model" if stage == final else name_of(stage_title(figures, stage)) for stage in stages]
+    header = ["Prompt", *titles]
     return Table("", header, rows, text_columns=len(header)) if rows and stages else None
 
 

@@ -54,7 +54,7 @@ def test_a_card_is_short_but_for_what_is_folded(make_result):
 def test_what_it_writes_stands_side_by_side(make_result):
     text = render_model_card(make_result(generations=GENERATIONS))
     rows = text[text.index("## What it writes") : text.index("## Figures")].splitlines()[2:]
-    assert rows[0] == "| Prompt | Before the method (pretrained base) | After coherence |"
+    assert rows[0] == "| Prompt | Before the method (pretrained base) | This model |"
     # As many of each kind, in their order.
     assert [row.split(" | ")[0] for row in rows[2:6]] == [
         "| To boil (retain)", "| Heat it (retain)", "| Add acid (forget)", "| An atom (forget)"
