@@ -97,8 +97,8 @@ def test_the_plan_holds_every_n_the_sweep_and_lora() -> None:
         ("full", 3, 1e-3), ("lora", 3, 1e-3), ("full", 2, 1e-3), ("full", 2, 1e-2), ("lora", 2, 1e-3)
     ]  # fmt: skip
     assert experiment.describe() == (
-        "8 relearn attacks of up to 3 steps on 1, 3 forget stories, learning rates 0.01, 0.001 and, with LoRA, 0.001; "
-        "measured every step on 9 forget and 8 retain stories"
+        "8 relearn attacks of up to 3 steps on 1, 3 forget examples, learning rates 0.01, 0.001 and, with LoRA, 0.001; "
+        "measured every step on 9 forget and 8 retain examples"
     )
 
 
@@ -231,7 +231,7 @@ def test_stories_that_do_not_fit_the_model_are_refused_before_the_first_step(mak
             make_base(max_position_embeddings=7),
             r"`data.max_tokens`: the longest .* 8 tokens, .* 7 at most .*max_tokens 7`",
         ),
-        (small_llama(vocab_size=40), r"stories hold token 51, but the model knows 40 tokens"),
+        (small_llama(vocab_size=40), r"examples hold token 51, but the model knows 40 tokens"),
     ]
     for model, message in refused:
         for call in (experiment.check, experiment.losses, lambda model: experiment.run(model, on_trial=seen.append)):
