@@ -11,7 +11,17 @@ import pytest
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from hf_era.data import FORGET, RETAIN, UNLABELLED, DataConfig, Labels, examples_of, load_sources, load_splits, prepare_data
+from hf_era.data import (
+    FORGET,
+    RETAIN,
+    UNLABELLED,
+    DataConfig,
+    Labels,
+    examples_of,
+    load_sources,
+    load_splits,
+    prepare_data,
+)
 from hf_era.data.config import TREE_WORDS
 from hf_era.data.labelling import label_text
 from hf_era.data.routing_weights import frequency_table, weigh_examples
@@ -92,7 +102,16 @@ def test_two_sources_label(write: Callable[..., Path], with_third: bool) -> None
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1, "1"), (1.0, "1"), (" 1 ", "1"), (True, "true"), ("True", "true"), (0.25, "0.25"), (None, None), ("nan", "nan")],
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (" 1 ", "1"),
+        (True, "true"),
+        ("True", "true"),
+        (0.25, "0.25"),
+        (None, None),
+        ("nan", "nan"),
+    ],
 )
 def test_a_label_has_one_spelling(value: Any, text: str | None) -> None:
     assert label_text(value) == text
@@ -182,7 +201,9 @@ def test_one_of_two_sources_is_empty(write: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=r"`data\.retain`: .*r\.jsonl holds no example\. Check the file"):
         load_sources(DataConfig(**paths), seed=0)
     paths["retain"] = str(write("r.jsonl", [{"prompt": "a", "completion": "b"}]))
-    with pytest.raises(ValueError, match=r"The sources should be of one kind, all text or all with prompts or messages, got"):
+    with pytest.raises(
+        ValueError, match=r"The sources should be of one kind, all text or all with prompts or messages, got"
+    ):
         load_sources(DataConfig(**paths), seed=0)
 
 
@@ -218,13 +239,20 @@ def test_the_command_line_labels_in_place_of_a_file(write: Callable[..., Path]) 
     path = write("a.yaml", "data: {train: a.jsonl, validation: b.jsonl, forget_words: [tree]}\n")
     config = load_run_config([path], ["--data.train", "c.csv", "--data.label_column", "t", "--data.forget_labels", "1"])
     assert (config.data.train, config.data.validation, config.data.forget_words) == ("c.csv", None, [])
-    assert config.data.labels.describe() == {"kind": "column", "column": "t", "forget_labels": ["1"], "retain_labels": []}
+    assert config.data.labels.describe() == {
+        "kind": "column",
+        "column": "t",
+        "forget_labels": ["1"],
+        "retain_labels": [],
+    }
     assert load_run_config([]).data.forget_words == list(TREE_WORDS)
 
 
 def test_the_rule_concept_needs_words(write: Callable[..., Path]) -> None:
     path = write("a.yaml", "data: {train: a.jsonl, label_column: t, forget_labels: [x]}\n")
-    with pytest.raises(ValueError, match=r"`routing\.rule` is 'concept', .* but labels come from examples whose `t` is x\."):
+    with pytest.raises(
+        ValueError, match=r"`routing\.rule` is 'concept', .* but labels come from examples whose `t` is x\."
+    ):
         load_run_config([path], ["--routing.rule", "concept"])
 
 
@@ -271,7 +299,9 @@ def test_examples_without_a_label_are_trained_counted_and_held_out(
     kinds = ["f"] * 12 + ["r"] * 14 + [None] * 40
     rows = [{"text": f"The {kind} tree number {n}.", "kind": kind, "id": n} for n, kind in enumerate(kinds)]
     path = str(write("rows.jsonl", rows))
-    config = DataConfig(train=path, text_column="text", label_column="kind", forget_labels=["f"], labelled_fraction=0.5, **COUNTS)
+    config = DataConfig(
+        train=path, text_column="text", label_column="kind", forget_labels=["f"], labelled_fraction=0.5, **COUNTS
+    )
     splits = load_splits(config, seed=0)
     assert len(splits.validation_unlabelled) == 4  # a tenth
     assert set(splits.validation_unlabelled["label"]) == {UNLABELLED}
@@ -279,11 +309,18 @@ def test_examples_without_a_label_are_trained_counted_and_held_out(
     for example in data.train:
         weight = 0.0 if example["label"] == FORGET else 1.0
         assert set(example["routing_weight"][:-1]) == {weight}
-    counts = {name: data.summary[f"train_{name}"] for name in ("forget_labelled", "forget_unlabelled", "retain", "unlabelled")}
+    counts = {
+        name: data.summary[f"train_{name}"] for name in ("forget_labelled", "forget_unlabelled", "retain", "unlabelled")
+    }
     assert counts == {"forget_labelled": 4, "forget_unlabelled": 5, "retain": 12, "unlabelled": 36}
     assert data.summary["train_stories"] == sum(counts.values())
     assert data.summary["validation_unlabelled_stories"] == len(data.validation_unlabelled) == 4
-    assert data.summary["labelling"] == {"kind": "column", "column": "kind", "forget_labels": ["f"], "retain_labels": []}
+    assert data.summary["labelling"] == {
+        "kind": "column",
+        "column": "kind",
+        "forget_labels": ["f"],
+        "retain_labels": [],
+    }
     assert data.summary["unused_columns"] == {"data.train": ["id"]}
     texts = [set(getattr(splits, part)["text"]) for part in ("train", "validation_unlabelled", "validation_retain")]
     assert texts[0].isdisjoint(texts[1] | texts[2])

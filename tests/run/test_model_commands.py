@@ -159,7 +159,9 @@ def test_words_that_no_story_holds_are_not_counted(run, files, tmp_path):
     stories = "".join(json.dumps({"text": f"Acid number {i} and a base make salt."}) + "\n" for i in range(3))
     (files / "chemistry.jsonl").write_text(stories)
     options = ["--generation.prompts", "Acid", *QUICK[-4:], "--forget-words", "tree"]
-    with pytest.warns(ForgetWordsWarning, match=r"none of the 3 forget examples holds one of tree\..* Name theirs: `--forget-words`\."):
+    with pytest.warns(
+        ForgetWordsWarning, match=r"none of the 3 forget examples holds one of tree\..* Name theirs: `--forget-words`\."
+    ):
         status, _ = run("eval", *options, forget="chemistry.jsonl")
     assert status == 0
     generations = ModelResult.load(tmp_path / "out" / "result.json").generations

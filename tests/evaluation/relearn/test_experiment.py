@@ -251,7 +251,7 @@ def test_too_few_stories_are_refused_with_their_number_and_the_ways_out() -> Non
     config = small_config(stories=[1, 16], trials=5, sweep_trials=2)
     check_attack(config, 80)
     message = (
-        r"`relearn.stories` 16 with `relearn.trials` 5 needs 80 forget stories, for trials share none, but there are 79 "
+        r"`relearn.stories` 16 with `relearn.trials` 5 needs 80 forget examples, for trials share none, but there are 79 "
         r"that neither training nor any evaluation saw. Set more aside with `data.attack_stories`, lower `relearn.trials` "
         r"or `relearn.stories`, or take what there is with `--allow-fewer`\."
     )
@@ -286,10 +286,10 @@ def test_fewer_trials_then_fewer_stories_where_the_user_allows_it() -> None:
         PlannedAttack("lora", 20, 1e-3, 1),
     ]
     assert plan.notes == [
-        "Attacks with 16 forget stories and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
-        "16 stories.",
-        "Attacks with 64 forget stories and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
-        "20 stories.",
+        "Attacks with 16 forget examples and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
+        "16 examples.",
+        "Attacks with 64 forget examples and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
+        "20 examples.",
     ]
     # With 16 stories, N = 64 becomes the N = 16 that is made already.
     assert [(part.stories, part.trials) for part in plan_attacks(config, 16).attacks] == [
@@ -305,4 +305,4 @@ def test_fewer_trials_then_fewer_stories_where_the_user_allows_it() -> None:
 def test_notes_of_the_plan_stand_in_the_result(make_base: Callable[..., Any]) -> None:
     experiment = make_experiment(pool=5, stories=[3], lora=False, sweep_learning_rates=[], allow_fewer=True)
     (note,) = experiment.run(make_base()).notes
-    assert "with 5 in all it became 1 trial with 3 stories" in note
+    assert "with 5 in all it became 1 trial with 3 examples" in note
