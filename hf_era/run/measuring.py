@@ -27,7 +27,8 @@ from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
 from hf_era.methods import Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
 from hf_era.models.loading import load_causal_lm
-from hf_era.run.context import Run, mixed_precision
+from hf_era.run.context import Run
+from hf_era.training.report import mixed_precision
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import share_out
