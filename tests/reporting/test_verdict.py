@@ -280,8 +280,8 @@ def test_the_model_before_lost_nothing_that_it_could_recover():
 
 def test_names_from_a_result_are_not_read_as_markup():
     console = Console(file=io.StringIO(), width=500)
-    print_result(model_result(before={"model": "[red]x[/]", "losses": stage(3.0, 3.0, 3.0)}), console)
-    assert "[red]x[" in console.file.getvalue()
+    print_result(model_result(before={"model": "[red]x", "losses": stage(3.0, 3.0, 3.0)}), console)
+    assert "against [red]x" in console.file.getvalue()
 
 
 def test_two_lines_after_training():
