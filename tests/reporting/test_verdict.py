@@ -254,6 +254,9 @@ def test_over_seeds_the_means_are_judged():
         in line.text
     )
     assert (back.answer, back.level) == ("In some seeds", "mixed")
+    lacking = verdict(one, [replace(planted(), seed=1)])[2]
+    assert (lacking.answer, lacking.level) == ("Not known", "unknown")
+    assert lacking.text.endswith("; not every seed was attacked and compared.")
     nothing = replace(planted(ablation_gap=0.0), seed=2)
     sure = [replace(planted(), seed=seed) for seed in (0, 1)]
     line = verdict(sure[0], [*sure, nothing])[0]
