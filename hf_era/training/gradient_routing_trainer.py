@@ -76,7 +76,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """
 
     config_class = GradientRoutingConfig
-    extra_columns = ("routing_weight", "is_unlabelled")  # a wrapper of the model hides them
+    extra_columns = ("routing_weight", "is_unassigned")  # a wrapper of the model hides them
     settings_of_optimizer = (
         *CausalLMTrainer.settings_of_optimizer, "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
     )  # fmt: skip
