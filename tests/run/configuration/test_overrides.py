@@ -40,6 +40,8 @@ from hf_era.utils.yaml_text import dump_yaml, parse_yaml
         (["--data.num_proc", "2"], "data.num_proc", 2),
         (["--routing.frequency_bias", "-3.5"], "routing.frequency_bias", -3.5),
         (["--seed", "1", "--seed", "2"], "seed", 2),
+        (["--output-dir", "runs/a_b-c"], "output_dir", "runs/a_b-c"),
+        (["--data.forget-words", "a_b", "c-d"], "data.forget_words", ["a_b", "c-d"]),
     ],
 )  # fmt: skip
 def test_an_override_sets_a_field(arguments: list[str], field: str, value: Any) -> None:
@@ -119,7 +121,7 @@ def test_a_number_inside_a_mapping_is_read_like_any_other() -> None:
 
 def test_a_bare_name_is_a_training_field() -> None:
     config = load_run_config(
-        [], ["--learning_rate", "3e-4", "--max_steps", "9", "--training.weight_decay", "0", "--bf16"]
+        [], ["--learning-rate", "3e-4", "--max_steps", "9", "--training.weight-decay", "0", "--bf16"]
     )
     assert config.training == {"learning_rate": 3e-4, "max_steps": 9, "weight_decay": 0.0, "bf16": True}
     assert type(config.training["max_steps"]) is int
@@ -144,6 +146,13 @@ def test_overrides_go_over_files(write: Callable[..., Path]) -> None:
     ("arguments", "message"),
     [
         (["--lerning_rate", "1"], r"Unknown key `--lerning_rate` in the command line\. Did you mean `--.*learning_rate`"),
+        (["--learning_rat", "1"], r"`--learning_rat` in .*\. Did you mean `--learning_rate`\? `hf-era fields` lists"),
+        (["--epochs", "3"], r"Unknown key `--epochs` in .*\. Did you mean `--num_train_epochs`\?"),
+        (["--lr", "1"], r"Unknown key `--lr` in .*\. Did you mean `--learning_rate`\?"),
+        (["--batch-size", "1"], r"Did you mean `--per_device_train_batch_size`, `--evaluation.batch_size` or"),
+        (["--width", "1"], r"Unknown key `--width` in .*\. Did you mean `--expansion\.width`\?"),
+        (["--training.lr", "1"], r"Unknown key `lr` in section `training`\. Did you mean `learning_rate`\?"),
+        (["--xyzzy", "1"], r"Unknown key `--xyzzy` in the command line\. `hf-era fields` lists them all\."),
         (["--outputdir", "x"], r"Unknown key `--outputdir` in the command line\. Did you mean `--output_dir`\?"),
         (["--dta.train", "x"], r"Unknown key `--dta\.train` in the command line\. Did you mean `--data\.train`\?"),
         (["--data.trian", "x"], r"Unknown key `trian` in section `data`\. Did you mean `train`\? Known: .*add_bos"),
