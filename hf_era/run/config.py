@@ -221,6 +221,12 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        known = sorted(item.name for item in dataclasses.fields(cls))
+        unknown = next((key for key in values if key not in known), None)
+        if unknown is not None:  # a field of a section, perhaps
+            fields = [f"{name}.{item.name}" for name in SECTIONS if name for item in dataclasses.fields(SECTIONS[name])]
+            inside = [field for field in fields if not field.startswith("pretraining.")]  # the same as `training`
+            raise ValueError(unknown_key_message("the config", unknown, known, inside))
         return build(cls, values, "")
 
 

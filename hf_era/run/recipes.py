@@ -14,7 +14,7 @@ from hf_era.utils.suggestions import did_you_mean
 
 
 def recipes_folder() -> Path:
-    """The folder with `configs`, `accelerate`, `slurm` and `lm_eval`."""
+    """The folder with `configs`, `templates`, `accelerate`, `slurm` and `lm_eval`."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"

@@ -141,14 +141,17 @@ def unknown_value_message(field: str, value: object, known: Iterable[str]) -> st
     return f"Unknown value for `{field}`: {short_repr(value)}.{_hint(value, names)} Known: {', '.join(names)}."
 
 
-def unknown_key_message(where: str, key: object, known: Iterable[str]) -> str:
-    """The message for a key that is none of `known`; `where` names the section or file."""
+def unknown_key_message(where: str, key: object, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
+    """The message for a key that is none of `known`; `where` names the section or file. What is known `elsewhere` may have
+    been meant too, and is not listed."""
     names = list(known)
     is_plain = isinstance(key, str) and len(key) <= SHOWN_CHARACTERS and key.isprintable()
     listed = f"Known: {', '.join(names)}."
     if len(names) > MAXIMUM_LISTED:
         listed = "`hf-era fields` lists them all."
-    return f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, names)} {listed}"
+    return (
+        f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, [*names, *elsewhere])} {listed}"
+    )
 
 
 def _hint(value: object, names: list[str]) -> str:

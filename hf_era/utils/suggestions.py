@@ -35,14 +35,18 @@ _USUAL_NAMES: dict[str, tuple[str, ...]] = {
 """What a setting is called elsewhere -> what it is called here; the first of these that is known counts."""
 
 
+def close_name(text: str, names: Sequence[str]) -> str | None:
+    """The nearest of some names; `None` if none is near."""
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5) if len(text) <= MAXIMUM_LENGTH else []
+    return close[0] if close else None
+
+
 def suggestions(name: str, known: Sequence[str]) -> list[str]:
     """The known names that a name may have meant, the likeliest first; at most three.
 
     A name without a section is first compared with the last part of each known one: `--width` means `--expansion.width`.
     Hyphens and underscores are the same.
     """
-    if len(name) > MAXIMUM_LENGTH:
-        return []
     wanted = name.removeprefix("--").replace("-", "_").lower()
     if "." not in wanted:
         last_parts = [one.removeprefix("--").rpartition(".")[2].replace("-", "_") for one in known]
@@ -50,7 +54,8 @@ def suggestions(name: str, known: Sequence[str]) -> list[str]:
         same = [index for index, last in enumerate(last_parts) if last == wanted]
         if usual or same:
             return [known[index] for index in dict.fromkeys([*usual, *same])][:MAXIMUM_SUGGESTIONS]
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = close_name(name, known)
+    return [] if close is None else [close]
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

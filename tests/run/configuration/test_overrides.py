@@ -135,6 +135,20 @@ def test_a_part_of_a_mapping_can_be_overridden(write: Callable[..., Path]) -> No
         assert config.training["multipliers"] == {"original_forget": 0, "auxiliary_retain": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("learning_rate: 1", r"`training\.learning_rate`, `coherence\.learning_rate` or"),
+        ("epochs: 3", r"`training\.num_train_epochs`\?"),
+        ("width: 3", r"`expansion\.width`\?"),
+        ("sede: 3", r"`seed`\?"),
+    ],
+)
+def test_a_field_without_its_section_is_recognised_in_a_file(text: str, meant: str, write: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=rf"in the config\. Did you mean {meant}.* Known: coherence, data, data_"):
+        load_run_config([write(text)])
+
+
 def test_overrides_go_over_files(write: Callable[..., Path]) -> None:
     config = load_run_config(
         [write("seed: 1\ndata: {max_tokens: 64, max_characters: 99}")], ["--data.max_tokens", "32"]
