@@ -136,7 +136,7 @@ def _run(paths: Sequence[str | Path], options: argparse.Namespace, overrides: Se
         if options.print_config:
             from hf_era.run.reference import describe_config
 
-            print(describe_config(config), end="")
+            fields.print_all(describe_config(config))
             return 0
         from hf_era.run.pipeline import run_pipeline
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -29,5 +31,14 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
         from hf_era.run.reference import describe_fields
 
-        print(describe_fields(options.section))
+        print_all(describe_fields(options.section))
     return 0
+
+
+def print_all(text: str) -> None:
+    """Prints a long text, as far as somebody reads it: `hf-era fields | head` is no error."""
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more, and fails

@@ -48,7 +48,7 @@ def describe_config(config: RunConfig) -> str:
         for key, value in given.items():
             text = dump_yaml([value], default_flow_style=True, width=math.inf).rstrip("\n")[1:-1]
             lines.append(f"{'  ' * bool(section)}{key}: {text}{'  # ' * bool(helps[key])}{helps[key]}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _fields(section: str) -> Iterator[tuple[str, dataclasses.Field[Any], Any, str]]:
