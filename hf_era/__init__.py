@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         GradientRoutingTrainer,
         LocalizationWarning,
         NonFiniteLossError,
+        add_routing_weights,
     )
 
 _LAZY = {
@@ -46,6 +47,7 @@ _LAZY = {
     "NonFiniteLossError": "hf_era.training",
     "RoutingRuleConfig": "hf_era.routing",
     "RunConfig": "hf_era.run.config",
+    "add_routing_weights": "hf_era.training",
     "expand_base": "hf_era.models",
     "load_run_config": "hf_era.run.config",
     "register_auto_classes": "hf_era.models",
@@ -67,6 +69,7 @@ __all__ = [
     "RoutingRuleConfig",
     "RunConfig",
     "__version__",
+    "add_routing_weights",
     "expand_base",
     "load_run_config",
     "run_pipeline",

@@ -16,6 +16,7 @@ from hf_era.reporting.labels import edges_text
 from hf_era.reporting.markdown.tables import markdown_table
 from hf_era.reporting.plots import save_plots
 from hf_era.reporting.tables import Table
+from hf_era.reporting.verdict import verdict
 from hf_era.utils.files import write_json, write_text
 
 
@@ -36,7 +37,8 @@ def comparison_markdown(results: Sequence[AnyResult]) -> str:
     """The tables: every result, over seeds where a recipe has several, and the attacks. Raises `ValueError` if there is no
     result."""
     rows = aggregate(results)
-    blocks = ["# Comparison", *_block(comparison_tables.results_table(results))]
+    blocks = ["# Comparison", *_block(comparison_tables.verdict_table(results))]
+    blocks += ["## All results", *_block(comparison_tables.results_table(results))]
     if any(len(row["seeds"]) > 1 for row in rows):
         blocks += ["## Over seeds", *_block(comparison_tables.differences_over_seeds(rows))]
         blocks += _block(comparison_tables.losses_over_seeds(rows))
@@ -61,6 +63,9 @@ def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {name: getattr(result, name) for name in ("name", "seed", "method")}
         row |= {"rule": figures.rule, "start": figures.start, "before": figures.before_name}
         row |= {"stories": str(result.data.get("fingerprint") or "")[:8]}
+        row |= {
+            name: line.answer for name, line in zip(("removed", "cost", "comes_back"), verdict(result), strict=True)
+        }
         row |= figure_values(figures)
         for name in DIFFERENCES:
             row |= {f"{name}_low": figures.differences[name].low, f"{name}_high": figures.differences[name].high}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,6 +155,11 @@ class RunConfig:
             check_path_text(name, getattr(self, name))
         self._check_base_dir()
         make_router(self.router)  # checks it
+        if self.routing.rule == "concept" and self.data.labels.kind != "words":
+            raise ValueError(
+                f"`routing.rule` is 'concept', which routes the tokens of forget words, but labels come from "
+                f"{self.data.labels}. Set `routing.rule: full_seq`, or name `data.forget_words` instead."
+            )
         self.training = checked_training(self.training, "training")
         self.pretraining = checked_training(self.pretraining, "pretraining")
 
@@ -242,9 +247,30 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
         ValueError: for a missing file, an unknown key (with a suggestion) or a value out of range.
     """
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
-    for path in paths:
-        values = merge(values, read_yaml(path))
-    return RunConfig.from_dict(merge(values, parse_overrides(overrides, SECTIONS, default="training")))
+    for layer in (*map(read_yaml, paths), parse_overrides(overrides, SECTIONS, default="training")):
+        values = merge(_without_what_is_replaced(values, layer), layer)
+    return RunConfig.from_dict(values)
+
+
+_LABELLING_FIELDS = (
+    ("forget_words",), ("label_column", "forget_labels", "retain_labels"), ("score_column",), ("forget", "retain"),
+)  # fmt: skip
+"""Fields of the section `data` that label together, and in place of the others."""
+
+
+def _without_what_is_replaced(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of earlier files without what a later one gives in another way: other labels replace labels, and other
+    training examples bring no validation examples along."""
+    data, new = values.get("data"), layer.get("data")
+    if not isinstance(data, Mapping) or not isinstance(new, Mapping):
+        return values
+    replaced: set[str] = set()
+    ways = [way for way in _LABELLING_FIELDS if any(new.get(name) for name in way)]
+    if ways:
+        replaced.update(name for way in _LABELLING_FIELDS if way not in ways for name in way)
+    if {"train", "forget", "retain"}.intersection(new):
+        replaced.update({"train", "forget", "retain", "validation"}.difference(new))
+    return {**values, "data": {name: value for name, value in data.items() if name not in replaced}}
 
 
 SECTIONS: dict[str, type] = {
@@ -273,6 +299,14 @@ _RESERVED_FIELDS = {
     "data_seed": "Use the top-level `seed`.",
     "forget_dataset_name": "The run's own sets are called `forget` and `retain`.",
     "retain_dataset_name": "The run's own sets are called `forget` and `retain`.",
+    "expansion": "Use the section `expansion`.",
+    "routing": "Use the section `routing`.",
+    **dict.fromkeys(
+        ("label_column", "forget_labels", "retain_labels", "score_column", "forget_words", "text_column"),
+        "Use the section `data`.",
+    ),
+    "max_length": "Use `data.max_tokens`.",
+    "validation_examples": "Use `data.forget_validation_stories` and `data.retain_validation_stories`.",
     "eval_on_start": "The run evaluates before and after by itself.",
     "load_best_model_at_end": "The last weights are the routed ones; coherence fine-tuning keeps its best by itself.",
     "save_only_model": "A run that is stopped goes on from its optimizer's state, which this would leave out.",

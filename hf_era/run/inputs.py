@@ -31,7 +31,7 @@ from hf_era.models import get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
-from hf_era.utils.checks import error_text, short_repr
+from hf_era.utils.checks import error_text, listed, short_repr
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, local_path, model_fingerprint
 
@@ -68,9 +68,9 @@ def load_inputs(config: RunConfig) -> RunInputs:
         base_config.vocab_size = len(tokenizer)
         base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         base_config.pad_token_id = tokenizer.pad_token_id
-    get_method(config.method).check_data(
-        config, kept.data.summary["train_retain"], kept.data.summary["train_forget_unlabelled"]
-    )
+    counts = kept.data.summary
+    unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
+    get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
     check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = identity_values(DataConfig, config.data.to_dict())
     _check_model_can_be_built(base_config)
@@ -96,6 +96,8 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
             f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
             "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
         )
+    for name, columns in summary["unused_columns"].items():
+        notes.append(f"`{name}`: read, but not used: the columns {listed(columns)}.")
     if config.generation.enabled:
         asked_for = config.generation.new_tokens
         positions = getattr(inputs.base_config, "max_position_embeddings", None) or math.inf
@@ -113,7 +115,7 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
     """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the examples."""
     data, seed = config.data, config.seed
-    sources = load_sources(data, seed)
+    sources = load_sources(data, seed, given_tokenizer)
 
     def prepare() -> CachedData:
         splits = split_sources(sources, data, seed)

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from hf_era.data import FORGET, RETAIN, UNLABELLED, DataConfig, StorySplits
 from hf_era.data.splits import drop_labels, split_stories
-from hf_era.data.tokenising import label_stories
+from hf_era.data.tokenising import label_examples
 
 PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
 
@@ -31,10 +31,10 @@ def make_texts(forget: int, retain: int, name: str = "story") -> list[str]:
 def split() -> Callable[..., StorySplits]:
     def split(train: list[str], validation: list[str] | None = None, seed: int = 0, **overrides: Any) -> StorySplits:
         config = make_config(**overrides)
-        labelled = label_stories(Dataset.from_dict({"text": train}), config, "training stories")
+        labelled = label_examples(Dataset.from_dict({"text": train}), config, "training stories")
         other = None
         if validation is not None:
-            other = label_stories(Dataset.from_dict({"text": validation}), config, "validation stories")
+            other = label_examples(Dataset.from_dict({"text": validation}), config, "validation stories")
         return split_stories(labelled, other, config, seed)
 
     return split

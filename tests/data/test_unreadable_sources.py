@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from hf_era.data import DataConfig, load_splits, load_stories
-from hf_era.data.tokenising import label_stories
+from hf_era.data.tokenising import label_examples
 
 ROWS = [{"text": "One tree."}, {"text": "Two\nlines."}]
 
@@ -116,4 +116,4 @@ def test_the_generator_as_validation_source_is_refused() -> None:
 
 def test_only_blank_stories_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"All of the 3 training stories are blank\. Check the text column\."):
-        label_stories(Dataset.from_dict({"text": ["", " ", None]}), DataConfig(), "training stories")
+        label_examples(Dataset.from_dict({"text": ["", " ", None]}), DataConfig(), "training stories")

@@ -10,10 +10,10 @@ from typing import Any
 from hf_era.evaluation.results import AnyResult
 from hf_era.evaluation.summary import aggregate, recipe_of
 from hf_era.reporting import comparison_tables
-from hf_era.reporting.headline import cautions
 from hf_era.reporting.html.generations import generation_parts
-from hf_era.reporting.html.parts import Folded, Paragraphs, Section, plots_of, render_page
+from hf_era.reporting.html.parts import Folded, Section, plots_of, render_page
 from hf_era.reporting.numbers import counted
+from hf_era.reporting.provenance import data_warnings
 from hf_era.reporting.text import name_of
 from hf_era.utils.files import write_text
 from hf_era.version import __version__
@@ -30,7 +30,7 @@ def render_comparison(results: Results, title: str = "Comparison") -> str:
         "comparison_template.html",
         title=name_of(title),
         subtitle=f"{counted(len(results), 'result', 'results')} under {counted(len(names), 'name', 'names')}",
-        warnings=comparability_warnings(results),
+        warnings=[*comparability_warnings(results), *_data_warnings(results)],
         sections=sections,
         version=__version__,
     )
@@ -73,7 +73,8 @@ def _sections(results: Results) -> list[Section]:
     over_seeds = [comparison_tables.differences_over_seeds(rows), comparison_tables.losses_over_seeds(rows)]
     attacks = comparison_tables.attack_tables(results, rows)
     return [
-        Section("results", "All results", [comparison_tables.results_table(results), *_flagged(results)]),
+        Section("verdict", "Verdict", [comparison_tables.verdict_table(results)]),
+        Section("results", "All results", [comparison_tables.results_table(results)]),
         Section("seeds", "Over seeds", over_seeds if several else []),
         Section("trade-off", "Forgetting and its price", plots_of(results, ["trade_off"])),
         Section("attacks", "Relearn attacks", [*plots_of(results, ["relearn_curves"]), *attacks]),
@@ -82,10 +83,8 @@ def _sections(results: Results) -> list[Section]:
     ]
 
 
-def _flagged(results: Results) -> list[Any]:
-    """What is wrong with single results."""
-    texts = [f"{_name(result)}: {caution}" for result in results for caution in cautions(result)]
-    return [Folded(counted(len(texts), "warning", "warnings"), [Paragraphs(texts, bullets=True)])] if texts else []
+def _data_warnings(results: Results) -> list[str]:
+    return [f"{_name(result)}: {text}" for result in results for text in data_warnings(result)]
 
 
 def _generations(results: Results) -> list[Any]:

@@ -103,7 +103,7 @@ def _draw_several(attacked: list[Attacked], styles: dict[str, Look]) -> Figure:
             if part is not None:
                 _line(panels, relearning, part, styles[name], banded)
         _levels(panels, [relearning for _, relearning, _ in attacked])
-        _name_axes(panels, f", {counted(stories, 'story', 'stories')}", stories == numbers[-1])
+        _name_axes(panels, f", {counted(stories, 'example', 'examples')}", stories == numbers[-1])
     legend_below(figure, [_handle(styles[name]) for name in names], [label(name) for name in names])
     return figure
 

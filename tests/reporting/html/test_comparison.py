@@ -14,9 +14,9 @@ def test_all_results_and_means_over_seeds():
     text = render_comparison(comparison(), "Small runs")
     page = check_needs_nothing_else(text)
     assert re.findall(r'<section aria-labelledby="([a-z-]+)">', text) == [
-        "results", "seeds", "trade-off", "attacks", "selectivity", "generations",
+        "verdict", "results", "seeds", "trade-off", "attacks", "selectivity", "generations",
     ]  # fmt: skip
-    assert text.count("<details>") == 1 + 6  # the warnings, and what each of six results writes
+    assert text.count("<details>") == 6  # what each of six results writes
     assert "6 results under 4 names" in page.text
     assert "posttrain_fullseq 2 gradient routing, full_seq (frequency) pretrained 3.036 [2.956, 3.116]" in page.text
     # Final forget losses 3.29, 3.34, 3.39: mean 3.34, deviation 0.05, t(2) = 4.303: 4.303 * 0.05 / sqrt(3) = 0.124.
@@ -33,9 +33,9 @@ def test_results_that_cannot_be_compared():
     other = model_result(data={"fingerprint": "def"})
     assert comparability_warnings(comparison()) == []
     assert comparability_warnings([run_result(), other])[0].startswith(
-        "These results were not measured on the same stories"
+        "These results were not measured on the same examples"
     )
-    assert "not measured on the same stories" in Page(render_comparison([run_result(), other])).text
+    assert "not measured on the same examples" in Page(render_comparison([run_result(), other])).text
     assert comparability_warnings([run_result(), run_result()]) == [
         "The same name and seed stands here more than once: posttrain_fullseq. Means over seeds count one of them."
     ]

@@ -17,8 +17,8 @@ from hf_era.utils.yaml_text import dump_yaml, parse_yaml
 @pytest.mark.parametrize(
     ("arguments", "field", "value"),
     [
-        (["--data.train", "stories.jsonl"], "data.train", "stories.jsonl"),
-        (["--data.train=stories=1.jsonl"], "data.train", "stories=1.jsonl"),
+        (["--data.validation", "stories.jsonl"], "data.validation", "stories.jsonl"),
+        (["--data.validation=stories=1.jsonl"], "data.validation", "stories=1.jsonl"),
         (["--seed", "7"], "seed", 7),
         (["--seed=7"], "seed", 7),
         (["--output_dir", "runs/x"], "output_dir", "runs/x"),
@@ -64,7 +64,7 @@ TEXTS = (
 def test_text_is_taken_as_it_is_typed(text: str) -> None:
     for field in ("data.text_column", "data.train", "output_dir", "model.base", "data.subset"):
         section, _, name = field.rpartition(".")
-        config = load_run_config([], [f"--{field}", text])
+        config = load_run_config([], [f"--{field}", text, "--data.forget_words", "tree"])
         assert getattr(getattr(config, section) if section else config, name) == text
     assert load_run_config([], ["--data.forget_words", text]).data.forget_words == [text]
     assert load_run_config([], ["--generation.prompts", text, text]).generation.prompts == [text, text]
@@ -181,7 +181,7 @@ def test_overrides_go_over_files(write: Callable[..., Path]) -> None:
         (["--seed", "1.5"], r"`seed` should be an integer, got 1\.5\."),
         (["--data.forget_words", ""], r"`data\.forget_words` should hold words, got ''\. Take the empty word out"),
         (["--expansion.target_layers", "0;1"], r"target_layers` should be a list of integers or null, got '0;1'"),
-        (["--data.forget_words", "[]"], r"`data\.forget_words` is empty\. Name at least one word"),
+        (["--data.train", "a", "--data.forget_words", "[]"], r"Nothing says which examples are to be forgotten\. Name a"),
         (["--data.forget_words", " ", "tree"], r"`data\.forget_words` should hold words, got ' '\. Take the empty"),
         (["--max_steps", "many"], r"`training\.max_steps` should be an integer, got 'many'\."),
     ],

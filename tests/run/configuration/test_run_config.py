@@ -100,5 +100,8 @@ def test_every_described_default_is_the_default() -> None:
         if line.startswith("--") and not line.startswith(("--training", "--pretraining", "--router.")):
             name, _, default = line.removeprefix("--").partition(" (")
             default = default.partition("; default: ")[2]
+            if name == "data.forget_words":  # those of the built-in source that is the default
+                assert default == "[])"
+                continue
             section, _, field = name.rpartition(".")
             assert default == f"{getattr(getattr(config, section) if section else config, field)!r})", name
