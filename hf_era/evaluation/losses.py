@@ -136,7 +136,7 @@ def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:
 def loss_estimate(
     nll: Tensor, tokens: Tensor, bootstrap_samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> LossEstimate:
-    """Token-weighted loss and its 95 % percentile-bootstrap interval over examples.
+    """Token-weighted loss and its 95 % bootstrap interval over examples.
 
     Args:
         nll, tokens (`Tensor`): (examples,): sums per example. Examples without a counted token are left out.

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.data import (
     RETAIN,
@@ -68,12 +67,12 @@ def load_inputs(config: RunConfig) -> RunInputs:
         base_config.vocab_size = len(tokenizer)
         base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         base_config.pad_token_id = tokenizer.pad_token_id
+        check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
     counts = kept.data.summary
     unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
     get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
     check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = identity_values(DataConfig, config.data.to_dict())
-    _check_model_can_be_built(base_config)
     local = base is not None and local_path(base).is_dir()
     return RunInputs(
         base_config=base_config,
@@ -136,7 +135,9 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
 
 def _base_config(config: RunConfig) -> Any:
     if config.model.base is not None:
-        return load_base_config(config.model.base)
+        base_config = load_base_config(config.model.base)
+        check_model_fits("model.base", base_config)
+        return base_config
     values = dict(config.model.architecture)
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
@@ -150,16 +151,6 @@ def _base_config(config: RunConfig) -> Any:
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error_text(error)}") from error
     check_model_fits("model.architecture", base_config)
     return base_config
-
-
-def _check_model_can_be_built(base_config: Any) -> None:
-    """Builds the model without memory: a width that the heads do not divide, say, is found now and not in an hour."""
-    check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
-    except Exception as error:  # values that do not go together: no heads, an unknown activation
-        raise ValueError(f"`model.architecture` cannot be built: {error_text(error)}") from error
 
 
 def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:

@@ -81,8 +81,8 @@ def test_trials_mean_keeps_the_last_loss_of_a_trial_that_stopped():
     assert steps == [0, 1, 2]
     # At step 2: (2.5 + the last loss of the other trial, 2.0) / 2.
     assert [part.value for part in estimates] == [3.0, 1.5, 2.25]
-    # t(1) = 12.706; the deviation of 1 and 2 is 1 / sqrt(2), over sqrt(2) trials: 0.5.
-    assert estimates[1].low == pytest.approx(1.5 - 12.706 * 0.5)
+    # t(1) = 12.706205; the deviation of 1 and 2 is 1 / sqrt(2), over sqrt(2) trials: 0.5.
+    assert estimates[1].low == pytest.approx(1.5 - 12.706205 * 0.5)
 
 
 def test_one_line_per_number_of_stories_of_the_strongest_attack():

@@ -66,7 +66,7 @@ def test_the_interval_over_seeds_stands_beside_the_figure_of_one(
 ) -> None:
     values = [0.601, 0.801, 1.201]
     mean = sum(values) / 3
-    half = 4.303 * math.sqrt(sum((value - mean) ** 2 for value in values) / 2) / math.sqrt(3)
+    half = 4.302653 * math.sqrt(sum((value - mean) ** 2 for value in values) / 2) / math.sqrt(3)
     over_seeds = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
     text = render(seeds[1], seeds=seeds)
     plain = text.replace("\\", "")

@@ -36,8 +36,8 @@ def a_model(**overrides):
 def test_mean_and_interval_over_seeds(make_result):
     (row,) = aggregate([with_gap(make_result, seed, gap) for seed, gap in ((0, 0.1), (1, 0.2), (2, 0.6))])
     assert row["seeds"] == [0, 1, 2]
-    # Mean 0.3; squared deviations 0.04 + 0.01 + 0.09, over 2: standard deviation 0.264575; t of 2 degrees 4.303.
-    half = 4.303 * 0.264575 / 3**0.5
+    # Mean 0.3; squared deviations 0.04 + 0.01 + 0.09, over 2: standard deviation 0.264575; t of 2 degrees 4.302653.
+    half = 4.302653 * 0.264575 / 3**0.5
     assert row["figures"]["ablation_gap"] == pytest.approx(
         {"value": 0.3, "low": 0.3 - half, "high": 0.3 + half}, abs=1e-5
     )
