@@ -157,19 +157,20 @@ class Measuring:
 
     def generate(self, key: str) -> dict[str, Any]:
         """Texts before the method, before ablation and of the final model, all from the same prompts."""
-        settings = self.config.generation
-        if not settings.enabled:
+        if not self.config.generation.enabled:
             return {"generations": {}}
+        prompts, tokenizer = self.run.inputs.prompts(self.config.generation), self.run.tokenizer
         texts: dict[str, list[str]] = {}
         for stage in dict.fromkeys(["before", "before_ablation", self.final_stage]):
             if stage in self.stages:
                 model = load_causal_lm(self.stages[stage].model).to(self.device)
-                texts[stage], allowed = generate_texts(model, self.run.tokenizer, settings, state=self.state)
+                texts[stage], allowed = generate_texts(model, tokenizer, prompts.settings, state=self.state)
         data, trained = self.config.data, None
-        if longest_prompt(settings.prompts, self.run.tokenizer) + allowed > data.max_tokens:
+        if longest_prompt(prompts.settings.prompts or [], tokenizer) + allowed > data.max_tokens:
             trained = data.max_tokens
-        found = describe_generations(texts, settings.prompts, data.forget_words, settings, allowed, trained)
-        return {"generations": found}
+        # 0 of words that no example holds would read as if they were gone.
+        words = data.forget_words if self.run.data.summary["train_forget_word_tokens"] else []
+        return {"generations": describe_generations(texts, prompts, words, allowed, trained)}
 
     # ---- Relearn attack ----
 

@@ -91,7 +91,12 @@ def test_eval_gives_the_losses_that_transformers_gives(run, files, tmp_path):
         assert result.estimate(name).value == pytest.approx(expected["model"] - expected["before"], abs=1e-5)
         assert result.estimate(name).low < result.estimate(name).value < result.estimate(name).high
     assert result.attack is None
-    assert len(result.generations["texts"]["final"]) == 8
+    generations = result.generations
+    assert set(generations["prompt_labels"]) == {"forget", "retain"}
+    forget = (files / "forget.jsonl").read_text()
+    for prompt, label in zip(generations["prompts"], generations["prompt_labels"], strict=True):
+        assert (f'"{prompt}' in forget) == (label == "forget")  # the prompt alone, or more of its example
+    assert len(generations["texts"]["final"]) == len(generations["prompts"])
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
 
 
