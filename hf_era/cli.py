@@ -10,15 +10,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_era.commands import card, compare, matrix
+from hf_era.commands import card, compare, generate, matrix, push
 from hf_era.commands.evaluate import EVAL, RELEARN
 from hf_era.utils import exit_codes
 from hf_era.utils.signals import StoppedError, stoppable
 from hf_era.version import __version__
 
-_COMMANDS: dict[str, Any] = {"eval": EVAL, "relearn": RELEARN, "compare": compare, "card": card, "matrix": matrix}
+_COMMANDS: dict[str, Any] = {
+    "eval": EVAL,
+    "relearn": RELEARN,
+    "generate": generate,
+    "compare": compare,
+    "card": card,
+    "push": push,
+    "matrix": matrix,
+}
 
-_WITH_OVERRIDES = ("eval", "relearn")
+_WITH_OVERRIDES = ("eval", "relearn", "generate")
 
 # While training: a smaller batch would be another run, so that is for the user to decide.
 _OUT_OF_MEMORY = (

@@ -248,7 +248,7 @@ class ModelEvaluationConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(unknown_value_message("dtype", self.dtype, DTYPES))
-        self.resolved_device = _device(self.device)
+        self.resolved_device = find_device(self.device)
         DataConfig(forget_words=self.forget_words, max_characters=self.max_characters)  # checks them
 
 
@@ -290,7 +290,8 @@ def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> Mode
     return ModelInputs(model, tokenizer, sets["forget"], sets["retain"], sets.get("attack"), _summary(config, sets))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name, `auto` among them; raises `ValueError` if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -28,6 +28,7 @@ from hf_era.run.directory import RunDirectory
 from hf_era.run.inputs import RunInputs, input_notes, load_inputs
 from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
+from hf_era.run.push import check_push
 from hf_era.utils.files import local_path, real_path
 from hf_era.utils.processes import in_all, main_first
 from hf_era.utils.signals import stop_if_requested
@@ -56,6 +57,8 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
 
     directory = RunDirectory(config.output_path, state.is_main_process, tell)
     console.print(describe_plan(config, arguments.device))
+    if config.training.get("push_to_hub"):
+        check_push(config.training.get("hub_model_id"), "Leave `training.push_to_hub` out, and push later: `hf-era push`.")
 
     inputs = main_first(lambda: load_inputs(config), state)
     for note in input_notes(config, inputs):
