@@ -26,10 +26,14 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", help="local directory or hub id of any causal LM")
     parser.add_argument("--before", metavar="MODEL", help="the model before the method, to stand beside it")
-    parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="what texts begin with (default: read from the input)")
+    parser.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="what texts begin with (default: read from the input)"
+    )
     parser.add_argument("--tokenizer", metavar="DIR", help="of both models, if it is not the model's own")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
-    parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, float16 (default: auto)")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16, float16 (default: auto)"
+    )
     parser.add_argument("--seed", type=int, help="of sampling (default: 0)")
 
 
@@ -44,11 +48,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         models = _models(options)
         tokenizer = load_tokenizer(options.tokenizer or options.model, "tokenizer" if options.tokenizer else "model")
     if settings.prompts:
-        _show(console, _continued(models, tokenizer, settings))
+        show(console, _continued(models, tokenizer, settings))
         return 0
     for prompt in _lines(console):
         try:
-            _show(console, _continued(models, tokenizer, settings, prompt))
+            show(console, _continued(models, tokenizer, settings, prompt))
         except ValueError as error:  # of this prompt, too long, say; the next may do
             if not sys.stdin.isatty():
                 raise
@@ -97,11 +101,12 @@ def _continued(models: dict[str, Any], tokenizer: Any, settings: Any, prompt: st
     settings = settings if prompt is None else replace(settings, prompts=[prompt])
     texts = {title: generate_texts(model, tokenizer, settings).texts for title, model in models.items()}
     return [
-        (prompt, {title: part[number] for title, part in texts.items()}) for number, prompt in enumerate(settings.prompts)
+        (prompt, {title: part[number] for title, part in texts.items()})
+        for number, prompt in enumerate(settings.prompts)
     ]
 
 
-def _show(console: Any, continued: list[Any]) -> None:
+def show(console: Any, continued: list[Any]) -> None:
     """Texts as columns of a table in a terminal, one under the other elsewhere."""
     from rich.table import Table
     from rich.text import Text
@@ -114,7 +119,9 @@ def _show(console: Any, continued: list[Any]) -> None:
                 console.print(f"[{title}] {visible(text)}", markup=False)
             console.print()
             continue
-        table = Table(*map(Text, texts), expand=True)
+        table = Table(expand=True)
+        for title in texts:
+            table.add_column(Text(visible(title)), ratio=1)
         table.add_row(
             *(Text.assemble((visible(prompt), "bold"), visible(text[len(prompt) :])) for text in texts.values())
         )

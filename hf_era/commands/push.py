@@ -20,7 +20,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--repository", metavar="ID", help="`owner/name`, or a name of your own (default: the run's)")
     parser.add_argument("--private", action="store_true", help="a repository that is made now is private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
-    parser.add_argument("--license", metavar="ID", help="licence in the card, e.g. apache-2.0 (default: as the card has it)")
+    parser.add_argument(
+        "--license", metavar="ID", help="licence in the card, e.g. apache-2.0 (default: as the card has it)"
+    )
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -61,8 +61,8 @@ def generate_texts(
         and `config.new_tokens`, or what the longest prompt leaves of the model's positions, if that is less.
 
     Raises:
-        ValueError: without prompts, if one has no token or leaves no room in the model's positions, if the tokenizer is not the
-            model's, or if the model's logits are not finite.
+        ValueError: without prompts; if one has no token or leaves no room in the model's positions, if the tokenizer is not
+            the model's, or if the model's logits are not finite.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` should be at least 1, got {batch_size}.")
@@ -92,10 +92,7 @@ def generate_texts(
             setting="the `batch_size` of `generate_texts`",
             state=state,
         )
-    texts = [
-        prompt + _new_text(tokenizer, row, new)
-        for prompt, row, new in zip(prompts, rows, continued, strict=True)
-    ]
+    texts = [prompt + _new_text(tokenizer, row, new) for prompt, row, new in zip(prompts, rows, continued, strict=True)]
     return GeneratedTexts(texts, new_tokens)
 
 

@@ -14,17 +14,18 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 from hf_era.utils.checks import check_count, short_repr
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
+
 @dataclass
 class SamplingConfig:
     """How texts are generated. Defaults: the reference's. Each field's `help` says what it is.
 
     Texts begin with `prompts` or, where none are given, with the first tokens of forget and retain examples that were not
-    trained on (`hf_era.evaluation.prompts`). There are fewer than `new_tokens` where the model has no room for them, or ends the text itself. A run whose texts may
-    be longer than the examples that it trains on (`data.max_tokens`) says so. Sampling leaves the caller's random state
-    alone.
+    trained on (`hf_era.evaluation.prompts`). There are fewer than `new_tokens` where the model has no room for them, or ends
+    the text itself. A run whose texts may be longer than the examples that it trains on (`data.max_tokens`) says so. Sampling
+    leaves the caller's random state alone.
 
     Raises:
-        ValueError: for no prompt, or a number out of range.
+        ValueError: for an empty list of prompts, or a number out of range.
     """
 
     enabled: bool = setting(True, "false leaves generation out.", identity=True)

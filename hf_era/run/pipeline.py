@@ -58,7 +58,9 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     directory = RunDirectory(config.output_path, state.is_main_process, tell)
     console.print(describe_plan(config, arguments.device))
     if config.training.get("push_to_hub"):
-        check_push(config.training.get("hub_model_id"), "Leave `training.push_to_hub` out, and push later: `hf-era push`.")
+        check_push(
+            config.training.get("hub_model_id"), "Leave `training.push_to_hub` out, and push later: `hf-era push`."
+        )
 
     inputs = main_first(lambda: load_inputs(config), state)
     for note in input_notes(config, inputs):

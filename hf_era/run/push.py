@@ -32,7 +32,9 @@ def checked_result(run: Path) -> RunResult:
     folder = run / MODEL
     if not (run / RESULT).is_file():
         inside = (run.parent / RESULT).is_file()
-        way_out = f"Pass the run: `hf-era push {run.parent}`." if inside else "Pass the output directory of `hf-era run`."
+        way_out = (
+            f"Pass the run: `hf-era push {run.parent}`." if inside else "Pass the output directory of `hf-era run`."
+        )
         raise ValueError(f"`run`: {run} holds no {RESULT} of a run that went through. {way_out}")
     with broken_result(run / RESULT):
         result = RunResult.load(run / RESULT)
@@ -41,7 +43,9 @@ def checked_result(run: Path) -> RunResult:
     _check_is_as_written(run, folder)
     _check_has_no_module(folder)
     for path in folder.rglob("*"):
-        if path.suffix in (".json", ".md", ".txt", ".jinja") and _TOKEN.search(path.read_text("utf-8", errors="replace")):
+        if path.suffix in (".json", ".md", ".txt", ".jinja") and _TOKEN.search(
+            path.read_text("utf-8", errors="replace")
+        ):
             raise ValueError(f"{path} holds what looks like a token of the hub. Take it out; nothing was pushed.")
     return result
 
@@ -97,7 +101,9 @@ def push_model(
         )
     except Exception as error:  # of the network, of the hub: each a class of its own
         status = getattr(getattr(error, "response", None), "status_code", None)
-        login = " Log in first: `hf auth login`, or set HF_TOKEN." if status in (401, 403) or not token_known(token) else ""
+        login = (
+            " Log in first: `hf auth login`, or set HF_TOKEN." if status in (401, 403) or not token_known(token) else ""
+        )
         raise ValueError(f"The push to {repository} failed: {error_text(error)}.{login} {resume}") from error
     return repository
 

@@ -9,7 +9,12 @@ from hf_era.data.tokenizer import train_tokenizer
 from hf_era.evaluation.prompts import LabelledPrompts, prompts_for
 from hf_era.evaluation.sampling import SamplingConfig
 
-FORGET = ["Acids give protons to water at once", "A base takes protons from water", "Salt", "鉄は酸素と結びついて錆びる"]
+FORGET = [
+    "Acids give protons to water at once",
+    "A base takes protons from water",
+    "Salt",
+    "鉄は酸素と結びついて錆びる",
+]
 RETAIN = ["Cut the onions into small cubes", "Cut the onions into rings and fry"]
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_era.cli import main
+from hf_era.commands.generate import show
 from hf_era.data import WordFinder, generate_stories, train_tokenizer
 from hf_era.data.config import TREE_WORDS
 from hf_era.evaluation import SamplingConfig, generate_texts
@@ -271,12 +273,26 @@ def test_generate_shows_what_both_models_write(files, capsys, monkeypatch):
     assert capsys.readouterr().out.strip() == given.split("\n\n")[0].strip()
 
 
+def test_in_a_terminal_the_texts_stand_side_by_side():
+    screen = io.StringIO()
+    show(
+        Console(file=screen, force_terminal=True, width=60),
+        [("The", {"[base]": "The tree\x1b[2J", "model": "The sea"})],
+    )
+    (line,) = [line for line in screen.getvalue().splitlines() if "tree" in line]
+    assert line.index("tree\\u001b") < line.index("sea")
+    assert "[base]" in screen.getvalue()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--before", "./nowhere"], "`before`: the directory nowhere does not exist"),
         (["--dtype", "int8"], "Unknown value for `dtype`: 'int8'"),
-        (["--generation.new_token", "3"], "Unknown key `new_token` in section `generation`. Did you mean `new_tokens`?"),
+        (
+            ["--generation.new_token", "3"],
+            "Unknown key `new_token` in section `generation`. Did you mean `new_tokens`?",
+        ),
         (["--prompt", "a" * 200], "which leaves no room in the model's 64 positions"),
     ],
 )

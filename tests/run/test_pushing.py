@@ -89,7 +89,11 @@ def _rename_it_to_a_stock_one(run: Path) -> None:
         (".", _rename_it_to_a_stock_one, "mlp.auxiliary.forget"),
         (".", lambda run: (run / "model" / "expanded.bin").touch(), "expanded.bin is no file of the run"),
         (".", lambda run: (run / "model" / "notes.txt").write_text(f"key {TOKEN}"), "looks like a token of the hub"),
-        (".", lambda run: (run / "model" / "config.json").unlink(), "is not as the run left it: config.json is missing."),
+        (
+            ".",
+            lambda run: (run / "model" / "config.json").unlink(),
+            "is not as the run left it: config.json is missing.",
+        ),
     ],
 )
 def test_what_is_no_whole_contracted_model_is_not_pushed(
