@@ -21,7 +21,7 @@ class SamplingConfig:
 
     Texts begin with `prompts` or, where none are given, with the first tokens of forget and retain examples that were not
     trained on (`hf_era.evaluation.prompts`). There are fewer than `new_tokens` where the model has no room for them, or ends
-    the text itself. A run whose texts may be longer than the examples that it trains on (`data.max_tokens`) says so. Sampling
+    the text itself. A run whose texts may be longer than the examples it trains on (`data.max_tokens`) says so. Sampling
     leaves the caller's random state alone.
 
     Raises:

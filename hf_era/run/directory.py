@@ -158,6 +158,15 @@ class RunDirectory:
         report: dict[str, Any] = record["report"]
         return report
 
+    def seconds_of(self, phase: str, inputs: str) -> float | None:
+        """How long a phase took that was finished with these inputs; `None` if it is to be run. Its outputs are not looked
+        at: that takes long, and this is for an estimate."""
+        record = read_json(self._record(phase))
+        if not isinstance(record, dict) or record.get("inputs") != inputs:
+            return None
+        seconds = (record.get("report") or {}).get("seconds")
+        return float(seconds) if isinstance(seconds, (int, float)) else None
+
     def record(self, phase: str, inputs: str, report: dict[str, Any], outputs: Iterable[Path] = ()) -> None:
         """Writes down that a phase is finished. Call it after its outputs, folders, are in place."""
         if self.writes:

@@ -29,6 +29,7 @@ from hf_era.run.inputs import RunInputs, input_notes, load_inputs
 from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
 from hf_era.run.push import check_push
+from hf_era.run.time_left import RunClock
 from hf_era.utils.files import local_path, real_path
 from hf_era.utils.processes import in_all, main_first
 from hf_era.utils.signals import stop_if_requested
@@ -87,11 +88,13 @@ class PhaseRunner:
 
     Attributes:
         seconds (`dict[str, float]`): phase -> how long it took, when it was run.
+        clock (`RunClock`): time used, and time left for the whole run.
     """
 
     def __init__(self, directory: RunDirectory, console: Console, state: PartialState) -> None:
         self.directory, self.console, self.state = directory, console, state
         self.seconds: dict[str, float] = {}
+        self.clock = RunClock(console)
 
     def run(self, phase: Phase, directory: RunDirectory | None = None) -> dict[str, Any]:
         """What the phase reported, now or when it was run. `directory`: that remembers it, if not the run's own."""
@@ -103,7 +106,8 @@ class PhaseRunner:
         self.state.wait_for_everyone()
         said = "already done, skipped"
         if report is None:
-            self.console.print(f"[bold]{phase.title}[/] ...")
+            when = self.clock.begin(phase)
+            self.console.print(f"[bold]{phase.title}[/] ...{f' ({when})' if when else ''}")
             start = time.monotonic()
             report = phase.work(phase.key)
             report = {**report, "seconds": round(time.monotonic() - start, 1)}
@@ -112,27 +116,36 @@ class PhaseRunner:
         phase.clean_up()  # also where it was done before: a run that was killed in between has left it there
         self.state.wait_for_everyone()
         self.seconds[phase.name] = report["seconds"]
+        self.clock.end(phase, report["seconds"])
         self.console.print(f"[bold]{phase.title}[/]: {said}")
         return report
 
 
 def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResult:
+    method = get_method(run.config.method)
+    base = [_base_phase(run)] if run.config.model.trains_base else []
+    phases = method.phases(run)
+    measuring = Measuring(run, method)
+    measuring_phases = measuring.phases(model_key=phases[-1].key)
+    directories = dict.fromkeys(map(id, base), shared)
+    runner.clock.plan(
+        [*base, *phases, *measuring_phases],
+        lambda phase: directories.get(id(phase), runner.directory).seconds_of(phase.name, phase.key),
+    )
+    run.progress = runner.clock.progress
     base_training: dict[str, Any] = {}
-    if run.config.model.trains_base:
+    for phase in base:
         # A base that several runs share keeps its own records; a second run waits for the first one's.
         with shared.lock(wait=True):
             in_all(lambda: None, run.state)  # the main process may have waited for hours
             _check_shared_base(shared, run)  # again: it may have been claimed while this run waited
             shared.claim(run.base_key, run.control_settings)
-            base_training = runner.run(_base_phase(run), shared)
-    method = get_method(run.config.method)
-    phases = method.phases(run)
+            base_training = runner.run(phase, shared)
     reports = {phase.name: runner.run(phase) for phase in phases}
     training = reports[method.training_phase]
     provenance = training.pop("provenance")  # of the training, whenever and wherever the rest was done
-    measuring = Measuring(run, method)
     measured: dict[str, Any] = {}
-    for phase in measuring.phases(model_key=phases[-1].key):
+    for phase in measuring_phases:
         measured |= runner.run(phase)
     del measured["seconds"]
     return RunResult(
@@ -158,6 +171,7 @@ def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResul
 
 def _base_phase(run: Run) -> Phase:
     key = run.base_key
+    cost = run.training_cost(run.stock_arguments("base", key), len(run.data.train))
     return Phase(
         "base",
         "Pretraining the base" if run.start == "pretrained" else "Training the base control",
@@ -165,6 +179,7 @@ def _base_phase(run: Run) -> Phase:
         partial(train_base, run),
         (run.folder("base"),),
         partial(run.remove_checkpoints, "base", key),
+        cost,
     )
 
 
