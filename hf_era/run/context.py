@@ -19,6 +19,7 @@ from hf_era.methods import Cost, get_method
 from hf_era.models import get_family
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
+from hf_era.run.tracking import tracked_name, tracked_project
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.coherence import BEST, HISTORY, TellProgress
 from hf_era.training.config import SHOWN_OR_KEPT
@@ -121,11 +122,15 @@ class Run:
     # ---- Train and save ----
 
     def training_arguments(self, phase: str, key: str, **changes: Any) -> GradientRoutingConfig:
-        return self.config.training_arguments(self.checkpoints(phase, key), **{**changes, "push_to_hub": False})
+        values = {**changes, **self._tracked(phase), "push_to_hub": False}
+        return self.config.training_arguments(self.checkpoints(phase, key), **values)
 
     def stock_arguments(self, phase: str, key: str) -> CausalLMTrainingConfig:
-        values = {**self._stock_training(), "push_to_hub": False, "save_total_limit": 1}
+        values = {**self._stock_training(), **self._tracked(phase), "push_to_hub": False, "save_total_limit": 1}
         return self.config.stock_training_arguments(self.checkpoints(phase, key), **values)
+
+    def _tracked(self, phase: str) -> dict[str, str]:
+        return {"run_name": tracked_name(self.config, phase), "project": tracked_project(self.config.training)}
 
     def train(
         self,

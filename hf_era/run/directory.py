@@ -8,6 +8,7 @@ base/           the base, or base control, that was trained here (elsewhere with
 expanded/       the routed model with its auxiliary modules, for `AutoModelForCausalLM` with `hf_era` imported
 contracted/     the stock model right after the cut
 model/          the final stock checkpoint, tokenizer and card: this is what a push uploads
+tracking/       files of trackers that write any (`training.report_to: tensorboard`)
 result.json     figures, config, versions
 report.html     the same to look at: one file, plots and texts in it
 

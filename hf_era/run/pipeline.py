@@ -10,6 +10,7 @@ stopped goes on where it was: `hf-era run CONFIG` again. What is written where: 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from hf_era.run.measuring import Measuring
 from hf_era.run.outputs import describe_plan, finish
 from hf_era.run.push import check_push
 from hf_era.run.time_left import RunClock
+from hf_era.run.tracking import Tracking
 from hf_era.utils.files import local_path, real_path
 from hf_era.utils.processes import in_all, main_first
 from hf_era.utils.signals import stop_if_requested
@@ -56,6 +58,7 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     def tell(text: str) -> None:
         console.print(f"[bold red]{text}[/]")
 
+    tracking = Tracking(config, state.is_main_process)
     directory = RunDirectory(config.output_path, state.is_main_process, tell)
     console.print(describe_plan(config, arguments.device))
     if config.training.get("push_to_hub"):
@@ -76,9 +79,12 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     with directory.lock():
         directory.claim(run.identity, run.settings, config.overwrite_output_dir)
         state.wait_for_everyone()
-        result = _run_phases(PhaseRunner(directory, console, state), run, shared)
+        result = _run_phases(PhaseRunner(directory, console, state, tracking), run, shared)
         result.data_filtering = filtering
         finish(result, config, directory, console, state)
+        left_out = tracking.log_result(result)
+        if left_out:
+            console.print(f"Figures and texts are not logged to {', '.join(left_out)}: accelerate has no tracker for it.")
     return result
 
 
@@ -91,8 +97,11 @@ class PhaseRunner:
         clock (`RunClock`): time used, and time left for the whole run.
     """
 
-    def __init__(self, directory: RunDirectory, console: Console, state: PartialState) -> None:
+    def __init__(
+        self, directory: RunDirectory, console: Console, state: PartialState, tracking: Tracking | None = None
+    ) -> None:
         self.directory, self.console, self.state = directory, console, state
+        self._in_phase = nullcontext if tracking is None else tracking.phase
         self.seconds: dict[str, float] = {}
         self.clock = RunClock(console)
 
@@ -109,7 +118,8 @@ class PhaseRunner:
             when = self.clock.begin(phase)
             self.console.print(f"[bold]{phase.title}[/] ...{f' ({when})' if when else ''}")
             start = time.monotonic()
-            report = phase.work(phase.key)
+            with self._in_phase(phase.name):
+                report = phase.work(phase.key)
             report = {**report, "seconds": round(time.monotonic() - start, 1)}
             directory.record(phase.name, phase.key, report, phase.outputs)
             said = f"done in {report['seconds']:.1f} s"
