@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if overrides and known.command not in _WITH_OVERRIDES:
             parser.error(f"unexpected: {' '.join(overrides)}")
         return _guarded(lambda: _COMMANDS[known.command].run(known, overrides))
-    return _run([known.config, *(known.overlay or [])], _with_allow_fewer(known, overrides))
+    return _run([known.config, *(known.overlay or [])], _with_allow_fewer(known, overrides), known.dry_run)
 
 
 def run_recipe(recipe: str | Path, arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +90,8 @@ def run_recipe(recipe: str | Path, arguments: Sequence[str] | None = None) -> in
     )
     _add_allow_fewer(parser)
     known, overrides = parser.parse_known_args(arguments)
-    return _run([path.parent / "configs" / f"{path.stem}.yaml", *known.config], _with_allow_fewer(known, overrides))
+    paths = [path.parent / "configs" / f"{path.stem}.yaml", *known.config]
+    return _run(paths, _with_allow_fewer(known, overrides), known.dry_run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_allow_fewer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything and say what the run would take; train and write nothing",
+    )
+    parser.add_argument(
         "--allow-fewer", action="store_true", help="make fewer relearn attacks where there are too few forget examples"
     )
 
@@ -128,13 +134,14 @@ def _with_allow_fewer(known: argparse.Namespace, overrides: Sequence[str]) -> li
     return [*overrides, *(["--relearn.allow_fewer", "true"] if known.allow_fewer else [])]
 
 
-def _run(paths: Sequence[str | Path], overrides: Sequence[str]) -> int:
+def _run(paths: Sequence[str | Path], overrides: Sequence[str], dry: bool) -> int:
     # Here, not above: `--help` need not load torch.
     from hf_era.run.config import load_run_config
+    from hf_era.run.dry_run import dry_run
     from hf_era.run.pipeline import run_pipeline
 
     def work() -> int:
-        run_pipeline(load_run_config(paths, overrides))
+        (dry_run if dry else run_pipeline)(load_run_config(paths, overrides))
         return 0
 
     return _guarded(work)

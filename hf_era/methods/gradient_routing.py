@@ -76,7 +76,15 @@ class GradientRouting(Method):
         # Every evaluation is made twice, with the module and without.
         routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=2)
         return [
-            Phase("route", "Training with gradient routing", route, partial(self._route, run), (expanded,), routed, routing),
+            Phase(
+                "route",
+                "Training with gradient routing",
+                route,
+                partial(self._route, run),
+                (expanded,),
+                routed,
+                routing,
+            ),
             Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost()),
             Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned, _coherence_cost(run)),
         ]

@@ -29,7 +29,6 @@ from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRou
 from hf_era.training.coherence import CoherenceConfig
 from hf_era.utils.checks import unknown_value_message
 
-
 TRAINING_PASSES = 2.5
 """What a training step takes per example, in forward passes: forward and backward pass, and the optimizer."""
 

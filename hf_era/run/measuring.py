@@ -68,9 +68,7 @@ class Measuring:
         return [
             Phase("evaluation", "Evaluating", evaluation, self.evaluate, cost=self._evaluation_cost()),
             Phase("generation", "Generating", generation, self.generate, cost=self._generation_cost()),
-            Phase(
-                "attack", title, attack, self.attack, clean_up=self.remove_kept_trials, cost=self._attack_cost()
-            ),
+            Phase("attack", title, attack, self.attack, clean_up=self.remove_kept_trials, cost=self._attack_cost()),
         ]
 
     def _evaluation_cost(self) -> Cost:
@@ -85,7 +83,7 @@ class Measuring:
         if not settings.enabled:
             return Cost()
         prompts = len(self.run.inputs.prompts(settings).labels)
-        stages = len(self._generating_stages())
+        stages = len(self.generating_stages())
         lengths = self.run.data.validation_retain["length"]
         mean_length = sum(lengths) / len(lengths)
         return Cost(measured=stages * prompts * settings.new_tokens * GENERATED_TOKEN / mean_length)
@@ -113,7 +111,7 @@ class Measuring:
         sizes = (len(data.validation_forget), len(data.validation_retain))
         return sum(sizes if most is None else (min(most, size) for size in sizes))
 
-    def _generating_stages(self) -> list[str]:
+    def generating_stages(self) -> list[str]:
         wanted = dict.fromkeys(["before", "before_ablation", self.final_stage])
         return [stage for stage in wanted if stage in self.stages]
 
@@ -213,7 +211,7 @@ class Measuring:
             return {"generations": {}}
         prompts, tokenizer = self.run.inputs.prompts(self.config.generation), self.run.tokenizer
         texts: dict[str, list[str]] = {}
-        for stage in self._generating_stages():
+        for stage in self.generating_stages():
             model = load_causal_lm(self.stages[stage].model).to(self.device)
             texts[stage], allowed = generate_texts(model, tokenizer, prompts.settings, state=self.state)
         data, trained = self.config.data, None

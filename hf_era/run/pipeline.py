@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from rich.console import Console
@@ -51,21 +51,46 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
         StorageError: if something cannot be written; what was whole before is kept.
         StoppedError: within `hf_era.utils.signals.stoppable()`, if a signal asked to stop.
     """
-    arguments = config.training_arguments(config.output_path / "checkpoints")
     state = PartialState()
     console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
+    ready = prepare_run(config, console, state)
+    run, directory = ready.run, ready.directory
+    with directory.lock():
+        directory.claim(run.identity, run.settings, config.overwrite_output_dir)
+        state.wait_for_everyone()
+        result = _run_phases(PhaseRunner(directory, console, state, ready.tracking), run, ready.shared)
+        result.data_filtering = ready.filtering
+        finish(result, config, directory, console, state)
+        for said in ready.tracking.log_result(result):
+            console.print(said, style="yellow", markup=False)
+    return result
+
+
+class ReadyRun(NamedTuple):
+    """A run whose input is loaded and checked: all that is known before the first step. `shared` is the directory of the
+    base, `filtering` what its result keeps of the control that it names."""
+
+    run: Run
+    directory: RunDirectory
+    shared: RunDirectory
+    tracking: Tracking
+    filtering: dict[str, Any] | None
+
+
+def prepare_run(config: RunConfig, console: Console, state: PartialState) -> ReadyRun:
+    """Loads and checks everything that a run needs, says what it is going to do, and changes nothing on the disk but the
+    cache of prepared data. Raises as `run_pipeline`, before any long work."""
 
     def tell(text: str) -> None:
         console.print(f"[bold red]{text}[/]")
 
+    arguments = config.training_arguments(config.output_path / "checkpoints")
     tracking = Tracking(config, state.is_main_process)
     directory = RunDirectory(config.output_path, state.is_main_process, tell)
     console.print(describe_plan(config, arguments.device))
     if config.training.get("push_to_hub"):
-        check_push(
-            config.training.get("hub_model_id"), "Leave `training.push_to_hub` out, and push later: `hf-era push`."
-        )
-
+        way_out = "Leave `training.push_to_hub` out, and push later: `hf-era push`."
+        check_push(config.training.get("hub_model_id"), way_out)
     inputs = main_first(lambda: load_inputs(config), state)
     for note in input_notes(config, inputs):
         console.print(f"  note       {note}", style="yellow", markup=False)
@@ -76,16 +101,7 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
     if config.model.trains_base:
         _check_shared_base(shared, run)
     state.wait_for_everyone()
-    with directory.lock():
-        directory.claim(run.identity, run.settings, config.overwrite_output_dir)
-        state.wait_for_everyone()
-        result = _run_phases(PhaseRunner(directory, console, state, tracking), run, shared)
-        result.data_filtering = filtering
-        finish(result, config, directory, console, state)
-        left_out = tracking.log_result(result)
-        if left_out:
-            console.print(f"Figures and texts are not logged to {', '.join(left_out)}: accelerate has no tracker for it.")
-    return result
+    return ReadyRun(run, directory, shared, tracking, filtering)
 
 
 class PhaseRunner:
@@ -131,31 +147,48 @@ class PhaseRunner:
         return report
 
 
+class RunPlan:
+    """The phases of a run, in order: of the base where one is trained here, of the method, and those that measure.
+
+    Attributes:
+        base, own, measured (`list[Phase]`): the three parts. measuring (`Measuring`): whose the last ones are.
+    """
+
+    def __init__(self, run: Run) -> None:
+        method = get_method(run.config.method)
+        self.base = [_base_phase(run)] if run.config.model.trains_base else []
+        self.own = method.phases(run)
+        self.measuring = Measuring(run, method)
+        self.measured = self.measuring.phases(model_key=self.own[-1].key)
+
+    def phases(self) -> list[Phase]:
+        return [*self.base, *self.own, *self.measured]
+
+    def seconds_done(self, directory: RunDirectory, shared: RunDirectory) -> dict[str, float]:
+        """Phase -> how long it took, of those that the directories remember as done."""
+        found = {phase.name: shared.seconds_of(phase.name, phase.key) for phase in self.base}
+        found |= {phase.name: directory.seconds_of(phase.name, phase.key) for phase in (*self.own, *self.measured)}
+        return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
 def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResult:
-    method = get_method(run.config.method)
-    base = [_base_phase(run)] if run.config.model.trains_base else []
-    phases = method.phases(run)
-    measuring = Measuring(run, method)
-    measuring_phases = measuring.phases(model_key=phases[-1].key)
-    directories = dict.fromkeys(map(id, base), shared)
-    runner.clock.plan(
-        [*base, *phases, *measuring_phases],
-        lambda phase: directories.get(id(phase), runner.directory).seconds_of(phase.name, phase.key),
-    )
+    plan = RunPlan(run)
+    runner.clock.plan(plan.phases(), plan.seconds_done(runner.directory, shared))
     run.progress = runner.clock.progress
     base_training: dict[str, Any] = {}
-    for phase in base:
+    for phase in plan.base:
         # A base that several runs share keeps its own records; a second run waits for the first one's.
         with shared.lock(wait=True):
             in_all(lambda: None, run.state)  # the main process may have waited for hours
             _check_shared_base(shared, run)  # again: it may have been claimed while this run waited
             shared.claim(run.base_key, run.control_settings)
             base_training = runner.run(phase, shared)
-    reports = {phase.name: runner.run(phase) for phase in phases}
+    reports = {phase.name: runner.run(phase) for phase in plan.own}
+    method = get_method(run.config.method)
     training = reports[method.training_phase]
     provenance = training.pop("provenance")  # of the training, whenever and wherever the rest was done
     measured: dict[str, Any] = {}
-    for phase in measuring_phases:
+    for phase in plan.measured:
         measured |= runner.run(phase)
     del measured["seconds"]
     return RunResult(
@@ -174,7 +207,7 @@ def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResul
         method_title=method.title,
         method_role=method.role,
         method_texts=dict(method.texts),
-        stages=[stage.describe() for stage in measuring.stages.values()],
+        stages=[stage.describe() for stage in plan.measuring.stages.values()],
         **measured,
     )
 

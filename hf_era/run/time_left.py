@@ -7,7 +7,7 @@ now or by an earlier launch, and in the one that runs. Before anything was measu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -37,11 +37,9 @@ class RunClock:
         self._first: tuple[float, float] | None = None
         self._last = (0.0, 0.0)
 
-    def plan(self, phases: Sequence[Phase], done: Callable[[Phase], float | None]) -> None:
-        """Takes all phases of the run, in order. `done` says how many seconds one took that is done already; `None` if it is
-        not."""
-        self._phases = list(phases)
-        self._seconds = {phase.name: seconds for phase in phases if (seconds := done(phase)) is not None}
+    def plan(self, phases: Sequence[Phase], done: Mapping[str, float]) -> None:
+        """Takes all phases of the run, in order, and how many seconds those took that are done already."""
+        self._phases, self._seconds = list(phases), dict(done)
 
     def begin(self, phase: Phase) -> str:
         """What to say of a phase that begins: which one it is, and the time used and left; empty without a plan."""
@@ -50,7 +48,11 @@ class RunClock:
         self._told = self._clock()
         self._seconds.pop(phase.name, None)  # what it left is gone: it is made again
         names = [one.name for one in self._phases]
-        return f"phase {names.index(phase.name) + 1} of {len(names)}, {self.used_and_left()}" if phase.name in names else ""
+        return (
+            f"phase {names.index(phase.name) + 1} of {len(names)}, {self.used_and_left()}"
+            if phase.name in names
+            else ""
+        )
 
     def progress(self, fraction: float) -> None:
         """Which share of the current phase is done, in [0, 1]; a line is said once a minute at most."""

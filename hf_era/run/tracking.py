@@ -22,7 +22,7 @@ from hf_era.evaluation import RunResult
 from hf_era.evaluation.relearn.result import RelearnResult
 from hf_era.evaluation.summary import figure_values, summary_of
 from hf_era.run.config import RunConfig
-from hf_era.utils.checks import unknown_value_message
+from hf_era.utils.checks import error_text, unknown_value_message
 
 PROJECT = "hf_era"
 RESULTS = "results"
@@ -30,7 +30,13 @@ FOLDER = "tracking"
 """In the output directory: files of trackers that write files."""
 
 # Trackers whose project transformers takes from the environment alone.
-_PROJECT_VARIABLES = ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME", "COMET_PROJECT_NAME", "CLEARML_PROJECT", "SWANLAB_PROJECT")
+_PROJECT_VARIABLES = (
+    "WANDB_PROJECT",
+    "MLFLOW_EXPERIMENT_NAME",
+    "COMET_PROJECT_NAME",
+    "CLEARML_PROJECT",
+    "SWANLAB_PROJECT",
+)
 _TENSORBOARD_VARIABLE = "TENSORBOARD_LOGGING_DIR"
 # What accelerate's trackers call the name of a run, which they hand on to the tracker's own `init`.
 _NAME_ARGUMENTS = {
@@ -80,14 +86,19 @@ class Tracking:
                     os.environ[name] = value
 
     def log_result(self, result: RunResult) -> list[str]:
-        """Logs figures, attack curves and texts of a run. Returns the trackers that accelerate does not know, which get none
-        of it."""
-        if self.writes:
-            for name in self.names:
-                if name in LOGGER_TYPE_TO_CLASS:
-                    with self.phase(RESULTS):
-                        self._log_to(name, result)
-        return [name for name in self.names if name not in LOGGER_TYPE_TO_CLASS]
+        """Logs figures, attack curves and texts of a run. Returns what to say of trackers that did not take them: the run is
+        done, and an error of theirs would hide that."""
+        said = []
+        for name in self.names if self.writes else []:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                said.append(f"Figures and texts are not logged to {name}: accelerate has no tracker for it.")
+                continue
+            try:
+                with self.phase(RESULTS):
+                    self._log_to(name, result)
+            except Exception as error:  # of the network, of the service: each a class of its own
+                said.append(f"Figures and texts could not be logged to {name}: {error_text(error)}")
+        return said
 
     def _log_to(self, name: str, result: RunResult) -> None:
         training, own = self.config.training, tracked_name(self.config, RESULTS)
@@ -121,7 +132,9 @@ def tracker_names(report_to: Any, section: str = "training") -> list[str]:
         return available
     for name in given:
         if name not in INTEGRATION_TO_CALLBACK:
-            raise ValueError(unknown_value_message(f"{section}.report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"]))
+            raise ValueError(
+                unknown_value_message(f"{section}.report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+            )
         if name not in available and name != "flyte":  # which transformers does not list
             raise ValueError(
                 f"`{section}.report_to` names {name}, which is not installed here. `pip install {name}`, or leave it out."

@@ -30,7 +30,7 @@ def screen() -> io.StringIO:
 @pytest.fixture
 def clock(now: list[float], screen: io.StringIO) -> RunClock:
     found = RunClock(Console(file=screen, width=200), clock=lambda: now[0])
-    found.plan([ROUTE, CUT, ATTACK], lambda phase: None)
+    found.plan([ROUTE, CUT, ATTACK], {})
     return found
 
 
@@ -52,14 +52,14 @@ def test_the_current_phase_says_how_fast_the_others_are(clock: RunClock, now: li
 
 
 def test_phases_that_are_done_say_it_too(clock: RunClock, now: list[float]) -> None:
-    clock.plan([ROUTE, CUT, ATTACK], lambda phase: {"route": 20.0}.get(phase.name))
+    clock.plan([ROUTE, CUT, ATTACK], {"route": 20.0})
     clock.end(ROUTE, 20.0)
     assert clock.begin(ATTACK) == "phase 3 of 3, 0 s used, at most about 40 s left"
     assert clock.begin(ROUTE) == "phase 1 of 3, 0 s used"  # what it left is damaged: nothing is known again
 
 
 def test_a_phase_that_does_not_say_what_it_computes(clock: RunClock, now: list[float]) -> None:
-    clock.plan([ROUTE, phase("own", None)], lambda phase: None)
+    clock.plan([ROUTE, phase("own", None)], {})
     clock.begin(ROUTE)
     now[0] = 20.0
     clock.end(ROUTE, 20.0)
@@ -68,4 +68,10 @@ def test_a_phase_that_does_not_say_what_it_computes(clock: RunClock, now: list[f
 
 
 def test_how_times_are_said() -> None:
-    assert [spoken(seconds) for seconds in (0.4, 89, 90, 5_000, 7_500)] == ["0 s", "89 s", "2 min", "83 min", "2 h 05 min"]
+    assert [spoken(seconds) for seconds in (0.4, 89, 90, 5_000, 7_500)] == [
+        "0 s",
+        "89 s",
+        "2 min",
+        "83 min",
+        "2 h 05 min",
+    ]

@@ -102,11 +102,18 @@ def test_curves_are_means_as_far_as_all_trials_came() -> None:
     ("report_to", "message"),
     [
         ("trackioo", r"Unknown value for `training\.report_to`: 'trackioo'\. Did you mean `trackio`\?"),
-        (["wandb", "trackio"], r"`training\.report_to` names trackio, which is not installed here\. `pip install trackio`"),
+        (
+            ["wandb", "trackio"],
+            r"`training\.report_to` names trackio, which is not installed here\. `pip install trackio`",
+        ),
     ],
 )
 def test_unknown_and_missing_trackers_are_refused_first(
-    report_to: Any, message: str, make_run_config: Callable[..., RunConfig], tmp_path: Path, logged: list[tuple[Any, ...]]
+    report_to: Any,
+    message: str,
+    make_run_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    logged: list[tuple[Any, ...]],
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run_pipeline(make_run_config(tmp_path, training={"report_to": report_to}))
