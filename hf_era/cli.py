@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_era.commands import card, compare, fields, init, matrix
+from hf_era.commands import card, compare, fields, generate, init, matrix, push
 from hf_era.commands.evaluate import EVAL, RELEARN
 from hf_era.commands.parser import CommandParser
 from hf_era.run.recipes import config_names, recipes_folder
@@ -22,13 +22,15 @@ _COMMANDS: dict[str, Any] = {
     "init": init,
     "eval": EVAL,
     "relearn": RELEARN,
+    "generate": generate,
     "compare": compare,
     "card": card,
+    "push": push,
     "matrix": matrix,
     "fields": fields,
 }
 
-_WITH_OVERRIDES = ("eval", "relearn")
+_WITH_OVERRIDES = ("eval", "relearn", "generate")
 
 # While training: a smaller batch would be another run, so that is for the user to decide.
 _OUT_OF_MEMORY = (
@@ -116,6 +118,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="laid over it, e.g. another scale; repeatable",
     )
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything and say what the run would take; train and write nothing",
+    )
+    parser.add_argument(
         "--allow-fewer", action="store_true", help="make fewer relearn attacks where there are too few forget examples"
     )
     parser.add_argument(
@@ -137,6 +144,11 @@ def _run(paths: Sequence[str | Path], options: argparse.Namespace, overrides: Se
             from hf_era.run.reference import describe_config
 
             fields.print_all(describe_config(config))
+            return 0
+        if options.dry_run:
+            from hf_era.run.dry_run import dry_run
+
+            dry_run(config)
             return 0
         from hf_era.run.pipeline import run_pipeline
 

@@ -10,7 +10,7 @@ import torch
 from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
-from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
+from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.models import expand_base
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
@@ -61,10 +61,20 @@ class GradientRouting(Method):
         expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
         routed = partial(run.remove_checkpoints, "route", route)
         tuned = partial(run.remove_checkpoints, "coherence", coherence)
+        # Every evaluation is made twice, with the module and without.
+        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=2)
         return [
-            Phase("route", "Training with gradient routing", route, partial(self._route, run), (expanded,), routed),
-            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,)),
-            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned),
+            Phase(
+                "route",
+                "Training with gradient routing",
+                route,
+                partial(self._route, run),
+                (expanded,),
+                routed,
+                routing,
+            ),
+            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost()),
+            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned, _coherence_cost(run)),
         ]
 
     def stages(self, run: Run) -> list[Stage]:
@@ -111,6 +121,14 @@ def _coherence_key(run: Run, contract: str) -> str:
     return fingerprint(*parts)
 
 
+def _coherence_cost(run: Run) -> Cost:
+    settings = run.coherence
+    if not settings.enabled:
+        return Cost()
+    measured = (settings.steps + 1) * len(run.data.validation_retain)
+    return Cost(settings.steps * settings.stories, measured, at_most=settings.patience is not None)
+
+
 def _coherence(run: Run, key: str) -> dict[str, Any]:
     """Fine-tunes on examples that are taken for retain and keeps the best weights; puts the final model in place."""
     settings = run.coherence
@@ -127,6 +145,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
         stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
         run.data.validation_retain,
         run.tokenizer,
+        run.progress,
     )
     run.state.wait_for_everyone()
     run.save(load_causal_lm(best).save_pretrained, run.folder("model"))

@@ -6,6 +6,7 @@ What of it a method may touch: the Protocol `Run` in `hf_era.methods.method`.
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
-from hf_era.methods import get_method
+from hf_era.methods import Cost, get_method
 from hf_era.models import get_family
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
+from hf_era.run.tracking import tracked_name, tracked_project
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
-from hf_era.training.coherence import BEST, HISTORY
+from hf_era.training.coherence import BEST, HISTORY, TellProgress
 from hf_era.training.config import SHOWN_OR_KEPT
 from hf_era.training.report import mixed_precision, training_report
 from hf_era.utils.environment import git_revision, provenance
@@ -46,12 +48,16 @@ class Run:
     Attributes:
         config (`RunConfig`), inputs (`RunInputs`): of the run.
         settings (`dict`): the settings behind its identity. The examples are identified by their contents.
+        progress: is told which share of a phase is done, in [0, 1].
     """
+
+    progress: Callable[[float], None]
 
     def __init__(
         self, config: RunConfig, inputs: RunInputs, arguments: GradientRoutingConfig, state: PartialState
     ) -> None:
         self.config, self.inputs, self.arguments, self.state = config, inputs, arguments, state
+        self.progress = lambda fraction: None
         self.seed, self.start, self.base_control = config.seed, config.start, config.base_control
         self.expansion, self.router, self.routing = config.expansion, config.router, config.routing
         self.coherence, self.method_settings = config.coherence, config.method_settings
@@ -112,11 +118,15 @@ class Run:
     # ---- Train and save ----
 
     def training_arguments(self, phase: str, key: str, **changes: Any) -> GradientRoutingConfig:
-        return self.config.training_arguments(self.checkpoints(phase, key), **{**changes, "push_to_hub": False})
+        values = {**changes, **self._tracked(phase), "push_to_hub": False}
+        return self.config.training_arguments(self.checkpoints(phase, key), **values)
 
     def stock_arguments(self, phase: str, key: str) -> CausalLMTrainingConfig:
-        values = {**self._stock_training(), "push_to_hub": False, "save_total_limit": 1}
+        values = {**self._stock_training(), **self._tracked(phase), "push_to_hub": False, "save_total_limit": 1}
         return self.config.stock_training_arguments(self.checkpoints(phase, key), **values)
+
+    def _tracked(self, phase: str) -> dict[str, str]:
+        return {"run_name": tracked_name(self.config, phase), "project": tracked_project(self.config.training)}
 
     def train(
         self,
@@ -135,6 +145,7 @@ class Run:
             processing_class=self.tokenizer,
             **options,
         )
+        trainer.add_callback(TellProgress(self.progress))
         output = trainer.train(resume_from_checkpoint=True)
         self.save(trainer.save_whole_model, folder, all_take_part=True)
         return trainer, output
@@ -163,8 +174,27 @@ class Run:
 
     # ---- Reports ----
 
+    def training_cost(self, arguments: CausalLMTrainingConfig, stories: int, passes_to_evaluate: int = 1) -> Cost:
+        steps, batch = steps_of(arguments, stories)
+        evaluations = 0.0
+        if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) == "steps":
+            every = arguments.eval_steps or arguments.logging_steps
+            evaluations = steps // (every if every >= 1 else max(every * steps, 1))
+        elif arguments.eval_strategy != "no":
+            evaluations = steps * batch / max(stories, 1)
+        read = len(self.data.validation_forget) + len(self.data.validation_retain)
+        return Cost(steps * batch, evaluations * passes_to_evaluate * read)
+
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
         return {**training_report(trainer, arguments), "provenance": self.provenance()}
 
     def provenance(self) -> dict[str, Any]:
         return {**provenance(self.arguments.device), "git_revision": git_revision()}
+
+
+def steps_of(arguments: CausalLMTrainingConfig, stories: int) -> tuple[int, int]:
+    """Steps of a training on so many examples, and examples of a step, over all processes."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * max(arguments.world_size, 1)
+    if arguments.max_steps > 0:
+        return arguments.max_steps, batch
+    return math.ceil(arguments.num_train_epochs * math.ceil(stories / batch)), batch

@@ -23,7 +23,7 @@ from hf_era.data import (
     tokenizer_from_json,
     train_tokenizer,
 )
-from hf_era.evaluation import check_attack
+from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, prompts_for
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
 from hf_era.models import get_family
@@ -44,6 +44,11 @@ class RunInputs:
     data: PreparedData
     data_fingerprint: str
     base_fingerprint: str
+
+    def prompts(self, settings: SamplingConfig) -> LabelledPrompts:
+        """What generated texts begin with: the settings' prompts, or the first tokens of validation examples."""
+        examples = {"forget": self.data.validation_forget, "retain": self.data.validation_retain}
+        return prompts_for(settings, self.tokenizer, examples)
 
 
 def load_inputs(config: RunConfig) -> RunInputs:
@@ -100,7 +105,7 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     if config.generation.enabled:
         asked_for = config.generation.new_tokens
         positions = getattr(inputs.base_config, "max_position_embeddings", None) or math.inf
-        prompt = longest_prompt(config.generation.prompts, inputs.tokenizer)
+        prompt = longest_prompt(inputs.prompts(config.generation).settings.prompts or [], inputs.tokenizer)
         reached = min(prompt + asked_for, positions)
         if reached > limit:
             notes.append(
