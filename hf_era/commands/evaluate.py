@@ -119,21 +119,19 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
 
 
 def write_model_result(result: Any, folder: str) -> None:
-    """Writes `result.json` and `report.html`, and says the figures; of the processes of a launch the main one does."""
+    """Writes `result.json` and `report.html`, and says the verdict; of the processes of a launch the main one does."""
     from pathlib import Path
 
     from accelerate import PartialState
+    from rich.console import Console
 
-    from hf_era.reporting.headline import cautions, headline_sentences
     from hf_era.reporting.html.report import write_report
+    from hf_era.reporting.terminal import print_result
 
     if not PartialState().is_main_process:
         return
     paths = [result.save(Path(folder) / "result.json"), write_report(result, Path(folder) / "report.html")]
-    for sentence in headline_sentences(result):
-        print(sentence)
-    for caution in cautions(result):
-        print(caution)
+    print_result(result, Console())
     print(f"Written: {', '.join(map(str, paths))}")
 
 

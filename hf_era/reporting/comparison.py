@@ -16,6 +16,7 @@ from hf_era.reporting.labels import edges_text
 from hf_era.reporting.markdown.tables import markdown_table
 from hf_era.reporting.plots import save_plots
 from hf_era.reporting.tables import Table
+from hf_era.reporting.verdict import verdict
 from hf_era.utils.files import write_json, write_text
 
 
@@ -36,7 +37,7 @@ def comparison_markdown(results: Sequence[AnyResult]) -> str:
     """The tables: over seeds where a recipe has several, every result, and the attacks. Raises `ValueError` if there is no
     result."""
     rows = aggregate(results)
-    blocks = ["# Comparison"]
+    blocks = ["# Comparison", *_block(comparison_tables.verdict_table(results))]
     if any(len(row["seeds"]) > 1 for row in rows):
         blocks += ["## Over seeds", *_block(comparison_tables.over_seeds_table(rows))]
     blocks += ["## All results", *_block(comparison_tables.results_table(results))]
@@ -66,6 +67,9 @@ def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
             row |= {f"{name}_low": figures.differences[name].low, f"{name}_high": figures.differences[name].high}
         row |= {f"attack_{name}": getattr(figures.strongest, name, None) for name in attack}
         row |= {"attack_edges": edges_text(figures.strongest.edges) if figures.strongest else None}
+        row |= {
+            name: line.answer for name, line in zip(("removed", "cost", "comes_back"), verdict(result), strict=True)
+        }
         row |= {"method": result.method, "rule": figures.rule, "start": figures.start, "before": figures.before_name}
         rows.append(row | {"stories": str(result.data.get("fingerprint") or "")[:8]})
     return rows

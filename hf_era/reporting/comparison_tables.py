@@ -6,12 +6,13 @@ can say. Intervals of single results are over examples; the two are never mixed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import CONTROL, AnyResult
-from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, summary_of
+from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, recipe_of, summary_of
 from hf_era.reporting.labels import (
     AT_MOST,
     ATTACK_DIFFERENCES,
@@ -27,8 +28,27 @@ from hf_era.reporting.labels import (
     short_attack_title,
 )
 from hf_era.reporting.numbers import format_estimate, format_number
+from hf_era.reporting.seeds import seeds_of
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of
+from hf_era.reporting.verdict import QUESTIONS, reference_name, verdict
+
+
+def verdict_table(results: Sequence[AnyResult]) -> Table:
+    """The answers of the verdict, one row per recipe, over its seeds."""
+    rows: dict[str, list[str]] = {}
+    for result in results:
+        key = json.dumps(recipe_of(result), sort_keys=True)
+        if key not in rows:
+            seeds = seeds_of(result, results)
+            answers = [line.answer for line in verdict(result, seeds)]
+            numbers = ", ".join(name_of(one.seed) for one in seeds)
+            rows[key] = [name_of(result.name), numbers, reference_name(result), *answers]
+    caption = (
+        "Was the capability removed, what did that cost, does it come back: each against one level, over the seeds."
+    )
+    return Table(caption, ["Result", "Seeds", "Against", *QUESTIONS], list(rows.values()), text_columns=6)
+
 
 FIRST = ("unlearning", "retain_tax", ROBUST, "ablation_gap", "retain_ablation_gap", "forget_words_unlearning")
 """The differences, in the order of their columns in every format; losses follow."""

@@ -11,7 +11,15 @@ from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, Relearn
 from hf_era.reporting.plots import PLOT_KINDS, figure_svg, inline_svg, plot_kinds, save_plots
 from hf_era.reporting.plots import relearn as relearn_plot
 from hf_era.reporting.plots import token_weights as token_weights_plot
-from hf_era.reporting.plots.style import METHOD_COLOURS, MUTED, NO_ROUTING, OTHER_COLOURS, SERIES, looks
+from hf_era.reporting.plots.style import (
+    CONTROL_COLOUR,
+    METHOD_COLOURS,
+    MUTED,
+    NO_ROUTING,
+    SERIES,
+    UNTOUCHED_COLOUR,
+    looks,
+)
 
 from .samples import (
     HOSTILE,
@@ -136,16 +144,19 @@ def test_a_colour_is_of_the_method_whatever_else_is_shown():
     for result in results:
         assert looks([result])[result.name].color == shown[result.name].color
     routed, other = shown["posttrain_fullseq"], shown["posttrain_concept"]
-    assert routed.color == other.color == METHOD_COLOURS["gradient_routing"]
+    assert routed.color == other.color in METHOD_COLOURS
     assert (routed.line_style, routed.marker) != (other.line_style, other.marker)
-    assert shown["rmu"].color in OTHER_COLOURS
-    control = run_result(config={"routing": {"rule": "none"}})
-    assert looks([control])[control.name].color == NO_ROUTING
+    assert shown["rmu"].color in METHOD_COLOURS
+    assert shown[stock_result().name].color == CONTROL_COLOUR
+    untouched = stock_result("base")
+    assert looks([untouched])[untouched.name].color == UNTOUCHED_COLOUR
+    unrouted = run_result(config={"routing": {"rule": "none"}})
+    assert looks([unrouted])[unrouted.name].color == NO_ROUTING
 
 
 def test_every_colour_follows_a_dark_page(repository_root):
     page = (repository_root / "hf_era" / "reporting" / "html" / "base.html").read_text(encoding="utf-8")
-    assert {*METHOD_COLOURS.values(), *OTHER_COLOURS, NO_ROUTING} <= {*SERIES, MUTED}
+    assert {*METHOD_COLOURS, CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING} <= {*SERIES, MUTED}
     dark = re.findall(r"--series-(\d+): (#\w+)", page)
     assert [int(number) for number, _ in dark] == list(range(len(SERIES)))
     assert len({colour for _, colour in dark}) == len(SERIES)

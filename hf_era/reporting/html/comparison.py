@@ -14,10 +14,10 @@ from typing import Any
 from hf_era.evaluation.results import AnyResult
 from hf_era.evaluation.summary import aggregate, recipe_of
 from hf_era.reporting import comparison_tables
-from hf_era.reporting.headline import cautions
 from hf_era.reporting.html.generations import generation_parts
-from hf_era.reporting.html.parts import Folded, Paragraphs, Section, Sortable, plots_of, render_page
+from hf_era.reporting.html.parts import Folded, Section, Sortable, plots_of, render_page
 from hf_era.reporting.numbers import counted
+from hf_era.reporting.provenance import data_warnings
 from hf_era.reporting.text import name_of
 from hf_era.utils.files import write_text
 from hf_era.version import __version__
@@ -34,7 +34,7 @@ def render_comparison(results: Results, title: str = "Comparison") -> str:
         "comparison_template.html",
         title=name_of(title),
         subtitle=f"{counted(len(results), 'result', 'results')} under {counted(len(names), 'name', 'names')}",
-        warnings=comparability_warnings(results),
+        warnings=[*comparability_warnings(results), *_data_warnings(results)],
         sections=sections,
         sortable_columns=sorted({column for part in _sortable(sections) for column in part.table.sort_by}),
         version=__version__,
@@ -79,8 +79,9 @@ def _sections(results: Results) -> list[Section]:
     over_seeds = [Sortable(comparison_tables.over_seeds_table(rows), "seeds-by")] if several else []
     plots = plots_of(results, ["relearn_curves", "trade_off", "selectivity"])
     return [
+        Section("verdict", "Verdict", [comparison_tables.verdict_table(results)]),
         Section("seeds", "Over seeds", over_seeds),
-        Section("results", "All results", [Sortable(results_table, "results-by"), *_flagged(results)]),
+        Section("results", "All results", [Sortable(results_table, "results-by")]),
         Section("plots", "Plots", plots),
         Section("attacks", "Relearn attacks", attacks),
         Section("generations", "What they write", _generations(results)),
@@ -91,10 +92,8 @@ def _sortable(sections: Sequence[Section]) -> list[Sortable]:
     return [part for section in sections for part in section.parts if isinstance(part, Sortable)]
 
 
-def _flagged(results: Results) -> list[Any]:
-    """What is wrong with single results."""
-    texts = [f"{_name(result)}: {caution}" for result in results for caution in cautions(result)]
-    return [Folded(counted(len(texts), "warning", "warnings"), [Paragraphs(texts, bullets=True)])] if texts else []
+def _data_warnings(results: Results) -> list[str]:
+    return [f"{_name(result)}: {text}" for result in results for text in data_warnings(result)]
 
 
 def _generations(results: Results) -> list[Any]:

@@ -13,14 +13,14 @@ from typing import Any
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import summary_of
 from hf_era.reporting import provenance, tables
-from hf_era.reporting.headline import cautions, headline_sentences
 from hf_era.reporting.html.generations import generation_parts
 from hf_era.reporting.html.leak_audit import leak_audit_parts
 from hf_era.reporting.html.parts import Folded, Listing, Paragraphs, Section, plots_of, render_page
 from hf_era.reporting.labels import STARTS
-from hf_era.reporting.seeds import seeds_sentence, seeds_table
+from hf_era.reporting.seeds import seeds_table
 from hf_era.reporting.tables import Table
-from hf_era.reporting.text import cut, name_of
+from hf_era.reporting.text import name_of
+from hf_era.reporting.verdict import verdict
 from hf_era.utils.files import write_text
 from hf_era.version import __version__
 
@@ -32,7 +32,6 @@ def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
     """The page about a run or a model, as text: what was not measured is left out, or shows as that. The same result always
     gives the same text. `seeds`: results of other seeds, to be shown beside; those of another recipe are left out."""
     figures = summary_of(result)
-    headline = [*filter(None, [seeds_sentence(result, seeds)]), *headline_sentences(result)]
     about = [
         result.method_title,
         figures.rule and f"mask rule {figures.rule}",
@@ -43,8 +42,9 @@ def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
         "report_template.html",
         title=name_of(result.name),
         subtitle=name_of(", ".join(part for part in about if part)),
-        warnings=[cut(text, 1_000) for text in cautions(result, seeds)],
-        headline=[cut(text, 1_000) for text in headline],
+        about=str(result.method_texts.get("summary") or ""),
+        warnings=provenance.data_warnings(result),
+        verdict=verdict(result, seeds),
         sections=[section for section in _sections(result, seeds_table(result, seeds)) if section.parts],
         version=__version__,
     )

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.results import AnyResult, RunResult
+from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 from hf_era.evaluation.summary import rule_label
 from hf_era.reporting.numbers import is_number
 
@@ -31,12 +31,11 @@ MUTED = "#767679"
 FORGET = "#d55e00"
 RETAIN = "#0072b2"
 SERIES = (RETAIN, FORGET, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914", "#7a3db8")
-FILTERED = SERIES[2]
-METHOD_COLOURS = {"gradient_routing": SERIES[7], "data_filtering": FILTERED, "base": MUTED}
-"""Method -> colour. What is not here has one of `OTHER_COLOURS`, by its name alone."""
-NO_ROUTING = SERIES[6]
-"""Colour of a run whose mask rule routes no token: a control, whatever its method is called."""
-OTHER_COLOURS = (SERIES[4], SERIES[5], SERIES[3])
+CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING = SERIES[2], MUTED, SERIES[6]
+"""Of a result of these roles (a method's name says nothing here), and of a run whose mask rule routes no token: a control of
+its own."""
+METHOD_COLOURS = (SERIES[4], SERIES[5], SERIES[7], SERIES[3])
+"""Of all other methods, by their names alone."""
 Results = Sequence[AnyResult]
 LineStyle = Literal["-", "--", ":", "-.", "none"]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
@@ -95,12 +94,14 @@ def looks(results: Results) -> dict[str, Look]:
 
 def method_colour(result: AnyResult) -> str:
     """The colour of a result's method; of a model from elsewhere, whose method is not known, that of its name."""
-    if isinstance(result, RunResult) and result.has_module and rule_label(result.config) == "none":
-        return NO_ROUTING
+    if isinstance(result, RunResult):
+        if result.method_role in (CONTROL, UNTOUCHED):
+            return CONTROL_COLOUR if result.method_role == CONTROL else UNTOUCHED_COLOUR
+        if result.has_module and rule_label(result.config) == "none":
+            return NO_ROUTING
     name = result.method if isinstance(result, RunResult) else result.name
     # Python's own hash differs from process to process.
-    other = OTHER_COLOURS[zlib.crc32(name.encode("utf-8", "replace")) % len(OTHER_COLOURS)]
-    return METHOD_COLOURS.get(name, other)
+    return METHOD_COLOURS[zlib.crc32(name.encode("utf-8", "replace")) % len(METHOD_COLOURS)]
 
 
 def first_run(results: Results) -> RunResult | None:

@@ -14,7 +14,17 @@ from matplotlib.lines import Line2D
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import FILTERED, MUTED, Look, Results, bounds, label, legend_below, looks, new_figure
+from hf_era.reporting.plots.style import (
+    CONTROL_COLOUR,
+    MUTED,
+    Look,
+    Results,
+    bounds,
+    label,
+    legend_below,
+    looks,
+    new_figure,
+)
 
 Losses = dict[str, Estimate]
 
@@ -52,7 +62,7 @@ def draw(results: Results) -> Figure:
             labels.append(label(figures.result.name))
             named.add(figures.result.name)
     for name, losses in _compared_with(shown):
-        style = Look(FILTERED, "none", "*")
+        style = Look(CONTROL_COLOUR, "none", "*")
         _cross(panel, losses, style)
         handles.append(_handle(style))
         labels.append(name)

@@ -88,7 +88,7 @@ def page_of(name):
 )
 def test_sections_of_every_kind_of_result(name, sections):
     check_needs_nothing_else(page_of(name))
-    assert re.findall(r'<section aria-labelledby="([a-z]+)">', page_of(name)) == ["headline", *sections.split()]
+    assert re.findall(r'<section aria-labelledby="([a-z]+)">', page_of(name)) == ["verdict", *sections.split()]
 
 
 def test_the_same_result_gives_the_same_page():
@@ -105,11 +105,11 @@ def test_the_check_for_things_from_elsewhere_can_fail():
 def test_what_stands_in_the_page_of_a_run():
     text = Page(page_of("run")).text
     for expected in (
-        "Before you use this The removal does not hold",
-        "Ablation raises the forget loss by 0.412 [0.382, 0.442] nats a token",
+        "Removed? Yes The forget loss is +0.254 nats a token against the pretrained base; a model that never saw it: +0.364",
+        "Cost? Unclear: kept learning",
         "After coherence 3.290 [3.210, 3.370] 3.010 [2.945, 3.075] 7.410 [7.110, 7.710]",
         "+0.254 [+0.224, +0.284] +0.364 [+0.334, +0.394]",
-        "full fine-tuning on 64 stories at learning rate 0.0002 (strongest) 5 ",
+        "full fine-tuning on 64 examples at learning rate 0.0002 (strongest) 5 ",
         "all layers +0.412 [+0.382, +0.442] +0.083 [+0.073, +0.093]",
         '" tree" 0.000 100.1 0.0',
         "Training examples 17,201",

@@ -75,7 +75,7 @@ def test_figures_under_attack_stand_beside_those_of_the_same_stories(make_result
     assert shown["Retain there"].startswith("1.325 ")
     assert shown["Unlearning at its start"].startswith("+0.600 ")
     assert shown["Robust unlearning"].startswith("≤ +0.120 ")
-    assert shown["Lowest at the edge in"] == "steps, stories, learning rate"
+    assert shown["Lowest at the edge in"] == "steps, examples, learning rate"
     evaluated = [over_seeds_table(rows), results_table([make_result()])]
     for table in evaluated:  # of the attack only the difference stands there, with a word on it
         assert [name for name in table.header if "attack" in name.lower() or "obust" in name] == ["Robust unlearning"]
