@@ -23,6 +23,7 @@ from hf_era.data import (
     tokenizer_from_json,
     train_tokenizer,
 )
+from hf_era.data.sources import check_source
 from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, prompts_for
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
@@ -56,6 +57,10 @@ def load_inputs(config: RunConfig) -> RunInputs:
 
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
+    # First of all: the hub may take long to say that it cannot be reached.
+    for name, source in {**config.data.sources, "validation": config.data.validation}.items():
+        if source is not None:
+            check_source(source, f"data.{name}")
     base = config.model.base
     base_config = _base_config(config)
     family = get_family(base_config.model_type)
