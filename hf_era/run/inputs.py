@@ -58,9 +58,9 @@ def load_inputs(config: RunConfig) -> RunInputs:
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
     # First of all: the hub may take long to say that it cannot be reached.
-    for name in (*config.data.sources, "validation"):
-        if getattr(config.data, name) is not None:
-            check_source(getattr(config.data, name), f"data.{name}")
+    for field in (*config.data.sources, "validation"):
+        if getattr(config.data, field) is not None:
+            check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base
     base_config = _base_config(config)
     family = get_family(base_config.model_type)
