@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 fields of the sections evaluation, generation and relearn can be set too, for instance
   --relearn.steps 20 --relearn.stories 4 16 --generation.new_tokens 100 --evaluation.bootstrap_samples 0
-`hf-era fields` lists them."""
+`hf-era fields relearn` lists those of a section; a field of it can do without: --steps 20."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class ModelCommand:
             allow_abbrev=False,
         )
         add_model_options(parser)
+        parser.add_argument(
+            "--output", metavar="DIR", help=f"folder for result.json and report.html (default: NAME-{self.name})"
+        )
         if self.attacks:
             parser.add_argument(
                 "--attack", metavar="FILE", help="forget examples of the attacker (default: taken out of --forget)"
@@ -106,7 +109,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", help="examples a batch, or auto: sized to memory (default: auto)")
     parser.add_argument("--seed", type=int, help="of generations and of the attack's examples (default: 0)")
     parser.add_argument("--no-generations", action="store_true", help="do not generate texts")
-    parser.add_argument("--output", metavar="DIR", help="folder for result.json and report.html (default: NAME-eval)")
 
 
 def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> ModelEvaluationConfig:

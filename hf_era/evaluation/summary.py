@@ -13,7 +13,7 @@ from hf_era.evaluation.relearn.result import AT_THE_START, STEPS, AttackSummary,
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
 DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "forget_words_unlearning")
-LOSS_KINDS = ("forget", "retain", "forget_words")
+LOSS_KINDS = ("forget", "retain", "forget_words", "unlabelled")
 ROBUST, BEFORE_UNDER_ATTACK = "robust_unlearning", "before_under_attack"
 ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, BEFORE_UNDER_ATTACK)
 """Forget losses minus that before the method, all on the examples and in the precision of the attack: at its start, at its

@@ -31,7 +31,12 @@ class Label:
     long: str
 
 
-KINDS = {"forget": "Forget examples", "retain": "Retain examples", "forget_words": "Forget words"}
+KINDS = {
+    "forget": "Forget examples",
+    "retain": "Retain examples",
+    "forget_words": "Forget words",
+    "unlabelled": "Unlabelled examples",
+}
 DIFFERENCES = {
     "ablation_gap": Label("Ablation gap", "Ablation gap: forget loss after ablation minus before it"),
     "retain_ablation_gap": Label("Retain ablation gap", "Retain ablation gap: the same on retain examples"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
@@ -43,6 +43,8 @@ class Table:
     text_columns: int = 1
     strong: frozenset[int] = frozenset()
     """Rows that stand out, by number."""
+    sort_by: dict[int, list[float | None]] = field(default_factory=dict)
+    """Columns by which a page can sort the rows -> the number of each row there."""
     kind: str = "table"
 
 

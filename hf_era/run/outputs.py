@@ -16,6 +16,7 @@ from hf_era.reporting.markdown.model_card import write_model_card
 from hf_era.reporting.terminal import print_result
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunDirectory
+from hf_era.run.push import push_model
 
 
 def describe_plan(config: RunConfig, device: Any) -> str:
@@ -65,18 +66,13 @@ def write_outputs(result: RunResult, folder: Path, seeds: Sequence[RunResult] = 
 
 
 def _push(result: RunResult, config: RunConfig, folder: Path, console: Console) -> None:
-    import huggingface_hub
-
     settings = config.training
-    repository, token = settings.get("hub_model_id") or config.output_path.name, settings.get("hub_token")
-    private = settings.get("hub_private_repo")
-    repository = huggingface_hub.create_repo(repository, token=token, private=private, exist_ok=True).repo_id
-    write_model_card(result, folder, repository=repository)
-    huggingface_hub.upload_folder(
-        repo_id=repository,
-        folder_path=str(folder),
-        commit_message="Contracted model of hf_era",
-        token=token,
+    repository = push_model(
+        result,
+        folder,
+        settings.get("hub_model_id") or config.output_path.name,
+        token=settings.get("hub_token"),
+        private=settings.get("hub_private_repo"),
         revision=settings.get("hub_revision"),
     )
     console.print(f"Pushed to {repository}")

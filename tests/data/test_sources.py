@@ -291,7 +291,8 @@ def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load_dataset", load_dataset)
     config = DataConfig(
         train="a/b", validation="c/d", train_split="part", validation_split="rest", subset="small", text_column="tale",
-        forget_words=["tree"], max_train_stories=11, forget_validation_stories=3, retain_validation_stories=4, attack_stories=5,
+        forget_words=["tree"], max_train_stories=11, forget_validation_stories=3, retain_validation_stories=4,
+        attack_stories=5,
     )  # fmt: skip
     splits = load_splits(config, seed=0)
     assert calls == [("a/b", "small", "part"), ("c/d", "small", "rest")]

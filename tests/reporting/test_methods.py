@@ -75,15 +75,16 @@ def test_its_report_and_its_plots() -> None:
 
 def test_a_comparison_with_it(tmp_path: Path) -> None:
     results = [invented(), run_result(), stock_result()]
-    assert "| scrubbed_run | 0 | moon scrubbing | pretrained |" in comparison_markdown(results)
-    assert "scrubbed_run 0 moon scrubbing pretrained" in Page(render_comparison(results)).text
+    text = comparison_markdown(results)
+    assert "| scrubbed_run | 0 | +0.400 |" in text  # forget 3.4 at the end, 3.0 before
+    assert "| moon scrubbing | pretrained |" in text
+    assert "moon scrubbing pretrained" in Page(render_comparison(results)).text
     assert all(path.stat().st_size > 500 for path in write_comparison_files(results, tmp_path))
 
 
-def test_figures_of_an_invented_control_stand_beside_the_others() -> None:
+def test_the_row_of_an_invented_control_is_set_off() -> None:
     control = invented("control")
-    runs = [run_result(seed=seed) for seed in range(2)]
-    assert "(moon scrubbing +0.400)" in comparison_markdown([control, *runs])  # forget 3.4 at the end, 3.0 before
+    assert "| **scrubbed_run** | 0 | +0.400 |" in comparison_markdown([control, run_result()])
     assert "No comparison with data filtering" not in " ".join([render_model_card(control), *not_tested(control)])
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -66,7 +67,7 @@ def test_the_interval_over_seeds_stands_beside_the_figure_of_one(
 ) -> None:
     values = [0.601, 0.801, 1.201]
     mean = sum(values) / 3
-    half = 4.303 * math.sqrt(sum((value - mean) ** 2 for value in values) / 2) / math.sqrt(3)
+    half = 4.302653 * math.sqrt(sum((value - mean) ** 2 for value in values) / 2) / math.sqrt(3)
     over_seeds = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
     text = render(seeds[1], seeds=seeds)
     plain = text.replace("\\", "")
@@ -76,7 +77,8 @@ def test_the_interval_over_seeds_stands_beside_the_figure_of_one(
         f"{mean:+.3f} nats a token against the pretrained base (mean of 3 seeds, 95 % interval {interval}; here +0.801)"
         in (plain)
     )
-    row = text[text.index("Unlearning: forget loss at the end minus before", text.index("This run (seed 1)")) :][:300]
+    row = text[text.index("Unlearning: forget loss at the end minus before", text.index("This run (seed 1)")) :]
+    row = re.sub(r"<[^>]+>", "", row)[:300]
     assert all(cell in row for cell in ("+0.801", over_seeds, "+0.400")), row
     # The run itself counts once, whether it is among them or not; other names do not count.
     others = [seeds[0], seeds[2], *(RunResult(**{**vars(seeds[0]), "name": "other", "seed": 9}),)]

@@ -254,6 +254,9 @@ def test_over_seeds_the_means_are_judged():
         in line.text
     )
     assert (back.answer, back.level) == ("In some seeds", "mixed")
+    lacking = verdict(one, [replace(planted(), seed=1)])[2]
+    assert (lacking.answer, lacking.level) == ("Not known", "unknown")
+    assert lacking.text.endswith("; not every seed was attacked and compared.")
     nothing = replace(planted(ablation_gap=0.0), seed=2)
     sure = [replace(planted(), seed=seed) for seed in (0, 1)]
     line = verdict(sure[0], [*sure, nothing])[0]
@@ -280,8 +283,8 @@ def test_the_model_before_lost_nothing_that_it_could_recover():
 
 def test_names_from_a_result_are_not_read_as_markup():
     console = Console(file=io.StringIO(), width=500)
-    print_result(model_result(before={"model": "[red]x[/]", "losses": stage(3.0, 3.0, 3.0)}), console)
-    assert "[red]x[" in console.file.getvalue()
+    print_result(model_result(before={"model": "[red]x", "losses": stage(3.0, 3.0, 3.0)}), console)
+    assert "against [red]x" in console.file.getvalue()
 
 
 def test_two_lines_after_training():

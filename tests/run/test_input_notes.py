@@ -29,8 +29,8 @@ def notes_of(
 @pytest.mark.parametrize(
     ("rule", "unrouted", "message"),
     [
-        ("concept", 89, r"^Of the 3,399 labelled forget examples 89 route no token: their forget words lie beyond the cut at "
-                        r"`data\.max_tokens` 48\. .* Raise `data\.max_tokens`, or lower `data\.max_characters`"),
+        ("concept", 89, r"^Of the 3,399 labelled forget examples 89 route no token: their forget words lie beyond the cut "
+                        r"at `data\.max_tokens` 48\. .* Raise `data\.max_tokens`, or lower `data\.max_characters`"),
         ("concept", 0, None),
         ("full_seq", 89, None),
         ("none", 3_399, None),  # the control routes nothing, and means it

@@ -99,10 +99,10 @@ def test_one_source_with_labels_is_measured_as_two_sources_are(model: Path, tabl
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"`forget` and `retain` are not given\. Give two sources \(`--forget FILE --retain FILE`\), or one with labels"),
+        ({}, r"`forget` and `retain` are not given\. Give two sources \(`--forget FILE --retain FILE`\), or one with la"),
         ({"forget": "a"}, r"`retain` is not given\."),
         ({"forget": "a", "data": "b"}, r"`data` and `forget` or `retain` are both given\."),
-        ({"forget": "a", "retain": "b", "label_column": "t"}, r"a label column is not looked at\. Give one source, `--data`"),
+        ({"forget": "a", "retain": "b", "label_column": "t"}, r"a label column is not looked at\. Give one source, `--da"),
         ({"data": "a"}, r"Nothing says which examples are to be forgotten\. Name a column and its values \(`label_column`"),
         ({"data": "a", "forget_labels": ["x"]}, r"`forget_labels` is \['x'\], but no column is named"),
         ({"data": "a", "forget_words": ["x"], "score_column": "s"}, r"`forget_words` and `score_column` are both given"),

@@ -56,50 +56,45 @@ def write_report(result: AnyResult, path: str | Path, seeds: Sequence[AnyResult]
 
 
 def _sections(result: AnyResult, over_seeds: Table | None) -> list[Section]:
-    sections = [
+    """First what shows at a glance, then what is looked up, and where it all comes from folded at the end."""
+    untested = provenance.not_tested(result, has_seeds=over_seeds is not None)
+    kinds = ["relearn_curves", "trade_off", "training", "selectivity", "leak_audit", "token_weights"]
+    return [
+        Section("generations", "What it writes", generation_parts(result)),
+        Section("plots", "Plots", plots_of([result], kinds)),
         Section("losses", "Losses", _losses(result)),
         Section("seeds", "Over seeds", [*filter(None, [over_seeds])]),
         Section("attacks", "Relearn attacks", _attacks(result)),
-    ]
-    untested = provenance.not_tested(result, has_seeds=over_seeds is not None)
-    if isinstance(result, RunResult):
-        table = tables.routing_table(result, ROUTED_TOKENS)
-        routed = [Folded("As a table", [table])] if table is not None else []
-        sections += [
-            Section("audit", "Leak audit", [*plots_of([result], ["leak_audit"]), *leak_audit_parts(result)]),
-            Section("selectivity", "Selectivity", plots_of([result], ["selectivity"])),
-            Section("tokens", "Routed tokens", [*plots_of([result], ["token_weights"]), *routed]),
-            Section("training", "Training", plots_of([result], ["training"])),
-        ]
-    return [
-        *sections,
-        Section("generations", "What it writes", generation_parts(result)),
-        Section("data", "Data", [provenance.data_table(result)]),
-        Section("run", "How it was made", _provenance(result)),
+        Section("audit", "Leak audit", leak_audit_parts(result) if isinstance(result, RunResult) else []),
+        Section("tokens", "Routed tokens", _routed_tokens(result)),
         Section("untested", "What was not tested", [Paragraphs(untested, bullets=True)]),
+        Section("provenance", "How it was made", _provenance(result)),
     ]
 
 
 def _losses(result: AnyResult) -> list[Any]:
     if not summary_of(result).losses:
         return [Paragraphs(["No losses were measured."])]
-    differences, batch_means = tables.differences_table(result), tables.batch_means_table(result)
-    parts: list[Any] = [tables.losses_table(result), *filter(None, [differences]), *plots_of([result], ["trade_off"])]
-    if batch_means is not None:
-        parts.append(Folded("Averaged over batches, as the reference does", [batch_means]))
-    return parts
+    batch_means = tables.batch_means_table(result)
+    folded = [Folded("Averaged over batches, as the reference does", [batch_means])] if batch_means is not None else []
+    return [tables.losses_table(result), *filter(None, [tables.differences_table(result)]), *folded]
 
 
 def _attacks(result: AnyResult) -> list[Any]:
-    table = tables.attacks_table(result)
-    if table is None:
-        return [Paragraphs(["No relearn attack was made."])]
-    return [*plots_of([result], ["relearn_curves"]), table]
+    return [tables.attacks_table(result) or Paragraphs(["No relearn attack was made."])]
+
+
+def _routed_tokens(result: AnyResult) -> list[Any]:
+    table = tables.routing_table(result, ROUTED_TOKENS) if isinstance(result, RunResult) else None
+    return [Folded("Routing weight of each token", [table])] if table is not None else []
 
 
 def _provenance(result: AnyResult) -> list[Any]:
-    """Seed, versions and machine as a table; the configs folded."""
-    parts: list[Any] = [provenance.run_table(result)]
+    """All of it folded: data; seed, versions and machine; the configs."""
+    parts: list[Any] = [
+        Folded("Data", [provenance.data_table(result)]),
+        Folded("Seed, versions and machine", [provenance.run_table(result)]),
+    ]
     if isinstance(result, RunResult) and result.config:
         parts.append(Folded("The whole config, as run", [Listing(provenance.config_text(result.config))]))
     relearning = result.relearning
