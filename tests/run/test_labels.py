@@ -90,7 +90,8 @@ def test_one_source_with_labels_is_measured_as_two_sources_are(model: Path, tabl
     assert one.data["labelling"] == {
         "kind": "column",
         "column": "topic",
-        **dict(forget_labels=["forest"], retain_labels=[]),
+        "forget_labels": ["forest"],
+        "retain_labels": [],
     }
     assert two.data["labelling"] == {"kind": "sources"}
     assert two.data["unused_columns"] == {"forget": ["topic"], "retain": ["topic"]}
