@@ -188,6 +188,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "train_stories": len(train),
         **_training_counts(train, splits.labels_dropped),
         "duplicates_dropped": splits.duplicates_dropped,
+        "contradictions_dropped": splits.contradictions_dropped,
         "blanks_dropped": splits.blanks_dropped,
         **{f"{name}_stories": len(part) for name, part in others.items()},
         # `map` adds no column to an empty part (no example may have been held back).
