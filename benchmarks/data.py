@@ -44,13 +44,13 @@ from hf_era.data import (
     split_sources,
     train_tokenizer,
 )
-from hf_era.data.routing_weights import add_routing_weights, frequency_table
-from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data.routing_weights import frequency_table, weigh_examples
+from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.models.loading import load_tokenizer
 from hf_era.routing import RoutingRuleConfig
 
-LABEL_LOOP, LABEL = "label, plain loop", "label_stories"
-COUNT_LOOP, COUNT = "count tokens, plain loop", "tokenise_stories + frequency_table"
+LABEL_LOOP, LABEL = "label, plain loop", "label_examples"
+COUNT_LOOP, COUNT = "count tokens, plain loop", "tokenise_examples + frequency_table"
 COMPARED = {LABEL: LABEL_LOOP, COUNT: COUNT_LOOP}
 
 
@@ -76,13 +76,13 @@ def make_variants(texts: list[str], tokenizer: Any) -> dict[str, Callable[[], An
     config, rule, size = DataConfig(), RoutingRuleConfig(), len(tokenizer)
     sources = Sources(Dataset.from_dict({"text": texts}), None)
     splits = split_sources(sources, config, seed=0)
-    labelled = label_stories(sources.train, config, "stories")
+    labelled = label_examples(sources.train, config, "stories")
     cut = labelled["text"][:]
-    tokenised = tokenise_stories(labelled, tokenizer, config, "stories")
+    tokenised = tokenise_examples(labelled, tokenizer, config, "stories")
     table = frequency_table(tokenised, rule, size, skip_bos=True)
 
     def count() -> Any:
-        return frequency_table(tokenise_stories(labelled, tokenizer, config, "stories"), rule, size, skip_bos=True)
+        return frequency_table(tokenise_examples(labelled, tokenizer, config, "stories"), rule, size, skip_bos=True)
 
     def prepare() -> CachedData:
         return CachedData(prepare_data(splits, tokenizer, config, rule, size), data_fingerprint(splits))
@@ -93,11 +93,11 @@ def make_variants(texts: list[str], tokenizer: Any) -> dict[str, Callable[[], An
     second_run()  # the first one, which keeps what it prepares
     return {
         LABEL_LOOP: lambda: label_loop(texts, config.forget_words),
-        LABEL: lambda: label_stories(sources.train, config, "stories"),
+        LABEL: lambda: label_examples(sources.train, config, "stories"),
         COUNT_LOOP: lambda: count_loop(cut, tokenizer, config.max_tokens - 1),
         COUNT: count,
         "frequency_table": lambda: frequency_table(tokenised, rule, size, skip_bos=True),
-        "add_routing_weights": lambda: add_routing_weights(tokenised, rule, table),
+        "weigh_examples": lambda: weigh_examples(tokenised, rule, table),
         "split_sources": lambda: split_sources(sources, config, seed=0),
         "prepare_data": prepare,
         "prepare_data, kept from an earlier run": second_run,

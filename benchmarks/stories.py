@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from hf_era.data import DataConfig, generate_stories, train_tokenizer
-from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.models.loading import load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -47,5 +47,5 @@ def load_tokenised(count: int, vocabulary_size: int | None = None, max_tokens: i
         else train_tokenizer(texts, vocabulary_size or 2_048)
     )
     config = DataConfig(max_tokens=max_tokens)
-    stories = label_stories(Dataset.from_dict({"text": texts}), config, "stories")
-    return BenchmarkStories(tokenise_stories(stories, tokenizer, config, "stories"), tokenizer, source)
+    stories = label_examples(Dataset.from_dict({"text": texts}), config, "stories")
+    return BenchmarkStories(tokenise_examples(stories, tokenizer, config, "stories"), tokenizer, source)

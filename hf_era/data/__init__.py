@@ -3,8 +3,9 @@
 from hf_era.data.collator import RoutingCollator, padding_token_id
 from hf_era.data.columns import longest_first
 from hf_era.data.config import GENERATOR, DataConfig
+from hf_era.data.examples import examples_of
 from hf_era.data.generator import generate_stories
-from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
+from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, Labels
 from hf_era.data.padding_rows import PaddedSampler, PaddingRowCollator, StoriesWithPaddingRows
 from hf_era.data.preparation import (
     PreparedData,
@@ -30,6 +31,7 @@ __all__ = [
     "CachedData",
     "DataConfig",
     "ForgetWordPiecesWarning",
+    "Labels",
     "PaddedSampler",
     "PaddingRowCollator",
     "PreparedData",
@@ -40,6 +42,7 @@ __all__ = [
     "WordFinder",
     "cached_data",
     "data_fingerprint",
+    "examples_of",
     "generate_stories",
     "load_sources",
     "load_splits",

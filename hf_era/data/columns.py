@@ -18,6 +18,11 @@ def arrow_batches(stories: Dataset, columns: list[str], batch_size: int = STORIE
     yield from stories.select_columns(columns).with_format("arrow").iter(batch_size)
 
 
+def present(examples: Dataset, *names: str) -> Dataset:
+    """The examples with those of these columns that they have."""
+    return examples.select_columns([name for name in names if name in examples.column_names])
+
+
 def map_tables(
     stories: Dataset,
     function: Callable[[pa.Table], pa.Table],

@@ -1,18 +1,20 @@
 """`DataConfig`: which examples, how they are labelled, cut and split."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_era.data.generator import MAXIMUM_STORIES
-from hf_era.data.words import fold
+from hf_era.data.labelling import Labels
 from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr
 from hf_era.utils.fields import setting
 
 GENERATOR = "generator"
+TOPICS = "topics"
+BUILT_IN = (GENERATOR, TOPICS)
+GIVEN = "given"
+"""As a source: examples that a program hands over; nothing is read."""
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
 
-MAXIMUM_WORD_CHARACTERS = 100_000
-"""All forget words together: each is looked for in every example."""
 # Least and most of the numbers.
 _LIMITS = {
     "max_train_stories": (1, LARGEST_COUNT),
@@ -21,6 +23,7 @@ _LIMITS = {
     "max_tokens": (2, 10_000_000),
     "forget_validation_stories": (1, LARGEST_COUNT),
     "retain_validation_stories": (1, LARGEST_COUNT),
+    "unlabelled_validation_stories": (0, LARGEST_COUNT),
     "attack_stories": (0, LARGEST_COUNT),
     "num_proc": (1, 1_024),
 }
@@ -28,46 +31,72 @@ _LIMITS = {
 
 @dataclass
 class DataConfig:
-    """Where examples come from and what becomes of them. Defaults: the built-in generator, the seed's cuts and words.
+    """Where examples come from, which are to be forgotten, and what becomes of them. Defaults: the seed's cuts.
 
     Args:
         train (`str`, *optional*, defaults to `"generator"`):
-            `generator`, a local file (.jsonl, .json, .txt, .parquet), a directory of such files or of a saved data set,
-            or a hub data set id. Files are read by the very name that is given: nothing in it is a pattern.
+            A local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, compressed ones too), a directory of such files,
+            of a saved data set or of a snapshot of the hub, a hub data set id, or built in: `generator` (stories; without
+            other labels those about trees are to be forgotten) and `topics` (short texts on several topics; without
+            other labels those on chemistry). Files are read by the very name that is given: nothing in it is a pattern.
         validation (`str`, *optional*): likewise. Not given: the validation examples are taken out of the training examples.
+        forget, retain (`str`, *optional*): two sources instead, one of forget and one of retain examples. `train`, if it is
+            given too, is then of examples without a label.
         train_split, validation_split (`str`, *optional*, default `train`, `validation`): of a hub data set, of a saved
-            one, or of a directory whose files say their split in their names, such as `train.jsonl`.
-        subset (`str`, *optional*): configuration name of a hub data set.
-        text_column (`str`, *optional*): not given: `text`, `story`, `content`, or the only column with text.
+            one, or of a directory whose files say their split in their names, such as `train.jsonl`. `train_split` is
+            that of `forget` and `retain` too.
+        subset (`str`, *optional*): configuration name of a hub data set or snapshot.
+        text_column (`str`, *optional*): not given: `text`, `story`, `content`, or the only column with text; or `messages`
+            (through the tokenizer's chat template), or `prompt` and `completion` (the loss is on the completion only).
+        label_column, forget_labels, retain_labels, score_column, forget_words (*optional*): which examples are to be
+            forgotten, in one of these ways: see `hf_era.data.labelling`. A forget word is looked for as a whole word, in any
+            case and spelling; in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) it need not be whole.
         max_train_stories (`int`, *optional*): at most so many training examples, the first ones.
-        generator_stories (`int`, *optional*, defaults to `6000`): examples that the generator makes.
-        forget_words (`list[str]`, *optional*): an example with one of them as a whole word, in any case and spelling, is a
-            forget example. In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) it need not be whole.
+        generator_stories (`int`, *optional*, defaults to `6000`): examples that a built-in source makes.
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training examples that keep their
             label, in (0, 1]. The others are taken for retain, by data filtering and coherence too, and counted apart.
-        max_characters (`int`, *optional*, defaults to `1029`): an example is cut there, before it is labelled.
+        max_characters (`int`, *optional*, defaults to `1029`): a text is cut there, before words are looked for.
         max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included. An example
             keeps the label of its whole text; a run says how many forget examples thereby lost all their forget words.
         add_bos, add_eos (`bool`, *optional*, default `True`, `False`): one BOS in front, one EOS at the end of an example
-            that was not cut.
+            that was not cut. A chat template says for itself what stands there.
         forget_validation_stories, retain_validation_stories (`int`, *optional*, default `150`): examples to evaluate on.
+        unlabelled_validation_stories (`int`, *optional*, defaults to `100`): at most so many of those without a label, if
+            there are any: not more than a tenth of them.
         attack_stories (`int`, *optional*, defaults to `320`): forget examples that neither training nor evaluation sees:
             enough for five relearn attacks with 64 examples that share none.
         num_proc (`int`, *optional*): processes that tokenise. Not given: this one.
 
+    Attributes:
+        labels (`Labels`): how examples are labelled.
+
     Raises:
-        ValueError: for an empty forget word, or a number out of range.
+        ValueError: if labels are given in no way or in several, if sources contradict each other, or a number is out of
+            range.
     """
 
-    train: str = setting(GENERATOR, "generator, a file, a directory, or a hub data set id.", identity=False)
+    train: str = setting(
+        GENERATOR, "A file, a directory, a hub data set id; or built in: generator, topics.", identity=False
+    )
     validation: str | None = setting(None, "Likewise. Not given: taken out of the training data.", identity=False)
+    forget: str | None = setting(None, "A source of forget examples, with data.retain.", identity=False)
+    retain: str | None = setting(None, "A source of retain examples, with data.forget.", identity=False)
     train_split: str = setting("train", "Split to train on, of a hub or saved data set or a directory.", identity=False)
     validation_split: str = setting("validation", "Split to evaluate on, likewise.", identity=False)
     subset: str | None = setting(None, "Configuration name of a hub data set.", identity=False)
     text_column: str | None = setting(None, "Column with the example. Not given: found.", identity=False)
+    # Which examples are forgotten is part of the data's own fingerprint.
+    label_column: str | None = setting(None, "Column whose value says what is to be forgotten.", identity=False)
+    forget_labels: list[str] = setting(list, "Its values that are to be forgotten.", identity=False)
+    retain_labels: list[str] = setting(
+        list, "Its values to retain; all others are then unlabelled. Not given: all others.", identity=False
+    )
+    score_column: str | None = setting(
+        None, "Column with the probability (0 to 1) that an example is to be forgotten.", identity=False
+    )
     max_train_stories: int | None = setting(None, "At most so many training examples.", identity=True)
     generator_stories: int = setting(6_000, "Examples that the generator makes.", identity=False)
-    forget_words: list[str] = setting(lambda: list(TREE_WORDS), "Words to forget.", identity=True)
+    forget_words: list[str] = setting(list, "Examples with one of these words are to be forgotten.", identity=True)
     labelled_fraction: float = setting(1.0, "Share of the forget examples that keep their label.", identity=False)
     max_characters: int | None = setting(1_029, "An example is cut at so many characters.", identity=True)
     max_tokens: int = setting(256, "And then at so many tokens, BOS and EOS included.", identity=True)
@@ -75,32 +104,73 @@ class DataConfig:
     add_eos: bool = setting(False, "One EOS at the end of each example that was not cut.", identity=True)
     forget_validation_stories: int = setting(150, "Forget examples to evaluate on.", identity=False)
     retain_validation_stories: int = setting(150, "Retain examples to evaluate on.", identity=False)
+    unlabelled_validation_stories: int = setting(
+        100, "At most so many examples without a label to evaluate on.", identity=False
+    )
     attack_stories: int = setting(320, "Forget examples held back for the relearn attack.", identity=False)
     num_proc: int | None = setting(None, "Processes that label and tokenise.", identity=False)
 
+    section: ClassVar[str] = "data."
+
     def __post_init__(self) -> None:
-        if not self.forget_words:
-            raise ValueError(
-                "`data.forget_words` is empty. Name at least one word, e.g. `--data.forget_words tree trees`."
-            )
-        for word in self.forget_words:
-            if not isinstance(word, str) or not fold(word).strip():
-                raise ValueError(
-                    f"`data.forget_words` should hold words, got {short_repr(word)}. Take the empty word out."
-                )
-        if sum(map(len, self.forget_words)) > MAXIMUM_WORD_CHARACTERS:
-            raise ValueError(
-                f"`data.forget_words` should hold at most {MAXIMUM_WORD_CHARACTERS:,} characters in all, got "
-                f"{sum(map(len, self.forget_words)):,}. Give words, not examples."
-            )
+        self._label_built_in_source()
+        self._check_sources()
+        _ = self.labels  # checks what is given
         if not 0 < self.labelled_fraction <= 1:
             raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
-        for name in ("train", "validation"):
+        for name in ("train", "validation", "forget", "retain"):
             value = getattr(self, name)
             if value is not None and "\0" in value:
                 raise ValueError(f"`data.{name}` should be a path or an id, got {short_repr(value)}.")
         for name, (least, most) in _LIMITS.items():
             check_count(f"data.{name}", getattr(self, name), least, most)
+
+    @property
+    def labels(self) -> Labels:
+        return Labels(
+            forget_words=self.forget_words,
+            label_column=self.label_column,
+            forget_labels=self.forget_labels,
+            retain_labels=self.retain_labels,
+            score_column=self.score_column,
+            has_two_sources=self.has_two_sources,
+            section=self.section,
+        )
+
+    @property
+    def has_two_sources(self) -> bool:
+        return self.forget is not None or self.retain is not None
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Setting -> source, of those that are read for training."""
+        names = ["train"] if not self.has_two_sources else ["forget", "retain"]
+        if self.has_two_sources and self.train != GENERATOR:
+            names.append("train")
+        return {name: getattr(self, name) for name in names}
+
+    def _label_built_in_source(self) -> None:
+        """What is to be forgotten of a source that is built in, unless something says so."""
+        is_said = self.forget_words or self.label_column or self.score_column or self.has_two_sources
+        if self.train == GENERATOR and not is_said:
+            self.forget_words = list(TREE_WORDS)
+        elif self.train == TOPICS and not is_said and not self.forget_labels:
+            self.label_column, self.forget_labels = "topic", ["chemistry"]
+
+    def _check_sources(self) -> None:
+        if not self.has_two_sources:
+            return
+        for name, other in (("forget", "retain"), ("retain", "forget")):
+            if getattr(self, name) is None:
+                raise ValueError(
+                    f"`data.{other}` is {short_repr(getattr(self, other))}, but `data.{name}` is not given. Give both, or "
+                    "one source, `data.train`, with labels in it."
+                )
+        if self.validation is not None:
+            raise ValueError(
+                f"`data.validation` is {short_repr(self.validation)}, but with `data.forget` and `data.retain` the "
+                "validation examples are taken out of these two. Leave it out, or give files with a label column."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,44 +1,233 @@
-"""Labels, and the tokens of forget words. A forget example is one with a forget word in its text (`hf_era.data.words`).
+"""Labels: which examples are to be forgotten, said in one way for a run, `eval`, `relearn` and the trainer.
 
-Words are looked for in the *text*, not among tokens: " tree", "Tree" and "tree." are all found, whatever the tokenizer
-makes of them. (Encoding the bare word and looking for its token id misses " tree", which is another token.)
+An example is *forget*, *retain*, or *unlabelled*: a third state that is trained on, counted and measured apart. What says
+so is one of `LABELLINGS`, as the settings are given (`Labels`).
+
+* `words`: a forget example has a forget word in its text, a retain example has none (`hf_era.data.words`).
+* `column`: its value in a column. Without `retain_labels`, every value that is not a forget label is retain.
+* `score`: its value in a column is the probability, in [0, 1], that it is to be forgotten, for instance of a classifier.
+  From `FORGET_SCORE` on it is a forget example, and its routing weight is 1 - score.
+* `sources`: which of two sources it comes from; a third one, if there is one, is of unlabelled examples.
+
+A null is unlabelled, in the second and third.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_era.data.words import fold
+from hf_era.utils.checks import listed, short_repr
+from hf_era.utils.suggestions import close_name
 
 FORGET, RETAIN, UNLABELLED = 0, 1, -1
+LABEL_NAMES = {FORGET: "forget", RETAIN: "retain", UNLABELLED: "unlabelled"}
+LABELLINGS = ("words", "column", "score", "sources")
+FORGET_SCORE = 0.5
+"""An example with a score from here on counts as a forget example."""
+MAXIMUM_WORD_CHARACTERS = 100_000
+"""All forget words together: each is looked for in every example."""
+LABELS_SHOWN = 20
+"""Values of a label column in a message; of more, no one reads one."""
+
+LABEL_COLUMN = "given_label"
+"""The column in which the value of a label column travels, as text, until the example is labelled."""
 
 
-def tokens_of_spans(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """For each token, given by its character offsets (start, end), whether it overlaps one of the spans.
+@dataclass(frozen=True)
+class Labels:
+    """How examples are labelled.
 
-    Both are sorted by position; special tokens have the empty offset (0, 0) and overlap nothing.
+    Args:
+        forget_words (`Sequence[str]`, *optional*): words or phrases.
+        label_column (`str`, *optional*): of text, whole numbers, true and false, or class labels.
+        forget_labels, retain_labels (`Sequence[str]`, *optional*): its values, as text.
+        score_column (`str`, *optional*): of numbers in [0, 1].
+        has_two_sources (`bool`, *optional*, defaults to `False`): whether forget and retain examples come from two sources.
+        section (`str`, *optional*): what stands before the names of these settings in messages, for instance `data.`.
+
+    Raises:
+        ValueError: if it is said in more than one way, in none, or in one that lacks something.
     """
-    hits = [False] * len(offsets)
-    if not spans:
-        return hits
-    remaining = iter(spans)
-    start, end = next(remaining)
-    for index, (token_start, token_end) in enumerate(offsets):
-        while token_start >= end:
-            following = next(remaining, None)
-            if following is None:
-                return hits
-            start, end = following
-        hits[index] = token_end > start and token_start < end
-    return hits
 
+    forget_words: Sequence[str] = ()
+    label_column: str | None = None
+    forget_labels: Sequence[str] = ()
+    retain_labels: Sequence[str] = ()
+    score_column: str | None = None
+    has_two_sources: bool = False
+    section: str = ""
+    kind: str = field(init=False, default="")
 
-def check_words_have_tokens(words: Sequence[str], tokenizer: object) -> None:
-    """Raises `ValueError` if the tokenizer turns a forget word into nothing, or into unknown tokens only."""
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    special = set(getattr(tokenizer, "all_special_ids", []))
-    for word in words:
-        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]  # type: ignore[operator]
-        if not [token for token in ids if token != unknown and token not in special]:
+    def __post_init__(self) -> None:
+        name = self.name
+        given = {
+            "words": (bool(self.forget_words), name("forget_words")),
+            "column": (self.label_column is not None, name("label_column")),
+            "score": (self.score_column is not None, name("score_column")),
+            "sources": (self.has_two_sources, f"{name('forget')} and {name('retain')}"),
+        }
+        chosen = [kind for kind, (is_given, _) in given.items() if is_given]
+        for other in ("forget_labels", "retain_labels"):
+            if getattr(self, other) and self.label_column is None:
+                raise ValueError(
+                    f"{name(other)} is {short_repr(list(getattr(self, other)))}, but no column is named that has such "
+                    f"values. Name it: {name('label_column')}."
+                )
+        if len(chosen) > 1:
             raise ValueError(
-                f"`data.forget_words`: no token of the tokenizer matches {word!r}, so it can never be routed. "
-                "Take the word out, or use a tokenizer that knows it."
+                f"{' and '.join(given[kind][1] for kind in chosen)} are both given, but labels come from one of them. "
+                "Drop the other."
             )
+        if not chosen:
+            raise ValueError(
+                f"Nothing says which examples are to be forgotten. Name a column and its values ({name('label_column')}, "
+                f"{name('forget_labels')}), a column with the probability of it ({name('score_column')}), the words of such "
+                f"examples ({name('forget_words')}), or two sources ({name('forget')}, {name('retain')})."
+            )
+        object.__setattr__(self, "kind", chosen[0])
+        self._check_words()
+        self._check_labels()
+
+    def name(self, setting: str) -> str:
+        """A setting as messages call it."""
+        return f"`{self.section}{setting}`"
+
+    def _check_words(self) -> None:
+        for word in self.forget_words:
+            if not isinstance(word, str) or not fold(word).strip():
+                raise ValueError(
+                    f"{self.name('forget_words')} should hold words, got {short_repr(word)}. Take the empty word out."
+                )
+        characters = sum(map(len, self.forget_words))
+        if characters > MAXIMUM_WORD_CHARACTERS:
+            raise ValueError(
+                f"{self.name('forget_words')} should hold at most {MAXIMUM_WORD_CHARACTERS:,} characters in all, got "
+                f"{characters:,}. Give words, not examples."
+            )
+
+    def _check_labels(self) -> None:
+        if self.kind != "column":
+            return
+        if not self.forget_labels:
+            raise ValueError(
+                f"{self.name('label_column')} is {short_repr(self.label_column)}, but no value of it is to be forgotten. "
+                f"Name at least one: {self.name('forget_labels')}."
+            )
+        both = {label_text(value) for value in self.forget_labels} & {label_text(value) for value in self.retain_labels}
+        if both:
+            raise ValueError(
+                f"{self.name('retain_labels')} and {self.name('forget_labels')} share {listed(sorted(map(str, both)))}. "
+                "An example is one or the other."
+            )
+
+    @property
+    def column(self) -> str | None:
+        """The column that the labels are read from; `None` if they are not in one."""
+        return self.label_column if self.label_column is not None else self.score_column
+
+    def of_values(self, values: Sequence[str | None]) -> list[int]:
+        """The labels of examples with these values of the label column, which `label_text` made."""
+        forget, retain = ({label_text(value) for value in given} for given in (self.forget_labels, self.retain_labels))
+        others = UNLABELLED if retain else RETAIN
+        kinds = {None: UNLABELLED} | dict.fromkeys(retain, RETAIN) | dict.fromkeys(forget, FORGET)
+        return [kinds.get(value, others) for value in values]
+
+    def of_scores(self, scores: np.ndarray[Any, Any]) -> list[int]:
+        """The labels of examples with these scores, shape (examples,), NaN where there is none."""
+        labels = np.where(scores >= FORGET_SCORE, FORGET, RETAIN)
+        return np.where(np.isnan(scores), UNLABELLED, labels).tolist()
+
+    def describe(self) -> dict[str, Any]:
+        """As a result records it."""
+        found: dict[str, Any] = {"kind": self.kind}
+        if self.kind == "words":
+            found["forget_words"] = list(self.forget_words)
+        if self.kind in ("column", "score"):
+            found["column"] = self.column
+        if self.kind == "column":
+            found["forget_labels"] = list(map(str, self.forget_labels))
+            found["retain_labels"] = list(map(str, self.retain_labels))
+        return found
+
+    def __str__(self) -> str:
+        if self.kind == "words":
+            return f"examples with one of: {', '.join(self.forget_words)}"
+        if self.kind == "column":
+            return f"examples whose `{self.label_column}` is {', '.join(map(str, self.forget_labels))}"
+        if self.kind == "score":
+            return f"examples by their `{self.score_column}`, the probability of it"
+        return "the examples of a source of their own"
+
+    # ---- What is wrong with the labels of data ----
+
+    def no_forget_message(self, number: int, values: Mapping[Any, int], where: str) -> str:
+        """What to say of data without a forget example. `values`: of the label column, and how often each occurs."""
+        none = f"none of the {number} {where}"
+        if self.kind == "words":
+            return (
+                f"{self.name('forget_words')}: {none} has one of {', '.join(self.forget_words)}. Check the words and the "
+                "text column, or give more examples."
+            )
+        if self.kind == "column":
+            hints = [
+                close_name(str(value), [str(known) for known in values if known is not None])
+                for value in self.forget_labels
+            ]
+            hint = next((f" Did you mean {short_repr(close)}?" for close in hints if close), "")
+            asked = ", ".join(map(str, self.forget_labels))
+            return (
+                f"{self.name('forget_labels')}: {none} has {asked} in the column `{self.label_column}`.{hint} It "
+                f"has: {_counted(values)}."
+            )
+        if self.kind == "sources":
+            return f"{where.capitalize()}: there is no forget example among {number}. Add some."
+        return f"{self.name('score_column')}: {none} has a `{self.score_column}` of {FORGET_SCORE} or more."
+
+    def no_retain_message(self, number: int, values: Mapping[Any, int], where: str) -> str:
+        """What to say of data without a retain example."""
+        if self.kind == "words":
+            return (
+                f"all of the {number} {where} have one of {', '.join(self.forget_words)}; there is no retain example. "
+                "Name rarer words, or add other examples."
+            )
+        if self.kind == "column":
+            correct = f", or correct {self.name('retain_labels')}" if self.retain_labels else ""
+            rest = "no other value" if not self.retain_labels else f"none of {', '.join(map(str, self.retain_labels))}"
+            return (
+                f"there is no retain example: of the {number} {where} the column `{self.label_column}` has "
+                f"{rest} beside those of {self.name('forget_labels')}. It has: {_counted(values)}. Add other examples"
+                f"{correct}."
+            )
+        if self.kind == "sources":
+            return f"there is no retain example among {number}. Add some."
+        return (
+            f"there is no retain example: none of the {number} {where} has a `{self.score_column}` below "
+            f"{FORGET_SCORE}. Add other examples."
+        )
+
+
+def label_text(value: Any) -> str | None:
+    """The value of a label column as text: `1` for 1, 1.0 and "1", `true` for true, `None` for a null or an empty text."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    if not text:  # a null in some files, and in others an empty text
+        return None
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def _counted(values: Mapping[Any, int]) -> str:
+    most = Counter(values).most_common(LABELS_SHOWN)
+    more = f" and {len(values) - len(most)} more" if len(values) > len(most) else ""
+    return (", ".join(f"{value} ({number:,})" for value, number in most if value is not None) or "nulls only") + more

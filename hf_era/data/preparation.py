@@ -8,17 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from hf_era.data.columns import arrow_batches, flat_column
-from hf_era.data.config import GENERATOR, DataConfig
-from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED, check_words_have_tokens
-from hf_era.data.routing_weights import add_routing_weights, frequency_table
+from hf_era.data.config import BUILT_IN, DataConfig
+from hf_era.data.examples import PROMPT_CHARACTERS, SCORE, examples_of
+from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
+from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import PARTS, StorySplits, split_stories
-from hf_era.data.tokenising import label_stories, tokenise_stories
-from hf_era.data.word_pieces import warn_of_pieces, word_pieces
+from hf_era.data.tokenising import label_examples, tokenise_examples
+from hf_era.data.word_pieces import check_words_have_tokens, warn_of_pieces, word_pieces
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
+from hf_era.utils.checks import listed
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class PreparedData:
     """Tokenised examples, ready for the collator, and what is to be said of them.
 
     Attributes:
-        train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`,
-            `length`, `text`.
-        validation_forget, validation_retain, attack_forget (`Dataset`): the same but for `routing_weight`.
+        train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`, and
+            `is_unassigned` if there are examples without a label,
+            `length`, `text`; where there are prompts also `labels`, -100 on them.
+        validation_forget, validation_retain, validation_unlabelled, attack_forget (`Dataset`): the same but for
+            `routing_weight`. All but the first two may be empty.
         frequency_rows (`list[FrequencyRow]`): the frequency rule's table; empty under other rules.
         summary (`dict`): counts, for the result file and the model card. `train_forget_without_routed_token`: labelled
             forget examples of which no token has a weight below 1, under the rule `concept` mostly because their words lie
@@ -38,41 +42,73 @@ class PreparedData:
     train: Dataset
     validation_forget: Dataset
     validation_retain: Dataset
+    validation_unlabelled: Dataset
     attack_forget: Dataset
     frequency_rows: list[FrequencyRow] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
 
 class Sources(NamedTuple):
-    """The examples as they were loaded (column `text`), neither cut nor labelled."""
+    """The examples as they were loaded (`hf_era.data.examples`), neither cut nor labelled, but for those of two sources.
+
+    Attributes:
+        unused_columns (`dict[str, list[str]]`): setting -> columns of its source that are no part of the examples.
+    """
 
     train: Dataset
     validation: Dataset | None
+    unused_columns: dict[str, list[str]] = {}
 
 
-def load_sources(config: DataConfig, seed: int) -> Sources:
+def load_sources(config: DataConfig, seed: int, tokenizer: Any = None) -> Sources:
     """Loads the examples that the settings name.
 
+    Args:
+        tokenizer (*optional*): whose chat template makes texts of messages.
+
     Raises:
-        ValueError: as `load_stories`; or if the validation examples are to come from the generator.
+        ValueError: as `load_stories` and `examples_of`; or if the validation examples are to come from a built-in source.
     """
-    options: dict[str, Any] = {
-        "subset": config.subset,
-        "text_column": config.text_column,
-        "generator_stories": config.generator_stories,
-        "seed": seed,
-    }
-    train = load_stories(config.train, field="data.train", split=config.train_split, **options)
+    unused: dict[str, list[str]] = {}
+
+    def load(name: str, source: str, split: str) -> Dataset:
+        field, size = f"data.{name}", config.generator_stories
+        rows = load_stories(source, field=field, split=split, subset=config.subset, generator_stories=size, seed=seed)
+        options: dict[str, Any] = {"text_column": config.text_column, "num_proc": config.num_proc}
+        labels = {"labels": config.labels, "tokenizer": tokenizer}
+        examples, unused[field] = examples_of(rows, field=field, source=source, **labels, **options)
+        return examples
+
+    parts = {name: load(name, source, config.train_split) for name, source in config.sources.items()}
+    train = parts["train"] if not config.has_two_sources else _from_two_sources(parts)
     if config.max_train_stories is not None:
         train = train.select(range(min(config.max_train_stories, len(train))))
     validation = None
-    if config.validation == GENERATOR:
+    if config.validation in BUILT_IN:
         raise ValueError(
-            "`data.validation` cannot be `generator`. Leave it out: it is split off the training examples."
+            f"`data.validation` cannot be `{config.validation}`. Leave it out: it is split off the training examples."
         )
     if config.validation is not None:
-        validation = load_stories(config.validation, field="data.validation", split=config.validation_split, **options)
-    return Sources(train, validation)
+        validation = load("validation", config.validation, config.validation_split)
+    return Sources(train, validation, {name: columns for name, columns in unused.items() if columns})
+
+
+def _from_two_sources(parts: dict[str, Dataset]) -> Dataset:
+    """Examples with the `label` of the source that they are from, forget and retain ones in turn: whoever takes the first
+    few has some of each."""
+    kinds = {"forget": FORGET, "retain": RETAIN, "train": UNLABELLED}
+    columns = {name: set(part.column_names) for name, part in parts.items()}
+    if len(set(map(frozenset, columns.values()))) > 1:
+        told = "; ".join(f"`data.{name}`: {listed(sorted(names))}" for name, names in columns.items())
+        raise ValueError(f"The sources should be of one kind, all text or all with prompts or messages, got {told}.")
+    labelled = [
+        part.add_column("label", np.full(len(part), kinds[name], dtype=np.int64))  # type: ignore[call-arg]
+        for name, part in parts.items()
+    ]
+    together = concatenate_datasets(labelled)
+    # Of each source the share of it that lies before an example says where that stands.
+    places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in labelled])
+    return together.select(np.argsort(places, kind="stable"))
 
 
 def split_sources(sources: Sources, config: DataConfig, seed: int) -> StorySplits:
@@ -81,13 +117,14 @@ def split_sources(sources: Sources, config: DataConfig, seed: int) -> StorySplit
     Raises:
         ValueError: if all examples are blank, or there are fewer forget or retain examples than asked for.
     """
-    train = label_stories(sources.train, config, "training examples")
+    train = label_examples(sources.train, config, "training examples")
     blanks = len(sources.train) - len(train)
     validation = None
     if sources.validation is not None:
-        validation = label_stories(sources.validation, config, "validation examples")
+        validation = label_examples(sources.validation, config, "validation examples")
         blanks += len(sources.validation) - len(validation)
-    return replace(split_stories(train, validation, config, seed), blanks_dropped=blanks)
+    splits = split_stories(train, validation, config, seed)
+    return replace(splits, blanks_dropped=blanks, unused_columns=sources.unused_columns)
 
 
 def load_splits(config: DataConfig, seed: int) -> StorySplits:
@@ -107,15 +144,17 @@ def prepare_data(
     Warns: `ForgetWordPiecesWarning` if the rule `concept` routes tokens that mostly stand in other words.
     """
     check_words_have_tokens(config.forget_words, tokenizer)
-    train = tokenise_stories(splits.train, tokenizer, config, "training examples")
+    train = tokenise_examples(splits.train, tokenizer, config, "training examples")
     others = {
-        name: tokenise_stories(getattr(splits, name), tokenizer, config, name.replace("_", " ")) for name in PARTS[1:]
+        name: tokenise_examples(getattr(splits, name), tokenizer, config, name.replace("_", " ")) for name in PARTS[1:]
     }
     table, rows = None, []
     if rule.needs_frequencies:
         table = frequency_table(train, rule, vocabulary_size, skip_bos=config.add_bos)
         rows = table.rows(lambda token: tokenizer.decode([token]), rule.table_minimum_per_10k)
-    train = add_routing_weights(train, rule, table, config.num_proc)
+    # Where forget examples alone lost their labels, a mark would give them away.
+    has_unlabelled = splits.labels_dropped == 0 and UNLABELLED in splits.train["label"][:]
+    train = weigh_examples(train, rule, table, config.num_proc, has_unlabelled)
     summary = _summary(train, others, config, splits)
     if rule.rule == "concept":
         summary["forget_word_pieces"] = word_pieces(train, tokenizer, vocabulary_size)
@@ -127,21 +166,29 @@ def data_fingerprint(splits: StorySplits) -> str:
     """A hash of the examples themselves and where each went: a phase is run again when its data changed."""
     digest = hashlib.sha256()
     for part in PARTS:
-        for table in arrow_batches(getattr(splits, part), ["text", "label"]):
-            rows = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
-            digest.update("".join(f"{label}\0{text}\0" for label, text in rows).encode())
+        examples = getattr(splits, part)
+        if part == "validation_unlabelled" and not len(examples):
+            continue  # earlier versions had no such part
+        # Texts and labels first, and alone where there is no more: as earlier versions did it.
+        columns = ["label", "text", *(name for name in (SCORE, PROMPT_CHARACTERS) if name in examples.column_names)]
+        for table in arrow_batches(examples, columns):
+            rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+            digest.update("".join("".join(f"{value}\0" for value in row) for row in rows).encode())
         digest.update(b"\1")
     return digest.hexdigest()
 
 
 def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, splits: StorySplits) -> dict[str, Any]:
     return {
-        "source": config.train,
+        "source": " and ".join(config.sources.values()),
         "validation_source": config.validation,
         "forget_words": list(config.forget_words),
+        "labelling": config.labels.describe(),
+        "unused_columns": splits.unused_columns,
         "train_stories": len(train),
-        **_training_counts(train),
+        **_training_counts(train, splits.labels_dropped),
         "duplicates_dropped": splits.duplicates_dropped,
+        "contradictions_dropped": splits.contradictions_dropped,
         "blanks_dropped": splits.blanks_dropped,
         **{f"{name}_stories": len(part) for name, part in others.items()},
         # `map` adds no column to an empty part (no example may have been held back).
@@ -149,7 +196,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
     }
 
 
-def _training_counts(train: Dataset) -> dict[str, int]:
+def _training_counts(train: Dataset, labels_dropped: int) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for table in arrow_batches(train, ["label", "is_forget_word", "routing_weight"]):
         labels = table["label"].to_numpy()
@@ -159,11 +206,15 @@ def _training_counts(train: Dataset) -> dict[str, int]:
         below_one[np.repeat(np.arange(len(labels)), lengths)[weights < 1.0]] = True
         counts.update(
             train_tokens=len(weights),
+            train_forget_tokens=lengths[labels == FORGET].sum(),
+            train_retain_tokens=lengths[labels == RETAIN].sum(),
             train_forget_labelled=(labels == FORGET).sum(),
-            train_forget_unlabelled=(labels == UNLABELLED).sum(),
+            train_unlabelled=(labels == UNLABELLED).sum(),
             train_retain=(labels == RETAIN).sum(),
             train_forget_word_tokens=words.sum(),
             train_tokens_routed_as_forget=(weights < 0.5).sum(),
             train_forget_without_routed_token=((labels == FORGET) & ~below_one).sum(),
         )
+    counts["train_forget_unlabelled"] = labels_dropped
+    counts["train_unlabelled"] -= labels_dropped
     return {name: int(count) for name, count in counts.items()}

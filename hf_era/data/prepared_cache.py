@@ -3,6 +3,9 @@
 It is kept in the folder `hf_era` of the `datasets` cache (`HF_DATASETS_CACHE`), one folder per key, and all runs share
 it. The key covers everything that the prepared data depends on, so nothing stale is ever found; what is there is trusted
 only if every file is still as its manifest says. The folder may be deleted at any time.
+
+Not left to `datasets`' own cache: it reads a table whose bytes changed, or that was cut at the end of a record batch, as if
+it were whole, and of any other cut it makes an error until someone deletes the file.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 from hf_era.version import __version__
 
-FORMAT = 2
+FORMAT = 3
 """To be raised with every change of what is made of the same examples, or of how it is kept."""
 
 _LIBRARIES = ("datasets", "tokenizers", "transformers")
@@ -67,7 +70,8 @@ def prepared_data_key(
     parts = [
         FORMAT,
         {"hf_era": __version__, **{name: metadata.version(name) for name in _LIBRARIES}},
-        [None if part is None else _digest_of_texts(part) for part in (sources.train, sources.validation)],
+        [None if part is None else _digest_of(part) for part in (sources.train, sources.validation)],
+        sources.unused_columns,
         [settings, seed, rule.to_dict(), vocabulary_size],
         tokenizer if isinstance(tokenizer, int) else _identity_of(tokenizer),
     ]
@@ -92,13 +96,16 @@ def cached_data(key: str, prepare: Callable[[], CachedData]) -> CachedData:
     return kept
 
 
-def _digest_of_texts(stories: Dataset) -> str:
+def _digest_of(examples: Dataset) -> str:
     digest = hashlib.sha256()
-    for table in arrow_batches(stories, ["text"]):
+    others = sorted({*examples.column_names} - {"text"})
+    for table in arrow_batches(examples, ["text", *others]):
         texts = table["text"].to_pylist()
         # The lengths tell where an example ends, and a missing example from an empty one.
         digest.update(json.dumps([None if text is None else len(text) for text in texts]).encode())
         digest.update("".join(text or "" for text in texts).encode())
+        if others:
+            digest.update(json.dumps([others, [table[name].to_pylist() for name in others]]).encode())
     return digest.hexdigest()
 
 

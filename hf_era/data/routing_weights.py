@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
 
 from hf_era.data.columns import arrow_batches, flat_column, list_column, map_tables
-from hf_era.data.labelling import FORGET
+from hf_era.data.examples import SCORE
+from hf_era.data.labelling import FORGET, UNLABELLED
 from hf_era.routing import (
     FrequencyTable,
     RoutingRuleConfig,
@@ -38,16 +41,27 @@ def frequency_table(train: Dataset, rule: RoutingRuleConfig, vocabulary_size: in
     return FrequencyTable(counts[True], counts[False], rule.frequency_scale, rule.frequency_bias)
 
 
-def add_routing_weights(
-    stories: Dataset, rule: RoutingRuleConfig, table: FrequencyTable | None, num_proc: int | None = None
+def weigh_examples(
+    stories: Dataset,
+    rule: RoutingRuleConfig,
+    table: FrequencyTable | None,
+    num_proc: int | None = None,
+    marks_unlabelled: bool = False,
 ) -> Dataset:
-    """Adds `routing_weight`, fp32, aligned to the predicted token: 1 on examples that are not labelled forget."""
+    """Adds `routing_weight`, fp32, aligned to the predicted token: 1 on examples that are not labelled forget.
+
+    Of examples with a score s (`hf_era.data.labelling`) it is 1 - s * (1 - w), w the rule's weight of a forget example's
+    token: under uniform weighting 1 - s on every token, whichever side of the threshold they are on.
+
+    With `marks_unlabelled` also `is_unassigned` (one bool per token), for routers that treat such examples apart.
+    """
     vocabulary_weights = None if table is None else table.weights
 
     def weigh(batch: pa.Table) -> pa.Table:
         ids, lengths = flat_column(batch, "input_ids")
         is_forget_word, _ = flat_column(batch, "is_forget_word")
-        in_forget = np.repeat(batch["label"].to_numpy() == FORGET, lengths)
+        scores = _scores(batch)
+        in_forget = np.repeat(scores > 0, lengths)
         weights = torch.ones(len(ids))
         weights[torch.from_numpy(in_forget)] = weigh_tokens(
             rule,
@@ -55,7 +69,21 @@ def add_routing_weights(
             torch.from_numpy(is_forget_word[in_forget]),
             vocabulary_weights,
         )
+        if SCORE in batch.column_names:  # of others the weights stay what they are to the last bit
+            weights = 1 - torch.from_numpy(np.repeat(scores, lengths)) * (1 - weights)
         aligned = align_stories_to_prediction(weights, torch.tensor(lengths, dtype=torch.int64))
-        return batch.append_column("routing_weight", list_column(aligned.numpy(), lengths))
+        batch = batch.append_column("routing_weight", list_column(aligned.numpy(), lengths))
+        if marks_unlabelled:
+            is_unassigned = np.repeat(batch["label"].to_numpy() == UNLABELLED, lengths)
+            batch = batch.append_column("is_unassigned", list_column(is_unassigned, lengths))
+        return batch
 
     return map_tables(stories, weigh, num_proc, "Weighing tokens")
+
+
+def _scores(batch: pa.Table) -> np.ndarray[Any, Any]:
+    """How much each example is one to be forgotten, (examples,): its score, or 1 for a forget label; 0 without one."""
+    labels = batch["label"].to_numpy()
+    if SCORE in batch.column_names:
+        return np.where(labels == UNLABELLED, 0, np.nan_to_num(batch[SCORE].to_numpy())).astype(np.float32)
+    return (labels == FORGET).astype(np.float32)

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from datasets import Dataset
 
 from hf_era.data.config import DataConfig
-from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
+from hf_era.data.labelling import FORGET, LABEL_COLUMN, RETAIN, UNLABELLED, Labels
 from hf_era.data.words import fold
 
-PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
+PARTS = ("train", "validation_forget", "validation_retain", "validation_unlabelled", "attack_forget")
+MOST_UNLABELLED_HELD_OUT = 0.1
+"""Share of the unlabelled examples that is measured on, at most: they are there to be trained on."""
 
 
 @dataclass(frozen=True)
 class StorySplits:
-    """Labelled examples, split. `train` has a label of -1 where a forget example lost its label (`labelled_fraction`)."""
+    """Labelled examples, split. `train` has the label -1 where an example has none, or lost it (`labelled_fraction`): the
+    latter, forget examples all of them, are `labels_dropped`. `contradictions_dropped` are those of the duplicates that had
+    another label than the example that they repeat."""
 
     train: Dataset
     validation_forget: Dataset
     validation_retain: Dataset
+    validation_unlabelled: Dataset
     attack_forget: Dataset
     duplicates_dropped: int
     blanks_dropped: int = 0
+    contradictions_dropped: int = 0
+    labels_dropped: int = 0
+    unused_columns: dict[str, list[str]] = field(default_factory=dict)
 
 
 def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig, seed: int) -> StorySplits:
@@ -37,11 +46,11 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     """
     pool = validation if validation is not None else train
     first_of_train = set() if validation is None else {story_key(text) for text in train["text"][:]}
-    unique = _unique_indices(pool, first_of_train)
+    unique, contradictions = _unique_indices(pool, first_of_train)
     labels = pool["label"][:]
     order = random.Random(f"split-{seed}")
     chosen: dict[int, list[int]] = {}
-    for kind in (FORGET, RETAIN):
+    for kind in (FORGET, RETAIN, UNLABELLED):
         chosen[kind] = [index for index in unique if labels[index] == kind]
         order.shuffle(chosen[kind])
     _check_counts(train, chosen, config, from_train=validation is None)
@@ -49,15 +58,21 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     attack = chosen[FORGET][: config.attack_stories]
     forget = chosen[FORGET][config.attack_stories :][: config.forget_validation_stories]
     retain = chosen[RETAIN][: config.retain_validation_stories]
+    most = min(config.unlabelled_validation_stories, int(len(chosen[UNLABELLED]) * MOST_UNLABELLED_HELD_OUT))
+    unlabelled = chosen[UNLABELLED][:most]
     if validation is None:
-        held_out = {*attack, *forget, *retain}
+        held_out = {*attack, *forget, *retain, *unlabelled}
         train = train.select([index for index in unique if index not in held_out])
+    with_labels, train = train, drop_labels(train, config.labelled_fraction, seed)
     return StorySplits(
-        train=drop_labels(train, config.labelled_fraction, seed),
+        train=train,
         validation_forget=pool.select(forget),
         validation_retain=pool.select(retain),
+        validation_unlabelled=pool.select(unlabelled),
         attack_forget=pool.select(attack),
         duplicates_dropped=len(pool) - len(unique),
+        contradictions_dropped=contradictions,
+        labels_dropped=train["label"][:].count(UNLABELLED) - with_labels["label"][:].count(UNLABELLED),
     )
 
 
@@ -82,30 +97,33 @@ def story_key(text: str) -> str:
     return " ".join(fold(text).split())
 
 
-def _unique_indices(stories: Dataset, seen: set[str]) -> list[int]:
-    """Of examples that neither repeat an earlier one nor are among those `seen` before."""
-    unique = []
-    for index, text in enumerate(stories["text"][:]):
+def check_labels(examples: Dataset, labels: Labels, where: str, field: str) -> None:
+    """Raises `ValueError` if there is no forget or no retain example; `where` and `field` say of what, in messages."""
+    given = examples["label"][:]
+    values = Counter(examples[LABEL_COLUMN][:]) if LABEL_COLUMN in examples.column_names else {}
+    if FORGET not in given:
+        raise ValueError(labels.no_forget_message(len(given), values, where))
+    if RETAIN not in given:
+        raise ValueError(f"{field}: {labels.no_retain_message(len(given), values, where)}")
+
+
+def _unique_indices(stories: Dataset, seen: set[str]) -> tuple[list[int], int]:
+    """Of examples that neither repeat an earlier one nor are among those `seen` before; and how many repeat one that has
+    another label."""
+    unique, labels, contradictions = [], {}, 0
+    for index, (text, label) in enumerate(zip(stories["text"][:], stories["label"][:], strict=True)):
         key = story_key(text)
         if key not in seen:
             seen.add(key)
+            labels[key] = label
             unique.append(index)
-    return unique
+        else:
+            contradictions += labels.get(key, label) != label
+    return unique, contradictions
 
 
 def _check_counts(train: Dataset, pool: dict[int, list[int]], config: DataConfig, from_train: bool) -> None:
-    labels = train["label"][:]
-    words = ", ".join(config.forget_words)
-    if FORGET not in labels:
-        raise ValueError(
-            f"`data.forget_words`: none of the {len(labels)} training examples has one of {words}. Check the words and the "
-            "text column, or give more examples."
-        )
-    if RETAIN not in labels:
-        raise ValueError(
-            f"`data.train`: all of the {len(labels)} training examples have one of {words}; there is no retain example. "
-            "Name rarer words, or add other examples."
-        )
+    check_labels(train, config.labels, "training examples", "`data.train`")
     asked = {
         FORGET: ("forget", config.forget_validation_stories + config.attack_stories),
         RETAIN: ("retain", config.retain_validation_stories),

@@ -9,70 +9,122 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
+from hf_era.data.collator import IGNORE_INDEX
 from hf_era.data.columns import list_column, map_tables
 from hf_era.data.config import DataConfig
-from hf_era.data.labelling import FORGET, RETAIN, tokens_of_spans
+from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE
+from hf_era.data.labelling import FORGET, LABEL_COLUMN, RETAIN, Labels
 from hf_era.data.words import WordFinder
 
-_LABELLED = Features({"text": Value("string"), "label": Value("int64"), "is_whole": Value("bool")})
+_LABELLED = {"text": Value("string"), "label": Value("int64"), "is_whole": Value("bool")}
+_KEPT = {
+    LABEL_COLUMN: Value("string"),
+    SCORE: Value("float32"),
+    PROMPT_CHARACTERS: Value("int32"),
+    IS_CHAT: Value("bool"),
+}
 
 
-def label_stories(stories: Dataset, config: DataConfig, description: str) -> Dataset:
-    """Cuts examples at `max_characters`, adds `label` (0 forget, 1 retain) and `is_whole`; drops blank examples, nulls too.
+def label_examples(examples: Dataset, config: DataConfig, description: str) -> Dataset:
+    """Cuts texts at `max_characters`, adds `label` (0 forget, 1 retain, -1 unlabelled) where there is none yet, and
+    `is_whole`; drops blank examples, nulls too, and those whose completion is cut away.
 
     Raises:
         ValueError: if all examples are blank.
     """
-    finder = WordFinder(config.forget_words)
+    labels, kept = config.labels, [name for name in _KEPT if name in examples.column_names]
+    finder = WordFinder(labels.forget_words) if labels.kind == "words" else None
+    features = Features(_LABELLED | {name: _KEPT[name] for name in kept})
 
     def label(table: pa.Table) -> pa.Table:
-        given = zip(table["text"].to_pylist(), finder.may_be_in(table["text"]), strict=True)
-        rows = [(story.strip(), maybe) for story, maybe in given if story and story.strip()]
-        texts = [story[: config.max_characters].strip() for story, _ in rows]
-        found = [maybe and finder.found_in(text) for text, (_, maybe) in zip(texts, rows, strict=True)]
-        labels = [FORGET if has_word else RETAIN for has_word in found]
-        is_whole = [len(text) == len(story) for text, (story, _) in zip(texts, rows, strict=True)]
-        return pa.table([texts, labels, is_whole], schema=_LABELLED.arrow_schema)
+        texts, is_whole = _cut_texts(table, config.max_characters)
+        table = table.set_column(table.column_names.index("text"), "text", pa.array(texts, pa.string()))
+        table = table.append_column("is_whole", pa.array(is_whole))
+        table = table.filter(pa.array([bool(text) for text in texts]))
+        if "label" not in table.column_names:
+            table = table.append_column("label", pa.array(_labels_of(table, labels, finder), pa.int64()))
+        return table.select(list(features)).cast(features.arrow_schema)
 
-    labelled = map_tables(stories, label, config.num_proc, f"Labelling {description}", _LABELLED)
+    labelled = map_tables(examples, label, config.num_proc, f"Labelling {description}", features)
     if not len(labelled):
-        raise ValueError(f"All of the {len(stories)} {description} are blank. Check the text column.")
+        raise ValueError(f"All of the {len(examples)} {description} are blank. Check the text column.")
     return labelled
 
 
-def tokenise_stories(stories: Dataset, tokenizer: Any, config: DataConfig, description: str) -> Dataset:
-    """Adds `input_ids`, `is_forget_word` (one bool per token) and `length` to labelled examples.
+def _cut_texts(table: pa.Table, max_characters: int | None) -> tuple[list[str], list[bool]]:
+    """Each text without white space around it and cut, empty if nothing is left to learn from; and whether it is whole."""
+    texts, is_whole = [], []
+    prompts = table[PROMPT_CHARACTERS].to_pylist() if PROMPT_CHARACTERS in table.column_names else None
+    for row, given in enumerate(table["text"].to_pylist()):
+        # Where a prompt ends is counted from the front: of such a text only the end is stripped.
+        whole = (given or "").strip() if prompts is None else (given or "").rstrip()
+        text = whole[:max_characters].rstrip() if prompts is not None else whole[:max_characters].strip()
+        has_completion = prompts is None or len(text) > prompts[row]
+        texts.append(text if text.strip() and has_completion else "")
+        is_whole.append(len(text) == len(whole))
+    return texts, is_whole
+
+
+def _labels_of(table: pa.Table, labels: Labels, finder: WordFinder | None) -> list[int]:
+    if finder is not None:
+        maybe = zip(table["text"].to_pylist(), finder.may_be_in(table["text"]), strict=True)
+        return [FORGET if may_be and finder.found_in(text) else RETAIN for text, may_be in maybe]
+    if labels.kind == "score":
+        return labels.of_scores(table[SCORE].to_numpy())
+    return labels.of_values(table[LABEL_COLUMN].to_pylist())
+
+
+def tokenise_examples(examples: Dataset, tokenizer: Any, config: DataConfig, description: str) -> Dataset:
+    """Adds `input_ids`, `is_forget_word` (one bool per token) and `length` to labelled examples; and `labels`, -100 on the
+    prompt, if there are prompts. Of those an example is dropped whose prompt fills `max_tokens`.
 
     Raises:
         ValueError: if a BOS or EOS is asked for that the tokenizer does not have.
     """
     front = [_special_token(tokenizer, "bos")] if config.add_bos else []
     end = [_special_token(tokenizer, "eos")] if config.add_eos else []
-    room = config.max_tokens - len(front)
     finder = WordFinder(config.forget_words)
+    has_prompts = PROMPT_CHARACTERS in examples.column_names
 
     def tokenise(table: pa.Table) -> pa.Table:
-        texts = table["text"].to_pylist()
-        wholes = table["is_whole"].to_pylist() if "is_whole" in table.column_names else [True] * len(texts)
-        ids, words = [], []
-        for is_whole, (tokens, marked) in zip(wholes, _tokens_and_marks(texts, tokenizer, finder), strict=True):
-            ending = end if is_whole and len(tokens) + len(end) <= room else []
-            ids.append(np.array([*front, *tokens[:room], *ending], dtype=np.int32))
+        names = ("text", PROMPT_CHARACTERS, *_DEFAULTS)
+        rows = {name: table[name].to_pylist() for name in names if name in table.column_names}
+        texts = rows["text"]
+        ids, words, labels = [], [], []
+        encoded = _tokens_and_marks(texts, tokenizer, finder, rows.get(PROMPT_CHARACTERS))
+        for row, (tokens, marked, in_prompt) in enumerate(encoded):
+            is_whole, is_chat = (rows[name][row] if name in rows else value for name, value in _DEFAULTS.items())
+            begin = [] if is_chat else front
+            room = config.max_tokens - len(begin)
+            ending = end if is_whole and not is_chat and len(tokens) + len(end) <= room else []
+            ids.append(np.array([*begin, *tokens[:room], *ending], dtype=np.int32))
             is_word = np.zeros(len(ids[-1]), dtype=bool)
-            is_word[[len(front) + index for index in marked if index < room]] = True
+            is_word[[len(begin) + index for index in marked if index < room]] = True
             words.append(is_word)
+            labels.append(ids[-1].astype(np.int64))
+            if in_prompt:
+                labels[-1][: len(begin) + in_prompt] = IGNORE_INDEX
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        for name, values in (("input_ids", ids), ("is_forget_word", words)):
-            table = table.append_column(name, list_column(np.concatenate(values), lengths))
-        return table.append_column("length", pa.array(lengths))
+        columns = {"input_ids": ids, "is_forget_word": words} | ({"labels": labels} if has_prompts else {})
+        for name, values in columns.items():
+            flat = np.concatenate(values) if values else np.zeros(0, np.int64)
+            table = table.append_column(name, list_column(flat, lengths))
+        table = table.append_column("length", pa.array(lengths))
+        if has_prompts:
+            table = table.filter(pa.array([bool((row[1:] != IGNORE_INDEX).any()) for row in labels], pa.bool_()))
+        return table
 
-    return map_tables(stories, tokenise, config.num_proc, f"Tokenising {description}")
+    return map_tables(examples, tokenise, config.num_proc, f"Tokenising {description}")
+
+
+_DEFAULTS = {"is_whole": True, IS_CHAT: False}
 
 
 def _tokens_and_marks(
-    texts: list[str], tokenizer: Any, finder: WordFinder
-) -> Iterator[tuple[list[int], Sequence[int]]]:
-    """For each text its tokens, without special ones, and which of them (by position) belong to a forget word."""
+    texts: list[str], tokenizer: Any, finder: WordFinder, prompts: list[int] | None
+) -> Iterator[tuple[list[int], Sequence[int], int]]:
+    """For each text its tokens, without special ones; which of them (by position) belong to a forget word; and how many at
+    the front are the prompt's. A token that the prompt shares with the completion is the completion's."""
     # The backend itself, as the tokenizer would call it. The special tokens are ours: a tokenizer that adds its own BOS
     # would double it.
     backend = tokenizer.backend_tokenizer
@@ -80,17 +132,40 @@ def _tokens_and_marks(
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
     spans = [finder.spans(text) for text in texts]
-    # Offsets take time, and only texts with a forget word need them.
-    with_words = [text for text, found in zip(texts, spans, strict=True) if found]
-    without = [text for text, found in zip(texts, spans, strict=True) if not found]
-    located = iter(backend.encode_batch(with_words, add_special_tokens=False))
-    plain = iter(backend.encode_batch_fast(without, add_special_tokens=False))
-    for found in spans:
-        if not found:
-            yield next(plain).ids, ()
+    needs_places = [bool(found) or prompts is not None for found in spans]
+    # Offsets take time, and only texts with a forget word or a prompt need them.
+    located_texts = [text for text, needed in zip(texts, needs_places, strict=True) if needed]
+    plain_texts = [text for text, needed in zip(texts, needs_places, strict=True) if not needed]
+    located = iter(backend.encode_batch(located_texts, add_special_tokens=False))
+    plain = iter(backend.encode_batch_fast(plain_texts, add_special_tokens=False))
+    for row, found in enumerate(spans):
+        if not needs_places[row]:
+            yield next(plain).ids, (), 0
             continue
         encoding = next(located)
-        yield encoding.ids, [index for index, hit in enumerate(tokens_of_spans(found, encoding.offsets)) if hit]
+        prompt = 0 if prompts is None else sum(end <= prompts[row] for _, end in encoding.offsets)
+        marked = [index for index, hit in enumerate(tokens_of_spans(found, encoding.offsets)) if hit]
+        yield encoding.ids, marked, prompt
+
+
+def tokens_of_spans(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each token, given by its character offsets (start, end), whether it overlaps one of the spans.
+
+    Both are sorted by position; special tokens have the empty offset (0, 0) and overlap nothing.
+    """
+    hits = [False] * len(offsets)
+    if not spans:
+        return hits
+    remaining = iter(spans)
+    start, end = next(remaining)
+    for index, (token_start, token_end) in enumerate(offsets):
+        while token_start >= end:
+            following = next(remaining, None)
+            if following is None:
+                return hits
+            start, end = following
+        hits[index] = token_end > start and token_start < end
+    return hits
 
 
 def _special_token(tokenizer: Any, name: str) -> int:

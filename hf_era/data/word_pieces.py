@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,19 @@ MOST_WORDS = 5
 
 class ForgetWordPiecesWarning(UserWarning):
     """A forget word has no token of its own, and its pieces mostly stand in other words."""
+
+
+def check_words_have_tokens(words: Sequence[str], tokenizer: object) -> None:
+    """Raises `ValueError` if the tokenizer turns a forget word into nothing, or into unknown tokens only."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    special = set(getattr(tokenizer, "all_special_ids", []))
+    for word in words:
+        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        if not [token for token in ids if token != unknown and token not in special]:
+            raise ValueError(
+                f"`data.forget_words`: no token of the tokenizer matches {word!r}, so it can never be routed. "
+                "Take the word out, or use a tokenizer that knows it."
+            )
 
 
 def word_pieces(train: Dataset, tokenizer: Any, vocabulary_size: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from rich.progress import Progress
 
 from hf_era.data import RoutingCollator, longest_first
-from hf_era.data.columns import order_of_longest_first
+from hf_era.data.columns import order_of_longest_first, present
 from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.intervals import paired_difference
 from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, mean_of_batch_means, story_losses
@@ -57,6 +57,7 @@ class Evaluator:
         forget, retain (`Dataset`): tokenised examples with `input_ids`, `is_forget_word`, `length`.
         pad_token_id (`int`): any valid id. config (`EvaluationConfig`): batch size and resamples.
         device (*optional*, defaults to `"cpu"`): models are moved there. progress (`bool`, *optional*): show a bar.
+        unlabelled (`Dataset`, *optional*): examples that are neither, measured as a set of their own; none if it is empty.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out and all
             get all losses. Each must then measure the same, in the same order. Not given: this process does it all.
 
@@ -76,14 +77,19 @@ class Evaluator:
         device: Any = "cpu",
         progress: bool = True,
         state: PartialState | None = None,
+        unlabelled: Dataset | None = None,
     ) -> None:
-        columns = ["input_ids", "is_forget_word"]
         given = {"forget": forget, "retain": retain}
         for name, stories in given.items():
             if not len(stories):
                 raise ValueError(f"There is no {name} example to evaluate on. Give at least one.")
+        if unlabelled is not None and len(unlabelled):
+            given["unlabelled"] = unlabelled
         # Long examples first and like with like: less padding, and too large a batch fails at once.
-        self.sets = {name: longest_first(stories).select_columns(columns) for name, stories in given.items()}
+        self.sets = {
+            name: present(longest_first(stories), "input_ids", "is_forget_word", "labels")
+            for name, stories in given.items()
+        }
         orders = {name: torch.as_tensor(order_of_longest_first(stories)) for name, stories in given.items()}
         self._given_orders = {name: order.argsort() for name, order in orders.items()}
         self.collator, self.config, self.device, self.progress = RoutingCollator(pad_token_id), config, device, progress
@@ -92,13 +98,13 @@ class Evaluator:
         self.batch_size = config.batch_size or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
 
     def measure(self, model: Any, description: str) -> dict[str, StoryLosses]:
-        """`forget`, `retain` -> the losses of each example, in the order in which the examples were given."""
+        """`forget`, `retain` (and `unlabelled`) -> the losses of each example, in the order given."""
         return {name: self.measure_set(model, name, description) for name in self.sets}
 
     def measure_set(
         self, model: Any, name: str, description: str, meter: AuxiliaryActivationMeter | None = None
     ) -> StoryLosses:
-        """The losses of each example of one set, `forget` or `retain`, in the order given. A meter is told each batch's
+        """The losses of each example of one set, in the order given. A meter is told each batch's
         mask; its rows are in the order of reading, the longest first."""
         model.to(self.device)
         losses, self.batch_size = halving_batches(

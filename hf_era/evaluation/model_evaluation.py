@@ -8,19 +8,30 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 
-from hf_era.data import DataConfig, WordFinder, load_stories, padding_token_id
-from hf_era.data.config import TREE_WORDS
-from hf_era.data.splits import story_key
-from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data import (
+    FORGET,
+    RETAIN,
+    DataConfig,
+    Labels,
+    WordFinder,
+    examples_of,
+    load_stories,
+    padding_token_id,
+)  # fmt: skip
+from hf_era.data.labelling import LABEL_NAMES
+from hf_era.data.splits import check_labels, story_key
+from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.evaluation import (
     EvaluationConfig,
     Evaluator,
@@ -44,7 +55,10 @@ from hf_era.utils.processes import main_first
 WORDS_SHOWN = 5
 """Forget words in a message; of more, no one reads one."""
 
-_DIFFERENCES = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
+_DIFFERENCES = {
+    "forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning",
+    "unlabelled": "unlabelled_unlearning",
+}  # fmt: skip
 
 
 @without_weight_bars()
@@ -68,12 +82,12 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
         raise ValueError(
             f"`data_filtering`: {config.data_filtering} was measured on other examples. Evaluate that model on those files."
         )
-    message = words_message(config.forget_words, inputs.data)
+    message = words_message(config.forget_words, inputs.data) if config.forget_words else None
     if message is not None and state.is_main_process:
         warnings.warn(message, ForgetWordsWarning, stacklevel=2)
     shared = {"device": config.resolved_device, "progress": state.is_main_process, "state": state}
     measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer))
-    evaluator = Evaluator(*measured, config.evaluation, **shared)
+    evaluator = Evaluator(*measured, config.evaluation, unlabelled=inputs.unlabelled, **shared)
     experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared) if attack else None
     console.print(_plan(config, inputs, experiment))
     seconds: dict[str, float] = {}
@@ -96,10 +110,11 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
 
 
 def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None) -> str:
-    counts = {name: inputs.data.get(f"{name}_stories", 0) for name in ("forget", "retain", "attack")}
+    counts = {name: inputs.data.get(f"{name}_stories", 0) for name in ("forget", "retain", "unlabelled", "attack")}
+    unlabelled = f", and {counts['unlabelled']:,} without a label" if counts["unlabelled"] else ""
     lines = [
         f"[bold]{_name(config)}[/], on {config.resolved_device}, {inputs.model.dtype}".replace("torch.", ""),
-        f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain examples",
+        f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain examples{unlabelled}",
         f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
     ]
     if experiment is not None:
@@ -153,7 +168,7 @@ def _generations(config: ModelEvaluationConfig, inputs: ModelInputs, state: Part
         texts["before"], _ = generate_texts(before, inputs.tokenizer, prompts.settings, state=state)
     texts["final"], allowed = generate_texts(inputs.model, inputs.tokenizer, prompts.settings, state=state)
     # 0 of words that the capability has nothing to do with would read as if it were gone.
-    words = config.forget_words if inputs.data["forget_stories_with_a_forget_word"] else []
+    words = config.forget_words if inputs.data.get("forget_stories_with_a_forget_word") else []
     return describe_generations(texts, prompts, words, allowed)
 
 
@@ -204,15 +219,17 @@ class ModelEvaluationConfig:
 
     Args:
         model (`str`): local directory or hub id of any causal LM.
-        forget, retain (`str`): examples to evaluate on: a local file (.jsonl, .json, .txt, .parquet), a directory, or a hub
-            data set id. Which file an example is in says what it is; its words do not.
+        forget, retain (`str`, *optional*): examples to evaluate on, two sources as in the section `data` of a run. Which one
+            an example is in says what it is; its words do not.
+        data (`str`, *optional*): one source instead, whose examples are labelled by a column, a score or words:
+        label_column, forget_labels, retain_labels, score_column (*optional*): as in the section `data` of a run.
         attack (`str`, *optional*): forget examples for the relearn attack. Not given: they are taken out of `forget`.
         before (`str`, *optional*): the model before the method, to compare with.
         data_filtering (`str`, *optional*): result file of a model that was trained on retain examples alone, measured on the
             same examples: its figures stand beside.
         tokenizer, name (`str`, *optional*): not given: the model's, and the last part of `model`. The name is shown.
         forget_words (`list[str]`, *optional*): words whose own loss is measured and that are counted in generations; neither
-            where no forget example holds one of them. Not given: those of the reference, about trees.
+            where no forget example holds one of them. With `data` and no other label they label the examples too.
         max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): an example is cut there.
             Without `max_tokens`: at 256, or at the model's context if that is shorter.
         split, text_column (`str`, *optional*): as in the section `data` of a run.
@@ -226,14 +243,19 @@ class ModelEvaluationConfig:
     """
 
     model: str
-    forget: str
-    retain: str
+    forget: str | None = None
+    retain: str | None = None
+    data: str | None = None
+    label_column: str | None = None
+    forget_labels: list[str] = field(default_factory=list)
+    retain_labels: list[str] = field(default_factory=list)
+    score_column: str | None = None
     attack: str | None = None
     before: str | None = None
     data_filtering: str | None = None
     tokenizer: str | None = None
     name: str | None = None
-    forget_words: list[str] = field(default_factory=lambda: list(TREE_WORDS))
+    forget_words: list[str] = field(default_factory=list)
     max_characters: int | None = 1_029
     max_tokens: int | None = None
     split: str = "train"
@@ -249,7 +271,46 @@ class ModelEvaluationConfig:
         if self.dtype not in DTYPES:
             raise ValueError(unknown_value_message("dtype", self.dtype, DTYPES))
         self.resolved_device = find_device(self.device)
-        DataConfig(forget_words=self.forget_words, max_characters=self.max_characters)  # checks them
+        self._check_sources()
+        self.data_config()  # checks them
+
+    def _check_sources(self) -> None:
+        two = {name: getattr(self, name) for name in ("forget", "retain")}
+        if self.data is not None and any(two.values()):
+            raise ValueError(
+                "`data` and `forget` or `retain` are both given. Give one source with labels in it (`--data`), or two "
+                "(`--forget`, `--retain`)."
+            )
+        missing = [f"`{name}`" for name, source in two.items() if source is None]
+        if self.data is None and missing:
+            raise ValueError(
+                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not given. Give two sources (`--forget "
+                "FILE --retain FILE`), or one with labels in it (`--data FILE --label-column NAME --forget-labels VALUE`)."
+            )
+        if self.data is None and (self.label_column or self.score_column):
+            raise ValueError(
+                "`forget` and `retain` say which example is which, so a label column is not looked at. Give one source, "
+                "`--data`, or leave the column out."
+            )
+
+    def data_config(self, **changes: Any) -> DataConfig:
+        """How examples are labelled and cut, as the section `data` of a run says it."""
+        sources = {"forget": self.forget, "retain": self.retain} if self.data is None else {"train": self.data}
+        if self.data is None and self.forget_words:
+            # Each example brings its label along; the words are looked for in order to be measured.
+            sources = {"train": f"{self.forget} and {self.retain}"}
+        values = {
+            "label_column": self.label_column, "forget_labels": self.forget_labels, "retain_labels": self.retain_labels,
+            "score_column": self.score_column, "forget_words": self.forget_words, "max_characters": self.max_characters,
+            "text_column": self.text_column,
+        }  # fmt: skip
+        return _EvaluationData(**{**sources, **values, **changes})
+
+
+class _EvaluationData(DataConfig):
+    """Its settings are called in messages as this command calls them."""
+
+    section = ""
 
 
 @dataclass(frozen=True)
@@ -260,6 +321,7 @@ class ModelInputs:
     tokenizer: Any
     forget: Dataset
     retain: Dataset
+    unlabelled: Any  # `None` if there are none
     pool: Any  # `None` without an attack
     data: dict[str, Any]
 
@@ -281,13 +343,18 @@ def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> Mode
     tokenizer = load_tokenizer(config.tokenizer or config.model, "tokenizer" if config.tokenizer else "model")
     data_config = _data_config(config, model, tokenizer)
     named = {"forget": config.forget, "retain": config.retain, "attack": config.attack}
-    texts = {name: _labelled(config, data_config, name, source) for name, source in named.items() if source}
+    unused: dict[str, list[str]] = {}
+    read = partial(_read, config, data_config, tokenizer, unused)
+    texts = _parts_of_one(config, read(config.data, "data", None)) if config.data is not None else {}
+    labels = {"forget": FORGET, "retain": RETAIN, "attack": FORGET}
+    texts |= {name: read(source, name, labels[name]) for name, source in named.items() if source}
     _check_disjoint(texts)
     if pool_size and not config.attack:
         texts["forget"], texts["attack"] = _split_pool(texts["forget"], pool_size, config)
-    sets = {name: tokenise_stories(part, tokenizer, data_config, f"{name} examples") for name, part in texts.items()}
+    sets = {name: tokenise_examples(part, tokenizer, data_config, f"{name} examples") for name, part in texts.items()}
     _check_vocabulary(model, sets)
-    return ModelInputs(model, tokenizer, sets["forget"], sets["retain"], sets.get("attack"), _summary(config, sets))
+    parts = (sets["forget"], sets["retain"], sets.get("unlabelled"), sets.get("attack"))
+    return ModelInputs(model, tokenizer, *parts, _summary(config, sets, unused))
 
 
 def find_device(name: str) -> torch.device:
@@ -314,18 +381,38 @@ def _data_config(config: ModelEvaluationConfig, model: Any, tokenizer: Any) -> D
             f"`max_tokens` is {max_tokens}, but {config.model} has {positions} positions. Lower it, or leave it out: "
             "examples are then cut at the model's context."
         )
-    return DataConfig(
-        forget_words=config.forget_words,
-        max_characters=config.max_characters,
-        max_tokens=max_tokens,
-        add_bos=tokenizer.bos_token_id is not None,
-        text_column=config.text_column,
-    )
+    return config.data_config(max_tokens=max_tokens, add_bos=tokenizer.bos_token_id is not None)
 
 
-def _labelled(config: ModelEvaluationConfig, data: DataConfig, name: str, source: str) -> Dataset:
-    stories = load_stories(source, field=name, split=config.split, text_column=config.text_column, seed=config.seed)
-    return label_stories(stories, data, f"{name} examples")
+def _read(
+    config: ModelEvaluationConfig,
+    data: DataConfig,
+    tokenizer: Any,
+    unused: dict[str, list[str]],
+    source: str,
+    name: str,
+    label: int | None,
+) -> Dataset:
+    """The examples of a source, cut and labelled: by their own labels, or all with this one. `unused`: gets the names of
+    columns that are no part of them."""
+    rows = load_stories(source, field=name, split=config.split, seed=config.seed)
+    labels = data.labels if label is None else Labels(has_two_sources=True)
+    options = {"field": name, "source": source, "text_column": config.text_column, "tokenizer": tokenizer}
+    examples, columns = examples_of(rows, labels, **options)
+    if columns:
+        unused[name] = columns
+    if label is not None:
+        examples = examples.add_column("label", np.full(len(examples), label))  # type: ignore[call-arg]
+    return label_examples(examples, data, f"{name} examples")
+
+
+def _parts_of_one(config: ModelEvaluationConfig, examples: Dataset) -> dict[str, Dataset]:
+    """The forget, retain and unlabelled examples of one source; an example that repeats an earlier one is left out."""
+    given = examples["label"][:]
+    check_labels(examples, config.data_config().labels, "examples of `data`", "`data`")
+    first = {key: index for index, key in reversed(list(enumerate(map(story_key, examples["text"][:]))))}
+    parts = {name: [i for i in sorted(first.values()) if given[i] == kind] for kind, name in LABEL_NAMES.items()}
+    return {name: examples.select(rows) for name, rows in parts.items() if rows}
 
 
 def _check_disjoint(texts: dict[str, Dataset]) -> None:
@@ -369,21 +456,27 @@ def _check_vocabulary(model: Any, sets: dict[str, Dataset]) -> None:
         )
 
 
-def _summary(config: ModelEvaluationConfig, sets: dict[str, Dataset]) -> dict[str, Any]:
+def _summary(config: ModelEvaluationConfig, sets: dict[str, Dataset], unused: dict[str, list[str]]) -> dict[str, Any]:
     finder = WordFinder(config.forget_words)
     digest = hashlib.sha256()
     for name in ("forget", "retain"):
         for ids in sets[name]["input_ids"]:
             digest.update(f"{name}{list(ids)}".encode())
+        if "labels" in sets[name].column_names:
+            digest.update(f"{list(sets[name]['labels'])}".encode())
     counts = {}
     for name, part in sets.items():
         counts[f"{name}_stories"], counts[f"{name}_tokens"] = len(part), sum(part["length"][:])
-        counts[f"{name}_stories_with_a_forget_word"] = sum(map(finder.found_in, part["text"][:]))
+        if config.forget_words:
+            counts[f"{name}_stories_with_a_forget_word"] = sum(map(finder.found_in, part["text"][:]))
     return {
+        "source": config.data,
         "forget_source": config.forget,
         "retain_source": config.retain,
         "attack_source": config.attack,
         "forget_words": list(config.forget_words),
+        "labelling": {"kind": "sources"} if config.data is None else config.data_config().labels.describe(),
+        "unused_columns": unused,
         **counts,
         "fingerprint": digest.hexdigest(),
     }

@@ -16,6 +16,7 @@ from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
+from hf_era.training.report import GRADIENT_ROUTING_TEXTS
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 
@@ -25,20 +26,7 @@ class GradientRouting(Method):
 
     name = "gradient_routing"
     title = "gradient routing"
-    texts = {
-        "introduction": (
-            "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate, "
-            "[arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) by hf_era {version}, so that what it learnt about the "
-            "forget examples would gather in an auxiliary module. That module has been cut out; its weights are not in "
-            "these files. What remains has a stock Transformers architecture and loads without hf_era."
-        ),
-        "training": (
-            "An auxiliary module was added beside the MLP of the target layers. The model was trained on all examples, but "
-            "how much of each token's gradient reached the original dims and the auxiliary module was decided by its "
-            "routing weight (1 retain, 0 forget), as the table says. Then the module was cut out."
-        ),
-        "labels": "Those without a label were trained as retain examples and are counted apart.",
-    }
+    texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:

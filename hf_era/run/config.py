@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import UNLESS_DEFAULT, default_of, setting
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 from hf_era.utils.files import local_path, real_path
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
@@ -155,6 +155,11 @@ class RunConfig:
             check_path_text(name, getattr(self, name))
         self._check_base_dir()
         make_router(self.router)  # checks it
+        if self.routing.rule == "concept" and self.data.labels.kind != "words":
+            raise ValueError(
+                f"`routing.rule` is 'concept', which routes the tokens of forget words, but labels come from "
+                f"{self.data.labels}. Set `routing.rule: full_seq`, or name `data.forget_words` instead."
+            )
         self.training = checked_training(self.training, "training")
         self.pretraining = checked_training(self.pretraining, "pretraining")
 
@@ -221,6 +226,12 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        known = sorted(item.name for item in dataclasses.fields(cls))
+        unknown = next((key for key in values if key not in known), None)
+        if unknown is not None:  # a field of a section, perhaps
+            fields = [f"{name}.{item.name}" for name in SECTIONS if name for item in dataclasses.fields(SECTIONS[name])]
+            inside = [field for field in fields if not field.startswith("pretraining.")]  # the same as `training`
+            raise ValueError(unknown_key_message("the config", unknown, known, inside))
         return build(cls, values, "")
 
 
@@ -228,7 +239,7 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     """Reads YAML files, each over the one before, then command-line overrides.
 
     Args:
-        paths: YAML files; the first is the recipe, later ones change its scale or data.
+        paths: YAML files, or names of packaged configs; the first is the recipe, later ones change its scale or data.
         overrides: e.g. `["--learning_rate", "3e-4", "--data.train", "stories.jsonl"]`. A bare name is a field of the
             top level or, if it has none of that name, of `training`.
 
@@ -236,9 +247,30 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
         ValueError: for a missing file, an unknown key (with a suggestion) or a value out of range.
     """
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
-    for path in paths:
-        values = merge(values, read_yaml(path))
-    return RunConfig.from_dict(merge(values, parse_overrides(overrides, SECTIONS, default="training")))
+    for layer in (*map(read_yaml, paths), parse_overrides(overrides, SECTIONS, default="training")):
+        values = merge(_without_what_is_replaced(values, layer), layer)
+    return RunConfig.from_dict(values)
+
+
+_LABELLING_FIELDS = (
+    ("forget_words",), ("label_column", "forget_labels", "retain_labels"), ("score_column",), ("forget", "retain"),
+)  # fmt: skip
+"""Fields of the section `data` that label together, and in place of the others."""
+
+
+def _without_what_is_replaced(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of earlier files without what a later one gives in another way: other labels replace labels, and other
+    training examples bring no validation examples along."""
+    data, new = values.get("data"), layer.get("data")
+    if not isinstance(data, Mapping) or not isinstance(new, Mapping):
+        return values
+    replaced: set[str] = set()
+    ways = [way for way in _LABELLING_FIELDS if any(new.get(name) for name in way)]
+    if ways:
+        replaced.update(name for way in _LABELLING_FIELDS if way not in ways for name in way)
+    if {"train", "forget", "retain"}.intersection(new):
+        replaced.update({"train", "forget", "retain", "validation"}.difference(new))
+    return {**values, "data": {name: value for name, value in data.items() if name not in replaced}}
 
 
 SECTIONS: dict[str, type] = {
@@ -257,19 +289,7 @@ SECTIONS: dict[str, type] = {
 """Section of a config -> the class of its fields; the top level's name is empty."""
 
 
-def describe_fields() -> str:
-    """Every field of a config, one a line: name, default, help."""
-    lines = []
-    for section, kind in SECTIONS.items():
-        for item in dataclasses.fields(kind):
-            if not item.init or (not section and item.name in SECTIONS):
-                continue
-            name = f"{section}.{item.name}" if section else item.name
-            # argparse-style help texts write a percent sign twice
-            text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
-            lines.append(f"--{name} (default: {default_of(item)!r})\n      {text}")
-    return "\n".join(lines)
-
+_SECRETS = ("hub_token", "push_to_hub_token")
 
 # These are decided by the pipeline.
 _RESERVED_FIELDS = {
@@ -279,6 +299,14 @@ _RESERVED_FIELDS = {
     "data_seed": "Use the top-level `seed`.",
     "forget_dataset_name": "The run's own sets are called `forget` and `retain`.",
     "retain_dataset_name": "The run's own sets are called `forget` and `retain`.",
+    "expansion": "Use the section `expansion`.",
+    "routing": "Use the section `routing`.",
+    **dict.fromkeys(
+        ("label_column", "forget_labels", "retain_labels", "score_column", "forget_words", "text_column"),
+        "Use the section `data`.",
+    ),
+    "max_length": "Use `data.max_tokens`.",
+    "validation_examples": "Use `data.forget_validation_stories` and `data.retain_validation_stories`.",
     "eval_on_start": "The run evaluates before and after by itself.",
     "load_best_model_at_end": "The last weights are the routed ones; coherence fine-tuning keeps its best by itself.",
     "save_only_model": "A run that is stopped goes on from its optimizer's state, which this would leave out.",
@@ -314,6 +342,13 @@ def without_routing(training: dict[str, Any]) -> dict[str, Any]:
     """Those of the training settings that a stock model's training has too."""
     known = {item.name for item in dataclasses.fields(CausalLMTrainingConfig)}
     return {name: value for name, value in training.items() if name in known}
+
+
+def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """A config's values without hub tokens: what is written down is there to be shared."""
+    for section in ("training", "pretraining"):
+        values[section] = {name: value for name, value in values[section].items() if name not in _SECRETS}
+    return values
 
 
 def checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:

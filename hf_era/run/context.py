@@ -24,6 +24,7 @@ from hf_era.run.tracking import tracked_name, tracked_project
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.coherence import BEST, HISTORY, TellProgress
 from hf_era.training.config import SHOWN_OR_KEPT
+from hf_era.training.report import mixed_precision, training_report
 from hf_era.utils.environment import git_revision, provenance
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, whole_directory
@@ -40,11 +41,6 @@ def identity_settings(config: RunConfig, arguments: CausalLMTrainingConfig) -> d
 def launch_settings(arguments: CausalLMTrainingConfig) -> dict[str, Any]:
     """What a launch decides and the weights depend on."""
     return {"processes": arguments.world_size, "mixed_precision": mixed_precision(arguments)}
-
-
-def mixed_precision(arguments: CausalLMTrainingConfig) -> str:
-    """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
-    return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
 
 
 class Run:
@@ -195,14 +191,7 @@ class Run:
         return Cost(steps * batch, evaluations * passes_to_evaluate * read)
 
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
-        used = {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS if hasattr(arguments, name)}
-        return {
-            "steps": trainer.state.global_step,
-            "arguments": {**used, "l1_coefficient": trainer.l1_coefficient},  # a stock model's settings have none
-            "mixed_precision": mixed_precision(arguments),
-            "log_history": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
-            "provenance": self.provenance(),
-        }
+        return {**training_report(trainer, arguments), "provenance": self.provenance()}
 
     def provenance(self) -> dict[str, Any]:
         return {**provenance(self.arguments.device), "git_revision": git_revision()}
@@ -217,13 +206,3 @@ def steps_of(arguments: CausalLMTrainingConfig, stories: int) -> tuple[int, int]
     if arguments.max_steps > 0:
         return arguments.max_steps, batch
     return math.ceil(arguments.num_train_epochs * math.ceil(stories / batch)), batch
-
-
-# Settings as the Trainer resolved them; no paths, no tokens.
-_REPORTED_ARGUMENTS = (
-    "router", "multipliers", "l1_coefficient", "learning_rate", "minimum_learning_rate_ratio", "warmup_steps",
-    "weight_decay", "weight_decay_on_all_parameters", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
-    "auxiliary_learning_rate_factor", "auxiliary_weight_decay", "bf16", "fp16", "attn_implementation",
-    "fused_activation", "chunked_loss",
-)  # fmt: skip

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.data import (
     RETAIN,
@@ -24,6 +23,7 @@ from hf_era.data import (
     tokenizer_from_json,
     train_tokenizer,
 )
+from hf_era.data.sources import check_source
 from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, prompts_for
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
@@ -31,7 +31,7 @@ from hf_era.models import get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
-from hf_era.utils.checks import error_text, short_repr
+from hf_era.utils.checks import error_text, listed, short_repr
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, local_path, model_fingerprint
 
@@ -57,6 +57,10 @@ def load_inputs(config: RunConfig) -> RunInputs:
 
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
+    # First of all: the hub may take long to say that it cannot be reached.
+    for field in (*config.data.sources, "validation"):
+        if getattr(config.data, field) is not None:
+            check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base
     base_config = _base_config(config)
     family = get_family(base_config.model_type)
@@ -73,12 +77,12 @@ def load_inputs(config: RunConfig) -> RunInputs:
         base_config.vocab_size = len(tokenizer)
         base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         base_config.pad_token_id = tokenizer.pad_token_id
-    get_method(config.method).check_data(
-        config, kept.data.summary["train_retain"], kept.data.summary["train_forget_unlabelled"]
-    )
+        check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
+    counts = kept.data.summary
+    unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
+    get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
     check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = identity_values(DataConfig, config.data.to_dict())
-    _check_model_can_be_built(base_config)
     local = base is not None and local_path(base).is_dir()
     return RunInputs(
         base_config=base_config,
@@ -101,6 +105,10 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
             f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
             "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
         )
+    if contradictions := summary.get("contradictions_dropped"):
+        notes.append(f"{contradictions:,} examples repeat an earlier one that has another label. The first one counts.")
+    for name, columns in summary.get("unused_columns", {}).items():
+        notes.append(f"`{name}`: read, but not used: the columns {listed(columns)}.")
     if config.generation.enabled:
         asked_for = config.generation.new_tokens
         positions = getattr(inputs.base_config, "max_position_embeddings", None) or math.inf
@@ -118,7 +126,7 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
     """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the examples."""
     data, seed = config.data, config.seed
-    sources = load_sources(data, seed)
+    sources = load_sources(data, seed, given_tokenizer)
 
     def prepare() -> CachedData:
         splits = split_sources(sources, data, seed)
@@ -139,7 +147,9 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
 
 def _base_config(config: RunConfig) -> Any:
     if config.model.base is not None:
-        return load_base_config(config.model.base)
+        base_config = load_base_config(config.model.base)
+        check_model_fits("model.base", base_config)
+        return base_config
     values = dict(config.model.architecture)
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
@@ -153,16 +163,6 @@ def _base_config(config: RunConfig) -> Any:
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error_text(error)}") from error
     check_model_fits("model.architecture", base_config)
     return base_config
-
-
-def _check_model_can_be_built(base_config: Any) -> None:
-    """Builds the model without memory: a width that the heads do not divide, say, is found now and not in an hour."""
-    check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
-    except Exception as error:  # values that do not go together: no heads, an unknown activation
-        raise ValueError(f"`model.architecture` cannot be built: {error_text(error)}") from error
 
 
 def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hf_era.data import FORGET, RoutingCollator, padding_token_id
+from hf_era.data.columns import present
 from hf_era.evaluation import (
     AuxiliaryActivationMeter,
     EvaluationConfig,
@@ -30,7 +31,8 @@ from hf_era.methods import Cost, Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
 from hf_era.models import get_family
 from hf_era.models.loading import load_causal_lm
-from hf_era.run.context import Run, mixed_precision
+from hf_era.run.context import Run
+from hf_era.training.report import mixed_precision
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import share_out
@@ -127,6 +129,7 @@ class Measuring:
             device=self.device,
             progress=self.state.is_main_process,
             state=self.state,
+            unlabelled=self.run.data.validation_unlabelled,
         )
         measured: dict[str, dict[str, StoryLosses]] = {}
         selectivity: dict[str, Any] = {}
@@ -167,8 +170,11 @@ class Measuring:
     def _differences(
         self, evaluator: Evaluator, measured: dict[str, dict[str, StoryLosses]]
     ) -> dict[str, dict[str, Any]]:
-        ablation = {"forget": "ablation_gap", "retain": "retain_ablation_gap"}
-        method = {"forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning"}
+        ablation = {"forget": "ablation_gap", "retain": "retain_ablation_gap", "unlabelled": "unlabelled_ablation_gap"}
+        method = {
+            "forget": "unlearning", "retain": "retain_tax", "forget_words": "forget_words_unlearning",
+            "unlabelled": "unlabelled_unlearning",
+        }  # fmt: skip
         found: dict[str, dict[str, Any]] = {}
         for later, earlier, names in (
             ("after_ablation", "before_ablation", ablation),
@@ -176,12 +182,12 @@ class Measuring:
         ):
             if later in measured and earlier in measured and later != earlier:
                 differences = evaluator.differences(measured[later], measured[earlier])
-                found |= {name: differences[kind] for kind, name in names.items()}
+                found |= {name: differences[kind] for kind, name in names.items() if kind in differences}
         return found
 
     def _leak_audit(self, evaluator: Evaluator, trained: Any, all_on: dict[str, StoryLosses]) -> dict[str, Any]:
         forget = stories_labelled(self.run.data, FORGET, most=AUDIT_STORIES)
-        stories = forget.select_columns(["input_ids", "routing_weight"])
+        stories = present(forget, "input_ids", "labels", "routing_weight")
         collator, size = RoutingCollator(self.padding), 8
         batches = [
             collator(list(stories.select(range(start, min(start + size, len(stories))))))

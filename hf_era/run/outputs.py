@@ -11,10 +11,9 @@ from rich.console import Console
 
 from hf_era.evaluation import RunResult
 from hf_era.methods import get_method
-from hf_era.reporting.headline import cautions, headline_sentences
 from hf_era.reporting.html.report import write_report
 from hf_era.reporting.markdown.model_card import write_model_card
-from hf_era.reporting.markdown.tables import losses_table
+from hf_era.reporting.terminal import print_result
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunDirectory
 from hf_era.run.push import push_model
@@ -36,7 +35,7 @@ def describe_plan(config: RunConfig, device: Any) -> str:
     lines = [
         ("model", start),
         *get_method(config.method).plan(config),
-        ("data", f"{config.data.train}; forgetting: {', '.join(config.data.forget_words)}"),
+        ("data", f"{' and '.join(config.data.sources.values())}; forgetting: {config.data.labels}"),
         ("attack", attack),
         ("output", config.output_path),
     ]
@@ -51,20 +50,11 @@ def finish(
     has_model = result.has_checkpoint
     if state.is_main_process:
         write_outputs(result, directory.path)
-    console.print(losses_table(result), markup=False)
-    for sentence in headline_sentences(result):
-        console.print(f"  {sentence}", markup=False)
-    warn(result, console)
+    print_result(result, console)
     checkpoint = f"Checkpoint: {directory.path / 'model'}   " if has_model else ""
     console.print(f"{checkpoint}Report: {directory.path / 'report.html'}   Figures: {directory.path / 'result.json'}")
     if state.is_main_process and has_model and config.training.get("push_to_hub"):
         _push(result, config, directory.path / "model", console)
-
-
-def warn(result: RunResult, console: Console) -> None:
-    """Says what is wrong with a result, as its card and its report do."""
-    for caution in cautions(result):
-        console.print(str(caution), style="bold red", markup=False)
 
 
 def write_outputs(result: RunResult, folder: Path, seeds: Sequence[RunResult] = ()) -> None:

@@ -23,7 +23,7 @@ from hf_era.evaluation.summary import comparison_values
 from hf_era.methods import Phase, get_method
 from hf_era.methods.base import train_base
 from hf_era.models.loading import without_weight_bars
-from hf_era.run.config import RunConfig
+from hf_era.run.config import RunConfig, without_secrets
 from hf_era.run.context import Run
 from hf_era.run.directory import RunDirectory
 from hf_era.run.inputs import RunInputs, input_notes, load_inputs
@@ -194,7 +194,7 @@ def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResul
     return RunResult(
         name=run.config.name,
         seed=run.seed,
-        config=_without_secrets(run.config.to_dict()),
+        config=without_secrets(run.config.to_dict()),
         **provenance,
         data={**run.data.summary, "fingerprint": run.inputs.data_fingerprint},
         routing_table=[row.to_dict() for row in run.data.frequency_rows],
@@ -245,19 +245,9 @@ def _check_shared_base(shared: RunDirectory, run: Run) -> None:
         shared.check(run.base_key, run.control_settings, field="model.base_dir")
 
 
-_SECRETS = ("hub_token", "push_to_hub_token")
-
-
 def _local_inputs(config: RunConfig) -> list[str]:
     """Paths that the run reads: the output directory must not be thrown away with one of them inside."""
     given = (
-        config.model.base, config.model.tokenizer, config.data.train, config.data.validation, config.data_filtering
-    )  # fmt: skip
+        config.model.base, config.model.tokenizer, *config.data.sources.values(), config.data.validation,
+    config.data_filtering )  # fmt: skip
     return [name for name in given if name is not None and local_path(name).exists()]
-
-
-def _without_secrets(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without hub tokens: results and cards are there to be shared."""
-    for section in ("training", "pretraining"):
-        config[section] = {name: value for name, value in config[section].items() if name not in _SECRETS}
-    return config

@@ -4,6 +4,7 @@ from hf_era.training.causal_lm_trainer import CausalLMTrainer, NonFiniteLossErro
 from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.evaluation_sets import EvaluationSetWarning
 from hf_era.training.gradient_routing_trainer import GradientRoutingTrainer, LocalizationWarning
+from hf_era.training.raw_examples import add_routing_weights
 
 __all__ = [
     "CausalLMTrainer",
@@ -13,4 +14,5 @@ __all__ = [
     "GradientRoutingTrainer",
     "LocalizationWarning",
     "NonFiniteLossError",
+    "add_routing_weights",
 ]

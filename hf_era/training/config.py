@@ -3,16 +3,16 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from numbers import Real
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from hf_era.routing import ActivationRouter, Router, make_router
+from hf_era.routing import ActivationRouter, Router, RoutingRuleConfig, make_router
 from hf_era.routing.activation import parse_multipliers
-from hf_era.utils.checks import check_count, short_repr, unknown_value_message
+from hf_era.utils.checks import check_count, short_repr, unknown_key_message, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -159,6 +159,22 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         to `"retain"`):
             Which of the sets in `eval_dataset={name: set, ...}` holds the forget and which the retain examples: of these
             two there are the ablation gaps and the selectivity.
+        expansion (`dict` or `str`, *optional*):
+            Fields of `ExpansionConfig`, as a dict or JSON, with which a model that is not expanded yet is. Not given: its
+            defaults, for a model that is given by its path or hub id.
+        label_column, forget_labels, retain_labels, score_column, forget_words (*optional*):
+            Of a training set of text: which examples are to be forgotten, in one of these ways
+            (`hf_era.data.labelling`).
+        text_column (`str`, *optional*):
+            Of such a set. Not given: found.
+        max_length (`int`, *optional*):
+            Tokens of an example at most, of such a set. Not given: 1,024, or the model's positions if they are fewer.
+        routing (`dict` or `str`, *optional*):
+            Of such a set: fields of `RoutingRuleConfig`, as a dict or JSON. Not given: all tokens of forget examples are
+            routed, or with `forget_words` those of the words.
+        validation_examples (`int`, *optional*, defaults to `100`):
+            Of such a set without `eval_dataset`: so many forget and so many retain examples are taken out to be measured
+            on, at most a tenth of either.
         kwargs: everything that `CausalLMTrainingConfig` takes.
 
     Raises:
@@ -184,6 +200,34 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     minimum_ablation_gap: float = setting(
         0.05, "Nats a token below which a warning says that nothing was localised.", identity=False
     )
+    expansion: dict[str, Any] | str | None = setting(
+        None,
+        "How a model is expanded that is not yet: fields of ExpansionConfig, as a dict or JSON.",
+        identity=UNLESS_DEFAULT,
+    )
+    label_column: str | None = setting(
+        None, "Of a data set of text: column whose value says what is to be forgotten.", identity=UNLESS_DEFAULT
+    )
+    forget_labels: list[str] | None = setting(None, "Its values that are to be forgotten.", identity=UNLESS_DEFAULT)
+    retain_labels: list[str] | None = setting(
+        None, "Its values to retain; all others are then unlabelled. Not given: all others.", identity=UNLESS_DEFAULT
+    )
+    score_column: str | None = setting(
+        None, "Column with the probability (0 to 1) that an example is to be forgotten.", identity=UNLESS_DEFAULT
+    )
+    forget_words: list[str] | None = setting(
+        None, "Examples with one of these words are to be forgotten.", identity=UNLESS_DEFAULT
+    )
+    text_column: str | None = setting(None, "Column with the text. Not given: found.", identity=UNLESS_DEFAULT)
+    max_length: int | None = setting(
+        None, "Tokens of an example at most. Not given: 1,024, or the model's positions.", identity=UNLESS_DEFAULT
+    )
+    routing: dict[str, Any] | str | None = setting(
+        None, "Which tokens are routed: fields of RoutingRuleConfig, as a dict or JSON.", identity=UNLESS_DEFAULT
+    )
+    validation_examples: int = setting(
+        100, "Forget and retain examples taken out to be measured on, each.", identity=UNLESS_DEFAULT
+    )
     # The metrics that follow from the two sets may choose the best weights.
     forget_dataset_name: str = setting(
         FORGET_DATASET_NAME, "Name of the evaluation set with the forget examples.", identity=UNLESS_DEFAULT
@@ -195,6 +239,11 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     def __post_init__(self) -> None:
         self.token_router = _router(self.router, self.multipliers)
         self.multipliers = None
+        self.expansion = settings_from_text("training.expansion", self.expansion)
+        self.routing = settings_from_text("training.routing", self.routing)
+        routing_rule(self.routing, with_words=False)  # checks it
+        check_count("training.validation_examples", self.validation_examples)
+        check_count("training.max_length", self.max_length, 2)
         if isinstance(self.token_router, ActivationRouter):
             self.multipliers = self.token_router.multipliers.to_dict()
         if self.forget_dataset_name == self.retain_dataset_name:
@@ -216,10 +265,7 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
 def _router(router: dict[str, Any] | str | None, multipliers: Any) -> Router:
     """The router that the two settings describe; raises `ValueError` if they contradict each other."""
     if isinstance(router, str) and router.lstrip().startswith("{"):
-        try:
-            router = json.loads(router)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`training.router` should be a name, a dict or JSON, got {router!r}.") from error
+        router = settings_from_text("training.router", router)
     chosen = make_router(ActivationRouter.name if router is None else router)
     if multipliers is None:
         return chosen
@@ -229,3 +275,30 @@ def _router(router: dict[str, Any] | str | None, multipliers: Any) -> Router:
             f"router is {router!r}. Give one of the two."
         )
     return ActivationRouter(parse_multipliers(multipliers))
+
+
+def settings_from_text(name: str, value: Any) -> dict[str, Any] | None:
+    """Settings that are given as a dict, as JSON (on a command line), or as an object of its class."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` should be a dict or JSON, got {short_repr(value)}.") from error
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`{name}` should be a dict or JSON, got {short_repr(value)}.")
+    return value
+
+
+def routing_rule(values: Any, with_words: bool) -> RoutingRuleConfig:
+    """The rule of these settings. Without any: all tokens of forget examples, or where words label them those of the words.
+
+    Raises:
+        ValueError: for a setting that does not exist or is out of range.
+    """
+    known = [item.name for item in fields(RoutingRuleConfig)]
+    for key in values or {}:
+        if key not in known:
+            raise ValueError(unknown_key_message("`training.routing`", key, known))
+    return RoutingRuleConfig(**(values or ({"rule": "concept"} if with_words else {"weighting": "uniform"})))

@@ -1,19 +1,20 @@
 """`GradientRoutingTrainer`: a drop-in `Trainer` for expanded models.
 
-model = ExpandedGPTNeoForCausalLM.from_base("roneneldan/TinyStories-28M", ExpansionConfig(width=64))
 trainer = GradientRoutingTrainer(
-    model,
-    GradientRoutingConfig("out", max_steps=1000),
-    train_dataset=train,                                  # input_ids, routing_weight
-    eval_dataset={"forget": forget, "retain": retain},    # input_ids
-    processing_class=tokenizer,
+    "some/model",                                         # a path or hub id, or a model
+    train_dataset=dataset,                                # text, and a column that says what is to be forgotten
+    args=GradientRoutingConfig("out", label_column="topic", forget_labels=["chemistry"]),
 )
 trainer.train()
 stock_model = trainer.model.contract()
+
+Or with everything made by hand: an expanded model, a training set with `input_ids` and `routing_weight` (as
+`add_routing_weights` makes it), and `eval_dataset={"forget": ..., "retain": ...}`.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
+from hf_era.evaluation.summary import localised_lines
+from hf_era.models.config import ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
+from hf_era.models.loading import load_tokenizer
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.checks import check_has_effect, check_is_routed, check_routing_weights_arrive
 from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
 from hf_era.training.evaluation_sets import check_names
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
+from hf_era.training.raw_examples import expanded_model, prepare_for_trainer
 
 
 class LocalizationWarning(UserWarning):
@@ -50,8 +55,16 @@ class GradientRoutingTrainer(CausalLMTrainer):
     `trainer.model` is that.
 
     Args:
-        model: an expanded causal LM, for instance an `ExpandedGPTNeoForCausalLM`.
+        model: an expanded causal LM, for instance an `ExpandedGPTNeoForCausalLM`; or the path or hub id of a stock one (or
+            of an expanded one), which is loaded in fp32 and expanded as `expansion` says, and so is a stock model if there
+            is an `expansion`.
         args (`GradientRoutingConfig`, *optional*): the settings.
+        train_dataset: `input_ids` and `routing_weight`; or text, which is labelled by what `args` say, tokenised and weighed
+            (`hf_era.training.raw_examples`). `trainer.data_summary` then has the counts.
+        eval_dataset (*optional*): sets by name, or one set of text that is labelled in the same way. Not given with a
+            training set of text: some of its examples are taken out.
+        expansion (`ExpansionConfig`, *optional*): in place of `args.expansion`.
+        processing_class (*optional*): not given for a model by its path or id: the tokenizer that is there.
         kwargs: everything that `Trainer` takes.
 
     Raises:
@@ -63,7 +76,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """
 
     config_class = GradientRoutingConfig
-    extra_columns = ("routing_weight",)  # a wrapper of the model hides it
+    extra_columns = ("routing_weight", "is_unassigned")  # a wrapper of the model hides them
     settings_of_optimizer = (
         *CausalLMTrainer.settings_of_optimizer, "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
     )  # fmt: skip
@@ -72,9 +85,27 @@ class GradientRoutingTrainer(CausalLMTrainer):
     args: GradientRoutingConfig
     model: Any
 
-    def __init__(self, model: Any = None, args: GradientRoutingConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        args: GradientRoutingConfig | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        expansion: ExpansionConfig | None = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
         args = args if args is not None else self.config_class()
-        # The class of `args` is looked at there.
+        self.base_name = model if isinstance(model, str | os.PathLike) else None
+        self.data_summary: dict[str, Any] = {}
+        if isinstance(args, self.config_class):  # of another class it is refused below
+            if self.base_name is not None and processing_class is None:
+                processing_class = load_tokenizer(self.base_name, "model")
+            model = expanded_model(model, expansion or args.expansion)
+            data = prepare_for_trainer(args, train_dataset, eval_dataset, processing_class, model)
+            train_dataset, eval_dataset, self.data_summary = data
+        kwargs |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
         super().__init__(model=model, args=args, l1_coefficient=getattr(args, "l1_coefficient", 0.0), **kwargs)
         self._set_up_model(self.model)
         self._check_launch_and_columns()
@@ -155,20 +186,22 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self.last_ablation_gap = None
         output = super().train(*args, **kwargs)
         if isinstance(self.eval_dataset, dict) and self.args.forget_dataset_name in self.eval_dataset:
-            self.last_ablation_gap = self._gap_of_the_weights()
+            self.last_ablation_gap = self.metrics_of_the_weights().get("eval_ablation_gap")
             if self.last_ablation_gap is None:
                 self.evaluate()  # the gap at the end is what counts
+        if self.last_ablation_gap is not None and self.is_world_process_zero():
+            print(*localised_lines(self.metrics_of_the_weights(), self.args.minimum_ablation_gap), sep="\n")
         self._warn_if_nothing_was_localised()
         return output
 
-    def _gap_of_the_weights(self) -> float | None:
-        """The ablation gap that was measured of the weights that training ended with, the last or the best ones; maybe by
-        the run that this one continues."""
+    def metrics_of_the_weights(self) -> dict[str, float]:
+        """What was measured of the weights that training ended with, the last or the best ones, as the log has it; maybe by
+        the run that this one continues. Empty if nothing was."""
         step, best = self.state.global_step, self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
             step = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
         entries = [entry for entry in self.state.log_history if entry.get("step") == step]
-        return next((entry["eval_ablation_gap"] for entry in entries if "eval_ablation_gap" in entry), None)
+        return {name: value for entry in entries for name, value in entry.items() if name.startswith("eval_")}
 
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float | None]:
         with AuxiliaryActivationMeter(self.model) as meter:
@@ -233,8 +266,12 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def save_contracted(self, output_dir: str | Path, **card: Any) -> Path:
         """Saves the contracted, stock model with tokenizer and card: what `push_to_hub` uploads. Returns the folder.
 
-        A card (`README.md`) that is there already is left alone; `card` goes to the Trainer's own card otherwise. Every
-        process must call this; the main one writes.
+        The card (`README.md`) says what was forgotten and what ablation did, from the data and the last evaluation of this
+        trainer. One that is there already is left alone. Every process must call this; the main one writes.
+
+        Args:
+            output_dir (`str` or `Path`): the folder.
+            card (*optional*): `repository`, `license` and `language` of the card: see `render_model_card`.
         """
         return save_contracted(self, Path(output_dir), card)
 

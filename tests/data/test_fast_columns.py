@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from hf_era.data import FORGET, RETAIN, UNLABELLED, RoutingCollator
 from hf_era.data.columns import arrow_batches, flat_column, list_column
-from hf_era.data.routing_weights import add_routing_weights, frequency_table
+from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.routing import (
     RoutingRuleConfig,
     align_stories_to_prediction,
@@ -64,7 +64,7 @@ def test_counts_over_several_batches(stories: Dataset, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.rule}-{rule.weighting}")
 def test_weights(stories: Dataset, rule: RoutingRuleConfig) -> None:
     table = frequency_table(stories, rule, VOCABULARY, skip_bos=False) if rule.needs_frequencies else None
-    for story in add_routing_weights(stories, rule, table):
+    for story in weigh_examples(stories, rule, table):
         expected = [1.0] * len(story["input_ids"])
         if story["label"] == FORGET:
             weights = None if table is None else table.weights

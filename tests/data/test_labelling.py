@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_era.data import WordFinder, generate_stories, load_stories
 from hf_era.data.config import TREE_WORDS
-from hf_era.data.labelling import check_words_have_tokens, tokens_of_spans
+from hf_era.data.tokenising import tokens_of_spans
+from hf_era.data.word_pieces import check_words_have_tokens
 
 TEXTS = [
     "Once upon a time there was a tree. The tree was old; trees, TREES and a Forest stood near the treetop.",

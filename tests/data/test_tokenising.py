@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hf_era.data import FORGET, RETAIN, DataConfig, generate_stories
-from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data.tokenising import label_examples, tokenise_examples
 
 BOS, EOS = 0, 1
 
@@ -20,8 +20,8 @@ def tokenise(small_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Dataset]
 
     def tokenise(texts: list[str | None], tokenizer: Any = small_tokenizer, **options: Any) -> Dataset:
         config = DataConfig(**options)
-        labelled = label_stories(Dataset.from_dict({"text": texts}), config, "stories")
-        return tokenise_stories(labelled, tokenizer, config, "stories")
+        labelled = label_examples(Dataset.from_dict({"text": texts}), config, "stories")
+        return tokenise_examples(labelled, tokenizer, config, "stories")
 
     return tokenise
 

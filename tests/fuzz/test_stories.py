@@ -12,12 +12,12 @@ import pytest
 from datasets import Dataset, disable_progress_bars
 from hypothesis import strategies as st
 
-from hf_era.data import DataConfig, WordFinder, load_stories, train_tokenizer
+from hf_era.data import DataConfig, WordFinder, examples_of, load_stories, train_tokenizer
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN
-from hf_era.data.routing_weights import add_routing_weights, frequency_table
+from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.data.splits import story_key
-from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.data.words import _WITHOUT_SPACES, fold, origins
 from hf_era.evaluation.text_metrics import count_target_words
 from hf_era.routing import RoutingRuleConfig
@@ -168,14 +168,17 @@ def test_stories_become_examples(fuzz: Callable, accepted: Callable, tmp_path: P
         else:
             file.write_text("".join(json.dumps({"text": story}) + "\n" for story in given))
         config = DataConfig(forget_words=["tree", "forest"], **extra)
-        loaded, _ = accepted(load_stories, str(file))
+        rows, _ = accepted(load_stories, str(file))
+        named = {"field": "data.train", "source": str(file)}
+        found, _ = (None, None) if rows is None else accepted(examples_of, rows, config.labels, **named)
+        loaded = None if found is None else found.examples
         if loaded is not None and ending == ".jsonl" and not any(isinstance(story, int) for story in given):
             assert loaded["text"][:] == given
-        labelled, _ = (None, None) if loaded is None else accepted(label_stories, loaded, config, "stories")
+        labelled, _ = (None, None) if loaded is None else accepted(label_examples, loaded, config, "stories")
         if labelled is None:
             return
         check_labels(labelled, config)
-        examples = tokenise_stories(labelled, tokenizer, config, "stories")
+        examples = tokenise_examples(labelled, tokenizer, config, "stories")
         weighed = weigh(examples, rule)
         check_examples(weighed, config, rule, tokenizer)
 
@@ -204,7 +207,7 @@ def check_labels(labelled: Dataset, config: DataConfig) -> None:
 def weigh(examples: Dataset, rule: str) -> Dataset:
     settings = RoutingRuleConfig(weighting=rule) if rule in ("uniform", "frequency") else RoutingRuleConfig(rule=rule)
     table = frequency_table(examples, settings, 400, skip_bos=False) if settings.needs_frequencies else None
-    return add_routing_weights(examples, settings, table)
+    return weigh_examples(examples, settings, table)
 
 
 def check_examples(examples: Dataset, config: DataConfig, rule: str, tokenizer: Any) -> None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributed.utils import _apply_to_tensors
 
 from hf_era.routing import (
@@ -150,3 +151,30 @@ def test_the_l1_norm_leaves_out_examples_that_a_module_is_off_for() -> None:
         assert sea.tolist() == [[1.0, 1.0, float(whole is None)], [0.0, 0.0, 0.0]]
         for other in counted.values():
             assert (None if other is None else other.tolist()) == (None if whole is None else whole.float().tolist())
+
+
+def test_a_router_may_treat_tokens_without_a_label_apart() -> None:
+    """One that does not is not told apart from one for retain examples."""
+
+    @dataclass(frozen=True)
+    class Apart(Router):
+        name: ClassVar[str] = "apart"
+
+        def route(self, routing_weight: Tensor, modules: Sequence[str]) -> TokenRouting:
+            return TokenRouting(PartRouting(routing_weight))
+
+        def route_partly_labelled(
+            self, routing_weight: Tensor, modules: Sequence[str], is_unassigned: Tensor
+        ) -> TokenRouting:
+            return self.route(torch.where(is_unassigned, 0.5, routing_weight), modules)
+
+    weights = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    unlabelled = torch.tensor([[False, False], [True, True]])
+    routed = build_token_routing(weights, Apart(), is_unassigned=unlabelled)
+    assert routed is not None
+    assert routed.original.activation_multiplier.tolist() == [[0.0, 1.0], [0.5, 0.5]]
+    routers = {
+        given: build_token_routing(weights, ActivationRouter(), is_unassigned=given) for given in (None, unlabelled)
+    }
+    multipliers = [made.original.activation_multiplier for made in routers.values() if made is not None]
+    assert torch.equal(*multipliers)

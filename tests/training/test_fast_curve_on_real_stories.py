@@ -22,8 +22,8 @@ from hf_era import (
     RoutingRuleConfig,
 )
 from hf_era.data import DataConfig, train_tokenizer
-from hf_era.data.preparation import add_routing_weights
-from hf_era.data.tokenising import label_stories, tokenise_stories
+from hf_era.data.preparation import weigh_examples
+from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.training import CausalLMTrainer
 
 pytestmark = pytest.mark.stories
@@ -38,9 +38,9 @@ def prepared(shared_folder: Path) -> tuple[Dataset, Any]:
         texts = [json.loads(line)["text"] for line, _ in zip(lines, range(1_600), strict=False)]
     config = DataConfig(max_tokens=96)
     tokenizer = train_tokenizer(texts, 1_024)
-    labelled = label_stories(Dataset.from_dict({"text": texts}), config, "stories")
-    stories = tokenise_stories(labelled, tokenizer, config, "stories")
-    return add_routing_weights(stories, RoutingRuleConfig(rule="concept"), None), tokenizer
+    labelled = label_examples(Dataset.from_dict({"text": texts}), config, "stories")
+    stories = tokenise_examples(labelled, tokenizer, config, "stories")
+    return weigh_examples(stories, RoutingRuleConfig(rule="concept"), None), tokenizer
 
 
 def small_config() -> GPTNeoConfig:

@@ -21,6 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_era.data import RoutingCollator, longest_first
+from hf_era.data.columns import present
 from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.losses import concatenated, count_labels, story_losses
 from hf_era.evaluation.relearn.config import FULL, LORA, RelearnAttackConfig
@@ -275,7 +276,7 @@ def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device:
     nothing to predict and is left out."""
     examples = longest_first(stories)
     kept, collator = sum(length > 1 for length in examples["length"]), RoutingCollator(pad_token_id)
-    examples = examples.select_columns(["input_ids"])
+    examples = present(examples, "input_ids", "labels")
     parts = [range(start, min(start + batch_size, kept)) for start in range(0, kept, batch_size)]
     batches = [collator(examples.select(part)) for part in parts]
     return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
