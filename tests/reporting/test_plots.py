@@ -13,8 +13,8 @@ from hf_era.reporting.plots import relearn as relearn_plot
 from hf_era.reporting.plots import token_weights as token_weights_plot
 from hf_era.reporting.plots.style import (
     CONTROL_COLOUR,
+    INK,
     METHOD_COLOURS,
-    MUTED,
     NO_ROUTING,
     SERIES,
     UNTOUCHED_COLOUR,
@@ -156,7 +156,7 @@ def test_a_colour_is_of_the_method_whatever_else_is_shown():
 
 def test_every_colour_follows_a_dark_page(repository_root):
     page = (repository_root / "hf_era" / "reporting" / "html" / "base.html").read_text(encoding="utf-8")
-    assert {*METHOD_COLOURS, CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING} <= {*SERIES, MUTED}
+    assert {*METHOD_COLOURS, CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING} <= {*SERIES, INK}
     dark = re.findall(r"--series-(\d+): (#\w+)", page)
     assert [int(number) for number, _ in dark] == list(range(len(SERIES)))
     assert len({colour for _, colour in dark}) == len(SERIES)

@@ -31,7 +31,7 @@ MUTED = "#767679"
 FORGET = "#d55e00"
 RETAIN = "#0072b2"
 SERIES = (RETAIN, FORGET, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914", "#7a3db8")
-CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING = SERIES[2], MUTED, SERIES[6]
+CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING = SERIES[2], INK, SERIES[6]
 """Of a result of these roles (a method's name says nothing here), and of a run whose mask rule routes no token: a control of
 its own."""
 METHOD_COLOURS = (SERIES[4], SERIES[5], SERIES[7], SERIES[3])
