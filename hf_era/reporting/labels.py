@@ -20,6 +20,7 @@ from hf_era.evaluation.relearn.result import (
 )
 from hf_era.evaluation.summary import ResultSummary
 from hf_era.reporting.numbers import counted, format_estimate
+from hf_era.reporting.text import source_kind
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ SETTINGS = {
 def stage_title(figures: ResultSummary, stage: str) -> str:
     """`After ablation`, `Before the method (pretrained base)`; of an unknown stage its name."""
     title = figures.result.stage_titles.get(stage, stage)
-    return f"{title} ({figures.before_name})" if stage == "before" and figures.before_name else title
+    before = figures.before_name
+    # Of a local model never the directory.
+    return f"{title} ({source_kind(before)[1]})" if stage == "before" and before else title
 
 
 def method_title(figures: ResultSummary) -> str:

@@ -31,7 +31,7 @@ def print_result(result: AnyResult, console: Console) -> None:
     losses = losses_table(result)
     table = Table(box=None, pad_edge=False, title=Text(TITLE, style="dim"), title_justify="left")
     for number, name in enumerate(losses.header):
-        table.add_column(Text(name), justify="right" if number else "left")
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=number > 0)
     for row in losses.rows:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -359,7 +359,10 @@ def _attack_text(facts: _Facts, remark: str = "") -> str:
     who = f"The {f'strongest of {number} attacks' if number > 1 else 'attack'}, {attack_title(attack)},"
     if facts.value(ROBUST) is None:
         levels = f"{format_number(attack.start_forget)} to {format_number(attack.lowest_forget.value)} nats a token"
-        text = f"{who} takes the forget loss from {levels}; that of the model before the method was not measured"
+        lacking = "that of the model before the method was not measured"
+        if len(facts.seeds) > 1:
+            lacking = "not every seed was attacked and compared"
+        text = f"{who} takes the forget loss from {levels}; {lacking}"
     else:
         start = facts.number("unlearning_at_attack")
         text = f"{who} takes the forget loss from {start} to {facts.against(ROBUST)}{remark}{facts.yardstick(ROBUST)}"

@@ -14,7 +14,7 @@ from hf_era.reporting import render_model_card
 from hf_era.reporting.comparison import comparison_markdown, comparison_rows
 from hf_era.reporting.html.comparison import render_comparison
 from hf_era.reporting.html.report import render_report
-from hf_era.reporting.tables import attacks_table
+from hf_era.reporting.tables import attacks_table, losses_table
 from hf_era.reporting.terminal import print_result
 from hf_era.reporting.verdict import LEVELS, verdict
 
@@ -233,6 +233,7 @@ def test_a_model_that_was_evaluated_names_the_one_before_it_without_its_folder()
     before = {"model": "/home/somebody/base", "losses": stage(3.036, 3.137, 3.431)}
     line = verdict(model_result(before=before))[0]
     assert "against base; a model that never saw it: +0.364" in line.text
+    assert losses_table(model_result(before=before)).rows[0][0] == "Before the method (base)"
     line = verdict(model_result(before=None, differences={}))[0]
     assert line.text == (
         "No model from before the method was measured to compare with; the forget loss is 3.290 nats a token, that of a "
@@ -253,6 +254,9 @@ def test_over_seeds_the_means_are_judged():
         in line.text
     )
     assert (back.answer, back.level) == ("In some seeds", "mixed")
+    lacking = verdict(one, [replace(planted(), seed=1)])[2]
+    assert (lacking.answer, lacking.level) == ("Not known", "unknown")
+    assert lacking.text.endswith("; not every seed was attacked and compared.")
     nothing = replace(planted(ablation_gap=0.0), seed=2)
     sure = [replace(planted(), seed=seed) for seed in (0, 1)]
     line = verdict(sure[0], [*sure, nothing])[0]
@@ -279,8 +283,8 @@ def test_the_model_before_lost_nothing_that_it_could_recover():
 
 def test_names_from_a_result_are_not_read_as_markup():
     console = Console(file=io.StringIO(), width=500)
-    print_result(model_result(before={"model": "[red]x[/]", "losses": stage(3.0, 3.0, 3.0)}), console)
-    assert "[red]x[" in console.file.getvalue()
+    print_result(model_result(before={"model": "[red]x", "losses": stage(3.0, 3.0, 3.0)}), console)
+    assert "against [red]x" in console.file.getvalue()
 
 
 def test_two_lines_after_training():
