@@ -202,7 +202,7 @@ def test_any_number_of_models_fits(number):
             names = [text.get_text() for text in figure.legends[0].get_texts()]
             assert names[:20] == sorted(f"recipe_{index}" for index in range(20))
             looks = {
-                (line.get_color(), line.get_linestyle(), line.get_marker())
+                (line.get_color(), line.get_linestyle(), line.get_marker(), line.get_markerfacecolor())
                 for line in figure.legends[0].get_lines()[:20]
             }
             assert len(looks) == 20
