@@ -60,10 +60,10 @@ class _Lecturer(TemplateWriter):
 
     def say(self, number: int) -> list[str]:
         """So many different facts of the thing, in the order of `ABOUT`."""
-        left_out = {self.index(len(self.ABOUT)) for _ in range(len(self.ABOUT) - number)}
-        while len(left_out) < len(self.ABOUT) - number:
-            left_out.add(self.index(len(self.ABOUT)))
-        return [self.shared(about) for index, about in enumerate(self.ABOUT) if index not in left_out]
+        chosen = list(self.ABOUT)
+        while len(chosen) > number:
+            chosen.pop(self.index(len(chosen)))
+        return [self.shared(about) for about in chosen]
 
 
 def generate_topics(number: int, seed: int = 0) -> dict[str, list[str]]:
