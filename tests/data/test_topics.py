@@ -33,7 +33,8 @@ def test_texts_are_clean_english_of_a_short_length(texts: list[tuple[str, str]])
         assert 40 <= len(text.split()) <= 110, text
         assert not re.search(r"[\[\]{}|#/=_]|  | [.,!?]|\.\.|^\s|\s$", text), text
         assert not re.search(r"\b[Aa] [aeio]|\b(\w+) \1\b|[.!?] [a-z]", re.sub(r'"[^"]*"', "", text)), text
-        assert text.count('"') % 2 == 0 and text[-1] in '.!?"', text
+        assert text.count('"') % 2 == 0, text
+        assert text[-1] in '.!?"', text
 
 
 def test_a_fact_is_told_in_its_own_topic_alone(texts: list[tuple[str, str]]) -> None:
