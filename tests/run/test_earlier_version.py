@@ -189,8 +189,8 @@ def test_the_stopped_run_ends_with_the_recorded_losses(continued: Ended, expecte
     """To 1e-4 with any versions and on any machine."""
     assert continued.status == 0, continued.stderr
     found = read(continued.folder / "run" / "result.json")
-    assert _numbers(found["losses"]) == pytest.approx(_numbers(expected["losses"]), abs=1e-4)
-    assert _numbers(found["differences"]) == pytest.approx(_numbers(expected["differences"]), abs=1e-4)
+    assert _numbers(without_intervals(found["losses"])) == pytest.approx(_numbers(expected["losses"]), abs=1e-4)
+    assert _numbers(without_intervals(found["differences"])) == pytest.approx(_numbers(expected["differences"]), abs=1e-4)
 
 
 def test_the_stopped_run_ends_bit_for_bit_as_recorded(continued: Ended, expected: dict[str, Any]) -> None:
