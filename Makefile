@@ -25,7 +25,7 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml hf_era/version.py
+$(STAMP): pyproject.toml setup.py hf_era/version.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"

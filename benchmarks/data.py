@@ -44,7 +44,7 @@ from hf_era.data import (
     split_sources,
     train_tokenizer,
 )
-from hf_era.data.routing_weights import weigh_examples, frequency_table
+from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.models.loading import load_tokenizer
 from hf_era.routing import RoutingRuleConfig

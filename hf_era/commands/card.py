@@ -21,7 +21,12 @@ def add_parser(commands: Any) -> None:
         "--seeds", nargs="+", default=[], metavar="RESULT", help="results of other seeds: means over them stand beside"
     )
     parser.add_argument("--repository", help="hub id to show, `owner/name`")
-    parser.add_argument("--license", help="licence identifier for the metadata, e.g. apache-2.0")
+    parser.add_argument(
+        "--license", help="licence for the metadata: apache-2.0, mit, ..., other:NAME (default: the base's)"
+    )
+    parser.add_argument(
+        "--language", nargs="+", metavar="CODE", help="languages for the metadata, e.g. en (default: left out)"
+    )
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -43,7 +48,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if not card_folder.is_dir():
             raise ValueError(f"There is no folder {card_folder} for the card. Name one: `--output FOLDER`.")
     with broken_result(path):
-        card = write_model_card(result, card_folder, options.repository, options.license, seeds)
+        card = write_model_card(
+            result, card_folder, options.repository, options.license, seeds, language=options.language
+        )
         report = write_report(result, report_folder / "report.html", seeds)
     print(f"Written: {card}, {report}")
     return 0

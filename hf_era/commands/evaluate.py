@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 fields of the sections evaluation, generation and relearn can be set too, for instance
   --relearn.steps 20 --relearn.stories 4 16 --generation.new_tokens 100 --evaluation.bootstrap_samples 0
-`hf-era fields` lists them."""
+`hf-era fields relearn` lists those of a section; a field of it can do without: --steps 20."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class ModelCommand:
             allow_abbrev=False,
         )
         add_model_options(parser)
+        parser.add_argument(
+            "--output", metavar="DIR", help=f"folder for result.json and report.html (default: NAME-{self.name})"
+        )
         if self.attacks:
             parser.add_argument(
                 "--attack", metavar="FILE", help="forget examples of the attacker (default: taken out of --forget)"
@@ -106,7 +109,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", help="examples a batch, or auto: sized to memory (default: auto)")
     parser.add_argument("--seed", type=int, help="of generations and of the attack's examples (default: 0)")
     parser.add_argument("--no-generations", action="store_true", help="do not generate texts")
-    parser.add_argument("--output", metavar="DIR", help="folder for result.json and report.html (default: NAME-eval)")
 
 
 def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> ModelEvaluationConfig:
@@ -133,21 +135,19 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
 
 
 def write_model_result(result: Any, folder: str) -> None:
-    """Writes `result.json` and `report.html`, and says the figures; of the processes of a launch the main one does."""
+    """Writes `result.json` and `report.html`, and says the verdict; of the processes of a launch the main one does."""
     from pathlib import Path
 
     from accelerate import PartialState
+    from rich.console import Console
 
-    from hf_era.reporting.headline import cautions, headline_sentences
     from hf_era.reporting.html.report import write_report
+    from hf_era.reporting.terminal import print_result
 
     if not PartialState().is_main_process:
         return
     paths = [result.save(Path(folder) / "result.json"), write_report(result, Path(folder) / "report.html")]
-    for sentence in headline_sentences(result):
-        print(sentence)
-    for caution in cautions(result):
-        print(caution)
+    print_result(result, Console())
     print(f"Written: {', '.join(map(str, paths))}")
 
 

@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
         "What is done already is skipped; give the same command again to go on.",
         allow_abbrev=False,
     )
-    parser.add_argument("config", help="YAML file, e.g. recipes/configs/matrix_small.yaml")
+    parser.add_argument("config", help="YAML file, or the name of a packaged one, e.g. matrix_small")
     parser.add_argument("--list", action="store_true", help="only list the cells and which are done")
     parser.add_argument("--cell", type=int, metavar="N", help="run only cell N, from 0: for SLURM arrays")
     parser.add_argument("--aggregate", action="store_true", help="run nothing, only compare what is there")

@@ -15,7 +15,7 @@ from hf_era.utils.checks import check_count, listed, short_repr
 IGNORE_INDEX = -100
 # What padding holds in the optional columns of a batch: it counts for nothing.
 PADDING = {
-    "attention_mask": 0, "labels": IGNORE_INDEX, "routing_weight": 1.0, "is_forget_word": False, "is_unlabelled": False,
+    "attention_mask": 0, "labels": IGNORE_INDEX, "routing_weight": 1.0, "is_forget_word": False, "is_unassigned": False,
 }  # fmt: skip
 PACKING_INPUTS = frozenset({
     "position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_lengths",
@@ -35,7 +35,7 @@ _KINDS: dict[str, tuple[str, str, Any]] = {
     "attention_mask": ("0 or 1", "iub", np.int64),
     "routing_weight": ("floating numbers in [0, 1]", "fiu", np.float32),
     "is_forget_word": ("true or false", "biu", np.bool_),
-    "is_unlabelled": ("true or false", "biu", np.bool_),
+    "is_unassigned": ("true or false", "biu", np.bool_),
 }
 
 

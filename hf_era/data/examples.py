@@ -22,7 +22,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_era.data.columns import map_tables
 from hf_era.data.labelling import LABEL_COLUMN, Labels, label_text
-from hf_era.utils.checks import close_name, error_text, listed, short_repr
+from hf_era.utils.checks import error_text, listed, short_repr
+from hf_era.utils.suggestions import close_name
 
 TEXT_COLUMNS = ("text", "story", "content")
 MESSAGES, PROMPT, COMPLETION = "messages", "prompt", "completion"

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from hf_era.data.words import fold
-from hf_era.utils.checks import close_name, listed, short_repr
+from hf_era.utils.checks import listed, short_repr
+from hf_era.utils.suggestions import close_name
 
 FORGET, RETAIN, UNLABELLED = 0, 1, -1
 LABEL_NAMES = {FORGET: "forget", RETAIN: "retain", UNLABELLED: "unlabelled"}

@@ -29,7 +29,7 @@ class PreparedData:
 
     Attributes:
         train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`, and
-            `is_unlabelled` if there are examples without a label,
+            `is_unassigned` if there are examples without a label,
             `length`, `text`; where there are prompts also `labels`, -100 on them.
         validation_forget, validation_retain, validation_unlabelled, attack_forget (`Dataset`): the same but for
             `routing_weight`. All but the first two may be empty.

@@ -53,7 +53,7 @@ def weigh_examples(
     Of examples with a score s (`hf_era.data.labelling`) it is 1 - s * (1 - w), w the rule's weight of a forget example's
     token: under uniform weighting 1 - s on every token, whichever side of the threshold they are on.
 
-    With `marks_unlabelled` also `is_unlabelled` (one bool per token), for routers that treat such examples apart.
+    With `marks_unlabelled` also `is_unassigned` (one bool per token), for routers that treat such examples apart.
     """
     vocabulary_weights = None if table is None else table.weights
 
@@ -74,8 +74,8 @@ def weigh_examples(
         aligned = align_stories_to_prediction(weights, torch.tensor(lengths, dtype=torch.int64))
         batch = batch.append_column("routing_weight", list_column(aligned.numpy(), lengths))
         if marks_unlabelled:
-            is_unlabelled = np.repeat(batch["label"].to_numpy() == UNLABELLED, lengths)
-            batch = batch.append_column("is_unlabelled", list_column(is_unlabelled, lengths))
+            is_unassigned = np.repeat(batch["label"].to_numpy() == UNLABELLED, lengths)
+            batch = batch.append_column("is_unassigned", list_column(is_unassigned, lengths))
         return batch
 
     return map_tables(stories, weigh, num_proc, "Weighing tokens")

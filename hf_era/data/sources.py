@@ -21,7 +21,7 @@ from fsspec.compression import compr
 from fsspec.utils import infer_compression
 from huggingface_hub import DatasetCard
 
-from hf_era.data.config import GENERATOR
+from hf_era.data.config import BUILT_IN, GENERATOR
 from hf_era.data.generator import generate_stories
 from hf_era.data.table_cache import cached_table
 from hf_era.utils.checks import error_text
@@ -85,21 +85,26 @@ def load_stories(
         raise ValueError(f"`{field}` is empty. Pass a file, a directory, a hub data set id, or `{GENERATOR}`.")
     if source == GENERATOR:
         return Dataset.from_dict({"text": generate_stories(generator_stories, seed=seed)})
+    check_source(source, field)
     path = local_path(source)
     if path.is_dir():
         stories = _load_directory(path, field, split, subset)
     elif path.is_file():
         stories = _load_files([path], field)
-    elif _is_meant_as_path(source):
-        raise ValueError(
-            f"`{field}`: the file {source} does not exist. Check the path, or pass a hub data set id "
-            f"(`--{field} roneneldan/TinyStories`) or `--{field} {GENERATOR}`."
-        )
     else:
         stories = _load_hub(source, field, split, subset)
     if not len(stories):
         raise ValueError(f"`{field}`: {source} holds no example. Check the file, or pass other data.")
     return stories
+
+
+def check_source(source: str, field: str) -> None:
+    """Raises `ValueError` for a file or directory that does not exist; what may be an id of the hub passes."""
+    if source not in BUILT_IN and not local_path(source).exists() and _is_meant_as_path(source):
+        raise ValueError(
+            f"`{field}`: the file {source} does not exist. Check the path, or pass a hub data set id "
+            f"(`--{field} roneneldan/TinyStories`) or `--{field} {GENERATOR}`."
+        )
 
 
 def _is_meant_as_path(source: str) -> bool:

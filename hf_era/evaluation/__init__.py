@@ -13,6 +13,7 @@ from hf_era.evaluation.losses import (
     token_losses,
 )
 from hf_era.evaluation.metrics import load
+from hf_era.evaluation.prompts import LabelledPrompts, prompts_for
 from hf_era.evaluation.relearn.attack import RelearnAttack, RelearnAttackConfig
 from hf_era.evaluation.relearn.config import RelearnConfig, check_attack, stories_needed
 from hf_era.evaluation.relearn.experiment import RelearnExperiment
@@ -34,6 +35,7 @@ __all__ = [
     "Estimate",
     "EvaluationConfig",
     "Evaluator",
+    "LabelledPrompts",
     "LossEstimate",
     "ModelResult",
     "RelearnAttack",
@@ -61,6 +63,7 @@ __all__ = [
     "mean_interval",
     "mean_of_batch_means",
     "mean_repetition",
+    "prompts_for",
     "selectivity",
     "selectivity_estimates",
     "stories_needed",

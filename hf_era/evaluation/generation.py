@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from hf_era.data.collator import padding_token_id
 from hf_era.evaluation.batch_halving import halving_batches
+from hf_era.evaluation.prompts import LabelledPrompts
 from hf_era.evaluation.sampling import SamplingConfig, choice_of_tokens
 from hf_era.evaluation.text_metrics import TargetWordCounts, count_target_words, mean_repetition
 from hf_era.utils.processes import share_out
@@ -60,15 +61,20 @@ def generate_texts(
         and `config.new_tokens`, or what the longest prompt leaves of the model's positions, if that is less.
 
     Raises:
-        ValueError: if a prompt has no token or leaves no room in the model's positions, if the tokenizer is not the
-            model's, or if the model's logits are not finite.
+        ValueError: without prompts; if one has no token or leaves no room in the model's positions, if the tokenizer is not
+            the model's, or if the model's logits are not finite.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` should be at least 1, got {batch_size}.")
     if device is not None:
         model.to(device)
-    rows = _encode(config.prompts, tokenizer, model)
-    new_tokens = _room(model, rows, config)
+    if config.prompts is None:
+        raise ValueError(
+            "`generation.prompts` is not given. Give some, or take them from examples: `hf_era.evaluation.prompts_for`."
+        )
+    prompts = config.prompts
+    rows = _encode(prompts, tokenizer, model)
+    new_tokens = _room(model, rows, prompts, config.new_tokens)
     settings = _generation_config(model, tokenizer, new_tokens)
 
     def continue_batch(numbers: range) -> list[list[int]]:
@@ -86,36 +92,34 @@ def generate_texts(
             setting="the `batch_size` of `generate_texts`",
             state=state,
         )
-    texts = [
-        prompt + _new_text(tokenizer, row, new)
-        for prompt, row, new in zip(config.prompts, rows, continued, strict=True)
-    ]
+    texts = [prompt + _new_text(tokenizer, row, new) for prompt, row, new in zip(prompts, rows, continued, strict=True)]
     return GeneratedTexts(texts, new_tokens)
 
 
 def describe_generations(
     texts_by_stage: Mapping[str, Sequence[str]],
-    prompts: Sequence[str],
+    prompts: LabelledPrompts,
     words: Sequence[str],
-    settings: SamplingConfig,
     new_tokens: int | None = None,
     trained_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The texts of several stages with their target words and repetition, as JSON.
 
     Args:
-        texts_by_stage: stage -> whole texts, one per prompt. prompts, words: see `count_target_words`. Without words nothing
-            is counted.
-        settings (`SamplingConfig`): how they were made.
+        texts_by_stage: stage -> whole texts, one per prompt.
+        prompts (`LabelledPrompts`): what they begin with, and how they were made.
+        words: see `count_target_words`. Without any nothing is counted.
         new_tokens (`int`, *optional*): how many there could be at most, from `generate_texts`. Not given: as in `settings`.
         trained_tokens (`int`, *optional*): of the longest example in training, where texts may reach beyond it.
 
-    Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`, and `trained_tokens` if given), `prompts`, and by
-        stage `texts`, `target_words` (`all`, `without_prompt`: sums over the texts, or `None`) and `repetition` (mean over
-        the texts).
+    Returns: `settings` (`new_tokens`, `temperature`, `top_k`, `seed`, and `trained_tokens` if given), `prompts`,
+        `prompt_labels` (of each: `forget`, `retain`, or `None` where it was given), and by stage `texts`, `target_words`
+        (`all`, `without_prompt`: sums over the texts, or `None`) and `repetition` (mean over the texts).
     """
+    settings = prompts.settings
+    begun = settings.prompts or []
     counts = {
-        stage: count_target_words(texts, words, prompts) if words else TargetWordCounts(None, None)
+        stage: count_target_words(texts, words, begun) if words else TargetWordCounts(None, None)
         for stage, texts in texts_by_stage.items()
     }
     return {
@@ -124,7 +128,8 @@ def describe_generations(
             **{name: getattr(settings, name) for name in ("temperature", "top_k", "seed")},
             **({} if trained_tokens is None else {"trained_tokens": trained_tokens}),
         },
-        "prompts": list(prompts),
+        "prompts": list(begun),
+        "prompt_labels": list(prompts.labels),
         "texts": {stage: list(texts) for stage, texts in texts_by_stage.items()},
         "target_words": {stage: asdict(found) for stage, found in counts.items()},
         "repetition": {stage: mean_repetition(texts) for stage, texts in texts_by_stage.items()},
@@ -166,18 +171,18 @@ def _encode(prompts: Sequence[str], tokenizer: Any, model: Any) -> list[list[int
     return rows
 
 
-def _room(model: Any, rows: list[list[int]], config: SamplingConfig) -> int:
+def _room(model: Any, rows: list[list[int]], prompts: Sequence[str], new_tokens: int) -> int:
     """How many tokens the longest prompt can be given, at most as many as asked for."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not positions or positions < 0:  # no limit, as some families write it
-        return config.new_tokens
-    for prompt, row in zip(config.prompts, rows, strict=True):
+        return new_tokens
+    for prompt, row in zip(prompts, rows, strict=True):
         if len(row) >= positions:
             raise ValueError(
                 f"`generation.prompts`: {prompt[:60]!r} has {len(row)} tokens, which leaves no room in the model's "
                 f"{positions} positions. Shorten the prompt."
             )
-    return min(config.new_tokens, positions - max(map(len, rows)))
+    return min(new_tokens, positions - max(map(len, rows)))
 
 
 def _vocabulary_size(model: Any) -> int:

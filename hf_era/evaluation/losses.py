@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
-NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word", "is_unlabelled")
+NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word", "is_unassigned")
 """Columns of a batch that a measured model is not given; all others are inputs, as they are in training."""
 
 
@@ -136,7 +136,7 @@ def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:
 def loss_estimate(
     nll: Tensor, tokens: Tensor, bootstrap_samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> LossEstimate:
-    """Token-weighted loss and its 95 % percentile-bootstrap interval over examples.
+    """Token-weighted loss and its 95 % bootstrap interval over examples.
 
     Args:
         nll, tokens (`Tensor`): (examples,): sums per example. Examples without a counted token are left out.

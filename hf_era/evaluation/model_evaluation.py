@@ -43,6 +43,7 @@ from hf_era.evaluation import (
     describe_generations,
     generate_texts,
     load_control,
+    prompts_for,
     stories_needed,
 )
 from hf_era.evaluation.summary import comparison_values
@@ -157,17 +158,18 @@ def _check_finite(config: ModelEvaluationConfig, measured: dict[str, StoryLosses
 
 
 def _generations(config: ModelEvaluationConfig, inputs: ModelInputs, state: PartialState) -> dict[str, Any]:
-    settings = config.generation
-    if not settings.enabled:
+    if not config.generation.enabled:
         return {}
+    examples = {"forget": inputs.forget, "retain": inputs.retain}
+    prompts = prompts_for(config.generation, inputs.tokenizer, examples)
     texts: dict[str, list[str]] = {}
     if config.before is not None:
         before = load_model(config, config.before, "before")
-        texts["before"], _ = generate_texts(before, inputs.tokenizer, settings, state=state)
-    texts["final"], allowed = generate_texts(inputs.model, inputs.tokenizer, settings, state=state)
+        texts["before"], _ = generate_texts(before, inputs.tokenizer, prompts.settings, state=state)
+    texts["final"], allowed = generate_texts(inputs.model, inputs.tokenizer, prompts.settings, state=state)
     # 0 of words that the capability has nothing to do with would read as if it were gone.
     words = config.forget_words if inputs.data.get("forget_stories_with_a_forget_word") else []
-    return describe_generations(texts, settings.prompts, words, settings, allowed)
+    return describe_generations(texts, prompts, words, allowed)
 
 
 class ForgetWordsWarning(UserWarning):
@@ -268,7 +270,7 @@ class ModelEvaluationConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(unknown_value_message("dtype", self.dtype, DTYPES))
-        self.resolved_device = _device(self.device)
+        self.resolved_device = find_device(self.device)
         self._check_sources()
         self.data_config()  # checks them
 
@@ -355,7 +357,8 @@ def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> Mode
     return ModelInputs(model, tokenizer, *parts, _summary(config, sets, unused))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name, `auto` among them; raises `ValueError` if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -174,7 +174,7 @@ class RunResult(Result):
         method_role (`str`): `method`; `control`: its figures are those that others are compared with; `untouched`:
             nothing was trained, so there is no checkpoint.
         method_texts (`dict[str, str]`): what the method says of itself, each where there is something to say: `summary` (a
-            sentence for the headline), `introduction`, `training` and `labels` (of the model card, in Markdown: emphasis
+            sentence beside the verdict), `introduction`, `training` and `labels` (of the model card, in Markdown: emphasis
             and links to papers; `{version}` stands for that of hf_era).
         stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
             model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.

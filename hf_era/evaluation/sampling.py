@@ -12,55 +12,52 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
 from hf_era.utils.checks import check_count, short_repr
-from hf_era.utils.fields import setting
-
-PROMPTS = (
-    "Once upon a time, Timmy went to the forest",
-    "Once upon a time, there was a little girl named Lily",
-    "One day, a boy went for a walk in the",
-    "The little bear lived in the",
-    "Once upon a time, there was a big",
-    "Tom liked to climb",
-    "The animals gathered near the",
-    "Lily saw a pretty bird sitting on a",
-)
-"""The reference's prompts for examples about trees; the first one holds a forget word."""
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 
 @dataclass
 class SamplingConfig:
     """How texts are generated. Defaults: the reference's. Each field's `help` says what it is.
 
-    There are fewer than `new_tokens` where the model has no room for them, or ends the text itself. A run whose texts may
-    be longer than the examples that it trains on (`data.max_tokens`) says so. Sampling leaves the caller's random state
-    alone.
+    Texts begin with `prompts` or, where none are given, with the first tokens of forget and retain examples that were not
+    trained on (`hf_era.evaluation.prompts`). There are fewer than `new_tokens` where the model has no room for them, or ends
+    the text itself. A run whose texts may be longer than the examples it trains on (`data.max_tokens`) says so. Sampling
+    leaves the caller's random state alone.
 
     Raises:
-        ValueError: for no prompt, or a number out of range.
+        ValueError: for an empty list of prompts, or a number out of range.
     """
 
     enabled: bool = setting(True, "false leaves generation out.", identity=True)
-    prompts: list[str] = setting(lambda: list(PROMPTS), "What texts begin with.", identity=True)
+    prompts: list[str] | None = setting(
+        None, "What texts begin with. Not given: the first tokens of held-out examples.", identity=True
+    )
+    prompt_examples: int = setting(
+        4, "Forget examples, and as many retain examples, that prompts are taken from.", identity=UNLESS_DEFAULT
+    )
+    prompt_tokens: int = setting(8, "Tokens of such a prompt; its last word is finished.", identity=UNLESS_DEFAULT)
     new_tokens: int = setting(200, "Tokens to add at most.", identity=True)
     temperature: float = setting(0.7, "Of sampling (0 = greedy).", identity=True)
     top_k: int = setting(50, "Sample from so many of the likeliest tokens (0 = from all).", identity=True)
-    seed: int = setting(0, "Of sampling.", identity=True)
+    seed: int = setting(0, "Of sampling, and of the choice of examples for prompts.", identity=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
             raise ValueError(
                 f"`generation.prompts` should be a list, got the string {short_repr(self.prompts)}. Pass a list."
             )
-        if not self.prompts:
+        if self.prompts is not None and not self.prompts:
             raise ValueError(
-                "`generation.prompts` is empty. Give at least one, or set `generation.enabled` to false to leave it out."
+                "`generation.prompts` is empty. Give at least one, leave it out to take prompts from held-out examples, or "
+                "set `generation.enabled` to false."
             )
-        for prompt in self.prompts:
+        for prompt in self.prompts or []:
             if not isinstance(prompt, str):
                 raise ValueError(
                     f"`generation.prompts` should hold strings, got {short_repr(prompt)}. Put it in quotation marks."
                 )
-        check_count("generation.new_tokens", self.new_tokens, 1, 1_000_000)
+        for name, most in (("new_tokens", 1_000_000), ("prompt_examples", 10_000), ("prompt_tokens", 1_000_000)):
+            check_count(f"generation.{name}", getattr(self, name), 1, most)
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"`generation.temperature` should be >= 0, got {self.temperature}. 0 is greedy decoding.")
         for name, most in (("top_k", 10_000_000), ("seed", 2**32 - 1)):

@@ -13,7 +13,7 @@ from hf_era.evaluation.relearn.result import AT_THE_START, STEPS, AttackSummary,
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
 DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "forget_words_unlearning")
-LOSS_KINDS = ("forget", "retain", "forget_words")
+LOSS_KINDS = ("forget", "retain", "forget_words", "unlabelled")
 ROBUST, BEFORE_UNDER_ATTACK = "robust_unlearning", "before_under_attack"
 ATTACK_DIFFERENCES = ("unlearning_at_attack", ROBUST, BEFORE_UNDER_ATTACK)
 """Forget losses minus that before the method, all on the examples and in the precision of the attack: at its start, at its
@@ -181,6 +181,37 @@ def _control(values: dict[str, Any] | None) -> ControlFigures | None:
             for part in values.get("attacks") or []
         },
     )
+
+
+# ---- Whether anything was localised ----
+
+
+def is_localised(gap: float, minimum_gap: float) -> bool:
+    """Whether ablation raises the forget loss by at least `minimum_gap`, nats a token; a gap that is no number does not."""
+    return math.isfinite(gap) and gap >= minimum_gap
+
+
+def localised_lines(metrics: Mapping[str, float], minimum_gap: float, prefix: str = "eval") -> list[str]:
+    """What ablation does to the forget and the retain loss, and whether that is localised: two lines, as plain text.
+
+    Args:
+        metrics: of `GradientRoutingTrainer.evaluate`: `eval_ablation_gap`, `eval_retain_ablation_gap`, nats a token.
+        minimum_gap (`float`): the gap from which on the capability counts as localised.
+        prefix (`str`, *optional*, defaults to `"eval"`): in front of the names in `metrics`.
+    """
+    gap, retain_gap = (metrics.get(f"{prefix}_{name}") for name in DIFFERENCES[:2])
+    if gap is None:
+        return [
+            "What ablating the auxiliary module does was not measured.",
+            'Localised: not known. Give held-out examples: `eval_dataset={"forget": ..., "retain": ...}`.',
+        ]
+    retain = "the retain loss was not measured" if retain_gap is None else f"the retain loss by {retain_gap:+.3f}"
+    found = f"Ablating the auxiliary module changes the forget loss by {gap:+.3f} nats a token, {retain}."
+    if not is_localised(gap, minimum_gap):
+        return [found, f"Localised: no. The forget loss changes by less than the minimum of {minimum_gap:g}."]
+    if retain_gap is not None and retain_gap >= gap:
+        return [found, "Localised: not selectively. The retain loss rises as much: general damage."]
+    return [found, f"Localised: yes. The forget loss rises by at least the minimum of {minimum_gap:g}."]
 
 
 # ---- Over seeds ----

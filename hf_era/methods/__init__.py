@@ -1,10 +1,11 @@
 """What a run can do: gradient routing and the controls it is compared with, one file each. To add one: `method.py`."""
 
 from hf_era.methods import base, data_filtering, gradient_routing  # each registers itself
-from hf_era.methods.method import METHODS, Method, Phase, Run, Settings, Stage, get_method, register_method
+from hf_era.methods.method import METHODS, Cost, Method, Phase, Run, Settings, Stage, get_method, register_method
 
 __all__ = [
     "METHODS",
+    "Cost",
     "Method",
     "Phase",
     "Run",

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import set_seed
 
-from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method
+from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method
 from hf_era.models import get_family
 from hf_era.models.loading import causal_lm_from_config
 from hf_era.models.measured import measure_activations
@@ -63,7 +63,7 @@ class Base(Method):
         def work(key: str) -> dict[str, Any]:
             return {"steps": 0, "log_history": [], "provenance": run.provenance()}
 
-        return [Phase("untouched", "Taking the model as it is", run.base_key, work)]
+        return [Phase("untouched", "Taking the model as it is", run.base_key, work, cost=Cost())]
 
     def stages(self, run: Run) -> list[Stage]:
         return []

@@ -70,7 +70,8 @@ class DataFiltering(Method):
             "Training without the examples labelled forget",
             partial(run.remove_checkpoints, "filter", key),
         )
-        return [Phase("filter", title, key, work, (run.folder("model"),), clean_up)]
+        cost = run.training_cost(run.arguments, len(stories_labelled(run.data, RETAIN, UNLABELLED)))
+        return [Phase("filter", title, key, work, (run.folder("model"),), clean_up, cost)]
 
     def stages(self, run: Run) -> list[Stage]:
         return [Stage("after_training", run.folder("model"))]

@@ -10,12 +10,13 @@ import torch
 from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
-from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
+from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.models import expand_base
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
+from hf_era.training.report import GRADIENT_ROUTING_TEXTS
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 
@@ -25,20 +26,7 @@ class GradientRouting(Method):
 
     name = "gradient_routing"
     title = "gradient routing"
-    texts = {
-        "introduction": (
-            "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate, "
-            "[arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) by hf_era {version}, so that what it learnt about the "
-            "forget examples would gather in an auxiliary module. That module has been cut out; its weights are not in "
-            "these files. What remains has a stock Transformers architecture and loads without hf_era."
-        ),
-        "training": (
-            "An auxiliary module was added beside the MLP of the target layers. The model was trained on all examples, but "
-            "how much of each token's gradient reached the original dims and the auxiliary module was decided by its "
-            "routing weight (1 retain, 0 forget), as the table says. Then the module was cut out."
-        ),
-        "labels": "Those without a label were trained as retain examples and are counted apart.",
-    }
+    texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
@@ -73,10 +61,20 @@ class GradientRouting(Method):
         expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
         routed = partial(run.remove_checkpoints, "route", route)
         tuned = partial(run.remove_checkpoints, "coherence", coherence)
+        # Every evaluation is made twice, with the module and without.
+        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=2)
         return [
-            Phase("route", "Training with gradient routing", route, partial(self._route, run), (expanded,), routed),
-            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,)),
-            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned),
+            Phase(
+                "route",
+                "Training with gradient routing",
+                route,
+                partial(self._route, run),
+                (expanded,),
+                routed,
+                routing,
+            ),
+            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost()),
+            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned, _coherence_cost(run)),
         ]
 
     def stages(self, run: Run) -> list[Stage]:
@@ -123,6 +121,14 @@ def _coherence_key(run: Run, contract: str) -> str:
     return fingerprint(*parts)
 
 
+def _coherence_cost(run: Run) -> Cost:
+    settings = run.coherence
+    if not settings.enabled:
+        return Cost()
+    measured = (settings.steps + 1) * len(run.data.validation_retain)
+    return Cost(settings.steps * settings.stories, measured, at_most=settings.patience is not None)
+
+
 def _coherence(run: Run, key: str) -> dict[str, Any]:
     """Fine-tunes on examples that are taken for retain and keeps the best weights; puts the final model in place."""
     settings = run.coherence
@@ -139,6 +145,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
         stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
         run.data.validation_retain,
         run.tokenizer,
+        run.progress,
     )
     run.state.wait_for_everyone()
     run.save(load_causal_lm(best).save_pretrained, run.folder("model"))

@@ -29,6 +29,29 @@ from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRou
 from hf_era.training.coherence import CoherenceConfig
 from hf_era.utils.checks import unknown_value_message
 
+TRAINING_PASSES = 2.5
+"""What a training step takes per example, in forward passes: forward and backward pass, and the optimizer."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a phase computes, for estimates of its time.
+
+    Attributes:
+        trained (`float`): examples that are trained on, each as often as it is read. measured (`float`): examples that are
+            read without learning from them.
+        at_most (`bool`): whether it may end earlier, by patience.
+    """
+
+    trained: float = 0.0
+    measured: float = 0.0
+    at_most: bool = False
+
+    @property
+    def passes(self) -> float:
+        """Forward passes over an example that it takes about as long as."""
+        return TRAINING_PASSES * self.trained + self.measured
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -41,6 +64,8 @@ class Phase:
         work: takes the key, makes the outputs and returns a report, JSON-like. Every process of a launch calls it.
         outputs (`tuple[Path, ...]`): folders that it makes, each whole or not at all.
         clean_up: removes what it kept in case it is stopped. Every process calls it once the phase is written down as done.
+        cost (`Cost`, *optional*): what it computes (`Run.training_cost` says it of a training). Not given: not known, so
+            that nobody is told how long the run still takes.
     """
 
     name: str
@@ -49,6 +74,7 @@ class Phase:
     work: Callable[[str], dict[str, Any]]
     outputs: tuple[Path, ...] = ()
     clean_up: Callable[[], None] = lambda: None
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +172,12 @@ class Run(Settings, Protocol):
 
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
         """What a result says of a training: steps, settings, log, versions and machine."""
+
+    def training_cost(self, arguments: CausalLMTrainingConfig, stories: int, passes_to_evaluate: int = 1) -> Cost:
+        """What a training on so many examples computes, its evaluations (each with so many passes) included."""
+
+    def progress(self, fraction: float) -> None:
+        """To be told now and then how much of a phase is done, in [0, 1]; trainings with `train` tell it by themselves."""
 
     def provenance(self) -> dict[str, Any]:
         """Time, versions, machine and revision, for the report of a phase that trains nothing."""

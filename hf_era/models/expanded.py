@@ -280,7 +280,7 @@ def _expanded_forward(
     output_activation_l1: bool = False,
     module_dials: Mapping[str, Tensor] | None = None,
     skip_logits: bool | None = None,
-    is_unlabelled: Tensor | None = None,
+    is_unassigned: Tensor | None = None,
 ) -> Any:
     """The stock class's forward pass, and arguments of its own. The forward values do not depend on the first two, with the
     router `activation`.
@@ -293,8 +293,9 @@ def _expanded_forward(
             example. A module that is not named takes part whole.
         skip_logits (`bool`, *optional*): with `labels`, where the family has a fast path: compute the loss without ever
             holding the logits, and return none. Not given: while training. `False`: always return logits.
-        is_unlabelled (`Tensor`, *optional*): (batch, seq), bool: tokens of examples that are neither forget nor retain, for
-            routers that treat them apart. `None`: there are none.
+        is_unassigned (`Tensor`, *optional*): (batch, seq), bool: tokens of examples that are neither forget nor retain, for
+            routers that treat them apart. `None`: there are none. (The Trainer takes whatever has "label" in its name for
+            labels.)
     """
     given = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
     routing = build_token_routing(
@@ -305,7 +306,7 @@ def _expanded_forward(
         inputs.get("attention_mask"),
         output_activation_l1,
         shape=None if given is None else tuple(given.shape[:2]),
-        is_unlabelled=is_unlabelled,
+        is_unassigned=is_unassigned,
     )
     stock_forward = super(ExpandedCausalLMMixin, self).forward
     return run_with_routing(self.routing_channel, routing, lambda: self._compute(stock_forward, inputs, skip_logits))

@@ -170,14 +170,14 @@ def load_weights(
             those that the config describes.
     """
     source = check_model_source(field, name, options.get("subfolder") or "")
-    check_model_fits(field, described_by)
+    built = check_model_fits(field, described_by, options.get("dtype"))
     family = family_of(described_by)
     folder = Path(source) / (options.get("subfolder") or "")
     if folder.is_dir():
         is_constant = None if family is None else family.is_stored_buffer
         shapes = check_weight_files(field, folder, options.get("variant"), is_constant)
         if family is not None:
-            _check_shapes(field, source, model_class, described_by, shapes)
+            _check_shapes(field, source, built, shapes)
     options = {name: value for name, value in options.items() if name not in SAFE_OPTIONS}
     # What transformers would print of missing and other weights, we raise.
     verbosity = logging.get_verbosity()
@@ -204,22 +204,14 @@ def load_weights(
     return model
 
 
-def _check_shapes(field: str, source: str, model_class: Any, config: Any, stored: dict[str, list[int]]) -> None:
-    """Raises `ValueError` for a weight of another shape than the config says, before any memory is taken for either."""
-    if not hasattr(model_class, "base_model_prefix"):
-        return  # `AutoModelForCausalLM`, for an expanded checkpoint
-    try:
-        with torch.device("meta"):
-            wanted = {
-                name: list(value.shape) for name, value in model_class(copy.deepcopy(config)).state_dict().items()
-            }
-    except Exception as error:
-        raise ValueError(f"`{field}`: the config.json of {source} describes no model: {error_text(error)}") from error
-    for name, shape in wanted.items():
+def _check_shapes(field: str, source: str, built: Any, stored: dict[str, list[int]]) -> None:
+    """Raises `ValueError` for a weight of another shape than the model on the meta device has, before memory is taken."""
+    for name, value in built.state_dict().items():
+        wanted = list(value.shape)
         # The body alone can be saved too, without the causal LM's prefix.
-        found = stored.get(name, stored.get(name.removeprefix(f"{model_class.base_model_prefix}."), shape))
-        if found != shape:
-            raise ValueError(_wrong_shape(field, source, name, found, shape))
+        found = stored.get(name, stored.get(name.removeprefix(f"{built.base_model_prefix}."), wanted))
+        if found != wanted:
+            raise ValueError(_wrong_shape(field, source, name, found, wanted))
 
 
 def _wrong_shape(field: str, source: str, name: str, found: Sequence[int], wanted: Sequence[int]) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from hf_era.models.families.family import EXPANDED_PREFIX, FAMILIES, family_of
-from hf_era.utils.checks import check_count, check_memory
+from hf_era.utils.checks import check_count, check_memory, error_text
 
 BYTES_PER_PARAMETER = 4
-MAXIMUM_LAYERS = 10_000
+MAXIMUM_LAYERS = 1_000
+"""More than any published model has. A layer without memory still takes a millisecond or two to make."""
 MAXIMUM_WIDTH = 10_000_000
 """Of hidden sizes, vocabularies and contexts alone; what they need together is compared with the memory."""
 
@@ -18,6 +23,7 @@ _WIDTHS = (
     "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "vocab_size", "max_position_embeddings",
     "n_positions", "num_heads", "num_attention_heads", "n_head",
 )  # fmt: skip
+_SAID = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
 
 
 def check_config_numbers(field: str, values: Mapping[str, Any]) -> None:
@@ -30,20 +36,40 @@ def check_config_numbers(field: str, values: Mapping[str, Any]) -> None:
         family.check_config_values(field, values)
 
 
-def check_model_fits(field: str, config: Any) -> None:
-    """Raises `ValueError` if a causal LM with this config, stock or expanded, would need more memory than there is.
+def check_model_fits(field: str, config: Any, dtype: Any = None) -> Any:
+    """Builds the causal LM of a config, stock or expanded, on the meta device, where it has shapes and takes no memory.
 
-    The estimate is a lower bound: the embeddings, and in each layer two square matrices and the MLP.
+    Args:
+        field (`str`): the setting that errors name.
+        config (`PreTrainedConfig`): its numbers have been through `check_config_numbers`.
+        dtype (`torch.dtype`, *optional*): of the weights. Not given: that of the config, else fp32.
+
+    Returns: the model, on the meta device. Raises `ValueError` if values of the config do not go together, or if weights and
+    constants alone would need more memory than there is.
     """
+    try:
+        model = _on_meta(copy.deepcopy(config))
+    except Exception as error:  # no heads, an unknown activation, a width that the heads do not divide
+        raise ValueError(f"`{field}` cannot be built: {error_text(error)}") from error
+    given = (dtype, getattr(config, "dtype", None), torch.float32)
+    bytes_each = next(one for one in given if isinstance(one, torch.dtype)).itemsize
+    needed = bytes_each * sum(weight.numel() for weight in model.parameters())
+    needed += sum(constant.nbytes for constant in model.buffers())
     text = getattr(config, "get_text_config", lambda: config)()
-    hidden, layers, vocabulary = (number_of(text, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
-    positions, width = (number_of(text, name) for name in ("max_position_embeddings", "intermediate_size"))
-    needed = BYTES_PER_PARAMETER * hidden * (vocabulary + layers * (2 * hidden + 2 * width))
-    family = family_of(text)
-    if family is not None:
-        needed += family.extra_bytes(text)
-    sizes = f"a model of {layers:,} layers of width {hidden:,} with {vocabulary:,} tokens and {positions:,} positions"
+    layers, hidden, tokens, positions = (number_of(text, name) for name in _SAID)
+    sizes = f"a model of {layers:,} layers of width {hidden:,} with {tokens:,} tokens and {positions:,} positions"
     check_memory(field, sizes, needed, "Make it smaller, or use a machine with more memory.")
+    return model
+
+
+def _on_meta(config: Any) -> Any:
+    family = family_of(config)
+    with torch.device("meta"):
+        if family is None:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        # The class itself: under DeepSpeed's ZeRO 3, `from_config` spreads what it makes over the processes.
+        expanded = config.model_type != family.model_type
+        return (family.model_class if expanded else family.model_class.stock_class)(config)
 
 
 def check_auxiliary_fits(config: Any, layers: int, width: int, gated: bool = False) -> None:

@@ -16,6 +16,7 @@ from hf_era.reporting.labels import edges_text
 from hf_era.reporting.markdown.tables import markdown_table
 from hf_era.reporting.plots import save_plots
 from hf_era.reporting.tables import Table
+from hf_era.reporting.verdict import verdict
 from hf_era.utils.files import write_json, write_text
 
 
@@ -33,13 +34,13 @@ def write_comparison_files(results: Sequence[AnyResult], folder: str | Path) -> 
 
 
 def comparison_markdown(results: Sequence[AnyResult]) -> str:
-    """The tables: every result, over seeds where a recipe has several, and the attacks. Raises `ValueError` if there is no
+    """The tables: over seeds where a recipe has several, every result, and the attacks. Raises `ValueError` if there is no
     result."""
     rows = aggregate(results)
-    blocks = ["# Comparison", *_block(comparison_tables.results_table(results))]
+    blocks = ["# Comparison", *_block(comparison_tables.verdict_table(results))]
     if any(len(row["seeds"]) > 1 for row in rows):
-        blocks += ["## Over seeds", *_block(comparison_tables.differences_over_seeds(rows))]
-        blocks += _block(comparison_tables.losses_over_seeds(rows))
+        blocks += ["## Over seeds", *_block(comparison_tables.over_seeds_table(rows))]
+    blocks += ["## All results", *_block(comparison_tables.results_table(results))]
     attacks = comparison_tables.attack_tables(results, rows)
     if attacks:
         blocks += ["## Relearn attacks", *(block for table in attacks for block in _block(table))]
@@ -51,21 +52,26 @@ def _block(table: Table | None) -> list[str]:
 
 
 def comparison_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
-    """One flat dict per result, in the order given: what CSV and JSON hold. Raises `ValueError` if there is no result."""
+    """One flat dict per result, in the order given: what CSV and JSON hold, differences first. Raises
+    `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
     attack = ("kind", "stories", "learning_rate", "trials", "lowest_step", "recovered", "recovery", "steps_to_recover")
     rows = []
     for result in results:
         figures = summary_of(result)
-        row: dict[str, Any] = {name: getattr(result, name) for name in ("name", "seed", "method")}
-        row |= {"rule": figures.rule, "start": figures.start, "before": figures.before_name}
-        row |= {"stories": str(result.data.get("fingerprint") or "")[:8]}
+        row: dict[str, Any] = {"name": result.name, "seed": result.seed}
+        row |= {name: figures.differences[name].value for name in comparison_tables.FIRST}
         row |= figure_values(figures)
         for name in DIFFERENCES:
             row |= {f"{name}_low": figures.differences[name].low, f"{name}_high": figures.differences[name].high}
         row |= {f"attack_{name}": getattr(figures.strongest, name, None) for name in attack}
-        rows.append(row | {"attack_edges": edges_text(figures.strongest.edges) if figures.strongest else None})
+        row |= {"attack_edges": edges_text(figures.strongest.edges) if figures.strongest else None}
+        row |= {
+            name: line.answer for name, line in zip(("removed", "cost", "comes_back"), verdict(result), strict=True)
+        }
+        row |= {"method": result.method, "rule": figures.rule, "start": figures.start, "before": figures.before_name}
+        rows.append(row | {"stories": str(result.data.get("fingerprint") or "")[:8]})
     return rows
 
 

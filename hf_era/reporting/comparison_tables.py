@@ -6,12 +6,13 @@ can say. Intervals of single results are over examples; the two are never mixed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.results import CONTROL, AnyResult
-from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, summary_of
+from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, recipe_of, summary_of
 from hf_era.reporting.labels import (
     AT_MOST,
     ATTACK_DIFFERENCES,
@@ -26,32 +27,63 @@ from hf_era.reporting.labels import (
     recovered_text,
     short_attack_title,
 )
-from hf_era.reporting.numbers import format_difference, format_estimate, format_number
+from hf_era.reporting.numbers import format_estimate, format_number
+from hf_era.reporting.seeds import seeds_of
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of
+from hf_era.reporting.verdict import QUESTIONS, reference_name, verdict
+
+
+def verdict_table(results: Sequence[AnyResult]) -> Table:
+    """The answers of the verdict, one row per recipe, over its seeds."""
+    rows: dict[str, list[str]] = {}
+    for result in results:
+        key = json.dumps(recipe_of(result), sort_keys=True)
+        if key not in rows:
+            seeds = seeds_of(result, results)
+            answers = [line.answer for line in verdict(result, seeds)]
+            numbers = ", ".join(name_of(one.seed) for one in seeds)
+            rows[key] = [name_of(result.name), numbers, reference_name(result), *answers]
+    caption = (
+        "Was the capability removed, what did that cost, does it come back: each against one level, over the seeds."
+    )
+    return Table(caption, ["Result", "Seeds", "Against", *QUESTIONS], list(rows.values()), text_columns=6)
+
+
+FIRST = ("unlearning", "retain_tax", ROBUST, "ablation_gap", "retain_ablation_gap", "forget_words_unlearning")
+"""The differences, in the order of their columns in every format; losses follow."""
+_TITLES = {name: label.short for name, label in (DIFFERENCES | ATTACK_DIFFERENCES).items()}
+_EXAMPLES = "Robust unlearning is measured on the examples of the attack, all else on those of the evaluation"
 
 
 def results_table(results: Sequence[AnyResult]) -> Table:
-    """Losses and differences, one row per result."""
-    names = ("forget_loss_before", "retain_loss_before", "forget_loss_final", "retain_loss_final")
-    header = [*(LOSSES[name] for name in names), *(label.short for label in DIFFERENCES.values())]
-    rows = []
-    for figures in map(summary_of, results):
-        losses = [part.get(kind) for part in (figures.before, figures.final) for kind in ("forget", "retain")]
-        rows.append(
-            [
-                *_names(figures),
-                name_of(method_title(figures)),
-                name_of(figures.start or "-"),
-                *map(_cell, losses),
-                *(_cell(figures.differences[name], signed=True) for name in DIFFERENCES),
-            ]
-        )
+    """Differences and losses, one row per result."""
+    shown = [summary_of(result) for result in results]
+    rows = [
+        [
+            *_names(figures),
+            *(_cell(figures.differences[name], True, name in figures.at_most) for name in FIRST),
+            *(_cell(loss) for loss in _losses(figures)),
+            name_of(method_title(figures)),
+            name_of(figures.start or "-"),
+        ]
+        for figures in shown
+    ]
+    header = ["Result", "Seed", *(_TITLES[name] for name in FIRST), *LOSSES.values(), "Method", "Start"]
+    columns = [[figures.differences[name].value for figures in shown] for name in FIRST]
+    columns += [[loss and loss.value for loss in column] for column in zip(*map(_losses, shown), strict=True)]
     caption = (
-        "Losses and differences, nats a token, each with the 95 % interval of its own run, over examples. None says how "
-        "much another seed would differ."
+        "Differences and losses, nats a token, each with the 95 % interval of its own run, over examples: none says how "
+        f"much another seed would differ. {_EXAMPLES}. {AT_MOST}."
     )
-    return Table(caption, ["Result", "Seed", "Method", "Start", *header], rows, text_columns=4)
+    controls = frozenset(number for number, figures in enumerate(shown) if figures.is_control)
+    return Table(_with_control(caption, controls), header, rows, 2, controls, dict(enumerate(columns, 2)))
+
+
+def _losses(figures: ResultSummary) -> list[Estimate | None]:
+    """Those of `LOSSES`, in that order."""
+    stages = {"before": figures.before, "final": figures.final}
+    return [stages[stage].get(kind) for kind, stage in (name.split("_loss_") for name in LOSSES)]
 
 
 def strongest_attacks_table(results: Sequence[AnyResult]) -> Table | None:
@@ -66,19 +98,19 @@ def strongest_attacks_table(results: Sequence[AnyResult]) -> Table | None:
             [
                 *_names(figures),
                 name_of(attack_title(attack)),
+                *(_cell(figures.differences[name], True, name in figures.at_most) for name in ATTACK_DIFFERENCES),
                 "-" if not before else format_number(before["forget"]),
                 format_number(attack.start_forget),
                 lowest_text(attack),
                 format_number(attack.start_retain),
                 format_estimate(attack.retain_at_lowest),
-                *(_cell(figures.differences[name], True, name in figures.at_most) for name in ATTACK_DIFFERENCES),
                 edges_text(attack.edges),
                 recovered_text(attack),
                 effort_text(attack),
             ]
         )
-    header = ["Result", "Seed", "Strongest attack", "Forget before", "Forget at its start", "Forget under attack",
-              "Retain at its start", "Retain there", *(label.short for label in ATTACK_DIFFERENCES.values()),
+    header = ["Result", "Seed", "Strongest attack", *(_TITLES[name] for name in ATTACK_DIFFERENCES),
+              "Forget before", "Forget at its start", "Forget under attack", "Retain at its start", "Retain there",
               "Lowest at the edge in", "Recovered", "It took (median)"]  # fmt: skip
     caption = (
         "The strongest attack on each result; losses in nats a token, on the examples and in the precision of the attack; "
@@ -98,26 +130,40 @@ def _names(figures: ResultSummary) -> list[str]:
 # ---- Over seeds: rows are those of `aggregate` ----
 
 
+def over_seeds_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Differences and losses per recipe, in the columns of `results_table`."""
+    differences, losses = differences_over_seeds(rows), losses_over_seeds(rows)
+    body = [[*left, *right[1:]] for left, right in zip(differences.rows, losses.rows, strict=True)]
+    caption = (
+        "Differences and losses, nats a token: mean and 95 % interval over seeds (Student's t). "
+        f"{_EXAMPLES}. {AT_MOST}."
+    )
+    columns = [[row["figures"].get(name, {}).get("value") for row in rows] for name in (*FIRST, *LOSSES)]
+    header = [*differences.header, *losses.header[1:]]
+    controls = differences.strong
+    return Table(_with_control(caption, controls), header, body, 1, controls, dict(enumerate(columns, 2)))
+
+
 def differences_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
-    """Differences per name; in each cell's last part the same figure of the control, where there is one."""
-    control = next((row for row in rows if row["method_role"] == CONTROL), None)
-    header = ["Result", "Seeds", *(label.short for label in DIFFERENCES.values())]
+    """Differences per recipe; the control's row is set off."""
     body = [
-        [name_of(row["name"]), str(len(row["seeds"])), *(_beside(row, name, control) for name in DIFFERENCES)]
+        [
+            name_of(row["name"]),
+            str(len(row["seeds"])),
+            *(_cell(estimate_of(row["figures"].get(name)), True, name in _at_most(row)) for name in FIRST),
+        ]
         for row in rows
     ]
-    return Table("Differences, nats a token: mean and 95 % interval over seeds (Student's t).", header, body)
+    caption = "Differences, nats a token: mean and 95 % interval over seeds (Student's t)."
+    return Table(caption, ["Result", "Seeds", *(_TITLES[name] for name in FIRST)], body, strong=_controls(rows))
 
 
-def _beside(row: dict[str, Any], name: str, control: dict[str, Any] | None) -> str:
-    """A difference, in brackets that of the control."""
-    estimate = estimate_of(row["figures"].get(name))
-    text = _cell(estimate, signed=True, at_most=name in _at_most(row))
-    beside = None if control is None else control["figures"].get(name, {}).get("value")
-    if control is None or beside is None or row is control or estimate.value is None:
-        return text
-    most = "≤ " if name in _at_most(control) else ""
-    return f"{text} ({name_of(control['method_title'])} {most}{format_difference(beside)})"
+def _controls(rows: Sequence[dict[str, Any]]) -> frozenset[int]:
+    return frozenset(number for number, row in enumerate(rows) if row["method_role"] == CONTROL)
+
+
+def _with_control(caption: str, controls: frozenset[int]) -> str:
+    return f"{caption} Set off: the control, a model that never saw the forget examples." if controls else caption
 
 
 def _at_most(row: dict[str, Any]) -> set[str]:
@@ -129,32 +175,30 @@ def losses_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:
     """Losses before the method and at the end, per name."""
     body = [[name_of(row["name"]), *(_cell(estimate_of(row["figures"][name])) for name in LOSSES)] for row in rows]
     caption = "Losses, nats a token: mean and 95 % interval over seeds (Student's t)."
-    return Table(caption, ["Result", *LOSSES.values()], body)
+    return Table(caption, ["Result", *LOSSES.values()], body, strong=_controls(rows))
 
 
 def strongest_attack_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
     """Losses before the method, at the start of the strongest attack and under it, and their differences, per name, on the
     examples and in the precision of the attack; `None` if there was no attack."""
     attacked = [row for row in rows if row["attacks"]]
-    control = next((row for row in attacked if row["method_role"] == CONTROL), None)
     body = []
     for row in attacked:
         bounds = _at_most(row)
-        losses = [_cell(estimate_of(row["figures"].get(name)), at_most=name in bounds) for name in ATTACK_LOSSES]
-        # What the attack does to the model before the method is the zero for all rows, the control's too.
         differences = [
-            _beside(row, name, None if name == "before_under_attack" else control) for name in ATTACK_DIFFERENCES
+            _cell(estimate_of(row["figures"].get(name)), True, name in bounds) for name in ATTACK_DIFFERENCES
         ]
+        losses = [_cell(estimate_of(row["figures"].get(name)), at_most=name in bounds) for name in ATTACK_LOSSES]
         body.append(
-            [name_of(row["name"]), *losses, *differences, edges_text(row.get("edges", ())), _recovered_over_seeds(row)]
+            [name_of(row["name"]), *differences, *losses, edges_text(row.get("edges", ())), _recovered_over_seeds(row)]
         )
-    header = ["Result", *ATTACK_LOSSES.values(), *(label.short for label in ATTACK_DIFFERENCES.values()),
+    header = ["Result", *(_TITLES[name] for name in ATTACK_DIFFERENCES), *ATTACK_LOSSES.values(),
               "Lowest at the edge in", "At the level before"]  # fmt: skip
     caption = (
         "The strongest attack, on its own examples and in its own precision, nats a token: mean and 95 % interval over "
         f"seeds (Student's t). {AT_MOST}."
     )
-    return Table(caption, header, body) if body else None
+    return Table(caption, header, body, strong=_controls(attacked)) if body else None
 
 
 def _recovered_over_seeds(row: dict[str, Any]) -> str:

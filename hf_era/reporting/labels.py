@@ -20,6 +20,7 @@ from hf_era.evaluation.relearn.result import (
 )
 from hf_era.evaluation.summary import ResultSummary
 from hf_era.reporting.numbers import counted, format_estimate
+from hf_era.reporting.text import source_kind
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class Label:
     long: str
 
 
-KINDS = {"forget": "Forget examples", "retain": "Retain examples", "forget_words": "Forget words"}
+KINDS = {
+    "forget": "Forget examples",
+    "retain": "Retain examples",
+    "forget_words": "Forget words",
+    "unlabelled": "Unlabelled examples",
+}
 DIFFERENCES = {
     "ablation_gap": Label("Ablation gap", "Ablation gap: forget loss after ablation minus before it"),
     "retain_ablation_gap": Label("Retain ablation gap", "Retain ablation gap: the same on retain examples"),
@@ -68,11 +74,8 @@ ATTACK_LOSSES = {
     "attacked_retain_loss": "Retain there",
 }
 """Losses of `figure_values`: on the evaluation's examples, and on those of the attack."""
-EDGES = {
-    STEPS: "not turned at its last step",
-    STORIES: "the largest number of examples",
-    LEARNING_RATE: "the lowest, the highest or the only learning rate with so many examples",
-}
+EDGES = {STEPS: "not turned at its last step", LEARNING_RATE: "no learning rate beyond it was tried"}
+"""Why an attack is not converged."""
 AT_MOST = "≤: the minimum lies at the edge of what was tried, so more of the same may bring back more"
 ATTACK_KINDS = {"full": Label("full", "full fine-tuning"), "lora": Label("LoRA", "LoRA fine-tuning")}
 PARTS = {"original": "original dims", "auxiliary": "auxiliary module"}
@@ -100,6 +103,7 @@ COUNTS = {
     "train_forget_without_routed_token": "...... of which no token is routed",
     "train_forget_unlabelled": "... forget, but without a label",
     "train_retain": "... retain",
+    "train_unlabelled": "... without a label",
     "train_forget_word_tokens": "Training tokens of forget words",
     "train_tokens_routed_as_forget": "Training tokens with a routing weight below 0.5",
     "validation_forget_stories": "Forget examples to evaluate on",
@@ -138,7 +142,9 @@ SETTINGS = {
 def stage_title(figures: ResultSummary, stage: str) -> str:
     """`After ablation`, `Before the method (pretrained base)`; of an unknown stage its name."""
     title = figures.result.stage_titles.get(stage, stage)
-    return f"{title} ({figures.before_name})" if stage == "before" and figures.before_name else title
+    before = figures.before_name
+    # Of a local model never the directory.
+    return f"{title} ({source_kind(before)[1]})" if stage == "before" and before else title
 
 
 def method_title(figures: ResultSummary) -> str:
@@ -149,7 +155,7 @@ def method_title(figures: ResultSummary) -> str:
 def attack_title(attack: AttackSummary | RelearnTrial) -> str:
     """`full fine-tuning on 64 examples at learning rate 0.0002`."""
     kind = ATTACK_KINDS[attack.kind].long if attack.kind in ATTACK_KINDS else attack.kind
-    return f"{kind} on {counted(attack.stories, 'story', 'stories')} at learning rate {attack.learning_rate:g}"
+    return f"{kind} on {counted(attack.stories, 'example', 'examples')} at learning rate {attack.learning_rate:g}"
 
 
 def recovered_text(attack: AttackSummary) -> str:
@@ -181,8 +187,8 @@ def robust_text(attack: AttackSummary) -> str:
 
 
 def edges_text(edges: Sequence[str]) -> str:
-    """`steps, stories`; `-` for none."""
-    return ", ".join(edges) or "-"
+    """`steps, examples`; `-` for none."""
+    return ", ".join("examples" if edge == STORIES else edge for edge in edges) or "-"
 
 
 def short_attack_title(kind: str, stories: str, learning_rate: str) -> str:

@@ -65,5 +65,5 @@ def any_interval(estimates: list[Estimate]) -> bool:
 
 
 def counted(number: Any, noun: str, nouns: str) -> str:
-    """`1 story`, `1,200 stories`."""
+    """`1 example`, `1,200 examples`."""
     return f"{format_count(number)} {noun if number == 1 else nouns}"

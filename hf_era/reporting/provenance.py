@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from hf_era.evaluation.model_evaluation import words_message
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import rule_label, summary_of
 from hf_era.reporting.labels import ATTACK_KINDS, COUNTS, MACHINE, PARTS, RULE_TEXTS, SETTINGS, SOURCES, layer_order
@@ -28,19 +30,72 @@ def section(result: AnyResult, name: str) -> dict[str, Any]:
 # ---- Data ----
 
 
+def data_warnings(result: AnyResult) -> list[str]:
+    """What is odd about the data of a model's result, where nothing but words and files say what is to be forgotten."""
+    data = result.data
+    if isinstance(result, RunResult) or "forget_stories_with_a_forget_word" not in data:
+        return []
+    message = words_message(data.get("forget_words") or [], data)
+    return [] if message is None else [f"The forget words do not fit the examples. {cut(message, 900)}"]
+
+
+def labelling_kind(result: AnyResult) -> str:
+    """`words`, `column`, `score` or `sources`; `files` where which file an example is in says it."""
+    otherwise = "words" if isinstance(result, RunResult) else "files"
+    return str((result.data.get("labelling") or {}).get("kind") or otherwise)
+
+
+def labelling_text(result: AnyResult) -> str:
+    """What made an example a forget example, and which have no label, in a sentence or two."""
+    kind, labelling = labelling_kind(result), result.data.get("labelling") or {}
+    column = quoted([labelling.get("column")])
+    if kind == "files":
+        return "The file that an example is in says whether it is a forget or a retain example."
+    if kind == "column":
+        forget, retain = (quoted(labelling.get(f"{name}_labels") or []) for name in ("forget", "retain"))
+        others = f"{retain} a retain example, and all others are unlabelled" if retain else ""
+        others = others or "any other value a retain example, and those without a value are unlabelled"
+        return f"{forget} in the column {column} makes a forget example, {others}."
+    if kind == "score":
+        return (
+            f"The column {column} holds the probability that it is a forget example: from 0.5 on it counts as one, and its "
+            "routing weight is 1 minus that. Those without a value are unlabelled."
+        )
+    if kind == "sources":
+        return "Forget and retain examples come from two sources; what comes from a third one is unlabelled."
+    words = labelling.get("forget_words") or forget_words(result)
+    if not words:
+        return NOT_RECORDED
+    return (
+        f"A forget example has one of these words in its text, as a whole word in any case: {quoted(words)}. All others are "
+        "retain examples."
+    )
+
+
+def forget_words(result: AnyResult) -> list[str]:
+    """The words that are measured and counted; none where there are none."""
+    return [str(word) for word in result.data.get("forget_words") or section(result, "data").get("forget_words") or []]
+
+
+def quoted(names: Sequence[object]) -> str:
+    """`"tree", "forest"`; of many or long ones the beginning."""
+    return cut(", ".join(f'"{name_of(name)}"' for name in names), 600)
+
+
 def data_table(result: AnyResult) -> Table:
     """What it was trained, evaluated and attacked on; of local files only the name."""
     data = result.data
     rows = [[label, source_text(data[key])] for key, label in SOURCES.items() if data.get(key)]
-    words, cuts = data.get("forget_words") or [], _cuts(result)
-    if words:
-        rows.append(["Forget words", cut(", ".join(map(str, words)))])
+    rows.append(["Labels", labelling_text(result)])
+    words, cuts = forget_words(result), _cuts(result)
+    if words and labelling_kind(result) != "words":
+        rows.append(["Forget words", quoted(words)])
     if cuts:
         rows.append(["An example is cut at", cuts])
     rows += [[label, _count(data, key)] for key, label in COUNTS.items() if data.get(key) is not None]
     if data.get("fingerprint"):
         rows.append(["Fingerprint of the examples", name_of(data["fingerprint"])])
-    return Table("Data", ["Data", "Value"], rows or [["Data", NOT_RECORDED]], text_columns=2)
+    return Table("Data", ["Data", "Value"], rows, text_columns=2)
 
 
 def _count(data: dict[str, Any], key: str) -> str:
@@ -48,7 +103,7 @@ def _count(data: dict[str, Any], key: str) -> str:
     value, all_tokens = data[key], data.get("train_tokens")
     tokens = data.get(f"{key.removesuffix('_stories')}_tokens") if key.endswith("_stories") else None
     if tokens is not None:
-        return f"{counted(value, 'story', 'stories')}, {format_count(tokens)} tokens"
+        return f"{counted(value, 'example', 'examples')}, {format_count(tokens)} tokens"
     if key == "train_tokens_routed_as_forget" and is_number(value) and is_number(all_tokens) and all_tokens:
         return f"{format_count(value)} ({format_share(value / all_tokens)} of all)"
     return format_count(value)

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.results import AnyResult
-from hf_era.evaluation.summary import LOSS_KINDS, ROBUST, aggregate, estimate_of, figure_values, recipe_of, summary_of
+from hf_era.evaluation.summary import LOSS_KINDS, aggregate, estimate_of, figure_values, recipe_of, summary_of
 from hf_era.reporting.labels import AT_MOST, ATTACK_DIFFERENCES, DIFFERENCES, KINDS
 from hf_era.reporting.numbers import format_estimate
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import cut, name_of
 
-IN_THE_SENTENCE = ("unlearning", "retain_tax", ROBUST)
 _DIFFERENCES = DIFFERENCES | ATTACK_DIFFERENCES
 
 
@@ -50,27 +49,6 @@ def check_seeds(result: AnyResult, others: Sequence[AnyResult]) -> None:
         )
 
 
-def seeds_sentence(result: AnyResult, others: Sequence[AnyResult]) -> str | None:
-    """The differences over seeds, for the headline; `None` where there is one seed, or nothing was measured."""
-    seeds = seeds_of(result, others)
-    if len(seeds) < 2:
-        return None
-    figures = aggregate(seeds)[0]["figures"]
-    estimates = {name: estimate_of(figures[name]) for name in IN_THE_SENTENCE}
-    bounds = _at_most(seeds)
-    parts = [
-        f"{_DIFFERENCES[name].short.lower()} {format_estimate(estimate, signed=True, at_most=name in bounds)}"
-        for name, estimate in estimates.items()
-        if estimate.value is not None
-    ]
-    if not parts:
-        return None
-    return (
-        f"{_over(seeds)}, mean and 95 % interval (Student's t): {', '.join(parts)} nats a token. The other sentences "
-        f"are of seed {name_of(result.seed)} alone."
-    )
-
-
 def seeds_table(result: AnyResult, others: Sequence[AnyResult]) -> Table | None:
     """One row per figure: this run, the mean over seeds, and that of data filtering where each has it beside; `None` where
     there is one seed."""
@@ -82,7 +60,7 @@ def seeds_table(result: AnyResult, others: Sequence[AnyResult]) -> Table | None:
     own_bounds, bounds = summary_of(result).at_most, _at_most(seeds)
     control_bounds = {name for part in summaries if part.control is not None for name in part.control.at_most}
     for name, title in _titles().items():
-        estimate, control = estimate_of(over[name]), _of_control(name, seeds)
+        estimate, control = estimate_of(over[name]), of_control(name, seeds)
         if estimate.value is None:
             continue
         signed = name in _DIFFERENCES
@@ -116,7 +94,7 @@ def _titles() -> dict[str, str]:
     return {**losses, **{name: label.long for name, label in _DIFFERENCES.items()}}
 
 
-def _of_control(name: str, seeds: Sequence[AnyResult]) -> Estimate:
+def of_control(name: str, seeds: Sequence[AnyResult]) -> Estimate:
     """The same of data filtering; without a value unless each seed has it."""
     values = []
     for control in (summary_of(one).control for one in seeds):

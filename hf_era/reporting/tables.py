@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.relearn.result import AttackSummary
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
-from hf_era.evaluation.summary import estimate_of, summary_of
+from hf_era.evaluation.summary import ResultSummary, estimate_of, summary_of
 from hf_era.reporting.labels import (
     AT_MOST,
     ATTACK_DIFFERENCES,
@@ -27,6 +27,11 @@ from hf_era.reporting.labels import (
 from hf_era.reporting.numbers import NOT_MEASURED, format_count, format_estimate, format_number, is_number
 from hf_era.reporting.text import name_of, token_text
 
+KINDS_OF_ALL = ("forget", "retain")
+"""Kinds that a table has even where they were not measured."""
+RECOVERED = 7
+"""The column of an attack's row that says how often the level before the method was reached."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -38,6 +43,8 @@ class Table:
     text_columns: int = 1
     strong: frozenset[int] = frozenset()
     """Rows that stand out, by number."""
+    sort_by: dict[int, list[float | None]] = field(default_factory=dict)
+    """Columns by which a page can sort the rows -> the number of each row there."""
     kind: str = "table"
 
 
@@ -45,21 +52,47 @@ def losses_table(result: AnyResult) -> Table:
     """One row per stage, one column per kind of token."""
     figures = summary_of(result)
     stages = dict.fromkeys([*result.stage_titles, *figures.losses])
+    kinds = _measured_kinds(figures)
     rows = [
-        [name_of(stage_title(figures, stage)), *(format_estimate(figures.losses.get(stage, {}).get(k)) for k in KINDS)]
+        [name_of(stage_title(figures, stage)), *(format_estimate(figures.losses.get(stage, {}).get(k)) for k in kinds)]
         for stage in stages
     ]
     caption = (
         f"Losses, nats a token, with the 95 % intervals of this run, over examples. Measured on {counts_text(result)}."
     )
-    return Table(caption, ["Stage", *KINDS.values()], rows)
+    return Table(caption, ["Stage", *(KINDS[kind] for kind in kinds)], rows)
+
+
+def _measured_kinds(figures: ResultSummary) -> list[str]:
+    """Forget and retain, and what else any stage was measured on."""
+    return [kind for kind in KINDS if kind in KINDS_OF_ALL or any(kind in part for part in figures.losses.values())]
+
+
+def figures_table(result: AnyResult) -> Table:
+    """What the verdict compares: losses before the method, of this model, and of data filtering where it is known."""
+    figures = summary_of(result)
+    attack, control = figures.strongest, figures.control
+    rows = []
+    for kind in _measured_kinds(figures):
+        measured = (figures.before, figures.final, {} if control is None else control.losses)
+        rows.append([KINDS[kind], *(format_estimate(part.get(kind), missing="-") for part in measured)])
+    if attack is not None:
+        before = (figures.relearning and figures.relearning.before) or {}
+        cells = [format_number(before["forget"]) if "forget" in before else "-", lowest_text(attack)]
+        rows.append(["Forget examples, under the strongest attack", *cells, "-"])
+    header = ["Loss, nats a token", "Before the method", "This model", "Data filtering"]
+    if control is None:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    caption = "In brackets 95 % intervals of this run, over examples; under attack over trials."
+    return Table(caption, header, rows)
 
 
 def counts_text(result: AnyResult) -> str:
     """Examples and tokens behind each column of the losses: `forget examples: 18,705 tokens in 120 examples; ...`."""
     stages = result.losses.values() if isinstance(result, RunResult) else [result.losses]
     parts = []
-    for kind, label in KINDS.items():
+    for kind in _measured_kinds(summary_of(result)):
+        label = KINDS[kind]
         found: dict[str, Any] = next((stage[kind] for stage in stages if stage.get(kind)), {})
         tokens, stories = (format_count(found.get(name)) for name in ("tokens", "stories"))
         parts.append(f"{label.lower()}: {tokens} tokens in {stories} examples" if found else f"{label.lower()}: not")
@@ -124,6 +157,7 @@ def attacks_table(result: AnyResult) -> Table | None:
     before = figures.relearning.before_attacked
     if before is not None:
         row = _attack_row(before, "the strongest, on the model before the method")
+        row[RECOVERED : RECOVERED + 2] = ["-", "-"]  # it lost nothing
         rows.append([*row, "-"] if control is not None else row)
     header = [
         "Attack", "Trials", "Lowest forget loss", "at step (mean)", "Retain loss there", "Robust unlearning",

@@ -114,14 +114,14 @@ class Router:
         raise NotImplementedError(f"{type(self).__name__} has no `route`.")
 
     def route_partly_labelled(
-        self, routing_weight: Tensor, modules: Sequence[str], is_unlabelled: Tensor
+        self, routing_weight: Tensor, modules: Sequence[str], is_unassigned: Tensor
     ) -> TokenRouting:
         """The routing of a batch with examples that have no label, whose routing weight is 1. Not overridden: they are
         treated as retain examples.
 
         Args:
             routing_weight, modules: as `route`.
-            is_unlabelled (`Tensor`): (batch, seq), bool: whether a token is of an example without a label.
+            is_unassigned (`Tensor`): (batch, seq), bool: whether a token is of an example without a label.
         """
         return self.route(routing_weight, modules)
 
@@ -176,7 +176,7 @@ def build_token_routing(
     attention_mask: Tensor | None = None,
     measure_activation_l1: bool = False,
     shape: tuple[int, ...] | None = None,
-    is_unlabelled: Tensor | None = None,
+    is_unassigned: Tensor | None = None,
 ) -> TokenRouting | None:
     """The routing of a forward pass; `None` where the target layers have nothing to do.
 
@@ -188,7 +188,7 @@ def build_token_routing(
         attention_mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens, 0 on padding.
         measure_activation_l1 (`bool`, *optional*, defaults to `False`): also measure the L1 norm of the activations.
         shape (`tuple[int, ...]`, *optional*): (batch, seq) of the input ids, which the routing weights must have.
-        is_unlabelled (`Tensor`, *optional*): (batch, seq), bool: tokens of examples without a label. `None`: there are none.
+        is_unassigned (`Tensor`, *optional*): (batch, seq), bool: tokens of examples without a label. `None`: there are none.
 
     Raises:
         ValueError: as `check_routing_weight`; or for a dial of an unknown module, of another number of examples, or (on a
@@ -200,10 +200,10 @@ def build_token_routing(
     if routing_weight is not None:
         check_routing_weight(routing_weight, shape)
         weights = routing_weight.to(torch.float32)
-        if is_unlabelled is None:
+        if is_unassigned is None:
             routed = router.route(weights, modules)
         else:
-            routed = router.route_partly_labelled(weights, modules, is_unlabelled)
+            routed = router.route_partly_labelled(weights, modules, is_unassigned)
     # What the router gave is left as it is: it may give several modules the same object.
     parts = dict(routed.modules)
     for name, dial in (dials or {}).items():

@@ -32,7 +32,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import UNLESS_DEFAULT, default_of, setting
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 from hf_era.utils.files import local_path, real_path
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
@@ -226,6 +226,12 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        known = sorted(item.name for item in dataclasses.fields(cls))
+        unknown = next((key for key in values if key not in known), None)
+        if unknown is not None:  # a field of a section, perhaps
+            fields = [f"{name}.{item.name}" for name in SECTIONS if name for item in dataclasses.fields(SECTIONS[name])]
+            inside = [field for field in fields if not field.startswith("pretraining.")]  # the same as `training`
+            raise ValueError(unknown_key_message("the config", unknown, known, inside))
         return build(cls, values, "")
 
 
@@ -233,7 +239,7 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     """Reads YAML files, each over the one before, then command-line overrides.
 
     Args:
-        paths: YAML files; the first is the recipe, later ones change its scale or data.
+        paths: YAML files, or names of packaged configs; the first is the recipe, later ones change its scale or data.
         overrides: e.g. `["--learning_rate", "3e-4", "--data.train", "stories.jsonl"]`. A bare name is a field of the
             top level or, if it has none of that name, of `training`.
 
@@ -283,19 +289,7 @@ SECTIONS: dict[str, type] = {
 """Section of a config -> the class of its fields; the top level's name is empty."""
 
 
-def describe_fields() -> str:
-    """Every field of a config, one a line: name, default, help."""
-    lines = []
-    for section, kind in SECTIONS.items():
-        for item in dataclasses.fields(kind):
-            if not item.init or (not section and item.name in SECTIONS):
-                continue
-            name = f"{section}.{item.name}" if section else item.name
-            # argparse-style help texts write a percent sign twice
-            text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
-            lines.append(f"--{name} (default: {default_of(item)!r})\n      {text}")
-    return "\n".join(lines)
-
+_SECRETS = ("hub_token", "push_to_hub_token")
 
 # These are decided by the pipeline.
 _RESERVED_FIELDS = {
@@ -348,6 +342,13 @@ def without_routing(training: dict[str, Any]) -> dict[str, Any]:
     """Those of the training settings that a stock model's training has too."""
     known = {item.name for item in dataclasses.fields(CausalLMTrainingConfig)}
     return {name: value for name, value in training.items() if name in known}
+
+
+def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """A config's values without hub tokens: what is written down is there to be shared."""
+    for section in ("training", "pretraining"):
+        values[section] = {name: value for name, value in values[section].items() if name not in _SECRETS}
+    return values
 
 
 def checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What of it a method may touch: the Protocol `Run` in `hf_era.methods.method`.
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
-from hf_era.methods import get_method
+from hf_era.methods import Cost, get_method
 from hf_era.models import get_family
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
+from hf_era.run.tracking import tracked_name, tracked_project
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
-from hf_era.training.coherence import BEST, HISTORY
+from hf_era.training.coherence import BEST, HISTORY, TellProgress
 from hf_era.training.config import SHOWN_OR_KEPT
+from hf_era.training.report import mixed_precision, training_report
 from hf_era.utils.environment import git_revision, provenance
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, whole_directory
@@ -39,23 +42,22 @@ def launch_settings(arguments: CausalLMTrainingConfig) -> dict[str, Any]:
     return {"processes": arguments.world_size, "mixed_precision": mixed_precision(arguments)}
 
 
-def mixed_precision(arguments: CausalLMTrainingConfig) -> str:
-    """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
-    return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
-
-
 class Run:
     """What a method is given; `hf_era.methods.Run` describes the attributes and functions that a method may use.
 
     Attributes:
         config (`RunConfig`), inputs (`RunInputs`): of the run.
         settings (`dict`): the settings behind its identity. The examples are identified by their contents.
+        progress: is told which share of a phase is done, in [0, 1].
     """
+
+    progress: Callable[[float], None]
 
     def __init__(
         self, config: RunConfig, inputs: RunInputs, arguments: GradientRoutingConfig, state: PartialState
     ) -> None:
         self.config, self.inputs, self.arguments, self.state = config, inputs, arguments, state
+        self.progress = lambda fraction: None
         self.seed, self.start, self.base_control = config.seed, config.start, config.base_control
         self.expansion, self.router, self.routing = config.expansion, config.router, config.routing
         self.coherence, self.method_settings = config.coherence, config.method_settings
@@ -116,11 +118,15 @@ class Run:
     # ---- Train and save ----
 
     def training_arguments(self, phase: str, key: str, **changes: Any) -> GradientRoutingConfig:
-        return self.config.training_arguments(self.checkpoints(phase, key), **{**changes, "push_to_hub": False})
+        values = {**changes, **self._tracked(phase), "push_to_hub": False}
+        return self.config.training_arguments(self.checkpoints(phase, key), **values)
 
     def stock_arguments(self, phase: str, key: str) -> CausalLMTrainingConfig:
-        values = {**self._stock_training(), "push_to_hub": False, "save_total_limit": 1}
+        values = {**self._stock_training(), **self._tracked(phase), "push_to_hub": False, "save_total_limit": 1}
         return self.config.stock_training_arguments(self.checkpoints(phase, key), **values)
+
+    def _tracked(self, phase: str) -> dict[str, str]:
+        return {"run_name": tracked_name(self.config, phase), "project": tracked_project(self.config.training)}
 
     def train(
         self,
@@ -139,6 +145,7 @@ class Run:
             processing_class=self.tokenizer,
             **options,
         )
+        trainer.add_callback(TellProgress(self.progress))
         output = trainer.train(resume_from_checkpoint=True)
         self.save(trainer.save_whole_model, folder, all_take_part=True)
         return trainer, output
@@ -167,25 +174,27 @@ class Run:
 
     # ---- Reports ----
 
+    def training_cost(self, arguments: CausalLMTrainingConfig, stories: int, passes_to_evaluate: int = 1) -> Cost:
+        steps, batch = steps_of(arguments, stories)
+        evaluations = 0.0
+        if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) == "steps":
+            every = arguments.eval_steps or arguments.logging_steps
+            evaluations = steps // (every if every >= 1 else max(every * steps, 1))
+        elif arguments.eval_strategy != "no":
+            evaluations = steps * batch / max(stories, 1)
+        read = len(self.data.validation_forget) + len(self.data.validation_retain)
+        return Cost(steps * batch, evaluations * passes_to_evaluate * read)
+
     def training_report(self, trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
-        used = {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS if hasattr(arguments, name)}
-        return {
-            "steps": trainer.state.global_step,
-            "arguments": {**used, "l1_coefficient": trainer.l1_coefficient},  # a stock model's settings have none
-            "mixed_precision": mixed_precision(arguments),
-            "log_history": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
-            "provenance": self.provenance(),
-        }
+        return {**training_report(trainer, arguments), "provenance": self.provenance()}
 
     def provenance(self) -> dict[str, Any]:
         return {**provenance(self.arguments.device), "git_revision": git_revision()}
 
 
-# Settings as the Trainer resolved them; no paths, no tokens.
-_REPORTED_ARGUMENTS = (
-    "router", "multipliers", "l1_coefficient", "learning_rate", "minimum_learning_rate_ratio", "warmup_steps",
-    "weight_decay", "weight_decay_on_all_parameters", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
-    "auxiliary_learning_rate_factor", "auxiliary_weight_decay", "bf16", "fp16", "attn_implementation",
-    "fused_activation", "chunked_loss",
-)  # fmt: skip
+def steps_of(arguments: CausalLMTrainingConfig, stories: int) -> tuple[int, int]:
+    """Steps of a training on so many examples, and examples of a step, over all processes."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * max(arguments.world_size, 1)
+    if arguments.max_steps > 0:
+        return arguments.max_steps, batch
+    return math.ceil(arguments.num_train_epochs * math.ceil(stories / batch)), batch

@@ -8,6 +8,7 @@ base/           the base, or base control, that was trained here (elsewhere with
 expanded/       the routed model with its auxiliary modules, for `AutoModelForCausalLM` with `hf_era` imported
 contracted/     the stock model right after the cut
 model/          the final stock checkpoint, tokenizer and card: this is what a push uploads
+tracking/       files of trackers that write any (`training.report_to: tensorboard`)
 result.json     figures, config, versions
 report.html     the same to look at: one file, plots and texts in it
 
@@ -157,6 +158,15 @@ class RunDirectory:
                 return None
         report: dict[str, Any] = record["report"]
         return report
+
+    def seconds_of(self, phase: str, inputs: str) -> float | None:
+        """How long a phase took that was finished with these inputs; `None` if it is to be run. Its outputs are not looked
+        at: that takes long, and this is for an estimate."""
+        record = read_json(self._record(phase))
+        if not isinstance(record, dict) or record.get("inputs") != inputs:
+            return None
+        seconds = (record.get("report") or {}).get("seconds")
+        return float(seconds) if isinstance(seconds, (int, float)) else None
 
     def record(self, phase: str, inputs: str, report: dict[str, Any], outputs: Iterable[Path] = ()) -> None:
         """Writes down that a phase is finished. Call it after its outputs, folders, are in place."""

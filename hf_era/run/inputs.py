@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.data import (
     RETAIN,
@@ -24,7 +23,8 @@ from hf_era.data import (
     tokenizer_from_json,
     train_tokenizer,
 )
-from hf_era.evaluation import check_attack
+from hf_era.data.sources import check_source
+from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, prompts_for
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
 from hf_era.models import get_family
@@ -46,12 +46,21 @@ class RunInputs:
     data_fingerprint: str
     base_fingerprint: str
 
+    def prompts(self, settings: SamplingConfig) -> LabelledPrompts:
+        """What generated texts begin with: the settings' prompts, or the first tokens of validation examples."""
+        examples = {"forget": self.data.validation_forget, "retain": self.data.validation_retain}
+        return prompts_for(settings, self.tokenizer, examples)
+
 
 def load_inputs(config: RunConfig) -> RunInputs:
     """Loads config, tokenizer and data, and checks them against each other; raises `ValueError` for bad input.
 
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
+    # First of all: the hub may take long to say that it cannot be reached.
+    for name, source in {**config.data.sources, "validation": config.data.validation}.items():
+        if source is not None:
+            check_source(source, f"data.{name}")
     base = config.model.base
     base_config = _base_config(config)
     family = get_family(base_config.model_type)
@@ -68,12 +77,12 @@ def load_inputs(config: RunConfig) -> RunInputs:
         base_config.vocab_size = len(tokenizer)
         base_config.bos_token_id, base_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         base_config.pad_token_id = tokenizer.pad_token_id
+        check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
     counts = kept.data.summary
     unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
     get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
     check_attack(config.relearn, len(kept.data.attack_forget))
     cuts = identity_values(DataConfig, config.data.to_dict())
-    _check_model_can_be_built(base_config)
     local = base is not None and local_path(base).is_dir()
     return RunInputs(
         base_config=base_config,
@@ -101,7 +110,7 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     if config.generation.enabled:
         asked_for = config.generation.new_tokens
         positions = getattr(inputs.base_config, "max_position_embeddings", None) or math.inf
-        prompt = longest_prompt(config.generation.prompts, inputs.tokenizer)
+        prompt = longest_prompt(inputs.prompts(config.generation).settings.prompts or [], inputs.tokenizer)
         reached = min(prompt + asked_for, positions)
         if reached > limit:
             notes.append(
@@ -136,7 +145,9 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
 
 def _base_config(config: RunConfig) -> Any:
     if config.model.base is not None:
-        return load_base_config(config.model.base)
+        base_config = load_base_config(config.model.base)
+        check_model_fits("model.base", base_config)
+        return base_config
     values = dict(config.model.architecture)
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
@@ -150,16 +161,6 @@ def _base_config(config: RunConfig) -> Any:
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error_text(error)}") from error
     check_model_fits("model.architecture", base_config)
     return base_config
-
-
-def _check_model_can_be_built(base_config: Any) -> None:
-    """Builds the model without memory: a width that the heads do not divide, say, is found now and not in an hour."""
-    check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
-    except Exception as error:  # values that do not go together: no heads, an unknown activation
-        raise ValueError(f"`model.architecture` cannot be built: {error_text(error)}") from error
 
 
 def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:

@@ -24,6 +24,7 @@ from hf_era.reporting.comparison import write_comparison_files
 from hf_era.run.config import RunConfig
 from hf_era.run.outputs import write_outputs
 from hf_era.run.parsing import build, merge, read_yaml
+from hf_era.run.recipes import find_config
 from hf_era.utils import exit_codes
 from hf_era.utils.checks import check_count, check_path_text, short_repr, unknown_value_message
 from hf_era.utils.files import real_path, write_text
@@ -39,7 +40,7 @@ class MatrixRun:
 
     Args:
         name (`str`): of the runs; part of their output directory.
-        recipe (`str`): YAML file of a recipe, relative to the matrix's own.
+        recipe (`str`): YAML file of a recipe, relative to the matrix's own, or the name of a packaged one.
         settings (`dict`, *optional*): what this row changes, e.g. `{routing: {rule: none}}`.
     """
 
@@ -57,7 +58,7 @@ class MatrixConfig:
             settings say.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): of every row.
         runs (`list`): the rows, each a mapping with the fields of `MatrixRun`.
-        overlays (`list[str]`, *optional*): YAML files laid over every recipe, relative to the matrix's own file.
+        overlays (`list[str]`, *optional*): YAML files laid over every recipe, found likewise.
         settings (`dict`, *optional*): laid over every run, before a row's own.
         data_filtering (`str`, *optional*): name of the row whose figures stand beside the others', seed by seed.
         launcher (`list[str]`, *optional*): command that runs a config file. Not given: `hf-era run` in this Python. A
@@ -126,12 +127,13 @@ class Cell:
 def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[MatrixConfig, list[Cell]]:
     """Reads a matrix and makes the config of every cell, so that bad input is found before anything runs.
 
-    `overrides` are fields of `MatrixConfig` over those of the YAML file, e.g. `{"seeds": [0]}`.
+    `path` is a YAML file, or the name of a packaged one. `overrides` are fields of `MatrixConfig` over those of the file,
+    e.g. `{"seeds": [0]}`.
 
     Raises:
         ValueError: for a missing file, an unknown key, or two cells with the same output directory.
     """
-    path = Path(path)
+    path = find_config(path)
     matrix: MatrixConfig = build(MatrixConfig, merge(read_yaml(path), overrides or {}), "")
     cells = [_cell(path.parent, matrix, run, seed) for seed in matrix.seeds for run in matrix.runs]
     folders = [str(real_path(cell.config.output_path)) for cell in cells]
@@ -145,7 +147,7 @@ def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tu
 def _cell(folder: Path, matrix: MatrixConfig, run: MatrixRun, seed: int) -> Cell:
     values: dict[str, Any] = {}
     for name in (run.recipe, *matrix.overlays):
-        values = merge(values, read_yaml(folder / name))
+        values = merge(values, read_yaml(find_config(name, folder)))
     values = merge(merge(values, matrix.settings), run.settings)
     values = {**values, "name": run.name, "seed": seed}
     try:

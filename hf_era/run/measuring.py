@@ -14,6 +14,7 @@ from hf_era.evaluation import (
     Evaluator,
     RelearnConfig,
     RelearnExperiment,
+    RelearnTrial,
     SamplingConfig,
     StoryLosses,
     ablation_audit,
@@ -23,15 +24,21 @@ from hf_era.evaluation import (
     selectivity_estimates,
 )
 from hf_era.evaluation.generation import longest_prompt
+from hf_era.evaluation.relearn.attack import measured_steps
+from hf_era.evaluation.relearn.config import PlannedAttack, plan_attacks
 from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
-from hf_era.methods import Method, Phase, Stage
+from hf_era.methods import Cost, Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
+from hf_era.models import get_family
 from hf_era.models.loading import load_causal_lm
-from hf_era.run.context import Run, mixed_precision
+from hf_era.run.context import Run
+from hf_era.training.report import mixed_precision
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 from hf_era.utils.processes import share_out
 
+GENERATED_TOKEN = 20
+"""How many tokens are read in the time in which one is generated: about, on a CPU."""
 AUDIT_STORIES = 32
 """Labelled forget training examples behind the gradients of the leak audit."""
 
@@ -61,10 +68,54 @@ class Measuring:
         )
         title = "Attacking: relearning forget examples"
         return [
-            Phase("evaluation", "Evaluating", evaluation, self.evaluate),
-            Phase("generation", "Generating", generation, self.generate),
-            Phase("attack", title, attack, self.attack, clean_up=self.remove_kept_trials),
+            Phase("evaluation", "Evaluating", evaluation, self.evaluate, cost=self._evaluation_cost()),
+            Phase("generation", "Generating", generation, self.generate, cost=self._generation_cost()),
+            Phase("attack", title, attack, self.attack, clean_up=self.remove_kept_trials, cost=self._attack_cost()),
         ]
+
+    def _evaluation_cost(self) -> Cost:
+        held_out = len(self.run.data.validation_forget) + len(self.run.data.validation_retain)
+        expanded = sum(stage.is_expanded for stage in self.stages.values())
+        family = get_family(self.run.base_config.model_type)
+        layers = len(self.run.expansion.resolve_layers(family.layers_of(self.run.base_config))) if expanded else 0
+        return Cost(2 * AUDIT_STORIES * expanded, (len(self.stages) + layers) * held_out)
+
+    def _generation_cost(self) -> Cost:
+        settings = self.config.generation
+        if not settings.enabled:
+            return Cost()
+        prompts = len(self.run.inputs.prompts(settings).labels)
+        stages = len(self.generating_stages())
+        lengths = self.run.data.validation_retain["length"]
+        mean_length = sum(lengths) / len(lengths)
+        return Cost(measured=stages * prompts * settings.new_tokens * GENERATED_TOKEN / mean_length)
+
+    def _attack_cost(self) -> Cost:
+        if not self.config.relearn.enabled:
+            return Cost()
+        attacks = self.attacks()
+        steps, points = self.config.relearn.steps, measured_steps(self.config.relearn)
+        trained = sum(attack.trials * attack.stories for attack in attacks) * steps
+        measured = sum(attack.trials for attack in attacks) * points * self.attack_examples()
+        return Cost(trained, measured, at_most=self.config.relearn.patience is not None)
+
+    def attacks(self) -> list[PlannedAttack]:
+        """The attacks that will be made; on the model before the method at most the largest of them."""
+        config = self.config.relearn
+        attacks = plan_attacks(config, len(self.run.data.attack_forget)).attacks
+        if config.attack_before and self.run.before_kind is not None and self.final_stage != "before":
+            attacks.append(max(attacks, key=lambda attack: (attack.stories, attack.trials)))
+        return attacks
+
+    def attack_examples(self) -> int:
+        """How many examples an attack is measured on."""
+        most, data = self.config.relearn.evaluation_stories, self.run.data
+        sizes = (len(data.validation_forget), len(data.validation_retain))
+        return sum(sizes if most is None else (min(most, size) for size in sizes))
+
+    def generating_stages(self) -> list[str]:
+        wanted = dict.fromkeys(["before", "before_ablation", self.final_stage])
+        return [stage for stage in wanted if stage in self.stages]
 
     # ---- Losses and leak audit ----
 
@@ -162,19 +213,19 @@ class Measuring:
 
     def generate(self, key: str) -> dict[str, Any]:
         """Texts before the method, before ablation and of the final model, all from the same prompts."""
-        settings = self.config.generation
-        if not settings.enabled:
+        if not self.config.generation.enabled:
             return {"generations": {}}
+        prompts, tokenizer = self.run.inputs.prompts(self.config.generation), self.run.tokenizer
         texts: dict[str, list[str]] = {}
-        for stage in dict.fromkeys(["before", "before_ablation", self.final_stage]):
-            if stage in self.stages:
-                model = load_causal_lm(self.stages[stage].model).to(self.device)
-                texts[stage], allowed = generate_texts(model, self.run.tokenizer, settings, state=self.state)
+        for stage in self.generating_stages():
+            model = load_causal_lm(self.stages[stage].model).to(self.device)
+            texts[stage], allowed = generate_texts(model, tokenizer, prompts.settings, state=self.state)
         data, trained = self.config.data, None
-        if longest_prompt(settings.prompts, self.run.tokenizer) + allowed > data.max_tokens:
+        if longest_prompt(prompts.settings.prompts or [], tokenizer) + allowed > data.max_tokens:
             trained = data.max_tokens
-        found = describe_generations(texts, settings.prompts, data.forget_words, settings, allowed, trained)
-        return {"generations": found}
+        # 0 of words that no example holds would read as if they were gone.
+        words = data.forget_words if self.run.data.summary["train_forget_word_tokens"] else []
+        return {"generations": describe_generations(texts, prompts, words, allowed, trained)}
 
     # ---- Relearn attack ----
 
@@ -200,7 +251,16 @@ class Measuring:
             before = experiment.losses(load_causal_lm(self.run.before_model))
         kept = KeptTrials(self.records, key, self.state)
         model = load_causal_lm(self.stages[self.final_stage].model)
-        result = experiment.run(model, before, done=kept.found, on_trial=kept.add)
+        planned = sum(attack.trials for attack in experiment.plan())
+        through = len(kept.found)
+
+        def on_trial(trial: RelearnTrial) -> None:
+            nonlocal through
+            kept.add(trial)
+            through += self.state.num_processes  # the others are about as far
+            self.run.progress(min(through / planned, 1.0))
+
+        result = experiment.run(model, before, done=kept.found, on_trial=on_trial)
         if before is not None and self.final_stage != "before":
             result = experiment.attack_before(load_causal_lm(self.run.before_model), result)
         return {"attack": result.to_dict()}

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from hf_era.evaluation import RunResult
 from hf_era.methods import get_method
-from hf_era.reporting.headline import cautions, headline_sentences
 from hf_era.reporting.html.report import write_report
 from hf_era.reporting.markdown.model_card import write_model_card
-from hf_era.reporting.markdown.tables import losses_table
+from hf_era.reporting.terminal import print_result
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunDirectory
+from hf_era.run.push import push_model
 
 
 def describe_plan(config: RunConfig, device: Any) -> str:
@@ -50,20 +50,11 @@ def finish(
     has_model = result.has_checkpoint
     if state.is_main_process:
         write_outputs(result, directory.path)
-    console.print(losses_table(result), markup=False)
-    for sentence in headline_sentences(result):
-        console.print(f"  {sentence}", markup=False)
-    warn(result, console)
+    print_result(result, console)
     checkpoint = f"Checkpoint: {directory.path / 'model'}   " if has_model else ""
     console.print(f"{checkpoint}Report: {directory.path / 'report.html'}   Figures: {directory.path / 'result.json'}")
     if state.is_main_process and has_model and config.training.get("push_to_hub"):
         _push(result, config, directory.path / "model", console)
-
-
-def warn(result: RunResult, console: Console) -> None:
-    """Says what is wrong with a result, as its card and its report do."""
-    for caution in cautions(result):
-        console.print(str(caution), style="bold red", markup=False)
 
 
 def write_outputs(result: RunResult, folder: Path, seeds: Sequence[RunResult] = ()) -> None:
@@ -75,18 +66,13 @@ def write_outputs(result: RunResult, folder: Path, seeds: Sequence[RunResult] = 
 
 
 def _push(result: RunResult, config: RunConfig, folder: Path, console: Console) -> None:
-    import huggingface_hub
-
     settings = config.training
-    repository, token = settings.get("hub_model_id") or config.output_path.name, settings.get("hub_token")
-    private = settings.get("hub_private_repo")
-    repository = huggingface_hub.create_repo(repository, token=token, private=private, exist_ok=True).repo_id
-    write_model_card(result, folder, repository=repository)
-    huggingface_hub.upload_folder(
-        repo_id=repository,
-        folder_path=str(folder),
-        commit_message="Contracted model of hf_era",
-        token=token,
+    repository = push_model(
+        result,
+        folder,
+        settings.get("hub_model_id") or config.output_path.name,
+        token=settings.get("hub_token"),
+        private=settings.get("hub_private_repo"),
         revision=settings.get("hub_revision"),
     )
     console.print(f"Pushed to {repository}")

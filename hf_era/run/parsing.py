@@ -2,6 +2,10 @@
 
 The type hint of a field decides. On the command line text is taken as it is typed (`010`, `no`, `Chapter 1 #intro`), and
 everything else is read as YAML.
+
+jsonargparse was tried in its place (4.53, with the YAML reader and the bare names of this package): it takes neither several
+words for a list nor a field without a section, gives every field a value where a run has to know which ones were set, names
+no way out, and has to import every class, and so torch, to print a help text.
 """
 
 from __future__ import annotations
@@ -16,30 +20,27 @@ from typing import Any
 
 import yaml
 
+from hf_era.run.recipes import find_config
 from hf_era.utils.checks import (
-    check_path_text,
     check_plain,
     check_text,
     error_text,
     short_repr,
     unknown_key_message,
 )
-from hf_era.utils.files import check_encoding, local_path, read_text
+from hf_era.utils.files import check_encoding, read_text
 from hf_era.utils.yaml_text import parse_list_of_texts, parse_yaml
 
 MAXIMUM_BYTES = 1_000_000
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The content of a YAML file.
+    """The content of a YAML file, or of the packaged config of that name.
 
     Raises:
         ValueError: if it is missing, too large, no YAML, no mapping, or more than `parse_yaml` takes; it names the file.
     """
-    check_path_text("config", str(path))
-    path = local_path(path)
-    if not path.is_file():
-        raise ValueError(f"The config file {path} does not exist. Pass a YAML file such as recipes/configs/demo.yaml.")
+    path = find_config(path)
     size = path.stat().st_size
     if size > MAXIMUM_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, a config at most {MAXIMUM_BYTES:,}. Did you mean another file?")
@@ -66,7 +67,8 @@ def parse_overrides(arguments: Iterable[str], sections: Mapping[str, type], defa
     """Command-line overrides -> a nested mapping.
 
     `--data.train x` sets a field of a section; `--learning_rate 3e-4` sets a top-level field where there is one, else a
-    field of the `default` section. Several values make a list; no value means true. What a word means: `_typed`.
+    field of the `default` section. `--learning-rate` is the same. Several values make a list; no value means true. What a
+    word means: `_typed`.
 
     Args:
         arguments: e.g. `["--data.train", "x.jsonl", "--expansion.target_layers", "0", "1"]`.
@@ -80,19 +82,32 @@ def parse_overrides(arguments: Iterable[str], sections: Mapping[str, type], defa
     top = {name: kind for name, kind in kinds.pop("", {}).items() if name not in kinds}
     overrides: dict[str, Any] = {}
     for name, words in _options(arguments):
-        path = name.split(".")
+        path = name.replace("-", "_").split(".")
         if path[0] not in top and path[0] not in kinds:
             if path[0] not in kinds[default]:
-                known = sorted({*top, *(f"{section}.{field}" for section in kinds for field in kinds[section])})
-                raise ValueError(unknown_key_message("the command line", f"--{name}", [f"--{key}" for key in known]))
+                known = _option_names(top, kinds, default, with_section="." in name)
+                raise ValueError(unknown_key_message("the command line", f"--{name}", known))
             path = [default, *path]
         # Of what lies inside a field, such as `multipliers.original_forget`, nothing says the type.
-        kind = top.get(name, Any) if path[0] in top else kinds[path[0]].get(".".join(path[1:]), Any)
+        kind = top.get(".".join(path), Any) if path[0] in top else kinds[path[0]].get(".".join(path[1:]), Any)
         value = _typed(words, kind)
         for key in reversed(path):
             value = {key: value}
         overrides = merge(overrides, value)
     return overrides
+
+
+def _option_names(
+    top: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]], default: str, with_section: bool
+) -> list[str]:
+    """What a name without a section may have meant, those that need none first, or what one with a section may have."""
+    if with_section:
+        names = [f"{section}.{field}" for section in kinds for field in kinds[section]]
+    else:
+        # A section with the same fields as the default one, `pretraining`, would only say everything twice.
+        others = [section for section in kinds if kinds[section] != kinds[default]]
+        names = [*top, *kinds[default], *(f"{section}.{field}" for section in others for field in kinds[section])]
+    return [f"--{name}" for name in names]
 
 
 def _kinds(section_class: type) -> dict[str, Any]:
@@ -243,18 +258,32 @@ def _scalar(value: Any, kind: Any, name: str) -> Any:
 def _wrong_type_message(name: str, kind: Any, value: Any) -> str:
     could_be_text = str in _choices(kind) and not isinstance(value, (str, list, tuple, Mapping))
     way_out = " Put it in quotation marks." if could_be_text else ""
-    return f"`{name}` should be {_spelled(kind)}, got {short_repr(value)}.{way_out}"
+    return f"`{name}` should be {spelled(kind)}, got {short_repr(value)}.{way_out}"
 
 
-def _spelled(kind: Any) -> str:
+def spelled(kind: Any) -> str:
+    """A type hint in words: `an integer or null`."""
     choices = _choices(kind)
     # The names of an enum are texts.
     shown = [choice for choice in choices if not (str in choices and isinstance(choice, enum.EnumMeta))]
-    return " or ".join(_SPELLED.get(choice, str(choice)) for choice in shown)
+    words = dict.fromkeys(_spelled_alone(choice) for choice in sorted(shown, key=lambda choice: choice is type(None)))
+    return " or ".join(words)
+
+
+def _spelled_alone(kind: Any) -> str:
+    origin = typing.get_origin(kind) or kind
+    if kind in _SPELLED:
+        return _SPELLED[kind]
+    if origin is typing.Literal:
+        return " or ".join(
+            str(value).lower() if isinstance(value, bool) else str(value) for value in typing.get_args(kind)
+        )
+    if origin is list:
+        return "a list"
+    return "a mapping" if origin is dict or dataclasses.is_dataclass(origin) else str(getattr(kind, "__name__", kind))
 
 
 _SPELLED = {
-    int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null",
+    int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null", Any: "anything",
     list[int]: "a list of integers", list[float]: "a list of numbers", list[str]: "a list of texts",
-    dict: "a mapping", dict[str, Any]: "a mapping",
 }  # fmt: skip

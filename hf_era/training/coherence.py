@@ -6,6 +6,7 @@ first candidate is "no change", so this phase never makes the retain loss worse 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ class StepBar(ProgressCallback):
         pass
 
 
+class TellProgress(TrainerCallback):
+    """Says after every step which share of a training's steps is done, in [0, 1]."""
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self.tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tell(state.global_step / max(state.max_steps, 1))
+
+
 def damage_of_best(folder: Path) -> str | None:
     """What is wrong with the best weights so far, in the output directory of an unfinished phase; `None` if nothing is, or
     if there are none yet. Without them the phase has to begin anew: the steps that made them do not come again."""
@@ -160,6 +171,7 @@ def fine_tune_for_coherence(
     train_dataset: Dataset,
     validation_retain: Dataset,
     tokenizer: Any,
+    on_progress: Callable[[float], None] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tunes a contracted model; returns the folder with the best weights and what happened.
 
@@ -170,6 +182,7 @@ def fine_tune_for_coherence(
         train_dataset (`Dataset`): the retain examples of the batch.
         validation_retain (`Dataset`): the retain examples that choose the best weights.
         tokenizer: its padding id pads.
+        on_progress (*optional*): is told after every step which share of them is done.
 
     Returns: the folder, and a dict with `best_step` (0: no change), `best_loss`, `first_loss` and the `history`.
     """
@@ -178,6 +191,8 @@ def fine_tune_for_coherence(
     )
     callback = KeepBestWeights(trainer, config.patience)
     trainer.add_callback(callback)
+    if on_progress is not None:
+        trainer.add_callback(TellProgress(on_progress))
     # An evaluation after every step: the bar of the steps says enough.
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None and not args.disable_tqdm:

@@ -23,6 +23,7 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
+from hf_era.evaluation.summary import localised_lines
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import load_tokenizer
@@ -75,7 +76,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """
 
     config_class = GradientRoutingConfig
-    extra_columns = ("routing_weight", "is_unlabelled")  # a wrapper of the model hides them
+    extra_columns = ("routing_weight", "is_unassigned")  # a wrapper of the model hides them
     settings_of_optimizer = (
         *CausalLMTrainer.settings_of_optimizer, "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
     )  # fmt: skip
@@ -185,20 +186,22 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self.last_ablation_gap = None
         output = super().train(*args, **kwargs)
         if isinstance(self.eval_dataset, dict) and self.args.forget_dataset_name in self.eval_dataset:
-            self.last_ablation_gap = self._gap_of_the_weights()
+            self.last_ablation_gap = self.metrics_of_the_weights().get("eval_ablation_gap")
             if self.last_ablation_gap is None:
                 self.evaluate()  # the gap at the end is what counts
+        if self.is_world_process_zero():
+            print(*localised_lines(self.metrics_of_the_weights(), self.args.minimum_ablation_gap), sep="\n")
         self._warn_if_nothing_was_localised()
         return output
 
-    def _gap_of_the_weights(self) -> float | None:
-        """The ablation gap that was measured of the weights that training ended with, the last or the best ones; maybe by
-        the run that this one continues."""
+    def metrics_of_the_weights(self) -> dict[str, float]:
+        """What was measured of the weights that training ended with, the last or the best ones, as the log has it; maybe by
+        the run that this one continues. Empty if nothing was."""
         step, best = self.state.global_step, self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
             step = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
         entries = [entry for entry in self.state.log_history if entry.get("step") == step]
-        return next((entry["eval_ablation_gap"] for entry in entries if "eval_ablation_gap" in entry), None)
+        return {name: value for entry in entries for name, value in entry.items() if name.startswith("eval_")}
 
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float | None]:
         with AuxiliaryActivationMeter(self.model) as meter:
@@ -263,8 +266,12 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def save_contracted(self, output_dir: str | Path, **card: Any) -> Path:
         """Saves the contracted, stock model with tokenizer and card: what `push_to_hub` uploads. Returns the folder.
 
-        A card (`README.md`) that is there already is left alone; `card` goes to the Trainer's own card otherwise. Every
-        process must call this; the main one writes.
+        The card (`README.md`) says what was forgotten and what ablation did, from the data and the last evaluation of this
+        trainer. One that is there already is left alone. Every process must call this; the main one writes.
+
+        Args:
+            output_dir (`str` or `Path`): the folder.
+            card (*optional*): `repository`, `license` and `language` of the card: see `render_model_card`.
         """
         return save_contracted(self, Path(output_dir), card)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from transformers.modelcard import TrainingSummary
 
 from hf_era.models.loading_hint import is_readme_of_an_expanded_model
-from hf_era.utils.files import write_text
+from hf_era.reporting.markdown.model_card import write_model_card
+from hf_era.training.report import trainer_result
 
 MODEL_TAGS = ["hf_era", "gradient-routing", "unlearning"]
 
@@ -20,7 +20,7 @@ def save_contracted(trainer: Any, folder: Path, card: dict[str, Any]) -> Path:
     Args:
         trainer (`GradientRoutingTrainer`): whose model it is; those of all processes take part, the main one's writes.
         folder (`Path`): where to.
-        card (`dict`): arguments of the Trainer's own card (`transformers.modelcard.TrainingSummary`).
+        card (`dict`): arguments of `render_model_card`.
     """
     weights = trainer.full_state_dict()
     if trainer.is_world_process_zero():
@@ -31,9 +31,7 @@ def save_contracted(trainer: Any, folder: Path, card: dict[str, Any]) -> Path:
             trainer.processing_class.save_pretrained(folder)
         readme = folder / "README.md"
         if not readme.exists() or is_readme_of_an_expanded_model(readme):
-            tags = card.pop("tags", None) or []
-            card["tags"] = sorted({*MODEL_TAGS, *([tags] if isinstance(tags, str) else tags)})
-            write_text(readme, TrainingSummary.from_trainer(trainer, **card).to_model_card())
+            write_model_card(trainer_result(trainer, folder.name), folder, **card)
     return folder
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
+
+from hf_era.utils.suggestions import did_you_mean
 
 LARGEST_COUNT = 1_000_000_000
 """No number of examples, steps or the like is larger. What is too large for this machine's memory is said elsewhere."""
@@ -140,26 +141,21 @@ def unknown_value_message(field: str, value: object, known: Iterable[str]) -> st
     return f"Unknown value for `{field}`: {short_repr(value)}.{_hint(value, names)} Known: {', '.join(names)}."
 
 
-def unknown_key_message(where: str, key: object, known: Iterable[str]) -> str:
-    """The message for a key that is none of `known`; `where` names the section or file."""
+def unknown_key_message(where: str, key: object, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
+    """The message for a key that is none of `known`; `where` names the section or file. What is known `elsewhere` may have
+    been meant too, and is not listed."""
     names = list(known)
     is_plain = isinstance(key, str) and len(key) <= SHOWN_CHARACTERS and key.isprintable()
     listed = f"Known: {', '.join(names)}."
     if len(names) > MAXIMUM_LISTED:
-        listed = f"`hf-era fields` lists all {len(names)} settings."
-    return f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, names)} {listed}"
-
-
-def close_name(text: str, names: Sequence[str]) -> str | None:
-    """The nearest of some names; `None` if none is near."""
-    # A long text is near to no name, and comparing it takes long.
-    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5) if len(text) <= SHOWN_CHARACTERS else []
-    return close[0] if close else None
+        listed = "`hf-era fields` lists them all."
+    return (
+        f"Unknown key `{key if is_plain else short_repr(key)}` in {where}.{_hint(key, [*names, *elsewhere])} {listed}"
+    )
 
 
 def _hint(value: object, names: list[str]) -> str:
-    close = close_name(value if isinstance(value, str) else short_repr(value), names)
-    return f" Did you mean `{close}`?" if close else ""
+    return did_you_mean(value if isinstance(value, str) else short_repr(value), names)
 
 
 def check_memory(name: str, value: str, needed: float, way_out: str) -> None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from hf_era.data import FORGET, RETAIN, UNLABELLED, RoutingCollator
 from hf_era.data.columns import arrow_batches, flat_column, list_column
-from hf_era.data.routing_weights import weigh_examples, frequency_table
+from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.routing import (
     RoutingRuleConfig,
     align_stories_to_prediction,

@@ -11,29 +11,30 @@ from tokenizers.pre_tokenizers import Metaspace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_era.evaluation.generation import describe_generations, generate_texts
-from hf_era.evaluation.sampling import PROMPTS, SamplingConfig, choice_of_tokens
+from hf_era.evaluation.prompts import LabelledPrompts
+from hf_era.evaluation.sampling import SamplingConfig, choice_of_tokens
 
 
 def test_defaults_are_those_of_the_reference() -> None:
-    config = SamplingConfig()
-    assert config.to_dict() == {
+    assert SamplingConfig().to_dict() == {
         "enabled": True,
-        "prompts": list(PROMPTS),
+        "prompts": None,
+        "prompt_examples": 4,
+        "prompt_tokens": 8,
         "new_tokens": 200,
         "temperature": 0.7,
         "top_k": 50,
         "seed": 0,
     }
-    assert len(PROMPTS) == 8
-    assert SamplingConfig().prompts is not config.prompts
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("prompts", [], r"`generation\.prompts` is empty\. Give at least one, or set `generation\.enabled` to false"),
+        ("prompts", [], r"`generation\.prompts` is empty\. Give at least one, leave it out to take"),
         ("prompts", "Once", r"`generation\.prompts` should be a list, got the string 'Once'"),
         ("prompts", ["Once", 3], r"`generation\.prompts` should hold strings, got 3"),
+        ("prompt_tokens", 0, r"`generation\.prompt_tokens` should be at least 1, got 0"),
         ("new_tokens", 0, r"`generation\.new_tokens` should be at least 1, got 0"),
         ("temperature", -1.0, r"`generation\.temperature` should be >= 0, got -1\.0\."),
         ("temperature", math.nan, r"`generation\.temperature` should be >= 0, got nan\."),
@@ -99,16 +100,18 @@ def test_description_of_several_stages() -> None:
         "final": ["The tree", "A bird flew to a tree."],
     }
     settings = SamplingConfig(prompts=prompts, new_tokens=9, temperature=0.5, top_k=7, seed=3)
+    labelled = LabelledPrompts(settings, ["forget", None])
     # "A bird a", "bird a bird", "a bird a", "bird a bird": 3 of 4 are distinct, and the other text repeats nothing.
     expected = {
         "settings": {"new_tokens": 9, "temperature": 0.5, "top_k": 7, "seed": 3},
         "prompts": prompts,
+        "prompt_labels": ["forget", None],
         "texts": texts,
         "target_words": {"before": {"all": 2, "without_prompt": 1}, "final": {"all": 2, "without_prompt": 1}},
         "repetition": {"before": (0 + 1 / 4) / 2, "final": 0.0},
     }
-    assert describe_generations(texts, prompts, ["tree", "trees"], settings) == expected
-    fewer = describe_generations(texts, prompts, ["tree", "trees"], settings, new_tokens=5)
+    assert describe_generations(texts, labelled, ["tree", "trees"]) == expected
+    fewer = describe_generations(texts, labelled, ["tree", "trees"], new_tokens=5)
     assert fewer["settings"]["new_tokens"] == 5
-    uncounted = describe_generations(texts, prompts, [], settings)  # 0 would read like unlearning
+    uncounted = describe_generations(texts, labelled, [])  # 0 would read like unlearning
     assert set(map(str, uncounted["target_words"].values())) == {"{'all': None, 'without_prompt': None}"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hf_era.data import DataConfig, WordFinder, load_stories, train_tokenizer
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN
-from hf_era.data.routing_weights import weigh_examples, frequency_table
+from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.data.splits import story_key
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.data.words import _WITHOUT_SPACES, fold, origins

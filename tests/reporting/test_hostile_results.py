@@ -95,8 +95,9 @@ def test_a_card_keeps_its_shape(text: str, make_result: Callable[..., RunResult]
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_licence_stays_in_its_field(text: str, make_result: Callable[..., RunResult]) -> None:
-    front, body = parts_of(render_model_card(make_result(), license=text))
-    assert set(front) - {"license"} == set(parts_of(render_model_card(make_result()))[0])
+    front, body = parts_of(render_model_card(make_result(), license=f"other:{text}"))
+    assert front["license"] == "other"
+    assert set(front) - {"license", "license_name"} == set(parts_of(render_model_card(make_result()))[0])
     assert body == parts_of(render_model_card(make_result()))[1]
 
 

@@ -91,7 +91,7 @@ def test_all_cells_run_and_are_compared_with_data_filtering_beside(matrix_file, 
         assert beside["differences"]["unlearning"]["value"] == pytest.approx(0.601 + seed)
         assert results["filtered", seed].data_filtering is None
         report = (tmp_path / "runs" / f"routed-seed{seed}" / "report.html").read_text()
-        assert "data filtering" in report
+        assert "Data filtering (filtered)" in report
         assert "Over 2 seeds (0, 1)" in report
     rows = {row["name"]: row for row in aggregate(list(results.values()))}
     assert rows["routed"]["figures"]["unlearning"]["value"] == pytest.approx(1.101)

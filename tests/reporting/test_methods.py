@@ -8,12 +8,12 @@ import pytest
 
 from hf_era.evaluation.results import RunResult
 from hf_era.reporting.comparison import comparison_markdown, write_comparison_files
-from hf_era.reporting.headline import headline_sentences
 from hf_era.reporting.html.comparison import render_comparison
 from hf_era.reporting.html.report import render_report
 from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.reporting.plots import figure_svg, plot_kinds
 from hf_era.reporting.provenance import not_tested
+from hf_era.reporting.verdict import verdict
 
 from .html.test_report import Page, check_needs_nothing_else
 from .samples import generations, run_result, stage, stock_result
@@ -48,17 +48,16 @@ def test_its_card() -> None:
     for expected in (
         "A model that hf_era 0.2.0 **scrubbed** ([a paper](https://arxiv.org/abs/1234.56789)).\n\nIn two parts.",
         "It was scrubbed by moonlight.",
-        "Those without a label were left in the dark.",
         "| Method | moon scrubbing |",
         "| After scrubbing | 3.500",
         'This checkpoint is the row "After polishing".',
         "- moon-scrubbing\n",
-        "name: forget loss polished (nats/token)",
-        "* This is moon scrubbing, which nobody has tried. Forget loss 3.400",
+        "name: Perplexity on forget examples",
+        "🟢 **Removed? Yes.** The forget loss is +0.400",
         "No comparison with data filtering",
     ):
         assert expected in card, expected
-    for other in ("module was cut out", "Auxiliary module", "Selectivity", "localised.**", "After ablation"):
+    for other in ("module was cut out", "Auxiliary module", "Selectivity", "localised", "After ablation"):
         assert other not in card, other
 
 
@@ -66,6 +65,7 @@ def test_its_report_and_its_plots() -> None:
     text = render_report(invented())
     page = check_needs_nothing_else(text)
     assert "moon scrubbing, from a pretrained model, seed 0" in page.text
+    assert "This is moon scrubbing, which nobody has tried." in page.text
     assert "After scrubbing 3.500 [3.420, 3.580] 3.200" in page.text
     assert "<h4>After polishing</h4>" in text  # what its last stage wrote
     assert "No leak audit was made." not in page.text
@@ -75,15 +75,16 @@ def test_its_report_and_its_plots() -> None:
 
 def test_a_comparison_with_it(tmp_path: Path) -> None:
     results = [invented(), run_result(), stock_result()]
-    assert "| scrubbed_run | 0 | moon scrubbing | pretrained |" in comparison_markdown(results)
-    assert "scrubbed_run 0 moon scrubbing pretrained" in Page(render_comparison(results)).text
+    text = comparison_markdown(results)
+    assert "| scrubbed_run | 0 | +0.400 |" in text  # forget 3.4 at the end, 3.0 before
+    assert "| moon scrubbing | pretrained |" in text
+    assert "moon scrubbing pretrained" in Page(render_comparison(results)).text
     assert all(path.stat().st_size > 500 for path in write_comparison_files(results, tmp_path))
 
 
-def test_figures_of_an_invented_control_stand_beside_the_others() -> None:
+def test_the_row_of_an_invented_control_is_set_off() -> None:
     control = invented("control")
-    runs = [run_result(seed=seed) for seed in range(2)]
-    assert "(moon scrubbing +0.400)" in comparison_markdown([control, *runs])  # forget 3.4 at the end, 3.0 before
+    assert "| **scrubbed_run** | 0 | +0.400 |" in comparison_markdown([control, run_result()])
     assert "No comparison with data filtering" not in " ".join([render_model_card(control), *not_tested(control)])
 
 
@@ -91,18 +92,15 @@ def test_what_an_untouched_one_is_not_asked() -> None:
     untouched = invented("untouched")
     untouched.attack = None
     assert not untouched.has_checkpoint
-    assert headline_sentences(untouched) == [
-        "This is moon scrubbing, which nobody has tried. Forget loss 3.400 [3.320, 3.480] and retain loss 3.150 "
-        "[3.085, 3.215] nats a token (in brackets: 95 % intervals of this run, over stories)."
-    ]
+    assert {line.answer for line in verdict(untouched)} == {"Untouched"}
 
 
 def test_without_prose_nothing_is_made_up() -> None:
     card = render_model_card(invented(texts={}))
     assert 'that was made by hf_era 0.2.0 with the method "moon scrubbing".' in card
-    assert "At the end: forget loss 3.400" in card
     assert "\n\n\n" not in card
-    assert "At the end: forget loss 3.400" in render_report(invented(texts={}))
+    assert "None" not in card
+    assert "nobody has tried" not in render_report(invented(texts={}))
 
 
 # ---- The source ----

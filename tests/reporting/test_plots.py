@@ -11,6 +11,15 @@ from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, Relearn
 from hf_era.reporting.plots import PLOT_KINDS, figure_svg, inline_svg, plot_kinds, save_plots
 from hf_era.reporting.plots import relearn as relearn_plot
 from hf_era.reporting.plots import token_weights as token_weights_plot
+from hf_era.reporting.plots.style import (
+    CONTROL_COLOUR,
+    METHOD_COLOURS,
+    MUTED,
+    NO_ROUTING,
+    SERIES,
+    UNTOUCHED_COLOUR,
+    looks,
+)
 
 from .samples import (
     HOSTILE,
@@ -50,10 +59,10 @@ def test_without_data_a_figure_says_so(kind):
 
 
 def test_files_are_the_same_every_time(tmp_path):
-    paths = save_plots([run_result()], tmp_path / "one")
+    paths = save_plots([run_result()], tmp_path / "plots")
     assert [path.name for path in paths] == [f"{name}.svg" for name in KINDS]
-    again = save_plots([run_result()], tmp_path / "two")
-    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    again = figure_svg(KINDS["leak_audit"].draw([run_result()]))
+    assert paths[-1].read_text(encoding="utf-8") == again
     assert all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in paths)
 
 
@@ -81,8 +90,8 @@ def test_trials_mean_keeps_the_last_loss_of_a_trial_that_stopped():
     assert steps == [0, 1, 2]
     # At step 2: (2.5 + the last loss of the other trial, 2.0) / 2.
     assert [part.value for part in estimates] == [3.0, 1.5, 2.25]
-    # t(1) = 12.706; the deviation of 1 and 2 is 1 / sqrt(2), over sqrt(2) trials: 0.5.
-    assert estimates[1].low == pytest.approx(1.5 - 12.706 * 0.5)
+    # t(1) = 12.706205; the deviation of 1 and 2 is 1 / sqrt(2), over sqrt(2) trials: 0.5.
+    assert estimates[1].low == pytest.approx(1.5 - 12.706205 * 0.5)
 
 
 def test_one_line_per_number_of_stories_of_the_strongest_attack():
@@ -96,10 +105,61 @@ def test_one_line_per_number_of_stories_of_the_strongest_attack():
     assert [line.get_ydata()[0] for line in panels[0].lines[4:]] == pytest.approx([3.036, 3.086])
 
 
-def test_levels_that_results_do_not_share_are_left_out():
-    other = run_result(name="other", attack=attack((3.3, 3.0), 0.4, {"forget": 2.0, "retain": 2.0}).to_dict())
-    panels = KINDS["relearn_curves"].draw([run_result(), other]).axes
-    assert [len(panel.lines) for panel in panels] == [2] * 8
+def one_curve(name, seed, before, *losses):
+    """A run with one trial of one attack on 4 examples, and a level before the method."""
+    points = [{"step": 5 * step, "forget_loss": loss, "retain_loss": 3.0} for step, loss in enumerate(losses)]
+    values = attack((3.3, 3.0), 0.4, before, trials=1).to_dict()
+    [trial] = [trial for trial in values["trials"] if (trial["kind"], trial["stories"], trial["learning_rate"]) ==
+               ("full", 4, 2e-4)]  # fmt: skip
+    return run_result(name=name, seed=seed, attack={**values, "trials": [{**trial, "curve": {"points": points}}]})
+
+
+def test_seeds_are_averaged_as_differences_from_the_loss_before():
+    seeds = [
+        one_curve("mine", 0, {"forget": 3.0, "retain": 3.0}, 3.3, 3.1),
+        one_curve("mine", 1, {"forget": 2.0, "retain": 3.0}, 2.5, 2.3, 2.4),
+    ]
+    results = [seeds[0], one_curve("other", 0, {"forget": 3.0, "retain": 3.0}, 3.0), seeds[1]]
+    forget = KINDS["relearn_curves"].draw(results).axes[0]
+    mine, other, before, recovered = forget.lines
+    assert list(mine.get_xdata()) == [0, 5, 10]
+    # 0.3 and 0.5, 0.1 and 0.3; then the last of one, 0.1, and 0.4.
+    assert list(mine.get_ydata()) == pytest.approx([0.4, 0.2, 0.25])
+    assert list(other.get_ydata()) == [0.0]
+    assert (before.get_ydata()[0], recovered.get_ydata()[0]) == (0.0, 0.05)
+    [band] = forget.collections  # from the lowest seed to the highest; one trial of one seed has none
+    corners = {(round(x, 3), round(y, 3)) for x, y in band.get_paths()[0].vertices}
+    assert {(0, 0.3), (0, 0.5), (5, 0.1), (5, 0.3), (10, 0.1), (10, 0.4)} <= corners
+    assert "the band reaches from the lowest seed to the highest" in KINDS["relearn_curves"].caption(results)
+    # What it was before is not known of all: losses as they are, without levels.
+    unknown = [*results, one_curve("third", 0, None, 3.2)]
+    assert [line.get_ydata()[0] for line in KINDS["relearn_curves"].draw(unknown).axes[0].lines] == [2.9, 3.0, 3.2]
+    assert "Losses as they are" in KINDS["relearn_curves"].caption(unknown)
+
+
+def test_a_colour_is_of_the_method_whatever_else_is_shown():
+    results = [*comparison(), model_result(name="rmu")]
+    shown = looks(results)
+    assert looks(results[::-1]) == shown
+    for result in results:
+        assert looks([result])[result.name].color == shown[result.name].color
+    routed, other = shown["posttrain_fullseq"], shown["posttrain_concept"]
+    assert routed.color == other.color in METHOD_COLOURS
+    assert (routed.line_style, routed.marker) != (other.line_style, other.marker)
+    assert shown["rmu"].color in METHOD_COLOURS
+    assert shown[stock_result().name].color == CONTROL_COLOUR
+    untouched = stock_result("base")
+    assert looks([untouched])[untouched.name].color == UNTOUCHED_COLOUR
+    unrouted = run_result(config={"routing": {"rule": "none"}})
+    assert looks([unrouted])[unrouted.name].color == NO_ROUTING
+
+
+def test_every_colour_follows_a_dark_page(repository_root):
+    page = (repository_root / "hf_era" / "reporting" / "html" / "base.html").read_text(encoding="utf-8")
+    assert {*METHOD_COLOURS, CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING} <= {*SERIES, MUTED}
+    dark = re.findall(r"--series-(\d+): (#\w+)", page)
+    assert [int(number) for number, _ in dark] == list(range(len(SERIES)))
+    assert len({colour for _, colour in dark}) == len(SERIES)
 
 
 def test_a_loss_that_is_not_finite_leaves_a_gap():
@@ -156,8 +216,11 @@ def test_inline_plots_follow_the_page_and_share_no_ids():
     figure = KINDS["leak_audit"].draw([run_result()])
     first, second = (inline_svg(figure, name, 'a "label" <b>') for name in ("first", "second"))
     root = ElementTree.fromstring(first)
-    assert root.attrib["role"] == "img"
-    assert root.attrib["aria-label"] == 'a "label" <b>'
+    [picture] = [element for element in root.iter() if element.get("role") == "img"]
+    assert picture.attrib["aria-label"] == 'a "label" <b>'
+    assert len(picture) == 3  # a picture per panel
+    legend = ["".join(entry.itertext()).strip() for entry in root.iter("li")]
+    assert legend == [text.get_text() for text in figure.legends[0].get_texts()]
     ids = [set(re.findall(r' id="([^"]+)"', text)) for text in (first, second)]
     assert ids[0]
     assert not ids[0] & ids[1]

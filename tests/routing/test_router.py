@@ -164,17 +164,17 @@ def test_a_router_may_treat_tokens_without_a_label_apart() -> None:
             return TokenRouting(PartRouting(routing_weight))
 
         def route_partly_labelled(
-            self, routing_weight: Tensor, modules: Sequence[str], is_unlabelled: Tensor
+            self, routing_weight: Tensor, modules: Sequence[str], is_unassigned: Tensor
         ) -> TokenRouting:
-            return self.route(torch.where(is_unlabelled, 0.5, routing_weight), modules)
+            return self.route(torch.where(is_unassigned, 0.5, routing_weight), modules)
 
     weights = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     unlabelled = torch.tensor([[False, False], [True, True]])
-    routed = build_token_routing(weights, Apart(), is_unlabelled=unlabelled)
+    routed = build_token_routing(weights, Apart(), is_unassigned=unlabelled)
     assert routed is not None
     assert routed.original.activation_multiplier.tolist() == [[0.0, 1.0], [0.5, 0.5]]
     routers = {
-        given: build_token_routing(weights, ActivationRouter(), is_unlabelled=given) for given in (None, unlabelled)
+        given: build_token_routing(weights, ActivationRouter(), is_unassigned=given) for given in (None, unlabelled)
     }
     multipliers = [made.original.activation_multiplier for made in routers.values() if made is not None]
     assert torch.equal(*multipliers)

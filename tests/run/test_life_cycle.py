@@ -138,9 +138,9 @@ def test_nothing_localised_is_said_loudly(
         result = run_pipeline(config)
     assert result.localised is False
     told = capsys.readouterr().err
-    assert "NOTHING WAS LOCALISED" in told
+    assert "No: nothing was localised" in told
     assert not [bar for bar in ("Loading weights", "Writing model shards") if bar in told]
-    assert "localised" in (config.output_path / "model" / "README.md").read_text().lower()
+    assert "**Removed? No: nothing was localised.**" in (config.output_path / "model" / "README.md").read_text()
 
 
 def test_a_diverging_run_stops_with_its_own_exit_status(

@@ -1,5 +1,6 @@
 """`hf-era eval` and `hf-era relearn` on models that are not ours, and what they say to bad input."""
 
+import io
 import json
 import math
 import re
@@ -8,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_era.cli import main
+from hf_era.commands.generate import show
 from hf_era.data import WordFinder, generate_stories, train_tokenizer
 from hf_era.data.config import TREE_WORDS
+from hf_era.evaluation import SamplingConfig, generate_texts
 from hf_era.evaluation.model_evaluation import ForgetWordsWarning, words_message
 from hf_era.evaluation.results import ModelResult
+from hf_era.reporting.text import visible
 
 QUICK = [
     *("--relearn.steps", "2", "--relearn.stories", "2", "--relearn.trials", "2"),
@@ -91,7 +96,12 @@ def test_eval_gives_the_losses_that_transformers_gives(run, files, tmp_path):
         assert result.estimate(name).value == pytest.approx(expected["model"] - expected["before"], abs=1e-5)
         assert result.estimate(name).low < result.estimate(name).value < result.estimate(name).high
     assert result.attack is None
-    assert len(result.generations["texts"]["final"]) == 8
+    generations = result.generations
+    assert set(generations["prompt_labels"]) == {"forget", "retain"}
+    forget = (files / "forget.jsonl").read_text()
+    for prompt, label in zip(generations["prompts"], generations["prompt_labels"], strict=True):
+        assert (f'"{prompt}' in forget) == (label == "forget")  # the prompt alone, or more of its example
+    assert len(generations["texts"]["final"]) == len(generations["prompts"])
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -241,3 +251,51 @@ def test_half_precision_is_measured_and_attacked(run, tmp_path):
     assert status == 0, error
     result = ModelResult.load(tmp_path / "out" / "result.json")
     assert result.relearning.trials
+
+
+def test_generate_shows_what_both_models_write(files, capsys, monkeypatch):
+    models = ["generate", str(files / "model"), "--before", str(files / "before")]
+    options = ["--generation.new_tokens", "4", "--seed", "3"]
+    assert main([*models, *options, "--prompt", "One day", "[red]The tree"]) == 0
+    given = capsys.readouterr().out
+    titles = [f"[before: {files.name}/before] ", f"[{files.name}/model] "]
+    # Each prompt once for each model, the one before the method first; brackets are text.
+    begun = [line for line in given.splitlines() if line.startswith("[")]
+    assert [line.startswith(f"{titles[index % 2]}{('One day', '[red]The tree')[index // 2]}")
+            for index, line in enumerate(begun)] == [True] * 4  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    settings = SamplingConfig(prompts=["One day"], new_tokens=4, seed=3)
+    for title, name in zip(titles, ("before", "model"), strict=True):
+        model = AutoModelForCausalLM.from_pretrained(files / name)
+        assert f"{title}{visible(generate_texts(model, tokenizer, settings).texts[0])}" in given
+    monkeypatch.setattr("sys.stdin", io.StringIO("One day\n\nnot read\n"))
+    assert main([*models, *options]) == 0
+    assert capsys.readouterr().out.strip() == given.split("\n\n")[0].strip()
+
+
+def test_in_a_terminal_the_texts_stand_side_by_side():
+    screen = io.StringIO()
+    show(
+        Console(file=screen, force_terminal=True, width=60),
+        [("The", {"[base]": "The tree\x1b[2J", "model": "The sea"})],
+    )
+    (line,) = [line for line in screen.getvalue().splitlines() if "tree" in line]
+    assert line.index("tree\\u001b") < line.index("sea")
+    assert "[base]" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--before", "./nowhere"], "`before`: the directory nowhere does not exist"),
+        (["--dtype", "int8"], "Unknown value for `dtype`: 'int8'"),
+        (
+            ["--generation.new_token", "3"],
+            "Unknown key `new_token` in section `generation`. Did you mean `new_tokens`?",
+        ),
+        (["--prompt", "a" * 200], "which leaves no room in the model's 64 positions"),
+    ],
+)
+def test_generate_names_what_is_wrong(files, capsys, options, message):
+    assert main(["generate", str(files / "model"), *(options or [])]) == 2
+    assert message in capsys.readouterr().err

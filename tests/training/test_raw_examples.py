@@ -74,7 +74,7 @@ def test_every_token_of_a_forget_example_has_the_weight_zero(make: Callable[...,
     for row in make().train_dataset:
         weights = set(row["routing_weight"][:-1])
         assert weights == ({0.0} if row["label"] == 0 else {1.0})
-        assert row["is_unlabelled"] == [row["label"] == -1] * row["length"]
+        assert row["is_unassigned"] == [row["label"] == -1] * row["length"]
 
 
 def test_text_is_tokenised_as_trl_does_it(make: Callable[..., Any], tokenizer: Any) -> None:

@@ -149,6 +149,11 @@ def is_measured(step: int, config: RelearnAttackConfig) -> bool:
     return step <= FIRST_STEPS or step % config.evaluate_every == 0 or step == config.steps
 
 
+def measured_steps(config: RelearnAttackConfig) -> int:
+    """How many points the curve of a trial has after its first, at most."""
+    return sum(is_measured(step, config) for step in range(1, config.steps + 1))
+
+
 def has_turned(points: list[RelearnPoint], config: RelearnAttackConfig) -> bool:
     """Whether patience ends a trial here. Rises count between points `evaluate_every` apart, and the first steps never end
     one: without momentum AdamW overshoots at first, and comes back."""

@@ -56,7 +56,6 @@ class Family:
             weights: constants, which the model makes itself.
         check_config_values: takes the name of a setting and a config's dict, and raises `ValueError` for values that
             would do harm when they become a config.
-        extra_bytes: takes a config: memory that a model takes beside embeddings, attention and MLPs.
     """
 
     model_class: Any
@@ -71,7 +70,6 @@ class Family:
     fast_class: Any = None
     stored_buffers: str = r"(?!)"
     check_config_values: Callable[[str, Mapping[str, Any]], None] = _nothing_to_check
-    extra_bytes: Callable[[Any], int] = lambda config: 0
 
     @property
     def model_type(self) -> str:

@@ -11,7 +11,7 @@ from hf_era.models.config import ExpandedConfigMixin
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.families.family import Family, register_family
 from hf_era.models.fast.gpt_neo import GPT_NEO_FAST_PATH, FastGPTNeoForCausalLM
-from hf_era.models.size import BYTES_PER_PARAMETER, MAXIMUM_LAYERS, number_of
+from hf_era.models.size import MAXIMUM_LAYERS
 from hf_era.utils.checks import check_count, short_repr
 
 
@@ -56,13 +56,6 @@ def _check_attention_types(field: str, values: Mapping[str, Any]) -> None:
     check_count(f"{name} (layers in all)", layers, 1, MAXIMUM_LAYERS)
 
 
-def _bytes_of_positions(config: Any) -> int:
-    """A learnt vector for every position, and in every layer a mask of all pairs of them, a byte each; while one is made
-    there are three of it."""
-    positions, layers = number_of(config, "max_position_embeddings"), number_of(config, "num_hidden_layers")
-    return BYTES_PER_PARAMETER * number_of(config, "hidden_size") * positions + (layers + 2) * positions * positions
-
-
 register_family(
     Family(
         model_class=ExpandedGPTNeoForCausalLM,
@@ -74,6 +67,5 @@ register_family(
         fast_class=FastGPTNeoForCausalLM,
         stored_buffers=r"\.attn\.attention\.(bias|masked_bias)",
         check_config_values=_check_attention_types,
-        extra_bytes=_bytes_of_positions,
     )
 )

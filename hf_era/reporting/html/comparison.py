@@ -1,4 +1,8 @@
-"""A page that compares results: all of them in one table, means over seeds, plots, and what each writes."""
+"""A page that compares results: means over seeds, all results in one table, plots, attacks, and what each writes.
+
+Rows are sorted without a script, which the page's policy forbids: an arrow at a column's head is a radio button, and while
+it is checked, the style sheet gives each row its place in that column as `order`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from typing import Any
 from hf_era.evaluation.results import AnyResult
 from hf_era.evaluation.summary import aggregate, recipe_of
 from hf_era.reporting import comparison_tables
-from hf_era.reporting.headline import cautions
 from hf_era.reporting.html.generations import generation_parts
-from hf_era.reporting.html.parts import Folded, Paragraphs, Section, plots_of, render_page
+from hf_era.reporting.html.parts import Folded, Section, Sortable, plots_of, render_page
 from hf_era.reporting.numbers import counted
+from hf_era.reporting.provenance import data_warnings
 from hf_era.reporting.text import name_of
 from hf_era.utils.files import write_text
 from hf_era.version import __version__
@@ -30,8 +34,9 @@ def render_comparison(results: Results, title: str = "Comparison") -> str:
         "comparison_template.html",
         title=name_of(title),
         subtitle=f"{counted(len(results), 'result', 'results')} under {counted(len(names), 'name', 'names')}",
-        warnings=comparability_warnings(results),
+        warnings=[*comparability_warnings(results), *_data_warnings(results)],
         sections=sections,
+        sortable_columns=sorted({column for part in _sortable(sections) for column in part.table.sort_by}),
         version=__version__,
     )
 
@@ -70,22 +75,25 @@ def comparability_warnings(results: Results) -> list[str]:
 def _sections(results: Results) -> list[Section]:
     rows = aggregate(results)
     several = any(len(row["seeds"]) > 1 for row in rows)
-    over_seeds = [comparison_tables.differences_over_seeds(rows), comparison_tables.losses_over_seeds(rows)]
-    attacks = comparison_tables.attack_tables(results, rows)
+    results_table, attacks = comparison_tables.results_table(results), comparison_tables.attack_tables(results, rows)
+    over_seeds = [Sortable(comparison_tables.over_seeds_table(rows), "seeds-by")] if several else []
+    plots = plots_of(results, ["relearn_curves", "trade_off", "selectivity"])
     return [
-        Section("results", "All results", [comparison_tables.results_table(results), *_flagged(results)]),
-        Section("seeds", "Over seeds", over_seeds if several else []),
-        Section("trade-off", "Forgetting and its price", plots_of(results, ["trade_off"])),
-        Section("attacks", "Relearn attacks", [*plots_of(results, ["relearn_curves"]), *attacks]),
-        Section("selectivity", "Selectivity", plots_of(results, ["selectivity"])),
+        Section("verdict", "Verdict", [comparison_tables.verdict_table(results)]),
+        Section("seeds", "Over seeds", over_seeds),
+        Section("results", "All results", [Sortable(results_table, "results-by")]),
+        Section("plots", "Plots", plots),
+        Section("attacks", "Relearn attacks", attacks),
         Section("generations", "What they write", _generations(results)),
     ]
 
 
-def _flagged(results: Results) -> list[Any]:
-    """What is wrong with single results."""
-    texts = [f"{_name(result)}: {caution}" for result in results for caution in cautions(result)]
-    return [Folded(counted(len(texts), "warning", "warnings"), [Paragraphs(texts, bullets=True)])] if texts else []
+def _sortable(sections: Sequence[Section]) -> list[Sortable]:
+    return [part for section in sections for part in section.parts if isinstance(part, Sortable)]
+
+
+def _data_warnings(results: Results) -> list[str]:
+    return [f"{_name(result)}: {text}" for result in results for text in data_warnings(result)]
 
 
 def _generations(results: Results) -> list[Any]:

@@ -15,6 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hf_era.evaluation.results import AnyResult
+from hf_era.reporting.numbers import is_number
+from hf_era.reporting.tables import Table
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,33 @@ class Paragraphs:
 
 
 @dataclass(frozen=True)
+class Sortable:
+    """A table that the reader can sort by the columns of `sort_by`; `name`, a plain word, is that of its radio buttons."""
+
+    table: Table
+    name: str
+    kind: str = "sortable"
+
+    def places(self) -> list[str]:
+        """Of each row the style with its place by each column, largest and smallest first; no number comes last."""
+        styles: list[list[str]] = [[] for _ in self.table.rows]
+        for column, numbers in self.table.sort_by.items():
+            known = [number for number, value in enumerate(numbers) if is_number(value)]
+            for way, sign in (("down", -1.0), ("up", 1.0)):
+                order = sorted(known, key=lambda number: sign * float(numbers[number] or 0.0))
+                places = {number: place for place, number in enumerate(order)}
+                for number, style in enumerate(styles):
+                    style.append(f"--{way}-{column}: {places.get(number, len(styles))}")
+        return ["; ".join(style) for style in styles]
+
+
+@dataclass(frozen=True)
 class Plot:
-    """A picture with its caption; `svg` is HTML."""
+    """A picture with its caption; `svg` is HTML. `columns`: how many panels it has side by side."""
 
     svg: Markup
     caption: str
+    columns: int
     kind: str = "plot"
 
 
@@ -45,10 +69,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class Sample:
-    """What several models wrote after one prompt: title of the model -> HTML."""
+    """What several models wrote after one prompt: title of the model -> HTML. `about`: the kind of prompt, if known."""
 
     prompt: str
     texts: dict[str, Markup]
+    about: str = ""
     kind: str = "sample"
 
 
@@ -78,7 +103,10 @@ def plots_of(results: Sequence[AnyResult], names: Sequence[str]) -> list[Plot]:
     kinds = {kind.name: kind for kind in plots.plot_kinds(results)}
     for kind in (kinds[name] for name in names if name in kinds):
         caption = f"{kind.title}. {kind.caption(results)}"
-        made.append(Plot(Markup(plots.inline_svg(kind.draw(results), kind.name, caption)), caption))
+        figure = kind.draw(results)
+        svg = Markup(plots.inline_svg(figure, kind.name, caption))
+        grid = figure.axes[0].get_gridspec()
+        made.append(Plot(svg, caption, 1 if grid is None else grid.ncols))
     return made
 
 

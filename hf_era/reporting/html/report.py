@@ -13,14 +13,14 @@ from typing import Any
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import summary_of
 from hf_era.reporting import provenance, tables
-from hf_era.reporting.headline import cautions, headline_sentences
 from hf_era.reporting.html.generations import generation_parts
 from hf_era.reporting.html.leak_audit import leak_audit_parts
 from hf_era.reporting.html.parts import Folded, Listing, Paragraphs, Section, plots_of, render_page
 from hf_era.reporting.labels import STARTS
-from hf_era.reporting.seeds import seeds_sentence, seeds_table
+from hf_era.reporting.seeds import seeds_table
 from hf_era.reporting.tables import Table
-from hf_era.reporting.text import cut, name_of
+from hf_era.reporting.text import name_of
+from hf_era.reporting.verdict import verdict
 from hf_era.utils.files import write_text
 from hf_era.version import __version__
 
@@ -32,7 +32,6 @@ def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
     """The page about a run or a model, as text: what was not measured is left out, or shows as that. The same result always
     gives the same text. `seeds`: results of other seeds, to be shown beside; those of another recipe are left out."""
     figures = summary_of(result)
-    headline = [*filter(None, [seeds_sentence(result, seeds)]), *headline_sentences(result)]
     about = [
         result.method_title,
         figures.rule and f"mask rule {figures.rule}",
@@ -43,8 +42,9 @@ def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
         "report_template.html",
         title=name_of(result.name),
         subtitle=name_of(", ".join(part for part in about if part)),
-        warnings=[cut(text, 1_000) for text in cautions(result, seeds)],
-        headline=[cut(text, 1_000) for text in headline],
+        about=str(result.method_texts.get("summary") or ""),
+        warnings=provenance.data_warnings(result),
+        verdict=verdict(result, seeds),
         sections=[section for section in _sections(result, seeds_table(result, seeds)) if section.parts],
         version=__version__,
     )
@@ -56,50 +56,45 @@ def write_report(result: AnyResult, path: str | Path, seeds: Sequence[AnyResult]
 
 
 def _sections(result: AnyResult, over_seeds: Table | None) -> list[Section]:
-    sections = [
+    """First what shows at a glance, then what is looked up, and where it all comes from folded at the end."""
+    untested = provenance.not_tested(result, has_seeds=over_seeds is not None)
+    kinds = ["relearn_curves", "trade_off", "training", "selectivity", "leak_audit", "token_weights"]
+    return [
+        Section("generations", "What it writes", generation_parts(result)),
+        Section("plots", "Plots", plots_of([result], kinds)),
         Section("losses", "Losses", _losses(result)),
         Section("seeds", "Over seeds", [*filter(None, [over_seeds])]),
         Section("attacks", "Relearn attacks", _attacks(result)),
-    ]
-    untested = provenance.not_tested(result, has_seeds=over_seeds is not None)
-    if isinstance(result, RunResult):
-        table = tables.routing_table(result, ROUTED_TOKENS)
-        routed = [Folded("As a table", [table])] if table is not None else []
-        sections += [
-            Section("audit", "Leak audit", [*plots_of([result], ["leak_audit"]), *leak_audit_parts(result)]),
-            Section("selectivity", "Selectivity", plots_of([result], ["selectivity"])),
-            Section("tokens", "Routed tokens", [*plots_of([result], ["token_weights"]), *routed]),
-            Section("training", "Training", plots_of([result], ["training"])),
-        ]
-    return [
-        *sections,
-        Section("generations", "What it writes", generation_parts(result)),
-        Section("data", "Data", [provenance.data_table(result)]),
-        Section("run", "How it was made", _provenance(result)),
+        Section("audit", "Leak audit", leak_audit_parts(result) if isinstance(result, RunResult) else []),
+        Section("tokens", "Routed tokens", _routed_tokens(result)),
         Section("untested", "What was not tested", [Paragraphs(untested, bullets=True)]),
+        Section("provenance", "How it was made", _provenance(result)),
     ]
 
 
 def _losses(result: AnyResult) -> list[Any]:
     if not summary_of(result).losses:
         return [Paragraphs(["No losses were measured."])]
-    differences, batch_means = tables.differences_table(result), tables.batch_means_table(result)
-    parts: list[Any] = [tables.losses_table(result), *filter(None, [differences]), *plots_of([result], ["trade_off"])]
-    if batch_means is not None:
-        parts.append(Folded("Averaged over batches, as the reference does", [batch_means]))
-    return parts
+    batch_means = tables.batch_means_table(result)
+    folded = [Folded("Averaged over batches, as the reference does", [batch_means])] if batch_means is not None else []
+    return [tables.losses_table(result), *filter(None, [tables.differences_table(result)]), *folded]
 
 
 def _attacks(result: AnyResult) -> list[Any]:
-    table = tables.attacks_table(result)
-    if table is None:
-        return [Paragraphs(["No relearn attack was made."])]
-    return [*plots_of([result], ["relearn_curves"]), table]
+    return [tables.attacks_table(result) or Paragraphs(["No relearn attack was made."])]
+
+
+def _routed_tokens(result: AnyResult) -> list[Any]:
+    table = tables.routing_table(result, ROUTED_TOKENS) if isinstance(result, RunResult) else None
+    return [Folded("Routing weight of each token", [table])] if table is not None else []
 
 
 def _provenance(result: AnyResult) -> list[Any]:
-    """Seed, versions and machine as a table; the configs folded."""
-    parts: list[Any] = [provenance.run_table(result)]
+    """All of it folded: data; seed, versions and machine; the configs."""
+    parts: list[Any] = [
+        Folded("Data", [provenance.data_table(result)]),
+        Folded("Seed, versions and machine", [provenance.run_table(result)]),
+    ]
     if isinstance(result, RunResult) and result.config:
         parts.append(Folded("The whole config, as run", [Listing(provenance.config_text(result.config))]))
     relearning = result.relearning

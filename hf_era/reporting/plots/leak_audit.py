@@ -1,8 +1,8 @@
 """The leak audit: where the gradient of forget examples goes with routing on and off, and what ablation removes.
 
-Above: each part's share of the squared gradient norm, per layer. Below left: how much of the gradient is left of that
-without routing (1: the same, 0: blocked, below 0: un-teaching). Below right: how the losses change when a layer's
-auxiliary module is ablated.
+First each part's share of the squared gradient norm, per layer; then how much of the gradient is left of that without
+routing (1: the same, 0: blocked, below 0: un-teaching); then how the losses change when a layer's auxiliary module is
+ablated.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from hf_era.reporting.plots.style import (
     Look,
     Results,
     first_run,
-    label,
     legend_below,
+    name_places,
     new_figure,
     point,
 )  # fmt: skip
@@ -51,22 +51,19 @@ def caption(results: Results) -> str:
     moment = gradient_moment(audit_of(results))
     when = f" {MOMENTS[moment]}" if moment else ""
     return (
-        f"Above: shares of the squared norm of the gradient of forget examples{when}; left bar of a layer: routing on, "
-        "right bar, hatched: routing off. The rest is everything outside the routed MLPs. Below, on the left: alignment "
-        "with the gradient without routing (1: the same, 0: blocked, below 0: un-teaching); on the right: how ablating one "
-        "layer's auxiliary module, or all, changes the losses, with 95 % intervals of this run, over examples."
+        f"Shares of the squared norm of the gradient of forget examples{when}; left bar of a layer: routing on, right bar, "
+        "hatched: routing off. The rest is everything outside the routed MLPs. Alignment with the gradient without routing: "
+        "1 the same, 0 blocked, below 0 un-teaching. What ablation removes: how ablating one layer's auxiliary module, or "
+        "all, changes the losses, with 95 % intervals of this run, over examples."
     )
 
 
 def draw(results: Results) -> Figure:
-    """Shares above; alignment and ablation below. A panel without figures says so."""
+    """Shares, alignment and ablation side by side. A panel without figures says so."""
     audit = audit_of(results)
     moment = gradient_moment(audit)
     gradient = (audit.get("gradient") or {}).get(moment) or {}
-    figure, _ = new_figure(6.6, 1, 1)
-    figure.clear()
-    grid = figure.add_gridspec(2, 2, height_ratios=[1.15, 1])
-    shares, alignment, ablation = (figure.add_subplot(part) for part in (grid[0, :], grid[1, 0], grid[1, 1]))
+    figure, [[shares, alignment, ablation]] = new_figure(3.8, 1, 3)
     _shares(shares, gradient)
     _alignment(alignment, gradient.get("alignment") or {})
     _ablation(ablation, audit.get("ablation") or {})
@@ -106,7 +103,7 @@ def _shares(panel: Axes, gradient: dict[str, Any]) -> None:
                     bottom += share
         if is_number(part.get("rest_share")):
             panel.bar(len(layers) + side, part["rest_share"], color=MUTED, **drawn)
-    panel.set_xticks(range(len(layers) + 1), [*(label(layer, 8) for layer in layers), "rest"])
+    name_places(panel, [*layers, "rest"])
     panel.set_xlabel("target layer")
     panel.set_ylabel("share of the squared norm")
     panel.grid(True, axis="y")
@@ -123,7 +120,7 @@ def _alignment(panel: Axes, alignment: dict[str, Any]) -> None:
         if known:
             panel.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=5, label=PARTS[name])
     _name_axes(panel, layers, "target layer", "1: unchanged, 0: blocked")
-    panel.legend(loc="best", fontsize=8)
+    _legend(panel, panel.get_legend_handles_labels())
 
 
 def _ablation(panel: Axes, ablation: dict[str, Any]) -> None:
@@ -139,12 +136,17 @@ def _ablation(panel: Axes, ablation: dict[str, Any]) -> None:
                 point(panel, place + side, Estimate(**values), Look(colour, "none", marker))
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5))
     _name_axes(panel, layers, "ablated layer", "added nats a token")
-    panel.legend(handles, ["forget loss", "retain loss"], loc="best", fontsize=8)
+    _legend(panel, (handles, ["forget loss", "retain loss"]))
+
+
+def _legend(panel: Axes, entries: tuple[list[Any], list[Any]]) -> None:
+    """Below the panel, where it covers nothing."""
+    panel.legend(*entries, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _name_axes(panel: Axes, layers: list[str], across: str, up: str) -> None:
     panel.axhline(0, color=INK, linewidth=0.8)
-    panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
+    name_places(panel, layers)
     panel.set_xlim(-0.5, len(layers) - 0.5)
     panel.set_xlabel(across)
     panel.set_ylabel(up)

@@ -10,7 +10,7 @@ from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import estimate_of
 from hf_era.reporting.labels import layer_order
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import INK, Results, label, legend_below, looks, new_figure, point
+from hf_era.reporting.plots.style import INK, Results, label, legend_below, looks, name_places, new_figure, point
 
 
 def has_data(results: Results) -> bool:
@@ -37,7 +37,7 @@ def draw(results: Results) -> Figure:
             if layer in part:
                 point(panel, position + offset, part[layer], styles[name])
     panel.axhline(1, color=INK, linewidth=1)
-    panel.set_xticks(range(len(layers)), [label(layer, 8) for layer in layers])
+    name_places(panel, layers)
     panel.set_xlim(-0.6, len(layers) - 0.4)
     panel.grid(False, axis="x")
     panel.set_xlabel("target layer")
@@ -50,8 +50,9 @@ def draw(results: Results) -> Figure:
 
 
 def _measured(results: Results) -> list[tuple[str, dict[str, Estimate]]]:
+    """By name, so that the seeds of one stand beside each other."""
     found = []
-    for result in results:
+    for result in sorted(results, key=lambda result: (result.name, result.seed)):
         values = result.selectivity if isinstance(result, RunResult) else {}
         estimates = {str(layer): estimate_of(part) for layer, part in values.items()}
         known = {layer: estimate for layer, estimate in estimates.items() if is_number(estimate.value)}

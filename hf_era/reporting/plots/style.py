@@ -1,13 +1,15 @@
 """How every plot looks: fonts, a palette for colour-blind readers, and text that is shown as it is.
 
-The colours are those of Okabe and Ito (2008) without yellow, which is not legible on white. After seven series the
-colours come again with another line style and marker, so that twenty models can still be told apart.
+The colours are those of Okabe and Ito (2008) without yellow, which is not legible on white, and a purple. A colour says
+what kind of thing is drawn, in every plot of every page the same: forget or retain examples where both are in one panel,
+else the method. What else differs, line style and marker say.
 """
 
 from __future__ import annotations
 
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.results import AnyResult, RunResult
+from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
+from hf_era.evaluation.summary import rule_label
 from hf_era.reporting.numbers import is_number
 
 INK = "#1a1a1b"
@@ -27,13 +30,19 @@ GRID = "#cfcfd2"
 MUTED = "#767679"
 FORGET = "#d55e00"
 RETAIN = "#0072b2"
-SERIES = (RETAIN, FORGET, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914")
+SERIES = (RETAIN, FORGET, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914", "#7a3db8")
+CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING = SERIES[2], MUTED, SERIES[6]
+"""Of a result of these roles (a method's name says nothing here), and of a run whose mask rule routes no token: a control of
+its own."""
+METHOD_COLOURS = (SERIES[4], SERIES[5], SERIES[7], SERIES[3])
+"""Of all other methods, by their names alone."""
 Results = Sequence[AnyResult]
 LineStyle = Literal["-", "--", ":", "-.", "none"]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-WIDTH = 7.6
-"""Inches; of every figure."""
+PANEL_WIDTH = 3.8
+"""Inches of a panel: as wide as a phone, so that a page can set panels side by side or one below another."""
+MAXIMUM_TICKS = 12
 
 _SETTINGS = {
     "text.parse_math": False,  # a model called "$x$" is called "$x$"
@@ -67,15 +76,32 @@ class Look:
     marker: str
 
 
-def look(number: int) -> Look:
-    """The look of the series of that number, from 0; 84 of them differ."""
-    around = number // len(SERIES)
-    return Look(SERIES[number % len(SERIES)], LINE_STYLES[around % 4], MARKERS[around % 6])
+def look(number: int, colour: str) -> Look:
+    """The look of the series of that number, from 0, among those of one colour; 24 of them differ."""
+    return Look(colour, LINE_STYLES[number % 4], MARKERS[(number + number // 12) % 6])
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """Name -> look: in every plot of the same results the same; the seeds of one name share it."""
-    return {name: look(number) for number, name in enumerate(dict.fromkeys(result.name for result in results))}
+    """Name -> look, whatever the order of the results: the colour is that of the method (`method_colour`) whatever else is
+    shown; line style and marker tell the names of one colour apart."""
+    colours = {result.name: method_colour(result) for result in results}
+    found: dict[str, Look] = {}
+    for name in sorted(colours):
+        before = sum(part.color == colours[name] for part in found.values())
+        found[name] = look(before, colours[name])
+    return found
+
+
+def method_colour(result: AnyResult) -> str:
+    """The colour of a result's method; of a model from elsewhere, whose method is not known, that of its name."""
+    if isinstance(result, RunResult):
+        if result.method_role in (CONTROL, UNTOUCHED):
+            return CONTROL_COLOUR if result.method_role == CONTROL else UNTOUCHED_COLOUR
+        if result.has_module and rule_label(result.config) == "none":
+            return NO_ROUTING
+    name = result.method if isinstance(result, RunResult) else result.name
+    # Python's own hash differs from process to process.
+    return METHOD_COLOURS[zlib.crc32(name.encode("utf-8", "replace")) % len(METHOD_COLOURS)]
 
 
 def first_run(results: Results) -> RunResult | None:
@@ -97,8 +123,8 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of the common width, `height` in inches, with rows of axes that have a grid."""
-    figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07))
+    """A figure of panels of the common width, `height` in inches, with rows of axes that have a grid."""
+    figure = Figure(figsize=(PANEL_WIDTH * columns, height), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07))
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for panel in axes.flat:
         panel.grid(True)
@@ -124,10 +150,16 @@ def label(text: object, limit: int = 34) -> str:
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """One legend below all panels, in as many columns as fit."""
     longest = max((len(text) for text in labels), default=0)
-    columns = max(1, min(len(labels), int(100 / (longest + 7))))
+    columns = max(1, min(len(labels), int(13 * figure.get_figwidth() / (longest + 7))))
     legend = figure.legend(handles, [" "] * len(labels), loc="outside lower center", ncols=columns)
     for entry, text in zip(legend.get_texts(), labels, strict=True):
         entry.set_text(text)  # given here, a label that starts with an underscore is shown too
+
+
+def name_places(panel: Axes, names: Sequence[str]) -> None:
+    """Names at 0, 1, ... on the x axis; of many only every second, third, ..., so that none covers another."""
+    every = -(-len(names) // MAXIMUM_TICKS)
+    panel.set_xticks(range(0, len(names), every), [label(name, 8) for name in names[::every]])
 
 
 def bounds(estimate: Estimate) -> tuple[float, float]:

@@ -53,6 +53,7 @@ def draw(results: Results) -> Figure:
             if end is not None:
                 right.plot([end], [place], color=colour, marker=marker, markersize=5, linestyle="none")
     left.set_yticks(range(len(rows)), [label(token_text(row["token"]), 18) for row in rows])
+    right.tick_params(labelleft=True)  # on a phone it stands below the other
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlim(0, 1)
     left.set_xlabel("routing weight")

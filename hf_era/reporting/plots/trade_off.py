@@ -14,7 +14,17 @@ from matplotlib.lines import Line2D
 from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting.numbers import is_number
-from hf_era.reporting.plots.style import INK, MUTED, Look, Results, bounds, label, legend_below, looks, new_figure
+from hf_era.reporting.plots.style import (
+    CONTROL_COLOUR,
+    MUTED,
+    Look,
+    Results,
+    bounds,
+    label,
+    legend_below,
+    looks,
+    new_figure,
+)
 
 Losses = dict[str, Estimate]
 
@@ -34,7 +44,7 @@ def caption(results: Results) -> str:
 
 def draw(results: Results) -> Figure:
     """One point per result, one look per name; both axes in nats a token."""
-    shown = [summary_of(result) for result in results]
+    shown = sorted(map(summary_of, results), key=lambda figures: figures.result.name)
     styles = looks(results)
     figure, [[panel]] = new_figure(4.4 + 0.1 * len(styles))
     handles, labels, named = [], [], set()
@@ -52,7 +62,7 @@ def draw(results: Results) -> Figure:
             labels.append(label(figures.result.name))
             named.add(figures.result.name)
     for name, losses in _compared_with(shown):
-        style = Look(INK, "none", "*")
+        style = Look(CONTROL_COLOUR, "none", "*")
         _cross(panel, losses, style)
         handles.append(_handle(style))
         labels.append(name)

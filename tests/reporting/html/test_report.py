@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_era.reporting.html.generations import continuation
+from hf_era.reporting.html.generations import continuation, generation_parts
 from hf_era.reporting.html.report import render_report, write_report
 from hf_era.reporting.text import MAXIMUM_TEXT, cut, name_of, visible
 
 from ..samples import HOSTILE, bare_run, hostile_run, model_result, run_result, stock_result
 
-VOID = {"meta", "br", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "img", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -78,17 +78,17 @@ def page_of(name):
 @pytest.mark.parametrize(
     ("name", "sections"),
     [
-        ("run", "losses attacks audit selectivity tokens training generations data run untested"),
-        ("data filtering", "losses attacks training generations data run untested"),
-        ("base", "losses attacks generations data run untested"),
-        ("model", "losses attacks generations data run untested"),
-        ("bare", "losses attacks data run untested"),
-        ("hostile", "losses attacks audit selectivity tokens training generations data run untested"),
+        ("run", "generations plots losses attacks audit tokens untested provenance"),
+        ("data filtering", "generations plots losses attacks untested provenance"),
+        ("base", "generations plots losses attacks untested provenance"),
+        ("model", "generations plots losses attacks untested provenance"),
+        ("bare", "losses attacks untested provenance"),
+        ("hostile", "generations plots losses attacks audit tokens untested provenance"),
     ],
 )
 def test_sections_of_every_kind_of_result(name, sections):
     check_needs_nothing_else(page_of(name))
-    assert re.findall(r'<section aria-labelledby="([a-z]+)">', page_of(name)) == ["headline", *sections.split()]
+    assert re.findall(r'<section aria-labelledby="([a-z]+)">', page_of(name)) == ["verdict", *sections.split()]
 
 
 def test_the_same_result_gives_the_same_page():
@@ -105,17 +105,17 @@ def test_the_check_for_things_from_elsewhere_can_fail():
 def test_what_stands_in_the_page_of_a_run():
     text = Page(page_of("run")).text
     for expected in (
-        "Before you use this The removal does not hold",
-        "Ablation raises the forget loss by 0.412 [0.382, 0.442] nats a token",
+        "Removed? Yes The forget loss is +0.254 nats a token against the pretrained base; a model that never saw it: +0.364",
+        "Cost? Unclear: kept learning",
         "After coherence 3.290 [3.210, 3.370] 3.010 [2.945, 3.075] 7.410 [7.110, 7.710]",
         "+0.254 [+0.224, +0.284] +0.364 [+0.334, +0.394]",
-        "full fine-tuning on 64 stories at learning rate 0.0002 (strongest) 5 ",
+        "full fine-tuning on 64 examples at learning rate 0.0002 (strongest) 5 ",
         "all layers +0.412 [+0.382, +0.442] +0.083 [+0.073, +0.093]",
         '" tree" 0.000 100.1 0.0',
-        "Training stories 17,201",
+        "Training examples 17,201",
         "Git revision of hf_era 22930d84f7b8e0592728cc704c82721caf9e6070 (with uncommitted changes)",
         "`attack.stories` asks for 256 stories",
-        "Attacks with more than 64 forget stories",
+        "Attacks with more than 64 forget examples",
     ):
         assert expected in text, expected
 
@@ -137,14 +137,38 @@ def test_everything_hostile_stays_text(tmp_path):
     assert "\\u202e\\u0000\\ud800" in text
     assert len(text) < 600_000  # a generated text alone has a million characters
     assert f"(the first {MAXIMUM_TEXT:,} of 1,000,000 characters)" in text
-    path = write_report(hostile_run(), tmp_path / "deep" / "report.html")
-    assert path.read_text(encoding="utf-8") == text
+    path = write_report(bare_run(), tmp_path / "deep" / "report.html")
+    assert path.read_text(encoding="utf-8") == page_of("bare")
 
 
 def test_target_words_are_marked_and_the_prompt_is_set_apart():
     html = continuation("A tree <b>, the Forest & trees.", "A tree", ["tree", "forest"])
     assert html == ('<span class="prompt">A <mark>tree</mark></span> &lt;b&gt;, the <mark>Forest</mark> &amp; trees.')
     assert continuation("no such", "prompt", []) == "no such"
+
+
+def test_a_panel_of_a_plot_is_as_wide_as_a_phone():
+    pictures = re.findall(r'<div class="panels".*?</div>', page_of("run"), re.DOTALL)
+    widths = [int(width) for picture in pictures for width in re.findall(r"--width: (\d+)px", picture)]
+    assert len(widths) == 11  # of six plots
+    assert max(widths) <= 370  # CSS pixels: a phone has 390 less its margins, and text shrinks as much
+
+
+def test_prompts_of_forget_examples_come_first_and_many_are_folded():
+    kinds = ["retain", "forget", "given", *["retain"] * 4, "forget"]
+    generations = {
+        "prompts": [f"prompt {number}" for number in range(len(kinds))],
+        "kinds": kinds,
+        "texts": {"before": [f"text {number}" for number in range(len(kinds))]},
+    }
+    parts = generation_parts(run_result(generations=generations))
+    shown = [(part.prompt[-1], part.about) for part in parts if part.kind == "sample"]
+    forget, retain = "prompt of a forget example", "prompt of a retain example"
+    assert shown == [("1", forget), ("7", forget), ("0", retain), ("3", retain), ("4", retain), ("2", "given prompt")]
+    assert [(part.summary, len(part.parts)) for part in parts if part.kind == "folded"] == [("2 more prompts", 2)]
+    # Earlier results do not say what their prompts are.
+    earlier = generation_parts(run_result(generations={**generations, "kinds": None}))
+    assert [part.prompt for part in earlier if part.kind == "sample"] == ["prompt 0", "prompt 1", "prompt 2"]
 
 
 def test_texts_and_names():

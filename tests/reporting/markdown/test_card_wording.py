@@ -19,80 +19,107 @@ def stages(make_result, forget=None, retain=None):
     return losses
 
 
-def test_a_good_run_has_no_warning(make_result):
-    assert "[!WARNING]" not in render_model_card(make_result(attack=None))
-    [warning] = re.findall(r"> \*\*(.*)\*\* ", render_model_card(make_result()))
-    assert warning == "The relearn attack is not converged."
+def test_what_comes_first_and_what_is_folded(make_result):
+    text = ModelCard(render_model_card(make_result(generations=GENERATIONS))).text
+    heads = re.findall(r"^(?:#+ |<summary>)([^<\n]*)", text, flags=re.MULTILINE)
+    assert heads == [
+        "posttrain_fullseq", "Verdict", "What it writes", "Figures", "Limits", "Details",
+        "What was forgotten: data and labels", "How it was trained", "All losses and differences", "Relearn attacks",
+        "How it was made, and how to cite it",
+    ]  # fmt: skip
+    assert text.index("from_pretrained") < text.index("## Verdict")
 
 
-def test_nothing_localised_is_a_loud_warning_at_the_top(make_result):
-    losses = stages(make_result)
-    losses["after_ablation"]["forget"]["loss"] = 1.09
-    text = render_model_card(make_result(losses=losses, differences={}))
-    warning = text.index(
-        "> [!WARNING]\n> **NOTHING WAS LOCALISED.** Ablating the auxiliary module changed the forget loss"
-    )
-    assert warning < text.index("A causal language model")
-    assert "by +0.004 nats a token, less than the threshold of 0.05" in text
+GENERATIONS = {
+    "prompts": ["To boil", "Add acid", "Heat it", "An atom", "Salt", "A base"],
+    "prompt_labels": ["retain", "forget", "retain", "forget", "retain", "forget"],
+    "texts": {
+        "before": ["To boil|an egg", "Add acid to <b>", "Heat it", "An atom", "Salt", "A base"],
+        "before_ablation": ["never shown"] * 6,
+        "after_coherence": [f"To boil{' water' * 100}", "Add acid\nno", "Heat it", "An atom", "Salt"],
+    },
+}
+
+
+def test_a_card_is_short_but_for_what_is_folded(make_result):
+    result = make_result(generations=GENERATIONS, data_filtering=comparison_values(make_result(name="filtered")))
+    card = render_model_card(result, seeds=[make_result(seed=1), make_result(seed=2)])
+    text = ModelCard(card).text
+    visible = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+    assert "<details>" not in visible
+    assert len(visible.strip().splitlines()) <= 80
+    assert len(visible) < 0.5 * len(text)
+
+
+def test_what_it_writes_stands_side_by_side(make_result):
+    text = render_model_card(make_result(generations=GENERATIONS))
+    rows = text[text.index("## What it writes") : text.index("## Figures")].splitlines()[2:]
+    assert rows[0] == "| Prompt | Before the method (pretrained base) | This model |"
+    # As many of each kind, in their order.
+    assert [row.split(" | ")[0] for row in rows[2:6]] == [
+        "| To boil (retain)", "| Heat it (retain)", "| Add acid (forget)", "| An atom (forget)"
+    ]  # fmt: skip
+    assert "| &#124;an egg | water water" in rows[2]
+    assert rows[2].endswith("… |")
+    assert rows[4].endswith("| to &lt;b&gt; | no |")
+    assert "never shown" not in text
+    assert "What it writes" not in render_model_card(make_result(generations={}))
 
 
 @pytest.mark.parametrize(
-    ("forget", "message"),
+    ("labelling", "sentence"),
     [
-        (1.151, "is -0.050 nats a token: this model predicts forget stories better than that one."),
-        (1.221, "is +0.020 nats a token: less than the threshold of 0.05."),
+        (None, 'has one of these words in its text, as a whole word in any case: "tree", "forest". All others are'),
+        ({"kind": "words", "forget_words": ["acid"]}, 'in any case: "acid". All others are retain examples.'),
+        (
+            {"kind": "column", "column": "topic", "forget_labels": ["a|b"], "retain_labels": []},
+            '"a&#124;b" in the column "topic" makes a forget example, any other value a retain example, and those without',
+        ),
+        (
+            {"kind": "column", "column": "topic", "forget_labels": ["x"], "retain_labels": ["y", "z"]},
+            'makes a forget example, "y", "z" a retain example, and all others are unlabelled.',
+        ),
+        ({"kind": "score", "column": "p"}, 'The column "p" holds the probability that it is a forget example'),
+        ({"kind": "sources"}, "Forget and retain examples come from two sources"),
     ],
 )
-def test_negative_or_tiny_unlearning_is_said_plainly(make_result, forget, message):
-    text = render_model_card(make_result(losses=stages(make_result, forget=forget), differences={}))
-    assert "**The capability was not removed.**" in text
-    assert message in text
-
-
-def test_general_damage_is_not_called_removal(make_result):
-    text = render_model_card(make_result(losses=stages(make_result, retain=2.0), differences={}))
-    assert "**The retain loss rose as much as the forget loss.** It is +0.727 against +0.601 nats a token:" in text
-
-
-def test_a_model_that_went_on_learning_is_not_compared_naively(make_result):
-    sentence = "The model also went on learning"
-    assert sentence not in render_model_card(make_result())
-    text = render_model_card(make_result(losses=stages(make_result, forget=0.6, retain=0.2), differences={}))
+def test_the_card_says_what_made_a_forget_example(make_result, labelling, sentence):
+    result = make_result()
+    if labelling is not None:
+        result.data["labelling"] = labelling
+    text = render_model_card(result)
     assert sentence in text
-    assert "**The capability was not removed.**" in text
+    assert ("**Labels are words.**" in text) == (labelling is None or labelling["kind"] == "words")
 
 
-def test_non_finite_losses_are_said_and_left_out_of_the_metadata(make_result):
+def test_non_finite_losses_are_left_out_of_the_metadata(make_result):
     text = render_model_card(make_result(losses=stages(make_result, forget=math.nan)))
-    assert "**A loss is not finite.**" in text
-    names = [entry.metric_name for entry in ModelCard(text).data.eval_results]
-    assert "forget loss after coherence (nats/token)" not in names
-    assert "unlearning (nats/token)" not in names
-    assert "retain tax (nats/token)" in names
+    assert "🔴 **Removed? Unknown: not finite.**" in text
+    assert [entry.metric_name for entry in ModelCard(text).data.eval_results] == ["Perplexity on retain examples"]
 
 
 def test_what_before_means(make_result):
-    assert "is the base model that was pretrained here on the same stories." in render_model_card(make_result())
+    assert "is the base model that was pretrained here on the same examples." in render_model_card(make_result())
     text = render_model_card(make_result(before_kind="base_control"))
     assert "is the base control (a stock model with the same data, steps and seed, without routing)." in text
     losses = stages(make_result)
     del losses["before"]
     text = render_model_card(make_result(before_kind=None, losses=losses, differences={}, attack=None))
-    assert "How it compares with the model before the method was not measured." in text
+    assert "⚪ **Removed? Localised, not compared.**" in text
     assert "**No comparison with before.**" in text
 
 
 def test_synthetic_stories_and_coherence_are_limits_only_where_they_apply(make_result):
     text = render_model_card(make_result())
-    assert "The stories are synthetic" not in text
-    assert "Selection on the evaluation stories" in text
+    assert "The examples are synthetic" not in text
+    assert "Selection on the evaluation examples" in text
     result = make_result()
     result.data["source"] = "generator"
     result.config["coherence"]["enabled"] = False
     del result.losses["after_coherence"], result.stages[-1]
     text = render_model_card(result)
-    assert "The stories are synthetic" in text
-    assert "Selection on the evaluation stories" not in text
+    assert "The examples are synthetic" in text
+    assert "Selection on the evaluation examples" not in text
     assert "| Coherence fine-tuning | left out |" in text
     assert 'This checkpoint is the row "After ablation".' in text
     assert ModelCard(text).data.eval_results[0].dataset_type == "generator"
@@ -147,7 +174,7 @@ def test_a_base_control_without_the_runs_l1_term_is_said_to_be_one(make_result, 
     [
         ({"l1_coefficient": 1e-4, "unlabelled_stories": 371}, "labelled forget, with the same L1 term |"),
         # Of an earlier version.
-        (None, "with an L1 coefficient of 0.0; it did not see the 371 forget stories without a label either: it knew more "
+        (None, "with an L1 coefficient of 0.0; it did not see the 371 forget examples without a label either: it knew more "
                "than this run |"),
     ],
 )  # fmt: skip
@@ -161,18 +188,18 @@ def test_data_filtering_that_knew_more_is_said_to_have(make_result, control, wor
 
 def test_coherence_names_the_stories_that_it_took_for_retain(make_result):
     result = make_result()
-    assert "each on the same 32 retain stories;" in render_model_card(result)
+    assert "each on the same 32 retain examples;" in render_model_card(result)
     result.config["coherence"]["unlabelled"] = True
-    assert "each on the same 32 stories that are not labelled forget;" in render_model_card(result)
+    assert "each on the same 32 examples that are not labelled forget;" in render_model_card(result)
 
 
 def test_data_filtering_is_not_called_gradient_routing(make_result):
     losses = {"before": make_result().losses["before"], "after_training": make_result().losses["after_coherence"]}
     result = make_result(method="data_filtering", losses=losses, selectivity={}, leak_audit={}, routing_table=[])
     text = render_model_card(result)
-    assert "without the stories labelled forget: *data filtering*" in text
+    assert "without the examples labelled forget: *data filtering*" in text
     assert "Auxiliary module" not in text
-    assert "localised.**" not in text  # it has nothing that could be
+    assert "localised" not in text  # it has nothing that could be
     assert "Selectivity" not in text
     assert 'This checkpoint is the row "After training".' in text
     assert "No comparison with data filtering" not in text
@@ -190,8 +217,8 @@ def test_data_filtering_stands_beside_the_run(make_result):
 def test_the_strongest_attack_is_marked_and_notes_are_shown(make_result):
     text = render_model_card(make_result())
     # The mean of the lowest losses, 1.24 and 1.4; robust unlearning is that minus 1.2. LoRA got to 1.6.
-    assert "| **full fine-tuning on 4 stories at learning rate 5e-05 (strongest)** | 2 | ≤ 1.320" in text
-    assert "| LoRA fine-tuning on 4 stories at learning rate 0.001 | 1 | 1.600 |" in text
+    assert "| **full fine-tuning on 4 examples at learning rate 5e-05 (strongest)** | 2 | ≤ 1.320" in text
+    assert "| LoRA fine-tuning on 4 examples at learning rate 0.001 | 1 | 1.600 |" in text
     assert "One trial was left out." in text
 
 
@@ -214,8 +241,7 @@ def test_a_result_that_holds_next_to_nothing_still_gives_a_card(make_result):
     empty = {"config": {}, "versions": {}, "machine": {}, "data": {}, "losses": {}, "selectivity": {}, "coherence": {}}
     bare = {**empty, "training": {}, "routing_table": [], "seconds": {}, "before_kind": None, "git_revision": None}
     text = render_model_card(make_result(**bare, differences={}, leak_audit={}, attack=None))
-    assert "**It is not known whether anything was localised.**" in text
-    assert "What ablation removes was not measured." in text
+    assert "⚪ **Removed? Not known.**" in text
     assert "**Relearning was not tested.**" in text
     assert "None" not in text
     data = ModelCard(text).data

@@ -10,8 +10,7 @@ from hf_era.evaluation.results import ModelResult
 from hf_era.evaluation.summary import aggregate
 from hf_era.reporting.comparison import comparison_csv, comparison_json, comparison_markdown, comparison_rows
 from hf_era.reporting.comparison_tables import (
-    differences_over_seeds,
-    losses_over_seeds,
+    over_seeds_table,
     results_table,
     strongest_attack_over_seeds,
     strongest_attacks_table,
@@ -36,8 +35,8 @@ def a_model(**overrides):
 def test_mean_and_interval_over_seeds(make_result):
     (row,) = aggregate([with_gap(make_result, seed, gap) for seed, gap in ((0, 0.1), (1, 0.2), (2, 0.6))])
     assert row["seeds"] == [0, 1, 2]
-    # Mean 0.3; squared deviations 0.04 + 0.01 + 0.09, over 2: standard deviation 0.264575; t of 2 degrees 4.303.
-    half = 4.303 * 0.264575 / 3**0.5
+    # Mean 0.3; squared deviations 0.04 + 0.01 + 0.09, over 2: standard deviation 0.264575; t of 2 degrees 4.302653.
+    half = 4.302653 * 0.264575 / 3**0.5
     assert row["figures"]["ablation_gap"] == pytest.approx(
         {"value": 0.3, "low": 0.3 - half, "high": 0.3 + half}, abs=1e-5
     )
@@ -76,9 +75,24 @@ def test_figures_under_attack_stand_beside_those_of_the_same_stories(make_result
     assert shown["Retain there"].startswith("1.325 ")
     assert shown["Unlearning at its start"].startswith("+0.600 ")
     assert shown["Robust unlearning"].startswith("≤ +0.120 ")
-    assert shown["Lowest at the edge in"] == "steps, stories, learning rate"
-    evaluated = [differences_over_seeds(rows), losses_over_seeds(rows), results_table([make_result()])]
-    assert not [name for table in evaluated for name in table.header if "attack" in name.lower() or "obust" in name]
+    assert shown["Lowest at the edge in"] == "steps, examples, learning rate"
+    evaluated = [over_seeds_table(rows), results_table([make_result()])]
+    for table in evaluated:  # of the attack only the difference stands there, with a word on it
+        assert [name for name in table.header if "attack" in name.lower() or "obust" in name] == ["Robust unlearning"]
+        assert "Robust unlearning is measured on the examples of the attack" in table.caption
+
+
+def test_every_format_has_the_differences_first_in_one_order(make_result):
+    names = ["unlearning", "retain_tax", "robust_unlearning", "ablation_gap"]
+    results = [make_result(), make_result(seed=1)]
+    tables = [over_seeds_table(aggregate(results)), results_table(results)]
+    for table in tables:
+        assert table.header[2:6] == ["Unlearning", "Retain tax", "Robust unlearning", "Ablation gap"]
+    assert list(comparison_rows(results)[0])[2:6] == names
+    assert comparison_csv(results).splitlines()[0].split(",")[2:6] == names
+    assert "| Result | Seed | Unlearning | Retain tax | Robust unlearning | Ablation gap |" in comparison_markdown(
+        results
+    )
 
 
 def test_a_level_that_was_never_left_is_not_recovered(make_result):
@@ -96,11 +110,13 @@ def test_a_level_that_was_never_left_is_not_recovered(make_result):
     assert comparison_rows([low])[0]["attack_recovery"] == "at the start"
 
 
-def test_data_filtering_stands_beside_each_difference(make_result):
+def test_the_row_of_data_filtering_is_set_off(make_result):
     filtered = with_gap(make_result, 0, 0.5, name="filtered", method="data_filtering")
-    routed, control = differences_over_seeds(aggregate([with_gap(make_result, 0, 0.3), filtered])).rows
-    assert "+0.300 (data filtering +0.500)" in routed
-    assert "+0.500" in control
+    results = [with_gap(make_result, 0, 0.3), filtered]
+    for table in (over_seeds_table(aggregate(results)), results_table(results)):
+        assert table.strong == {1}
+        assert table.caption.endswith("Set off: the control, a model that never saw the forget examples.")
+    assert "Set off" not in results_table(results[:1]).caption
 
 
 def test_a_row_per_result_and_a_model_of_somebody_else(make_result):

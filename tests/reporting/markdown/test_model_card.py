@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import comparison_values
 from hf_era.reporting import render_model_card, write_model_card
+from hf_era.reporting.markdown.licences import licence_fields
 from hf_era.reporting.markdown.model_card import card_data
 from hf_era.reporting.text import source_kind
 from hf_era.utils.files import write_json
@@ -52,16 +53,12 @@ def test_metadata_parses_back(make_result):
     assert data.get("datasets") is None
     assert data.get("language") is None
     assert data.model_name == "someone/no-trees"
-    values = {entry.metric_name: entry.metric_value for entry in data.eval_results}
-    assert values == {
-        "forget loss after coherence (nats/token)": 1.802,
-        "retain loss after coherence (nats/token)": 1.291,
-        "forget words loss after coherence (nats/token)": 6.03,
-        "ablation gap (nats/token)": 0.76,
-        "retain ablation gap (nats/token)": 0.226,
-        "unlearning (nats/token)": 0.601,
-        "retain tax (nats/token)": 0.018,
-    }
+    # exp(1.802) and exp(1.291)
+    values = [(entry.metric_type, entry.metric_name, entry.metric_value) for entry in data.eval_results]
+    assert values == [
+        ("perplexity", "Perplexity on forget examples", 6.0618),
+        ("perplexity", "Perplexity on retain examples", 3.6364),
+    ]
     entry = data.eval_results[0]
     assert (entry.task_type, entry.dataset_type, entry.dataset_name) == ("text-generation", "local", "stories.jsonl")
 
@@ -73,8 +70,49 @@ def test_tags_are_those_of_the_trainer(make_result):
     assert card_data(make_result(method="data_filtering")).tags == ["hf_era", "data-filtering", "unlearning"]
 
 
-def test_no_license_unless_given(make_result):
-    assert "license" not in ModelCard(render_model_card(make_result())).data.to_dict()
+def test_languages_are_given_or_left_out(make_result):
+    assert ModelCard(render_model_card(make_result(), language=["en", "deu"])).data.language == ["en", "deu"]
+    with pytest.raises(ValueError, match="`language` should be a code of ISO 639 such as `en` or `de`, got 'English'"):
+        render_model_card(make_result(), language="English")
+
+
+def test_licences_are_those_of_the_hub(make_result):
+    assert card_data(make_result(), license="Apache-2.0").license == "apache-2.0"
+    other = card_data(make_result(), license="other: my own")
+    assert (other.license, other.license_name) == ("other", "my own")
+    message = r"such as apache-2.0, mit, .* got 'apache2'. Did you mean `apache-2.0`\? .* `other:its-name`"
+    with pytest.raises(ValueError, match=message):
+        render_model_card(make_result(), license="apache2")
+    for wrong in ("other", "other:", "mit:x", "", "x"):
+        with pytest.raises(ValueError, match="`license` should be an identifier of the hub"):
+            card_data(make_result(), license=wrong)
+
+
+@pytest.mark.parametrize(
+    ("readme", "expected"),
+    [
+        ("---\nlicense: mit\n---\n# x", {"license": "mit"}),
+        (
+            "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n",
+            {"license": "other", "license_name": "mine", "license_link": "LICENSE"},
+        ),
+        ("---\nlicense: mine\n---\n", {}),
+        ("---\nlicense: [mit, gpl]\n---\n", {}),
+        ("---\n- no mapping\n---\n", {}),
+        ("---\nlicense: [\n---\n", {}),
+        ("no metadata", {}),
+        (None, {}),
+    ],
+)
+def test_the_licence_of_a_local_base_is_kept_unless_one_is_given(make_result, tmp_path, readme, expected):
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme)
+    assert licence_fields(None, str(tmp_path)) == expected
+    result = make_result()
+    result.config["model"]["base"] = str(tmp_path)
+    found = ModelCard(render_model_card(result)).data.to_dict()
+    assert {name: value for name, value in found.items() if name.startswith("license")} == expected
+    assert licence_fields("mit", str(tmp_path)) == {"license": "mit"}
 
 
 def test_hub_ids_are_in_the_metadata(make_result):
@@ -153,7 +191,8 @@ def test_hostile_text_stays_text(make_result):
     assert inline.count("link_open") == sum(c.type == "link_open" for token in clean for c in token.children or [])
     headings = [token.map for token in tokens if token.type == "heading_open"]
     assert len(headings) == sum(token.type == "heading_open" for token in clean)
-    assert not [token for token in tokens if token.type in ("html_block", "hr")]
+    blocks = [[token.content for token in part if token.type in ("html_block", "hr")] for part in (tokens, clean)]
+    assert blocks[0] == blocks[1]  # those of the template
     assert "{{ 7 \\* 7 }}" in card.text
     _check_table_widths(card.text)
 

@@ -17,8 +17,8 @@ from hf_era.utils.yaml_text import dump_yaml, parse_yaml
 @pytest.mark.parametrize(
     ("arguments", "field", "value"),
     [
-        (["--data.train", "stories.jsonl"], "data.train", "stories.jsonl"),
-        (["--data.train=stories=1.jsonl"], "data.train", "stories=1.jsonl"),
+        (["--data.validation", "stories.jsonl"], "data.validation", "stories.jsonl"),
+        (["--data.validation=stories=1.jsonl"], "data.validation", "stories=1.jsonl"),
         (["--seed", "7"], "seed", 7),
         (["--seed=7"], "seed", 7),
         (["--output_dir", "runs/x"], "output_dir", "runs/x"),
@@ -40,6 +40,8 @@ from hf_era.utils.yaml_text import dump_yaml, parse_yaml
         (["--data.num_proc", "2"], "data.num_proc", 2),
         (["--routing.frequency_bias", "-3.5"], "routing.frequency_bias", -3.5),
         (["--seed", "1", "--seed", "2"], "seed", 2),
+        (["--output-dir", "runs/a_b-c"], "output_dir", "runs/a_b-c"),
+        (["--data.forget-words", "a_b", "c-d"], "data.forget_words", ["a_b", "c-d"]),
     ],
 )  # fmt: skip
 def test_an_override_sets_a_field(arguments: list[str], field: str, value: Any) -> None:
@@ -62,7 +64,7 @@ TEXTS = (
 def test_text_is_taken_as_it_is_typed(text: str) -> None:
     for field in ("data.text_column", "data.train", "output_dir", "model.base", "data.subset"):
         section, _, name = field.rpartition(".")
-        config = load_run_config([], [f"--{field}", text])
+        config = load_run_config([], [f"--{field}", text, "--data.forget_words", "tree"])
         assert getattr(getattr(config, section) if section else config, name) == text
     assert load_run_config([], ["--data.forget_words", text]).data.forget_words == [text]
     assert load_run_config([], ["--generation.prompts", text, text]).generation.prompts == [text, text]
@@ -119,7 +121,7 @@ def test_a_number_inside_a_mapping_is_read_like_any_other() -> None:
 
 def test_a_bare_name_is_a_training_field() -> None:
     config = load_run_config(
-        [], ["--learning_rate", "3e-4", "--max_steps", "9", "--training.weight_decay", "0", "--bf16"]
+        [], ["--learning-rate", "3e-4", "--max_steps", "9", "--training.weight-decay", "0", "--bf16"]
     )
     assert config.training == {"learning_rate": 3e-4, "max_steps": 9, "weight_decay": 0.0, "bf16": True}
     assert type(config.training["max_steps"]) is int
@@ -133,6 +135,20 @@ def test_a_part_of_a_mapping_can_be_overridden(write: Callable[..., Path]) -> No
         assert config.training["multipliers"] == {"original_forget": 0, "auxiliary_retain": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("learning_rate: 1", r"`training\.learning_rate`, `coherence\.learning_rate` or"),
+        ("epochs: 3", r"`training\.num_train_epochs`\?"),
+        ("width: 3", r"`expansion\.width`\?"),
+        ("sede: 3", r"`seed`\?"),
+    ],
+)
+def test_a_field_without_its_section_is_recognised_in_a_file(text: str, meant: str, write: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=rf"in the config\. Did you mean {meant}.* Known: coherence, data, data_"):
+        load_run_config([write(text)])
+
+
 def test_overrides_go_over_files(write: Callable[..., Path]) -> None:
     config = load_run_config(
         [write("seed: 1\ndata: {max_tokens: 64, max_characters: 99}")], ["--data.max_tokens", "32"]
@@ -144,6 +160,13 @@ def test_overrides_go_over_files(write: Callable[..., Path]) -> None:
     ("arguments", "message"),
     [
         (["--lerning_rate", "1"], r"Unknown key `--lerning_rate` in the command line\. Did you mean `--.*learning_rate`"),
+        (["--learning_rat", "1"], r"`--learning_rat` in .*\. Did you mean `--learning_rate`\? `hf-era fields` lists"),
+        (["--epochs", "3"], r"Unknown key `--epochs` in .*\. Did you mean `--num_train_epochs`\?"),
+        (["--lr", "1"], r"Unknown key `--lr` in .*\. Did you mean `--learning_rate`\?"),
+        (["--batch-size", "1"], r"Did you mean `--per_device_train_batch_size`, `--evaluation.batch_size` or"),
+        (["--width", "1"], r"Unknown key `--width` in .*\. Did you mean `--expansion\.width`\?"),
+        (["--training.lr", "1"], r"Unknown key `lr` in section `training`\. Did you mean `learning_rate`\?"),
+        (["--xyzzy", "1"], r"Unknown key `--xyzzy` in the command line\. `hf-era fields` lists them all\."),
         (["--outputdir", "x"], r"Unknown key `--outputdir` in the command line\. Did you mean `--output_dir`\?"),
         (["--dta.train", "x"], r"Unknown key `--dta\.train` in the command line\. Did you mean `--data\.train`\?"),
         (["--data.trian", "x"], r"Unknown key `trian` in section `data`\. Did you mean `train`\? Known: .*add_bos"),
@@ -158,7 +181,7 @@ def test_overrides_go_over_files(write: Callable[..., Path]) -> None:
         (["--seed", "1.5"], r"`seed` should be an integer, got 1\.5\."),
         (["--data.forget_words", ""], r"`data\.forget_words` should hold words, got ''\. Take the empty word out"),
         (["--expansion.target_layers", "0;1"], r"target_layers` should be a list of integers or null, got '0;1'"),
-        (["--data.forget_words", "[]"], r"`data\.forget_words` is empty\. Name at least one word"),
+        (["--data.train", "a", "--data.forget_words", "[]"], r"Nothing says which examples are to be forgotten\. Name a"),
         (["--data.forget_words", " ", "tree"], r"`data\.forget_words` should hold words, got ' '\. Take the empty"),
         (["--max_steps", "many"], r"`training\.max_steps` should be an integer, got 'many'\."),
     ],

@@ -83,7 +83,7 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.yaml", tmp_path):
-        with pytest.raises(ValueError, match=rf"The config file {path} does not exist\. Pass a YAML file such as"):
+        with pytest.raises(ValueError, match=rf"The config file {path} does not exist\. Pass a YAML file, or"):
             load_run_config([path])
 
 

@@ -1,0 +1,37 @@
+"""A result on the terminal: the verdict as three coloured lines, then its losses as a table."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hf_era.evaluation.results import AnyResult
+from hf_era.reporting.provenance import data_warnings
+from hf_era.reporting.tables import losses_table
+from hf_era.reporting.verdict import verdict
+
+STYLES = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red", "unknown": "dim"}
+"""Level of a verdict's line -> how its answer is shown."""
+TITLE = "Losses, nats a token; in brackets 95 % intervals, over examples"
+
+
+def print_result(result: AnyResult, console: Console) -> None:
+    """Prints what is odd about the data, the verdict and the losses. No name or text is read as markup."""
+    for warning in data_warnings(result):
+        console.print(Text(warning, style=STYLES["bad"]))
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(no_wrap=True)
+    lines.add_column(no_wrap=True)
+    lines.add_column()
+    for line in verdict(result):
+        lines.add_row(Text(line.question), Text(line.answer, style=STYLES[line.level]), Text(line.text))
+    console.print(Padding(lines, (1, 0)))
+    losses = losses_table(result)
+    table = Table(box=None, pad_edge=False, title=Text(TITLE, style="dim"), title_justify="left")
+    for number, name in enumerate(losses.header):
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=number > 0)
+    for row in losses.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)

@@ -1,0 +1,420 @@
+"""A dry run: everything is loaded and checked, nothing is trained for good, and nothing is written where the run would live.
+
+What it would take is measured with a model of its size that is thrown away: some real training steps, an evaluation of a few
+examples, some generated tokens and two steps of an attack.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import PrinterCallback, TrainerCallback
+
+from hf_era.data import FORGET, RETAIN, UNLABELLED
+from hf_era.data.columns import arrow_batches, flat_column
+from hf_era.evaluation import EvaluationConfig, Evaluator, RelearnAttack, generate_texts
+from hf_era.evaluation.relearn.attack import MeasuredStories, measured_steps
+from hf_era.methods import Phase
+from hf_era.models.loading import causal_lm_from_config, expanded_from_config, without_weight_bars
+from hf_era.run.config import RunConfig
+from hf_era.run.context import Run
+from hf_era.run.directory import RUN_FILE
+from hf_era.run.pipeline import RunPlan, prepare_run
+from hf_era.run.time_left import spoken
+from hf_era.training import CausalLMTrainer, GradientRoutingTrainer
+
+STEPS, SECONDS = 5, 60.0
+"""Training steps that are timed, and after how many seconds no further one is begun once there are two."""
+EXAMPLES, NEW_TOKENS = 16, 8
+"""Of each label, that are evaluated on; tokens that are generated."""
+BYTES = 4
+"""Of a weight in fp32, as it is trained and saved."""
+LABELS = {FORGET: "forget", RETAIN: "retain", UNLABELLED: "unlabelled"}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would take.
+
+    Attributes:
+        data (`list[dict]`): `part`, `label`, `examples`, `tokens` and, of what is trained on, `routed`: tokens with a
+            routing weight below 0.5.
+        parameters (`dict[str, int]`): `total` and `auxiliary`, of the model that is trained.
+        memory (`dict[str, float]`): bytes: `weights`, `gradients` and `optimizer` computed, `peak` measured in a step (of
+            this process); without what nothing is trained for.
+        phases (`list[dict]`): `name`, `title`, `seconds` (`None`: not known), `done`, `at_most` (it may end earlier).
+        files (`list[dict]`): `path` and `bytes` (`None`: not known beforehand) of what would be written.
+    """
+
+    data: list[dict[str, Any]]
+    parameters: dict[str, int]
+    memory: dict[str, float]
+    phases: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+
+    @property
+    def seconds(self) -> float | None:
+        """Of what is left of the run, about; `None` where a phase does not say what it computes."""
+        left = [phase["seconds"] for phase in self.phases if not phase["done"]]
+        return None if None in left else sum(left)
+
+
+@without_weight_bars()
+def dry_run(config: RunConfig, console: Console | None = None) -> DryRun:
+    """Says what a run would do and take, after all of its checks; all processes of a launch call it, the main one speaks.
+
+    Raises:
+        ValueError: for bad input, as `run_pipeline`.
+    """
+    state = PartialState()
+    notes = Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
+    ready = prepare_run(config, notes, state)
+    run, plan = ready.run, RunPlan(ready.run)
+    speed = _Speed(run, plan)
+    seconds_done = plan.seconds_done(ready.directory, ready.shared)
+    found = DryRun(
+        data=counts_by_label(run),
+        parameters=speed.parameters,
+        memory=speed.memory,
+        phases=[
+            {
+                "name": phase.name,
+                "title": phase.title,
+                "done": phase.name in seconds_done,
+                "seconds": seconds_done.get(phase.name, speed.seconds_of(phase)),
+                "at_most": phase.cost is not None and phase.cost.at_most,
+            }
+            for phase in plan.phases()
+        ],
+        files=_files(run, plan, speed.parameters),
+    )
+    show(found, run, console or Console(quiet=not state.is_main_process, width=None if sys.stdout.isatty() else 110))
+    return found
+
+
+# ---- Data ----
+
+
+def counts_by_label(run: Run) -> list[dict[str, Any]]:
+    """Examples and tokens of each part of the split and each label; of the training examples the routed tokens, too."""
+    examples, tokens, routed = (dict.fromkeys(LABELS, 0) for _ in range(3))
+    for table in arrow_batches(run.data.train, ["label", "routing_weight"]):
+        labels = table["label"].to_numpy()
+        weights, lengths = flat_column(table, "routing_weight")
+        below = np.bincount(np.repeat(np.arange(len(labels)), lengths)[weights < 0.5], minlength=len(labels))
+        for label in LABELS:
+            own = labels == label
+            examples[label] += int(own.sum())
+            tokens[label] += int(lengths[own].sum())
+            routed[label] += int(below[own].sum())
+    rows: list[dict[str, Any]] = [
+        {"part": "train", "label": name, "examples": examples[label], "tokens": tokens[label], "routed": routed[label]}
+        for label, name in LABELS.items()
+        if examples[label] or label != UNLABELLED
+    ]
+    held_out = {"validation": ("forget", "retain"), "attack": ("forget",)}
+    for part, names in held_out.items():
+        for name in names:
+            own_part: Dataset = getattr(run.data, f"{part}_{name}")
+            size = sum(own_part["length"][:]) if len(own_part) else 0
+            rows.append({"part": part, "label": name, "examples": len(own_part), "tokens": size})
+    return rows
+
+
+# ---- Speed and memory ----
+
+
+class _StepTimer(TrainerCallback):
+    """Seconds of each step; ends a training whose steps take long once it has two."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.begun = device, 0.0
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = _now(self.device)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(_now(self.device) - self.begun)
+        if args.world_size == 1 and len(self.seconds) >= 2 and sum(self.seconds) > SECONDS:
+            control.should_training_stop = True
+
+
+class _Speed:
+    """Measures, with a model of the run's size and random weights, how long things take on this machine.
+
+    Attributes:
+        parameters, memory: as `DryRun` has them.
+    """
+
+    def __init__(self, run: Run, plan: RunPlan) -> None:
+        self.run, self.plan, self.device = run, plan, run.arguments.device
+        self.is_expanded = any(stage.is_expanded for stage in plan.measuring.stages.values())
+        self.memory: dict[str, float] = {}
+        self.per_trained = 0.0
+        model = self._model()
+        auxiliary = getattr(model, "is_auxiliary_parameter", lambda name: False)
+        sizes = {name: value.numel() for name, value in model.named_parameters()}
+        self.parameters = {
+            "total": sum(sizes.values()),
+            "auxiliary": sum(size for name, size in sizes.items() if auxiliary(name)),
+        }
+        if any(phase.cost is not None and phase.cost.trained for phase in (*plan.base, *plan.own)):
+            self._time_training(model)
+        del model
+        gc.collect()
+        model = causal_lm_from_config(run.base_config, run.seed).to(self.device).eval()
+        self.per_measured = self._time_evaluation(model)
+        self.generation = self._time_generation(model)
+        self.attack = self._time_attack(model)
+
+    def seconds_of(self, phase: Phase) -> float | None:
+        """Seconds of a phase, about; `None` if it does not say what it computes."""
+        if phase.cost is None:
+            return None
+        if phase.name == "generation":
+            return self.generation
+        if phase.name == "attack":
+            return self.attack
+        return phase.cost.trained * self.per_trained + phase.cost.measured * self.per_measured
+
+    def _model(self) -> Any:
+        run = self.run
+        if self.is_expanded:
+            return expanded_from_config(run.base_config, run.expansion, run.seed)
+        return causal_lm_from_config(run.base_config, run.seed)
+
+    def _time_training(self, model: Any) -> None:
+        run, timer = self.run, _StepTimer(self.device)
+        changes = {
+            "max_steps": STEPS, "eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no",
+            "report_to": "none", "disable_tqdm": True, "push_to_hub": False, "metric_for_best_model": None,
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder, _peak_memory(self.device) as peak:
+            make = run.config.training_arguments if self.is_expanded else run.config.stock_training_arguments
+            trainer_class: Any = GradientRoutingTrainer if self.is_expanded else CausalLMTrainer
+            trainer = trainer_class(
+                model, make(folder, **changes), train_dataset=run.data.train, processing_class=run.tokenizer
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(timer)
+            trainer.train()
+        batch = run.arguments.per_device_train_batch_size * run.arguments.gradient_accumulation_steps
+        self.per_trained = median(timer.seconds[1:] or timer.seconds) / (batch * max(run.arguments.world_size, 1))
+        size = BYTES * self.parameters["total"]
+        optimizer = str(getattr(run.arguments.optim, "value", run.arguments.optim))
+        self.memory = {"weights": size, "gradients": size, "peak": peak[0]}
+        if optimizer in ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused"):  # two fp32 numbers a weight
+            self.memory["optimizer"] = 2 * size
+        del trainer
+
+    def _time_evaluation(self, model: Any) -> float:
+        data = self.run.data
+        forget, retain = (_some(part, EXAMPLES) for part in (data.validation_forget, data.validation_retain))
+        settings = EvaluationConfig(batch_size=self.run.config.evaluation.batch_size, bootstrap_samples=0)
+        evaluator = Evaluator(
+            forget,
+            retain,
+            self.plan.measuring.padding,
+            settings,
+            device=self.device,
+            progress=False,
+            state=self.run.state,
+        )
+        seconds = _time(lambda: evaluator.measure(model, ""), self.device)
+        return seconds / (len(forget) + len(retain))
+
+    def _time_generation(self, model: Any) -> float:
+        settings = self.run.config.generation
+        if not settings.enabled:
+            return 0.0
+        prompts, tokens = self.run.inputs.prompts(settings).settings, min(settings.new_tokens, NEW_TOKENS)
+        few = replace(prompts, new_tokens=tokens)
+        seconds = _time(lambda: generate_texts(model, self.run.tokenizer, few, state=self.run.state), self.device)
+        return len(self.plan.measuring.generating_stages()) * seconds * settings.new_tokens / tokens
+
+    def _time_attack(self, model: Any) -> float:
+        """Of all attacks. What a step takes grows with the number of examples: the fewest and the most are measured."""
+        settings, measuring, data = self.run.config.relearn, self.plan.measuring, self.run.data
+        if not settings.enabled:
+            return 0.0
+        most = settings.evaluation_stories
+        forget, retain = (_some(part, most) for part in (data.validation_forget, data.validation_retain))
+        bf16 = bool(settings.bf16 or self.run.arguments.bf16)
+        measured = MeasuredStories(forget, retain, measuring.padding, settings.batch_size, self.device, bf16)
+        point = _time(lambda: measured.losses(model), self.device)
+        attacks = measuring.attacks()
+        sizes = sorted({min(attack.stories for attack in attacks), max(attack.stories for attack in attacks)})
+        few = replace(settings, steps=2, patience=None)
+        steps = []
+        for size in sizes:
+            times: list[float] = []
+            attack = RelearnAttack(_some(data.attack_forget, size), measured, measuring.padding, few)
+            attack.run(model, on_step=lambda _, times=times: times.append(_now(self.device)))  # type: ignore[misc]
+            steps.append(max(times[-1] - times[-2] - point, 0.0))
+        slope = (steps[-1] - steps[0]) / max(sizes[-1] - sizes[0], 1)
+        points = measured_steps(settings)
+        seconds = sum(
+            attack.trials * (settings.steps * max(steps[0] + slope * (attack.stories - sizes[0]), 0.0) + points * point)
+            for attack in attacks
+        )
+        return seconds / self.run.state.num_processes  # which share the trials out
+
+
+def _some(stories: Dataset, number: int | None) -> Dataset:
+    """So many examples, from the whole of the set: of one that is sorted the first would be alike."""
+    if number is None or number >= len(stories):
+        return stories
+    return stories.select([index * len(stories) // number for index in range(number)])
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _time(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the second of two runs: the first may have to set something up."""
+    work()
+    begun = _now(device)
+    work()
+    return _now(device) - begun
+
+
+@contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """A list with one number, filled at the end: bytes that the block took at most: on a GPU what was allocated there, else
+    what the process had resident beyond what it had before."""
+    peak = [0.0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = float(torch.cuda.max_memory_allocated(device))
+        return
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], float(process.memory_info().rss - before))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+# ---- Files ----
+
+
+def _files(run: Run, plan: RunPlan, parameters: dict[str, int]) -> list[dict[str, Any]]:
+    stock = BYTES * (parameters["total"] - parameters["auxiliary"])
+    expanded = {stage.model for stage in plan.measuring.stages.values() if stage.is_expanded}
+    output = run.config.output_path
+    homes = [output, run.config.base_path] if plan.base else [output]
+    found: list[dict[str, Any]] = [{"path": home / RUN_FILE, "bytes": None} for home in homes]
+    for phase in plan.phases():
+        where = run.config.base_path if phase in plan.base else output
+        found.append({"path": where / "phases" / f"{phase.name}.json", "bytes": None})
+        found += [
+            {"path": path, "bytes": BYTES * parameters["total"] if path in expanded else stock}
+            for path in phase.outputs
+        ]
+    found += [{"path": output / name, "bytes": None} for name in ("result.json", "report.html")]
+    return [{**entry, "path": str(entry["path"])} for entry in found]
+
+
+# ---- What is shown ----
+
+
+def show(found: DryRun, run: Run, console: Console) -> None:
+    """Prints a dry run as tables."""
+    console.print()
+    numbers = ("examples", "tokens", "routed")
+    rows = [
+        [row["part"], row["label"], *(f"{row[name]:,}" if name in row else "" for name in numbers)]
+        for row in found.data
+    ]
+    console.print(_table("Data", ["part", "label"], ["examples", "tokens", "routed as forget (weight < 0.5)"], rows))
+    for note in _word_notes(run):
+        console.print(note, markup=False)
+    total, auxiliary = found.parameters["total"], found.parameters["auxiliary"]
+    inside = f", {auxiliary:,} of them in auxiliary modules" if auxiliary else ""
+    console.print(f"\nParameters: {total:,}{inside}.")
+    if found.memory:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in found.memory.items() if name != "peak")
+        console.print(
+            f"Memory of a training step, per process: {_size(found.memory['peak'])} at its peak, measured; of that {parts}; "
+            "the rest are activations and the library's own."
+        )
+    rows = [[phase["title"], _time_of(phase)] for phase in found.phases]
+    console.print(_table("Time", ["phase"], ["about"], rows))
+    at_most = any(phase["at_most"] and not phase["done"] for phase in found.phases)
+    whole = "not known: a phase does not say what it computes"
+    if found.seconds is not None:
+        whole = f"about {spoken(found.seconds)}" + (" at most: patience may end an attack earlier" if at_most else "")
+    console.print(f"The whole run: {whole}. Measured now, on {run.arguments.device}, with what else it has to do.")
+    rows = [[entry["path"], "" if entry["bytes"] is None else _size(entry["bytes"])] for entry in found.files]
+    console.print(_table("Files that would be written", ["path"], ["about"], rows))
+    optimizer = 2 * BYTES * total
+    console.print(
+        f"While it trains also checkpoints of about {_size(BYTES * total + optimizer)} each, under "
+        f"{run.config.output_path / 'checkpoints'}.",
+        highlight=False,
+    )
+    console.print("Nothing was trained, and nothing was written there.")
+
+
+def _word_notes(run: Run) -> list[str]:
+    words = list(run.config.data.forget_words or [])
+    cut = [word for word in words if len(run.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) > 1]
+    if not cut:
+        return []
+    shown = ", ".join(cut[:10]) + (f" and {len(cut) - 10} more" if cut[10:] else "")
+    return [f"Forget words without a token of their own, {len(cut)} of {len(words)}: {shown}."]
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in (*left, *right):
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _time_of(phase: dict[str, Any]) -> str:
+    if phase["done"]:
+        return "done already"
+    if phase["seconds"] is None:
+        return "not known"
+    return ("at most " if phase["at_most"] else "") + spoken(phase["seconds"])
+
+
+def _size(number: float) -> str:
+    """Bytes as they are said: `3.4 MB`."""
+    for unit in ("kB", "MB"):
+        number /= 1e3
+        if number < 1e3:
+            return f"{number:,.1f} {unit}"
+    return f"{number / 1e3:,.1f} GB"

@@ -1,0 +1,106 @@
+"""What a training says of itself: its part of a run's result, and the result of a trainer that is used without a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hf_era.evaluation.results import ABLATION_STAGES, STAGE_TITLES, RunResult
+from hf_era.training.config import CausalLMTrainingConfig
+from hf_era.utils.environment import git_revision, provenance
+
+# Settings as the Trainer resolved them; no paths, no tokens.
+_REPORTED_ARGUMENTS = (
+    "router", "multipliers", "l1_coefficient", "learning_rate", "minimum_learning_rate_ratio", "warmup_steps",
+    "weight_decay", "weight_decay_on_all_parameters", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
+    "auxiliary_learning_rate_factor", "auxiliary_weight_decay", "bf16", "fp16", "attn_implementation",
+    "fused_activation", "chunked_loss",
+)  # fmt: skip
+GRADIENT_ROUTING_TEXTS = {
+    "introduction": (
+        "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate, "
+        "[arXiv 2410.04332](https://arxiv.org/abs/2410.04332)) by hf_era {version}, so that what it learnt about the "
+        "forget examples would gather in an auxiliary module. That module has been cut out; its weights are not in "
+        "these files. What remains has a stock Transformers architecture and loads without hf_era."
+    ),
+    "training": (
+        "An auxiliary module was added beside the MLP of the target layers. The model was trained on all examples, but "
+        "how much of each token's gradient reached the original dims and the auxiliary module was decided by its "
+        "routing weight (1 retain, 0 forget), as the table says. Then the module was cut out."
+    ),
+    "labels": "Those without a label were trained as retain examples and are counted apart.",
+}
+"""What gradient routing says of itself in a model card: `RunResult.method_texts`."""
+
+
+def mixed_precision(arguments: CausalLMTrainingConfig) -> str:
+    """`no`, `bf16` or `fp16`, as the settings or `accelerate launch` ask for it."""
+    return str(getattr(arguments, "mixed_precision", None) or ("bf16" if arguments.bf16 else "no"))
+
+
+def training_report(trainer: Any, arguments: CausalLMTrainingConfig) -> dict[str, Any]:
+    """What a result says of a training: steps, settings and log."""
+    used = {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS if hasattr(arguments, name)}
+    return {
+        "steps": trainer.state.global_step,
+        "arguments": {**used, "l1_coefficient": trainer.l1_coefficient},  # a stock model's settings have none
+        "mixed_precision": mixed_precision(arguments),
+        "log_history": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
+    }
+
+
+def trainer_result(trainer: Any, name: str) -> RunResult:
+    """The result of a `GradientRoutingTrainer`: its data, its settings, and the losses of its last evaluation with the
+    module on and ablated. Nothing is measured for it; what a run measures besides is left out.
+
+    Args:
+        trainer (`GradientRoutingTrainer`): after or during training.
+        name (`str`): of the result.
+    """
+    args, metrics = trainer.args, trainer.metrics_of_the_weights()
+    sets = {"forget": args.forget_dataset_name, "retain": args.retain_dataset_name, "unlabelled": "unlabelled"}
+    losses = {
+        stage: {
+            kind: _loss_estimate(metrics[f"eval_{own}_loss{ending}"])
+            for kind, own in sets.items()
+            if f"eval_{own}_loss{ending}" in metrics
+        }
+        for stage, ending in zip(ABLATION_STAGES, ("", "_ablated"), strict=True)
+    }
+    report = training_report(trainer, args)
+    base = None if trainer.base_name is None else str(trainer.base_name)
+    return RunResult(
+        name=name,
+        seed=args.seed,
+        config={
+            "name": name,
+            "model": {"start": "pretrained", "base": base},
+            "expansion": trainer.model.config.expansion_config.to_dict(),
+            "routing": args.routing or {},
+        },
+        **provenance(args.device),
+        git_revision=git_revision(),
+        data=trainer.data_summary,
+        routing_table=[],
+        before_kind=None,
+        losses={stage: part for stage, part in losses.items() if part},
+        differences={
+            name: {"value": metrics[f"eval_{name}"], "low": None, "high": None}
+            for name in ("ablation_gap", "retain_ablation_gap")
+            if f"eval_{name}" in metrics
+        },
+        selectivity={},
+        coherence={"enabled": False},
+        training={**report, "minimum_ablation_gap": args.minimum_ablation_gap},
+        method="gradient_routing",
+        method_title="gradient routing",
+        method_role="method",
+        method_texts=dict(GRADIENT_ROUTING_TEXTS),
+        stages=[{"name": stage, "title": STAGE_TITLES[stage]} for stage in ABLATION_STAGES],
+    )
+
+
+def _loss_estimate(loss: float) -> dict[str, Any]:
+    known = loss if math.isfinite(loss) else math.nan
+    return {"loss": known, "low": None, "high": None, "tokens": 0, "stories": 0}

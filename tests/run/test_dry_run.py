@@ -1,0 +1,98 @@
+"""A dry run says what a run would take, and leaves nothing behind."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hf_era import RunConfig
+from hf_era.cli import main
+from hf_era.evaluation import RunResult
+from hf_era.run import dry_run as dry_run_module
+from hf_era.run.dry_run import dry_run
+from hf_era.run.inputs import load_inputs
+
+
+@pytest.fixture
+def screen() -> Console:
+    return Console(file=io.StringIO(), width=160)
+
+
+def test_it_measures_and_writes_nothing(
+    make_run_config: Callable[..., RunConfig], tmp_path: Path, screen: Console
+) -> None:
+    config = make_run_config(tmp_path, data={"labelled_fraction": 0.5}, routing={"weighting": "uniform"})
+    found = dry_run(config, screen)
+    assert not list(tmp_path.iterdir())
+    data = load_inputs(config).data
+    rows = {(row["part"], row["label"]): row for row in found.data}
+    assert {name: rows["train", name]["examples"] for name in ("forget", "retain", "unlabelled")} == {
+        "forget": data.summary["train_forget_labelled"],
+        "retain": data.summary["train_retain"],
+        "unlabelled": data.summary["train_forget_unlabelled"],
+    }
+    assert sum(row["tokens"] for row in found.data if row["part"] == "train") == data.summary["train_tokens"]
+    assert rows["train", "forget"]["routed"] == data.summary["train_tokens_routed_as_forget"] > 0
+    assert rows["train", "retain"]["routed"] == rows["train", "unlabelled"]["routed"] == 0
+    assert rows["attack", "forget"]["examples"] == 3
+    # 16 x 4 up, 4 down, 4 biases: in one layer
+    assert found.parameters["auxiliary"] == 16 * 4 + 4 * 16 + 4
+    assert found.memory["weights"] * 2 == found.memory["optimizer"] == 8 * found.parameters["total"]
+    seconds = {phase["name"]: phase["seconds"] for phase in found.phases}
+    assert list(seconds) == ["base", "route", "contract", "coherence", "evaluation", "generation", "attack"]
+    assert all(value > 0 for name, value in seconds.items() if name != "contract")
+    assert found.seconds == sum(seconds.values())
+    files = {entry["path"]: entry["bytes"] for entry in found.files}
+    assert files[str(config.output_path / "expanded")] == 4 * found.parameters["total"]
+    assert files[str(config.output_path / "model")] == 4 * (found.parameters["total"] - found.parameters["auxiliary"])
+    said = screen.file.getvalue()
+    assert "Forget words without a token of their own" in said
+    assert "Nothing was trained, and nothing was written there." in said
+
+
+class NoSpeed:
+    """In place of what is measured: every phase but one that says nothing takes a minute."""
+
+    memory: dict[str, float] = {}
+    parameters = {"total": 1_000_000, "auxiliary": 0}
+
+    def __init__(self, *parts: Any) -> None:
+        pass
+
+    def seconds_of(self, phase: Any) -> float | None:
+        return None if phase.name == "attack" else 60.0
+
+
+def test_what_is_done_takes_no_time_and_what_is_not_known_is_said(
+    finished_copy: tuple[RunConfig, RunResult],
+    make_run_config: Callable[..., RunConfig],
+    screen: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dry_run_module, "_Speed", NoSpeed)
+    output = finished_copy[0].output_path
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    found = dry_run(make_run_config(output.parent, coherence={"steps": 1}), screen)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert [phase["done"] for phase in found.phases] == [True, True, True, False, False, False, False]
+    assert found.seconds is None
+    assert "The whole run: not known: a phase does not say what it computes." in screen.file.getvalue()
+    assert dry_run(finished_copy[0], screen).seconds == 0
+
+
+def test_bad_input_is_refused_as_by_a_run(make_run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run of hf_era"):
+        dry_run(make_run_config(tmp_path))
+
+
+def test_the_option_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(dry_run_module, "dry_run", lambda config: asked.append(config.name))
+    (tmp_path / "mine.yaml").write_text("seed: 1\ndata: {forget_words: [tree]}\n")
+    assert main(["run", str(tmp_path / "mine.yaml"), "--dry-run"]) == 0
+    assert asked == ["mine"]
