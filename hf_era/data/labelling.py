@@ -214,7 +214,7 @@ class Labels:
 
 
 def label_text(value: Any) -> str | None:
-    """The value of a label column as text: `1` for 1, 1.0 and "1", `true` for true, `None` for a null."""
+    """The value of a label column as text: `1` for 1, 1.0 and "1", `true` for true, `None` for a null or an empty text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool):
@@ -222,6 +222,8 @@ def label_text(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
+    if not text:  # a null in some files, and in others an empty text
+        return None
     return text.lower() if text.lower() in ("true", "false") else text
 
 

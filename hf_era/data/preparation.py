@@ -167,6 +167,8 @@ def data_fingerprint(splits: StorySplits) -> str:
     digest = hashlib.sha256()
     for part in PARTS:
         examples = getattr(splits, part)
+        if part == "validation_unlabelled" and not len(examples):
+            continue  # earlier versions had no such part
         # Texts and labels first, and alone where there is no more: as earlier versions did it.
         columns = ["label", "text", *(name for name in (SCORE, PROMPT_CHARACTERS) if name in examples.column_names)]
         for table in arrow_batches(examples, columns):
@@ -186,6 +188,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "train_stories": len(train),
         **_training_counts(train, splits.labels_dropped),
         "duplicates_dropped": splits.duplicates_dropped,
+        "contradictions_dropped": splits.contradictions_dropped,
         "blanks_dropped": splits.blanks_dropped,
         **{f"{name}_stories": len(part) for name, part in others.items()},
         # `map` adds no column to an empty part (no example may have been held back).

@@ -3,6 +3,9 @@
 It is kept in the folder `hf_era` of the `datasets` cache (`HF_DATASETS_CACHE`), one folder per key, and all runs share
 it. The key covers everything that the prepared data depends on, so nothing stale is ever found; what is there is trusted
 only if every file is still as its manifest says. The folder may be deleted at any time.
+
+Not left to `datasets`' own cache: it reads a table whose bytes changed, or that was cut at the end of a record batch, as if
+it were whole, and of any other cut it makes an error until someone deletes the file.
 """
 
 from __future__ import annotations

@@ -6,11 +6,14 @@ Which columns of it are the text and the label: `hf_era.data.examples`.
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +22,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.utils import logging
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
-from huggingface_hub import DatasetCard
+from huggingface_hub import metadata_load
 
 from hf_era.data.config import BUILT_IN, GENERATOR
 from hf_era.data.generator import generate_stories
@@ -43,6 +46,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 """End of a file's name -> the reader of `datasets`, and its options."""
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip")
 """May follow these."""
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+"""What a file raises that is not there, or not whole."""
 STORY_SEPARATOR = "<|endoftext|>"
 _TEXT_ONLY = Features({"text": Value("string")})
 # The words that say in a file's name which split it is of, as `datasets` has them.
@@ -142,7 +147,7 @@ def _configs_of_card(path: Path, field: str) -> dict[str, Any]:
     if not (path / "README.md").is_file():
         return {}
     try:
-        configs = DatasetCard.load(path / "README.md").data.to_dict().get("configs") or []
+        configs = (metadata_load(path / "README.md") or {}).get("configs") or []
         found = {str(config["config_name"]): config.get("data_files") for config in configs}
     except Exception as error:  # a card may hold anything; each library under it has errors of its own
         raise ValueError(
@@ -167,7 +172,9 @@ def _files_of_config(path: Path, configs: dict[str, Any], field: str, split: str
         known = ", ".join(dict.fromkeys(str(part.get("split")) for part in parts))
         raise ValueError(f"`{field}`: {path} has no split `{split}`. Known: {known}.")
     patterns = [str(pattern) for paths in chosen for pattern in (paths if isinstance(paths, list) else [paths])]
-    files = sorted({file for pattern in patterns for file in path.glob(pattern.removeprefix("./")) if file.is_file()})
+    # What a card says reaches no further than the folder that it lies in.
+    inside = [name for name in map(Path, patterns) if not name.is_absolute() and ".." not in name.parts]
+    files = sorted({file for pattern in inside for file in path.glob(str(pattern)) if file.is_file()})
     if not files:
         raise ValueError(f"`{field}`: {path} holds no file {' or '.join(patterns)}, which its card names.")
     return files
@@ -239,8 +246,9 @@ def _no_stories() -> Dataset:
 def _load_files(files: list[Path], field: str) -> Dataset:
     suffix = _reader_of(files[0])
     if suffix is None:
+        ending = "".join(files[0].suffixes[-2 if _is_compressed(files[0]) else -1 :]).lower()
         raise ValueError(
-            f"`{field}`: {files[0]} ends in `{files[0].suffix.lower()}`. Known: {', '.join(READERS)}, also compressed "
+            f"`{field}`: {files[0]} ends in `{ending}`. Known: {', '.join(READERS)}, also compressed "
             f"({', '.join(COMPRESSIONS)})."
         )
     names = [str(file.resolve()) for file in files]
@@ -256,11 +264,12 @@ def _load_files(files: list[Path], field: str) -> Dataset:
         return stories
     except StorageError:
         raise
-    except (DatasetGenerationError, ValueError, OSError, EOFError, KeyError) as error:
+    except (DatasetGenerationError, ValueError, KeyError, *_UNREADABLE) as error:
         for file in (file for file in files if kind not in ("parquet", "arrow") and not _is_compressed(file)):
             check_encoding(file, field)
         for file in (file for file in files if suffix in (".jsonl", ".ndjson")):
-            _raise_for_broken_line(file, field)
+            with suppress(*_UNREADABLE):  # it ends within a line: then there is none to name
+                _raise_for_broken_line(file, field)
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         told = error_text(cause or error)
         raise ValueError(f"`{field}`: {', '.join(names)} cannot be read as {kind}: {told}") from error
@@ -277,10 +286,21 @@ def _is_compressed(file: Path) -> bool:
     return file.suffix.lower() in COMPRESSIONS
 
 
-def _open(file: Path) -> IO[bytes]:
+@contextmanager
+def _open(file: Path) -> Iterator[IO[bytes]]:
     """A file as it was before it was compressed."""
     compression = infer_compression(file.name.lower())
-    return file.open("rb") if compression is None else compr[compression](file.open("rb"), mode="rb")
+    with file.open("rb") as content:
+        if compression is None:
+            yield content
+        else:
+            with compr[compression](content, mode="rb") as whole:
+                yield whole
+
+
+def _read_compressed(file: Path) -> str:
+    with _open(file) as content:
+        return content.read().decode("utf-8-sig")
 
 
 def _make_table(kind: str, files: list[str], folder: str, options: dict[str, Any]) -> None:
@@ -337,7 +357,7 @@ def _load_text_files(names: list[str]) -> Dataset:
 def _stories_of_text_files(files: list[str]) -> Iterator[dict[str, str]]:
     """Examples between `<|endoftext|>` marks where a file has them, else one example a line."""
     for name in files:
-        content = _open(Path(name)).read().decode("utf-8-sig") if _is_compressed(Path(name)) else read_text(name)
+        content = _read_compressed(Path(name)) if _is_compressed(Path(name)) else read_text(name)
         # Not `splitlines`: a form feed or a Unicode line separator ends no example.
         parts = content.split(STORY_SEPARATOR if STORY_SEPARATOR in content else "\n")
         yield from ({"text": part.strip()} for part in parts if part.strip())

@@ -20,7 +20,8 @@ MOST_UNLABELLED_HELD_OUT = 0.1
 @dataclass(frozen=True)
 class StorySplits:
     """Labelled examples, split. `train` has the label -1 where an example has none, or lost it (`labelled_fraction`): the
-    latter, forget examples all of them, are `labels_dropped`."""
+    latter, forget examples all of them, are `labels_dropped`. `contradictions_dropped` are those of the duplicates that had
+    another label than the example that they repeat."""
 
     train: Dataset
     validation_forget: Dataset
@@ -29,6 +30,7 @@ class StorySplits:
     attack_forget: Dataset
     duplicates_dropped: int
     blanks_dropped: int = 0
+    contradictions_dropped: int = 0
     labels_dropped: int = 0
     unused_columns: dict[str, list[str]] = field(default_factory=dict)
 
@@ -44,7 +46,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     """
     pool = validation if validation is not None else train
     first_of_train = set() if validation is None else {story_key(text) for text in train["text"][:]}
-    unique = _unique_indices(pool, first_of_train)
+    unique, contradictions = _unique_indices(pool, first_of_train)
     labels = pool["label"][:]
     order = random.Random(f"split-{seed}")
     chosen: dict[int, list[int]] = {}
@@ -69,6 +71,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         validation_unlabelled=pool.select(unlabelled),
         attack_forget=pool.select(attack),
         duplicates_dropped=len(pool) - len(unique),
+        contradictions_dropped=contradictions,
         labels_dropped=train["label"][:].count(UNLABELLED) - with_labels["label"][:].count(UNLABELLED),
     )
 
@@ -104,15 +107,19 @@ def check_labels(examples: Dataset, labels: Labels, where: str, field: str) -> N
         raise ValueError(f"{field}: {labels.no_retain_message(len(given), values, where)}")
 
 
-def _unique_indices(stories: Dataset, seen: set[str]) -> list[int]:
-    """Of examples that neither repeat an earlier one nor are among those `seen` before."""
-    unique = []
-    for index, text in enumerate(stories["text"][:]):
+def _unique_indices(stories: Dataset, seen: set[str]) -> tuple[list[int], int]:
+    """Of examples that neither repeat an earlier one nor are among those `seen` before; and how many repeat one that has
+    another label."""
+    unique, labels, contradictions = [], {}, 0
+    for index, (text, label) in enumerate(zip(stories["text"][:], stories["label"][:], strict=True)):
         key = story_key(text)
         if key not in seen:
             seen.add(key)
+            labels[key] = label
             unique.append(index)
-    return unique
+        else:
+            contradictions += labels.get(key, label) != label
+    return unique, contradictions
 
 
 def _check_counts(train: Dataset, pool: dict[int, list[int]], config: DataConfig, from_train: bool) -> None:

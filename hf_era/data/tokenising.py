@@ -87,7 +87,8 @@ def tokenise_examples(examples: Dataset, tokenizer: Any, config: DataConfig, des
     has_prompts = PROMPT_CHARACTERS in examples.column_names
 
     def tokenise(table: pa.Table) -> pa.Table:
-        rows = {name: table[name].to_pylist() for name in (*_DEFAULTS, "text") if name in table.column_names}
+        names = ("text", PROMPT_CHARACTERS, *_DEFAULTS)
+        rows = {name: table[name].to_pylist() for name in names if name in table.column_names}
         texts = rows["text"]
         ids, words, labels = [], [], []
         encoded = _tokens_and_marks(texts, tokenizer, finder, rows.get(PROMPT_CHARACTERS))

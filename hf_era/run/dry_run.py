@@ -128,10 +128,12 @@ def counts_by_label(run: Run) -> list[dict[str, Any]]:
         for label, name in LABELS.items()
         if examples[label] or label != UNLABELLED
     ]
-    held_out = {"validation": ("forget", "retain"), "attack": ("forget",)}
+    held_out = {"validation": ("forget", "retain", "unlabelled"), "attack": ("forget",)}
     for part, names in held_out.items():
         for name in names:
             own_part: Dataset = getattr(run.data, f"{part}_{name}")
+            if name == "unlabelled" and not len(own_part):
+                continue
             size = sum(own_part["length"][:]) if len(own_part) else 0
             rows.append({"part": part, "label": name, "examples": len(own_part), "tokens": size})
     return rows

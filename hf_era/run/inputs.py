@@ -58,9 +58,9 @@ def load_inputs(config: RunConfig) -> RunInputs:
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
     # First of all: the hub may take long to say that it cannot be reached.
-    for name, source in {**config.data.sources, "validation": config.data.validation}.items():
-        if source is not None:
-            check_source(source, f"data.{name}")
+    for field in (*config.data.sources, "validation"):
+        if getattr(config.data, field) is not None:
+            check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base
     base_config = _base_config(config)
     family = get_family(base_config.model_type)
@@ -105,7 +105,9 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
             f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
             "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
         )
-    for name, columns in summary["unused_columns"].items():
+    if contradictions := summary.get("contradictions_dropped"):
+        notes.append(f"{contradictions:,} examples repeat an earlier one that has another label. The first one counts.")
+    for name, columns in summary.get("unused_columns", {}).items():
         notes.append(f"`{name}`: read, but not used: the columns {listed(columns)}.")
     if config.generation.enabled:
         asked_for = config.generation.new_tokens

@@ -189,7 +189,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
             self.last_ablation_gap = self.metrics_of_the_weights().get("eval_ablation_gap")
             if self.last_ablation_gap is None:
                 self.evaluate()  # the gap at the end is what counts
-        if self.is_world_process_zero():
+        if self.last_ablation_gap is not None and self.is_world_process_zero():
             print(*localised_lines(self.metrics_of_the_weights(), self.args.minimum_ablation_gap), sep="\n")
         self._warn_if_nothing_was_localised()
         return output

@@ -49,7 +49,7 @@ def test_the_sampler_fills_up_to_a_multiple_and_no_further() -> None:
 
 
 def test_an_empty_data_set_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"The data set is empty: there is no story to share out"):
+    with pytest.raises(ValueError, match=r"The data set is empty: there is no example to share out"):
         StoriesWithPaddingRows(Dataset.from_dict({"input_ids": []}))
 
 

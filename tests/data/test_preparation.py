@@ -30,6 +30,7 @@ from hf_era.data import (
     prepare_data,
     split_sources,
 )
+from hf_era.data.config import TREE_WORDS
 from hf_era.data.preparation import frequency_table
 from hf_era.data.tokenising import tokenise_examples
 from hf_era.data.word_pieces import ForgetWordPiecesWarning
@@ -317,10 +318,11 @@ def real_rows(tokenizer: PreTrainedTokenizerFast, shared_folder: Path, stories: 
     config = DataConfig(
         train=str(folder / "train.jsonl"),
         validation=str(folder / "validation.jsonl"),
+        forget_words=list(TREE_WORDS),
         max_train_stories=stories,
         attack_stories=64,
     )
-    train = tokenise_examples(load_splits(config, seed=0).train, tokenizer, config, "training stories")
+    train = tokenise_examples(load_splits(config, seed=0).train, tokenizer, config, "training examples")
     table = frequency_table(train, RULES["frequency"], len(tokenizer), skip_bos=True)
     return {row.token: row for row in table.rows(lambda token: tokenizer.decode([token]), 5.0)}
 

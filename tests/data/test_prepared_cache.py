@@ -67,7 +67,7 @@ def keep(prepared: CachedData) -> Callable[..., tuple[CachedData, bool]]:
 
 
 def contents(kept: CachedData) -> list[Any]:
-    parts = ("train", "validation_forget", "validation_retain", "attack_forget")
+    parts = ("train", "validation_forget", "validation_retain", "validation_unlabelled", "attack_forget")
     data = [getattr(kept.data, name).to_dict() for name in parts]
     features = [getattr(kept.data, name).features for name in parts]
     return [data, features, kept.data.summary, kept.data.frequency_rows, kept.fingerprint, kept.trained_tokenizer]
@@ -118,7 +118,7 @@ def test_the_key_covers_everything(sources: Sources, small_tokenizer: PreTrained
         key(sources=of_texts([*texts, None])),
         key(sources=of_texts(texts, texts)),
         key(sources=of_texts(texts[::-1])),
-        *(key(config=replace(CONFIG, **{name: value})) for name, value in changed_settings().items()),
+        *(key(config=replace(CONFIG, **values)) for values in changed_settings().values()),
         key(seed=1),
         key(rule=replace(RULE, frequency_bias=-3.0)),
         key(vocabulary_size=601),
@@ -130,19 +130,30 @@ def test_the_key_covers_everything(sources: Sources, small_tokenizer: PreTrained
     assert len({same, *others}) == len(others) + 1
 
 
-def changed_settings() -> dict[str, Any]:
-    """Another value for every setting of the data but the number of processes."""
-    return {
+def changed_settings() -> dict[str, dict[str, Any]]:
+    """Another value for every setting of the data but the number of processes, and what has to change with it."""
+    alone = {
         "train": "a.jsonl", "validation": "b.jsonl", "train_split": "x", "validation_split": "y", "subset": "z",
         "text_column": "story", "max_train_stories": 50, "generator_stories": 70, "forget_words": ["tree"],
         "labelled_fraction": 0.5, "max_characters": 100, "max_tokens": 30, "add_bos": False, "add_eos": True,
-        "forget_validation_stories": 2, "retain_validation_stories": 2, "attack_stories": 1,
+        "forget_validation_stories": 2, "retain_validation_stories": 2, "unlabelled_validation_stories": 7,
+        "attack_stories": 1,
     }  # fmt: skip
+    column = {"forget_words": [], "label_column": "topic", "forget_labels": ["a"]}
+    sources = {"forget_words": [], "forget": "f.jsonl", "retain": "r.jsonl"}
+    return {name: {name: value} for name, value in alone.items()} | {
+        "label_column": column,
+        "forget_labels": {**column, "forget_labels": ["b"]},
+        "retain_labels": {**column, "retain_labels": ["c"]},
+        "score_column": {"forget_words": [], "score_column": "topic"},
+        "forget": sources,
+        "retain": {**sources, "retain": "other.jsonl"},
+    }
 
 
 def test_every_setting_is_tried() -> None:
     assert {*changed_settings(), "num_proc"} == set(CONFIG.to_dict())
-    assert all(CONFIG.to_dict()[name] != value for name, value in changed_settings().items())
+    assert all(CONFIG.to_dict()[name] != values[name] for name, values in changed_settings().items())
 
 
 @pytest.mark.parametrize("name", ["FORMAT", "__version__"])

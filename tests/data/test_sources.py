@@ -1,4 +1,4 @@
-"""Stories from the generator, files, directories and the hub, and which column holds them."""
+"""Examples from the generator, files, directories and the hub, with all of their columns."""
 
 import json
 import os
@@ -22,9 +22,7 @@ TEXTS = [row["text"] for row in ROWS]
 
 
 def texts_of(source: Path | str, **options: Any) -> list[str | None]:
-    stories = load_stories(str(source), **options)
-    assert stories.column_names == ["text"]
-    return list(stories["text"])
+    return list(load_stories(str(source), **options)["text"])
 
 
 # What can be read
@@ -102,7 +100,7 @@ def test_a_saved_data_set_with_splits(tmp_path: Path) -> None:
 
 def test_a_saved_data_set_without_a_story(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).select([]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"saved holds no story"):
+    with pytest.raises(ValueError, match=r"saved holds no example"):
         load_stories(str(tmp_path / "saved"))
     (tmp_path / "saved" / "state.json").write_text('{"_data_files": [{"filename": "gone.arrow"}]}')
     with pytest.raises(ValueError, match=r"`data\.train`: the saved data set .*saved cannot be read: .*gone\.arrow"):
@@ -149,7 +147,7 @@ def test_a_split_can_be_said_in_many_ways(write: Callable[..., Path], tmp_path: 
 )
 def test_a_file_with_nothing_to_read_holds_no_story(tmp_path: Path, content: bytes, kind: str) -> None:
     (tmp_path / f"x.{kind}").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"x\.{kind} holds no story"):
+    with pytest.raises(ValueError, match=rf"x\.{kind} holds no example"):
         load_stories(str(tmp_path / f"x.{kind}"))
 
 
@@ -244,80 +242,6 @@ def test_files_go_into_the_cache_of_these_tests(write: Callable[..., Path], data
     assert data_set_cache in Path(stories.cache_files[0]["filename"]).parents
 
 
-# The text column
-
-
-@pytest.mark.parametrize("column", ["text", "story", "content"])
-def test_usual_names_of_the_text_column_are_found(write: Callable[..., Path], column: str) -> None:
-    rows = [{"author": "x", column: text, "number": 1} for text in TEXTS]
-    assert texts_of(write("stories.jsonl", rows)) == TEXTS
-
-
-def test_text_goes_before_story(write: Callable[..., Path]) -> None:
-    assert texts_of(write("stories.jsonl", [{"story": "no", "text": "yes"}])) == ["yes"]
-
-
-def test_the_only_column_with_text_is_found(write: Callable[..., Path]) -> None:
-    rows = [{"number": 1, "Tale": text} for text in TEXTS]
-    assert texts_of(write("stories.jsonl", rows)) == TEXTS
-
-
-def test_a_named_text_column(write: Callable[..., Path]) -> None:
-    assert texts_of(write("stories.jsonl", ROWS), text_column="source") == ["a", "b", "c"]
-
-
-def test_a_missing_text_column_lists_the_columns(write: Callable[..., Path]) -> None:
-    path = write("stories.jsonl", ROWS)
-    with pytest.raises(
-        ValueError,
-        match=r"`data\.train`: .*stories\.jsonl has no text column `body`\. Its columns: text, source\. "
-        r"Name the one with the stories: `--data\.text_column NAME`\.",
-    ):
-        load_stories(str(path), text_column="body")
-
-
-def test_an_unclear_text_column_lists_the_columns(write: Callable[..., Path]) -> None:
-    path = write("stories.jsonl", [{"title": "a", "body": "b", "number": 1}])
-    with pytest.raises(ValueError, match=r"no column that is clearly the text\. Its columns: title, body, number\."):
-        load_stories(str(path))
-
-
-@pytest.mark.parametrize(
-    ("rows", "kind"),
-    [
-        ([{"text": 5}, {"text": 7}], "values of type int64"),
-        ([{"text": "a"}, {"text": 7}], "values of type Json"),
-        ([{"text": ["a"]}, {"text": ["b"]}], "values of type List"),
-        ([{"text": None}], "nulls only"),
-    ],
-)
-def test_values_that_are_no_strings_are_an_error(write: Callable[..., Path], rows: list[Any], kind: str) -> None:
-    path = write("stories.jsonl", rows)
-    with pytest.raises(
-        ValueError,
-        match=rf"`data\.train`: the column `text` of .*stories\.jsonl holds {kind}, but every value should be a string",
-    ):
-        load_stories(str(path))
-    with pytest.raises(ValueError, match=rf"the column `text` of .* holds {kind}"):
-        load_stories(str(path), text_column="text")
-
-
-def test_null_and_blank_stories_are_dropped_and_counted(write: Callable[..., Path]) -> None:
-    numbers = range(12)
-    rows = [{"text": f"A tree and {number}."} for number in numbers] + [
-        {"text": f"Story {number}."} for number in numbers
-    ]
-    rows[3:3] = [{"text": None}, {"text": " \n\t"}, {"text": ""}]
-    path = write("stories.jsonl", rows)
-    assert texts_of(path)[3:6] == [None, " \n\t", ""]
-    config = DataConfig(train=str(path), forget_validation_stories=2, retain_validation_stories=2, attack_stories=2)
-    splits = load_splits(config, seed=0)
-    assert splits.blanks_dropped == 3
-    assert splits.duplicates_dropped == 0
-    kept = [len(part) for part in (splits.train, splits.validation_forget, splits.validation_retain)]
-    assert [*kept, len(splits.attack_forget)] == [18, 2, 2, 2]
-
-
 # The hub
 
 
@@ -342,7 +266,7 @@ def test_a_hub_id_is_passed_on_with_subset_and_split(monkeypatch: pytest.MonkeyP
         return Dataset.from_list(ROWS)
 
     monkeypatch.setattr(sources, "load_dataset", load_dataset)
-    assert texts_of("someone/stories", split="test", subset="small", text_column="source") == ["a", "b", "c"]
+    assert texts_of("someone/stories", split="test", subset="small") == TEXTS
     assert texts_of("stories") == TEXTS
     assert calls == [(("someone/stories", "small"), {"split": "test"}), (("stories", None), {"split": "train"})]
 
@@ -367,7 +291,8 @@ def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load_dataset", load_dataset)
     config = DataConfig(
         train="a/b", validation="c/d", train_split="part", validation_split="rest", subset="small", text_column="tale",
-        max_train_stories=11, forget_validation_stories=3, retain_validation_stories=4, attack_stories=5,
+        forget_words=["tree"], max_train_stories=11, forget_validation_stories=3, retain_validation_stories=4,
+        attack_stories=5,
     )  # fmt: skip
     splits = load_splits(config, seed=0)
     assert calls == [("a/b", "small", "part"), ("c/d", "small", "rest")]

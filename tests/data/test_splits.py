@@ -31,10 +31,10 @@ def make_texts(forget: int, retain: int, name: str = "story") -> list[str]:
 def split() -> Callable[..., StorySplits]:
     def split(train: list[str], validation: list[str] | None = None, seed: int = 0, **overrides: Any) -> StorySplits:
         config = make_config(**overrides)
-        labelled = label_examples(Dataset.from_dict({"text": train}), config, "training stories")
+        labelled = label_examples(Dataset.from_dict({"text": train}), config, "training examples")
         other = None
         if validation is not None:
-            other = label_examples(Dataset.from_dict({"text": validation}), config, "validation stories")
+            other = label_examples(Dataset.from_dict({"text": validation}), config, "validation examples")
         return split_stories(labelled, other, config, seed)
 
     return split
@@ -139,8 +139,8 @@ def test_stories_that_differ_after_the_cut_only_are_duplicates(split: Callable[.
 def test_no_forget_story_is_an_error(split: Callable[..., StorySplits]) -> None:
     with pytest.raises(
         ValueError,
-        match=r"`data\.forget_words`: none of the 9 training stories has one of tree, forest\. "
-        r"Check the words and the text column, or give more stories\.",
+        match=r"`data\.forget_words`: none of the 9 training examples has one of tree, forest\. "
+        r"Check the words and the text column, or give more examples\.",
     ):
         split(make_texts(0, 9))
 
@@ -148,13 +148,13 @@ def test_no_forget_story_is_an_error(split: Callable[..., StorySplits]) -> None:
 def test_no_retain_story_is_an_error(split: Callable[..., StorySplits]) -> None:
     with pytest.raises(
         ValueError,
-        match=r"`data\.train`: all of the 9 training stories have one of tree, forest; there is no retain story",
+        match=r"`data\.train`: all of the 9 training examples have one of tree, forest; there is no retain example",
     ):
         split(make_texts(9, 0))
 
 
 def test_no_forget_training_story_is_an_error_even_if_validation_has_some(split: Callable[..., StorySplits]) -> None:
-    with pytest.raises(ValueError, match=r"none of the 9 training stories"):
+    with pytest.raises(ValueError, match=r"none of the 9 training examples"):
         split(make_texts(0, 9), make_texts(20, 20, "other"))
 
 
@@ -164,14 +164,14 @@ def test_no_forget_training_story_is_an_error_even_if_validation_has_some(split:
         (
             8,
             20,
-            r"`data\.forget_validation_stories`: 5 forget stories to evaluate on and 3 held back for the relearn attack "
+            r"`data\.forget_validation_stories`: 5 forget examples to evaluate on and 3 held back for the relearn attack "
             r"were asked for, but the training data has 8 distinct ones\. Lower `data\.forget_validation_stories` or "
             r"`data\.attack_stories`, or give more\.",
         ),
         (
             20,
             7,
-            r"`data\.retain_validation_stories`: 7 retain stories to evaluate on were asked for, but the training data has "
+            r"`data\.retain_validation_stories`: 7 retain examples to evaluate on were asked for, but the training data has "
             r"7 distinct ones\. Lower `data\.retain_validation_stories`, or give more\.",
         ),
     ],
@@ -194,8 +194,8 @@ def test_copies_do_not_count_as_stories(split: Callable[..., StorySplits]) -> No
 @pytest.mark.parametrize(
     ("forget", "retain", "message"),
     [
-        (7, 20, r"5 forget stories to evaluate on and 3 held back .* but the validation data has 7 distinct ones"),
-        (20, 6, r"7 retain stories to evaluate on were asked for, but the validation data has 6 distinct ones"),
+        (7, 20, r"5 forget examples to evaluate on and 3 held back .* but the validation data has 7 distinct ones"),
+        (20, 6, r"7 retain examples to evaluate on were asked for, but the validation data has 6 distinct ones"),
     ],
 )
 def test_a_validation_source_that_is_too_small(

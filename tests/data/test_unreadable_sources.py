@@ -29,14 +29,20 @@ def test_an_empty_name_is_not_the_current_directory() -> None:
 
 
 def test_an_unknown_suffix_lists_the_known_ones(write: Callable[..., Path]) -> None:
-    path = write("stories.csv", "text\na\n")
-    with pytest.raises(ValueError, match=r"stories\.csv ends in `\.csv`\. Known: \.jsonl, \.json, \.parquet, \.txt\."):
-        load_stories(str(path))
+    for name, suffix in (("stories.xlsx", r"\.xlsx"), ("stories.xlsx.gz", r"\.xlsx\.gz"), ("stories", "")):
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} ends in `{suffix}`\. Known: \.jsonl, \.json, \.ndjson, \.csv, \.tsv, \.parquet, \.arrow, \.txt, "
+            r"also compressed \(\.gz, \.bz2, \.xz, \.zip\)\.",
+        ):
+            load_stories(str(write(name, "text\na\n")))
 
 
 def test_a_directory_without_stories(write: Callable[..., Path], tmp_path: Path) -> None:
     write("stories/README.md", "x")
-    with pytest.raises(ValueError, match=r"the directory .*stories holds no file ending in \.jsonl, \.json, \.parquet"):
+    with pytest.raises(
+        ValueError, match=r"the directory .*stories holds no file ending in \.jsonl, \.json, \.ndjson, \.csv, "
+    ):
         load_stories(str(tmp_path / "stories"))
 
 
@@ -52,7 +58,9 @@ def test_a_directory_of_several_kinds(write: Callable[..., Path], tmp_path: Path
 )
 def test_a_file_without_stories(write: Callable[..., Path], name: str, content: str) -> None:
     path = write(name, content)
-    with pytest.raises(ValueError, match=rf"`data\.train`: .*{name} (holds no story\. Check the file|cannot be read)"):
+    with pytest.raises(
+        ValueError, match=rf"`data\.train`: .*{name} (holds no example\. Check the file|cannot be read)"
+    ):
         load_stories(str(path))
 
 
@@ -115,5 +123,5 @@ def test_the_generator_as_validation_source_is_refused() -> None:
 
 
 def test_only_blank_stories_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"All of the 3 training stories are blank\. Check the text column\."):
-        label_examples(Dataset.from_dict({"text": ["", " ", None]}), DataConfig(), "training stories")
+    with pytest.raises(ValueError, match=r"All of the 3 training examples are blank\. Check the text column\."):
+        label_examples(Dataset.from_dict({"text": ["", " ", None]}), DataConfig(), "training examples")

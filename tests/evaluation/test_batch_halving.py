@@ -105,7 +105,7 @@ def test_evaluation_goes_on_and_remembers(
 
     expected, rows = measure(make(2))
     seen, evaluator = fits(model, 2), make(batch_size)
-    with pytest.warns(UserWarning, match=r"Evaluating forget stories.*Lower `evaluation.batch_size`"):
+    with pytest.warns(UserWarning, match=r"Evaluating forget examples.*Lower `evaluation.batch_size`"):
         found, found_rows = measure(evaluator)
     assert torch.equal(found.nll, expected.nll)  # the batches are those of that size
     # The meter does not keep the batches of the tries that failed.

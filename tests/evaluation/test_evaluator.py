@@ -76,7 +76,7 @@ def test_means_of_batch_means_take_the_given_order(make_base, stories, make_eval
 
 
 def test_no_story_to_evaluate_on(stories):
-    with pytest.raises(ValueError, match="There is no forget story to evaluate on"):
+    with pytest.raises(ValueError, match="There is no forget example to evaluate on"):
         Evaluator(stories["forget"].select([]), stories["retain"], 0, EvaluationConfig(), progress=False)
 
 
@@ -85,3 +85,29 @@ def test_numbers_out_of_range(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=f"`evaluation.{name}` should be"):
         EvaluationConfig(**settings)
+
+
+def test_examples_without_a_label_are_a_set_of_their_own(make_base, stories):
+    sets = (stories["forget"], stories["retain"], 0, EvaluationConfig(bootstrap_samples=50))
+    model, other = make_base().eval(), make_base(seed=1).eval()
+    evaluator = Evaluator(*sets, progress=False, unlabelled=stories["retain"].select([0, 2]))
+    measured = evaluator.measure(model, "test")
+    assert list(measured) == ["forget", "retain", "unlabelled"]
+    assert measured["unlabelled"].nll.tolist() == pytest.approx(one_by_one(model, stories["retain"])[::2], rel=1e-5)
+    differences = evaluator.differences(measured, evaluator.measure(other, "test"))
+    losses = [sum(one_by_one(part, stories["retain"])[::2]) / 16 for part in (model, other)]
+    assert differences["unlabelled"]["value"] == pytest.approx(losses[0] - losses[1], abs=1e-5)
+    for nothing in (None, stories["retain"].select([])):
+        assert list(Evaluator(*sets, progress=False, unlabelled=nothing).sets) == ["forget", "retain"]
+
+
+def test_the_loss_is_on_the_completion_only(make_base, stories):
+    model = make_base().eval()
+    labels = [[-100] * 2 + ids[2:] for ids in stories["forget"]["input_ids"]]
+    forget = stories["forget"].add_column("labels", labels)
+    evaluator = Evaluator(forget, stories["retain"], 0, EvaluationConfig(bootstrap_samples=50), progress=False)
+    measured = evaluator.measure(model, "test")["forget"]
+    prompts = stories["forget"].map(lambda row: {"input_ids": row["input_ids"][:2]})
+    expected = torch.tensor(one_by_one(model, stories["forget"])) - torch.tensor(one_by_one(model, prompts))
+    assert measured.nll.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert measured.tokens.tolist() == [length - 2 for length in LENGTHS["forget"]]

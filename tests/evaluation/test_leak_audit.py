@@ -285,6 +285,6 @@ def test_a_single_layer_is_measured_once(make_expanded: Callable[..., Any]) -> N
 
 def test_other_stories_are_refused_and_modules_come_back(make_expanded: Callable[..., Any]) -> None:
     model = make_expanded([0, 2])
-    with pytest.raises(ValueError, match="`measure`: `forget` gave other stories"):
+    with pytest.raises(ValueError, match="`measure`: `forget` gave other examples"):
         ablation_audit(model, lambda name: losses(1.0, 2 if all(activity(model).values()) else 3))
     assert activity(model) == {0: True, 2: True}

@@ -114,7 +114,7 @@ def test_several_modules_of_a_layer_add_up(make_expanded: Callable[..., Any], ba
         expected = alone.story_rows()[0][0] + 30 * torch.tensor([12, 7, 9, 12, 7])
         assert meter.story_rows()[0][0].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
         read(model, meter, batches[0])
-        with pytest.raises(RuntimeError, match="layer 0 ran on different numbers of stories"):
+        with pytest.raises(RuntimeError, match="layer 0 ran on different numbers of examples"):
             meter.story_rows()
 
 

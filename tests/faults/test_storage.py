@@ -75,7 +75,7 @@ def test_a_data_file_that_vanished_is_named_and_the_run_goes_on_when_it_is_back(
 
     stories = tmp_path / "stories.txt"
     stories.write_text("\n".join(story.replace("\n", " ") for story in generate_stories(120, seed=0)))
-    run = faulty_run(tmp_path / "vanished", data={"train": str(stories)})
+    run = faulty_run(tmp_path / "vanished", data={"train": str(stories), "forget_words": ["tree", "forest"]})
     assert run.start("route", "any", 200, "SIGTERM") == exit_codes.STOPPED, run.stderr
     away = stories.rename(tmp_path / "away.txt")
     assert run.start() == exit_codes.BAD_INPUT

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, disable_progress_bars
 from hypothesis import strategies as st
 
-from hf_era.data import DataConfig, WordFinder, load_stories, train_tokenizer
+from hf_era.data import DataConfig, WordFinder, examples_of, load_stories, train_tokenizer
 from hf_era.data.generator import generate_stories
 from hf_era.data.labelling import FORGET, RETAIN
 from hf_era.data.routing_weights import frequency_table, weigh_examples
@@ -168,7 +168,10 @@ def test_stories_become_examples(fuzz: Callable, accepted: Callable, tmp_path: P
         else:
             file.write_text("".join(json.dumps({"text": story}) + "\n" for story in given))
         config = DataConfig(forget_words=["tree", "forest"], **extra)
-        loaded, _ = accepted(load_stories, str(file))
+        rows, _ = accepted(load_stories, str(file))
+        named = {"field": "data.train", "source": str(file)}
+        found, _ = (None, None) if rows is None else accepted(examples_of, rows, config.labels, **named)
+        loaded = None if found is None else found.examples
         if loaded is not None and ending == ".jsonl" and not any(isinstance(story, int) for story in given):
             assert loaded["text"][:] == given
         labelled, _ = (None, None) if loaded is None else accepted(label_examples, loaded, config, "stories")

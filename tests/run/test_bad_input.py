@@ -12,8 +12,8 @@ from hf_era.cli import main
 from hf_era.evaluation import RunResult
 
 BAD_INPUT: list[tuple[dict[str, Any], str]] = [
-    ({"data": {"forget_words": ["xylophonist"]}}, r"none of the 120 training stories has one of xylophonist"),
-    ({"data": {"forget_words": ["a", "the", "was"]}}, r"there is no retain story"),
+    ({"data": {"forget_words": ["xylophonist"]}}, r"none of the 120 training examples has one of xylophonist"),
+    ({"data": {"forget_words": ["a", "the", "was"]}}, r"there is no retain example"),
     ({"data": {"forget_words": [" "]}}, r"`data.forget_words` should hold words, got ' '"),
     ({"expansion": {"target_layers": [5]}}, r"names layer 5, but the model has 2 layers"),
     ({"expansion": {"target_layers": [-1]}}, r"takes no negative index, got -1"),
@@ -21,11 +21,11 @@ BAD_INPUT: list[tuple[dict[str, Any], str]] = [
     ({"expansion": {"width": 0}}, r"`expansion.width` should be an integer of at least 1, got 0"),
     ({"expansion": {"widht": 4}}, r"Unknown key `widht` in section `expansion`. Did you mean `width`"),
     ({"routing": {"rule": "concpt"}}, r"Did you mean `concept`"),
-    ({"data": {"forget_validation_stories": 4000}}, r"4000 forget stories .* but the training data has \d+ distinct"),
+    ({"data": {"forget_validation_stories": 4000}}, r"4000 forget examples .* but the training data has \d+ distinct"),
     ({"data": {"train": "no/such/stories.jsonl"}}, r"the file no/such/stories.jsonl does not exist"),
     ({"data": {"train": "someone/stories"}}, r"could not get the data set `someone/stories` from the hub .*local file"),
     ({"data": {"max_tokens": 100}}, r"`data.max_tokens` is 100, but the model has 64 positions"),
-    ({"coherence": {"stories": 5000}}, r"`coherence.stories` asks for 5000 retain stories"),
+    ({"coherence": {"stories": 5000}}, r"`coherence.stories` asks for 5000 retain examples"),
     ({"model": {"architecture": {}, "base": "./no/such/model"}}, r"the directory no/such/model does not exist"),
     ({"model": {"architecture": {}, "base": "someone/model"}}, r"could not get the model `someone/model` from the hub"),
     ({"model": {"architecture": {"model_type": "bert"}}}, r"is of no family that hf_era knows. Known: gpt_neo"),

@@ -214,7 +214,7 @@ def test_a_second_run_does_not_prepare_the_data_again(
     assert again.data.train.to_dict() == first.data.train.to_dict()
     assert again.tokenizer.get_vocab() == first.tokenizer.get_vocab()
     # What is kept is enough to refuse what cannot be.
-    with pytest.raises(ValueError, match=r"`coherence.stories` asks for 5000 retain stories"):
+    with pytest.raises(ValueError, match=r"`coherence.stories` asks for 5000 retain examples"):
         load_inputs(make_run_config(config.output_path.parent, coherence={"stories": 5000}))
 
 

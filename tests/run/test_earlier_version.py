@@ -28,7 +28,7 @@ PHASES_AFTER_THE_BASE = (
     "Coherence fine-tuning",
     "Evaluating",
     "Generating",
-    "Attacking: relearning forget stories",
+    "Attacking: relearning forget examples",
 )
 ATTACK = PHASES_AFTER_THE_BASE[-1]
 SKIPPED = "already done, skipped"

@@ -126,7 +126,7 @@ def test_relearn_takes_its_stories_out_of_the_forget_file(run, files, tmp_path):
 def test_relearn_with_too_few_stories(run):
     status, error = run("relearn", "--relearn.stories", "4", "--relearn.trials", "3")
     assert status == 2
-    assert "`forget` holds 12 distinct stories; the attack needs 12 of them" in error
+    assert "`forget` holds 12 distinct examples; the attack needs 12 of them" in error
 
 
 def test_relearn_allowed_to_use_fewer_says_so(run, tmp_path):
@@ -141,7 +141,7 @@ def test_relearn_allowed_to_use_fewer_says_so(run, tmp_path):
 def test_stories_of_one_file_in_another_are_refused(run, files):
     status, error = run("relearn", "--attack", str(files / "forget.jsonl"))
     assert status == 2
-    assert "`forget` and `attack` share 12 stories" in error
+    assert "`forget` and `attack` share 12 examples" in error
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_stories_of_one_file_in_another_are_refused(run, files):
         (["--before", "./nowhere"], "`before`: the directory nowhere does not exist"),
         (["--tokenizer", "./nowhere"], "`tokenizer`: the directory nowhere does not exist"),
         (["--data-filtering", "nowhere.json"], "nowhere.json does not exist"),
-        (["--forget-words", " "], "`data.forget_words` should hold words, got ' '"),
+        (["--forget-words", " "], "`forget_words` should hold words, got ' '. Take the empty word out."),
     ],
 )
 def test_wrong_options_name_the_field_and_the_way_out(run, options, message):
@@ -168,8 +168,10 @@ def test_wrong_options_name_the_field_and_the_way_out(run, options, message):
 def test_words_that_no_story_holds_are_not_counted(run, files, tmp_path):
     stories = "".join(json.dumps({"text": f"Acid number {i} and a base make salt."}) + "\n" for i in range(3))
     (files / "chemistry.jsonl").write_text(stories)
-    options = ["--generation.prompts", "Acid", *QUICK[-4:]]
-    with pytest.warns(ForgetWordsWarning, match=r"none of the 3 forget stories .* Name theirs: `--forget-words`\."):
+    options = ["--generation.prompts", "Acid", *QUICK[-4:], "--forget-words", "tree"]
+    with pytest.warns(
+        ForgetWordsWarning, match=r"none of the 3 forget examples holds one of tree\..* Name theirs: `--forget-words`\."
+    ):
         status, _ = run("eval", *options, forget="chemistry.jsonl")
     assert status == 0
     generations = ModelResult.load(tmp_path / "out" / "result.json").generations
@@ -186,14 +188,14 @@ FOREST, SEA = (12, 12), (8, 0)
     [
         (FOREST, SEA, None, None),
         ((12, 7), (40, 2), (12, 6), None),  # which file a story is in says what it is
-        (SEA, FOREST, None, r"12 of the 12 retain stories hold one of tree, trees, .*, but 0 of the 8 forget stories\. Are "
-                            r"`--forget` and `--retain` swapped\? If not, name the forget words: `--forget-words`\."),
-        ((20, 2), FOREST, None, r"but 2 of the 20 forget stories\. Are `--forget` and `--retain` swapped\?"),
-        (FOREST, SEA, (8, 0), r"none of the 8 attack stories holds one of tree, .*, but 12 of the 12 forget stories do\. Is "
-                              r"`--attack` a file of forget stories\?"),
-        (SEA, SEA, None, r"none of the 8 forget stories holds one of tree, .*, woodland and 1 more\. So neither "
+        (SEA, FOREST, None, r"12 of the 12 retain examples hold one of tree, trees, .*, but 0 of the 8 forget examples\. "
+                            r"Are `--forget` and `--retain` swapped\? If not, name the forget words: `--forget-words`\."),
+        ((20, 2), FOREST, None, r"but 2 of the 20 forget examples\. Are `--forget` and `--retain` swapped\?"),
+        (FOREST, SEA, (8, 0), r"none of the 8 attack examples holds one of tree, .*, but 12 of the 12 forget examples do\. "
+                              r"Is `--attack` a file of forget examples\?"),
+        (SEA, SEA, None, r"none of the 8 forget examples holds one of tree, .*, woodland and 1 more\. So neither "
                          r"their loss nor their number in generated texts is given\. Name theirs: `--forget-words`\.$"),
-        (SEA, SEA, SEA, r"none of the 8 forget stories"),
+        (SEA, SEA, SEA, r"none of the 8 forget examples"),
     ],
 )  # fmt: skip
 def test_words_that_do_not_fit_the_stories_are_said(forget, retain, attack, message):
@@ -210,7 +212,7 @@ def test_an_empty_forget_file(run, files):
     (files / "empty.jsonl").write_text("")
     status, error = run("eval", forget="empty.jsonl")
     assert status == 2
-    assert "empty.jsonl holds no story" in error
+    assert "empty.jsonl holds no example" in error
 
 
 def test_broken_weights_are_named(run, files):

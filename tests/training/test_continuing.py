@@ -176,7 +176,7 @@ def test_a_stream_in_its_second_pass_is_not_continued_exactly_and_says_so(
         return make_trainer(stories=stories, max_steps=4, **settings)
 
     whole, continued = make(), make()
-    with pytest.warns(UserWarning, match=r"a stream without a length.*begins anew.*will not read the stories") as told:
+    with pytest.warns(UserWarning, match=r"a stream without a length.*begins anew.*will not read the examples") as told:
         whole.train()
     assert len(told) == 1
     with pytest.warns(

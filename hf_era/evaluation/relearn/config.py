@@ -146,9 +146,9 @@ def plan_attacks(config: RelearnConfig, pool_size: int) -> AttackPlan:
         trials = min(attack.trials, pool_size // stories)
         if (stories, trials) != (attack.stories, attack.trials):
             notes.append(
-                f"Attacks with {_count(attack.stories, 'forget story', 'forget stories')} and "
+                f"Attacks with {_count(attack.stories, 'forget example', 'forget examples')} and "
                 f"{_count(attack.trials, 'trial', 'trials')} that share none were asked for; with {pool_size} in all it "
-                f"became {_count(trials, 'trial', 'trials')} with {_count(stories, 'story', 'stories')}."
+                f"became {_count(trials, 'trial', 'trials')} with {_count(stories, 'example', 'examples')}."
             )
         attacks.append(PlannedAttack(attack.kind, stories, attack.learning_rate, trials))
     # What was cut down to the whole pool can be what is made already.
@@ -194,7 +194,7 @@ def _too_few(config: RelearnConfig, attack: PlannedAttack, pool_size: int) -> st
         ways += "or take what there is with `--allow-fewer`"
     return (
         f"`relearn.{stories}` {attack.stories} with `relearn.{trials}` {attack.trials} needs "
-        f"{_count(attack.stories * attack.trials, 'forget story', 'forget stories')}, for trials share none, but there "
+        f"{_count(attack.stories * attack.trials, 'forget example', 'forget examples')}, for trials share none, but there "
         f"{'is' if pool_size == 1 else 'are'} {pool_size} that neither training nor any evaluation saw. {ways}."
     )
 

@@ -231,13 +231,13 @@ def test_stories_of_one_token_count_for_nothing(make_base: Callable[..., Any]) -
 
 def test_nothing_to_learn_from_or_to_measure_is_refused() -> None:
     single = Dataset.from_dict({"input_ids": [[3], [4]], "length": [1, 1]})
-    with pytest.raises(ValueError, match="nothing to learn from the attack's 2 stories: none has two tokens"):
+    with pytest.raises(ValueError, match="nothing to learn from the attack's 2 examples: none has two tokens"):
         make_attack((single, stories(5, 1), stories(5, 2)))
     with pytest.raises(
-        ValueError, match="There is no retain story to measure the attack on: of 2, none has two tokens"
+        ValueError, match="There is no retain example to measure the attack on: of 2, none has two tokens"
     ):
         make_attack((stories(6, 0), stories(5, 1), single))
-    with pytest.raises(ValueError, match="There is no forget story to measure the attack on: of 0,"):
+    with pytest.raises(ValueError, match="There is no forget example to measure the attack on: of 0,"):
         make_attack((stories(6, 0), stories(0, 1), stories(5, 2)))
 
 

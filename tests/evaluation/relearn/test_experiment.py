@@ -97,8 +97,8 @@ def test_the_plan_holds_every_n_the_sweep_and_lora() -> None:
         ("full", 3, 1e-3), ("lora", 3, 1e-3), ("full", 2, 1e-3), ("full", 2, 1e-2), ("lora", 2, 1e-3)
     ]  # fmt: skip
     assert experiment.describe() == (
-        "8 relearn attacks of up to 3 steps on 1, 3 forget stories, learning rates 0.01, 0.001 and, with LoRA, 0.001; "
-        "measured every step on 9 forget and 8 retain stories"
+        "8 relearn attacks of up to 3 steps on 1, 3 forget examples, learning rates 0.01, 0.001 and, with LoRA, 0.001; "
+        "measured every step on 9 forget and 8 retain examples"
     )
 
 
@@ -211,7 +211,7 @@ def test_a_story_without_anything_to_learn_does_not_count() -> None:
     sets = pool, random_stories(3, 1), random_stories(3, 2)
     config = small_config(stories=[3], trials=1)
     assert len(RelearnExperiment(*sets, 0, config, progress=False).plan()) == 3
-    with pytest.raises(ValueError, match=r"needs 4 forget stories, for trials share none, but there are 3 that"):
+    with pytest.raises(ValueError, match=r"needs 4 forget examples, for trials share none, but there are 3 that"):
         RelearnExperiment(*sets, 0, replace(config, stories=[4]), progress=False)
 
 
@@ -231,7 +231,7 @@ def test_stories_that_do_not_fit_the_model_are_refused_before_the_first_step(mak
             make_base(max_position_embeddings=7),
             r"`data.max_tokens`: the longest .* 8 tokens, .* 7 at most .*max_tokens 7`",
         ),
-        (small_llama(vocab_size=40), r"stories hold token 51, but the model knows 40 tokens"),
+        (small_llama(vocab_size=40), r"examples hold token 51, but the model knows 40 tokens"),
     ]
     for model, message in refused:
         for call in (experiment.check, experiment.losses, lambda model: experiment.run(model, on_trial=seen.append)):
@@ -251,7 +251,7 @@ def test_too_few_stories_are_refused_with_their_number_and_the_ways_out() -> Non
     config = small_config(stories=[1, 16], trials=5, sweep_trials=2)
     check_attack(config, 80)
     message = (
-        r"`relearn.stories` 16 with `relearn.trials` 5 needs 80 forget stories, for trials share none, but there are 79 "
+        r"`relearn.stories` 16 with `relearn.trials` 5 needs 80 forget examples, for trials share none, but there are 79 "
         r"that neither training nor any evaluation saw. Set more aside with `data.attack_stories`, lower `relearn.trials` "
         r"or `relearn.stories`, or take what there is with `--allow-fewer`\."
     )
@@ -260,7 +260,7 @@ def test_too_few_stories_are_refused_with_their_number_and_the_ways_out() -> Non
     with pytest.raises(ValueError, match=message.replace("80", "96").replace("trials` 5", "sweep_trials` 6").replace(
         "lower `relearn.trials`", "lower `relearn.sweep_trials`").replace("79", "95")):  # fmt: skip
         check_attack(replace(config, sweep_trials=6), 95)
-    with pytest.raises(ValueError, match=r"needs 80 forget stories"):  # the most that any attack needs
+    with pytest.raises(ValueError, match=r"needs 80 forget examples"):  # the most that any attack needs
         check_attack(config, 4)
     with pytest.raises(
         ValueError, match=r"`relearn.sweep_stories` 50 with `relearn.sweep_trials` 2 needs 100 .* or `relearn.sw"
@@ -286,10 +286,10 @@ def test_fewer_trials_then_fewer_stories_where_the_user_allows_it() -> None:
         PlannedAttack("lora", 20, 1e-3, 1),
     ]
     assert plan.notes == [
-        "Attacks with 16 forget stories and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
-        "16 stories.",
-        "Attacks with 64 forget stories and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
-        "20 stories.",
+        "Attacks with 16 forget examples and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
+        "16 examples.",
+        "Attacks with 64 forget examples and 5 trials that share none were asked for; with 20 in all it became 1 trial with "
+        "20 examples.",
     ]
     # With 16 stories, N = 64 becomes the N = 16 that is made already.
     assert [(part.stories, part.trials) for part in plan_attacks(config, 16).attacks] == [
@@ -305,4 +305,4 @@ def test_fewer_trials_then_fewer_stories_where_the_user_allows_it() -> None:
 def test_notes_of_the_plan_stand_in_the_result(make_base: Callable[..., Any]) -> None:
     experiment = make_experiment(pool=5, stories=[3], lora=False, sweep_learning_rates=[], allow_fewer=True)
     (note,) = experiment.run(make_base()).notes
-    assert "with 5 in all it became 1 trial with 3 stories" in note
+    assert "with 5 in all it became 1 trial with 3 examples" in note

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hf_era.data import DataConfig
+from hf_era.data.config import TREE_WORDS
 from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
 from hf_era.models.config import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
@@ -96,6 +97,8 @@ def test_every_field_is_described() -> None:
 
 def test_every_described_default_is_the_default() -> None:
     config = RunConfig()
+    assert config.data.forget_words == list(TREE_WORDS)
+    config.data.forget_words = []  # the built-in source named them, in place of nobody
     for line in describe_fields().splitlines():
         if line.startswith("--") and not line.startswith(("--training", "--pretraining", "--router.")):
             name, _, default = line.removeprefix("--").partition(" (")
