@@ -38,7 +38,7 @@ date. How to use it by task: [data](my_data.md), [labels](my_labels.md), [model]
 [metrics](#metrics) · [commands](#commands)
 """
 # What `hf_era.__all__` does not hold and programs use all the same.
-ALSO = ("hf_era.evaluation.load",)
+ALSO = ("hf_era.evaluation.load", "hf_era.reporting.verdict.verdict")
 BLOCK = re.compile(r"(Args|Attributes|Example|Raises|Returns|Warns):(.*)")
 ENTRY = re.compile(r"    (\S.*)")
 SHOWN_PARAMETERS = 12
