@@ -218,8 +218,9 @@ def localised_lines(metrics: Mapping[str, float], minimum_gap: float, prefix: st
 
 _NOT_OF_THE_RECIPE = frozenset({
     "seed", "output_dir", "overwrite_output_dir", "base_dir", "data_filtering", "logging_dir", "run_name", "report_to",
-    "project", "push_to_hub", "hub_model_id", "hub_token", "hub_revision", "hub_private_repo", "hub_strategy",
-    "num_proc", "batch_size", "per_device_eval_batch_size", "dataloader_num_workers", "save_steps", "save_total_limit",
+    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "push_to_hub", "hub_model_id",
+    "hub_token", "hub_revision", "hub_private_repo", "hub_strategy", "num_proc", "batch_size",
+    "per_device_eval_batch_size", "dataloader_num_workers", "save_steps", "save_total_limit",
 })  # fmt: skip
 """Settings, in any section, that say which seed it is, where something is kept, or what fits a machine."""
 

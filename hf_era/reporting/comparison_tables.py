@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
@@ -77,7 +78,17 @@ def results_table(results: Sequence[AnyResult]) -> Table:
         f"much another seed would differ. {_EXAMPLES}. {AT_MOST}."
     )
     controls = frozenset(number for number, figures in enumerate(shown) if figures.is_control)
-    return Table(_with_control(caption, controls), header, rows, 2, controls, dict(enumerate(columns, 2)))
+    table = Table(_with_control(caption, controls), header, rows, 2, controls, dict(enumerate(columns, 2)))
+    return _measured(table)
+
+
+def _measured(table: Table) -> Table:
+    """Without the columns of figures that no row has, such as those of forget words where there are none."""
+    empty = {column for column, values in table.sort_by.items() if all(value is None for value in values)}
+    kept = [column for column in range(len(table.header)) if column not in empty]
+    header, *rows = ([row[column] for column in kept] for row in (table.header, *table.rows))
+    sort_by = {place: table.sort_by[column] for place, column in enumerate(kept) if column in table.sort_by}
+    return replace(table, header=header, rows=rows, sort_by=sort_by)
 
 
 def _losses(figures: ResultSummary) -> list[Estimate | None]:
@@ -141,7 +152,8 @@ def over_seeds_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [[row["figures"].get(name, {}).get("value") for row in rows] for name in (*FIRST, *LOSSES)]
     header = [*differences.header, *losses.header[1:]]
     controls = differences.strong
-    return Table(_with_control(caption, controls), header, body, 1, controls, dict(enumerate(columns, 2)))
+    table = Table(_with_control(caption, controls), header, body, 1, controls, dict(enumerate(columns, 2)))
+    return _measured(table)
 
 
 def differences_over_seeds(rows: Sequence[dict[str, Any]]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,8 @@ from hf_era.reporting.verdict import verdict
 
 STYLES = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red", "unknown": "dim"}
 """Level of a verdict's line -> how its answer is shown."""
+WIDEST = 240
+"""Columns of a table, whatever the terminal."""
 TITLE = "Losses, nats a token; in brackets 95 % intervals, over examples"
 
 
@@ -34,4 +37,6 @@ def print_result(result: AnyResult, console: Console) -> None:
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=number > 0)
     for row in losses.rows:
         table.add_row(*map(Text, row))
-    console.print(table)
+    # As wide as it is: a terminal that is narrower breaks its lines, and would otherwise lose the stages' names.
+    table.width = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    console.print(table, crop=False)

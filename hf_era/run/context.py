@@ -9,6 +9,7 @@ import gc
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,12 @@ class Run:
         values = {**self._stock_training(), **self._tracked(phase), "push_to_hub": False, "save_total_limit": 1}
         return self.config.stock_training_arguments(self.checkpoints(phase, key), **values)
 
-    def _tracked(self, phase: str) -> dict[str, str]:
-        return {"run_name": tracked_name(self.config, phase), "project": tracked_project(self.config.training)}
+    def _tracked(self, phase: str) -> dict[str, Any]:
+        training = self.config.training
+        values = {"run_name": tracked_name(self.config, phase), "project": tracked_project(training)}
+        # Otherwise each phase would freeze the project so far into a Space of its own. Not every transformers has it.
+        given = training.get("trackio_static_space_id", False)
+        return {**values, "trackio_static_space_id": given} if "trackio_static_space_id" in _ARGUMENTS else values
 
     def train(
         self,
@@ -190,6 +195,9 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         return {**provenance(self.arguments.device), "git_revision": git_revision()}
+
+
+_ARGUMENTS = frozenset(item.name for item in fields(CausalLMTrainingConfig))
 
 
 def steps_of(arguments: CausalLMTrainingConfig, stories: int) -> tuple[int, int]:

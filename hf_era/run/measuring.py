@@ -78,7 +78,8 @@ class Measuring:
         expanded = sum(stage.is_expanded for stage in self.stages.values())
         family = get_family(self.run.base_config.model_type)
         layers = len(self.run.expansion.resolve_layers(family.layers_of(self.run.base_config))) if expanded else 0
-        return Cost(2 * AUDIT_STORIES * expanded, (len(self.stages) + layers) * held_out)
+        unlabelled = len(self.stages) * len(self.run.data.validation_unlabelled)
+        return Cost(2 * AUDIT_STORIES * expanded, (len(self.stages) + layers) * held_out + unlabelled)
 
     def _generation_cost(self) -> Cost:
         settings = self.config.generation

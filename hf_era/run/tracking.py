@@ -194,7 +194,8 @@ def _log_texts(name: str, tracker: Any, generations: Mapping[str, Any]) -> None:
     texts = generations.get("texts") or {}
     if not texts:
         return
-    rows = [list(row) for row in zip(generations["prompt_labels"], *texts.values(), strict=True)]
+    labels = generations.get("prompt_labels") or [None] * len(generations["prompts"])
+    rows = [list(row) for row in zip(labels, *texts.values(), strict=True)]
     columns = ["prompt of", *texts]
     if hasattr(tracker, "log_table"):
         tracker.log_table("texts", columns=columns, data=rows)

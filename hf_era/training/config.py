@@ -24,7 +24,8 @@ SHOWN_OR_KEPT = frozenset({
     "eval_delay", "eval_steps", "eval_strategy", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision",
     "hub_strategy", "hub_token", "log_level", "log_level_replica", "logging_dir", "logging_first_step",
     "logging_strategy", "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name",
-    "save_on_each_node", "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
+    "save_on_each_node", "save_only_model", "save_steps", "save_strategy", "save_total_limit", "trackio_bucket_id",
+    "trackio_space_id", "trackio_static_space_id", "use_cpu",
 })  # fmt: skip
 """Fields that `CausalLMTrainingConfig` inherits from transformers and that do not change what is computed: transformers
 declares nothing of the kind. A field that stands in neither place identifies a run, so that one that a later transformers

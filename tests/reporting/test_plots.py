@@ -13,8 +13,8 @@ from hf_era.reporting.plots import relearn as relearn_plot
 from hf_era.reporting.plots import token_weights as token_weights_plot
 from hf_era.reporting.plots.style import (
     CONTROL_COLOUR,
+    INK,
     METHOD_COLOURS,
-    MUTED,
     NO_ROUTING,
     SERIES,
     UNTOUCHED_COLOUR,
@@ -156,7 +156,7 @@ def test_a_colour_is_of_the_method_whatever_else_is_shown():
 
 def test_every_colour_follows_a_dark_page(repository_root):
     page = (repository_root / "hf_era" / "reporting" / "html" / "base.html").read_text(encoding="utf-8")
-    assert {*METHOD_COLOURS, CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING} <= {*SERIES, MUTED}
+    assert {*METHOD_COLOURS, CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING} <= {*SERIES, INK}
     dark = re.findall(r"--series-(\d+): (#\w+)", page)
     assert [int(number) for number, _ in dark] == list(range(len(SERIES)))
     assert len({colour for _, colour in dark}) == len(SERIES)
@@ -200,9 +200,9 @@ def test_any_number_of_models_fits(number):
         figure_svg(figure)
         if number == 20:
             names = [text.get_text() for text in figure.legends[0].get_texts()]
-            assert names[:20] == [f"recipe_{index}" for index in range(20)]
+            assert names[:20] == sorted(f"recipe_{index}" for index in range(20))
             looks = {
-                (line.get_color(), line.get_linestyle(), line.get_marker())
+                (line.get_color(), line.get_linestyle(), line.get_marker(), line.get_markerfacecolor())
                 for line in figure.legends[0].get_lines()[:20]
             }
             assert len(looks) == 20

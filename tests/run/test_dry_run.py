@@ -22,8 +22,9 @@ def screen() -> Console:
 
 
 def test_it_measures_and_writes_nothing(
-    make_run_config: Callable[..., RunConfig], tmp_path: Path, screen: Console
+    make_run_config: Callable[..., RunConfig], tmp_path: Path, screen: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dry_run_module, "STEPS", 2)
     config = make_run_config(tmp_path, data={"labelled_fraction": 0.5}, routing={"weighting": "uniform"})
     found = dry_run(config, screen)
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from accelerate import tracking as accelerate_tracking
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.run import pipeline
 from hf_era.run import tracking as run_tracking
 from hf_era.run.context import Run
 from hf_era.run.tracking import Tracking, attack_curves
@@ -54,8 +55,12 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def test_figures_curves_and_texts_are_logged_under_a_name_of_their_own(
-    finished_copy: tuple[RunConfig, RunResult], make_run_config: Callable[..., RunConfig], logged: list[tuple[Any, ...]]
+    finished_copy: tuple[RunConfig, RunResult],
+    make_run_config: Callable[..., RunConfig],
+    logged: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(pipeline, "finish", lambda *parts: None)  # card and report are there
     tracked = {"report_to": ["wandb"], "project": "mine"}
     result = run_pipeline(make_run_config(finished_copy[0].output_path.parent, training=tracked))
     opened, *steps, figures, table, closed = logged
@@ -83,6 +88,9 @@ def test_every_phase_that_trains_is_named(make_run_config: Callable[..., RunConf
     run.start = "pretrained"
     arguments = [run.training_arguments("route", "key"), run.stock_arguments("base", "key")]
     assert [(part.run_name, part.project) for part in arguments] == [("own-route", "hf_era"), ("own-base", "hf_era")]
+    assert not any(
+        getattr(part, "trackio_static_space_id", False) for part in arguments
+    )  # or each phase would make a Space
 
 
 def test_curves_are_means_as_far_as_all_trials_came() -> None:

@@ -209,6 +209,7 @@ def _line(
     every = -(-len(steps) // 8)
     panel.plot(
         steps, values, color=style.color, linestyle=style.line_style, linewidth=1.6, marker=style.marker, markersize=4,
+        markerfacecolor=style.face,
         markevery=every, alpha=strength,
     )  # fmt: skip
     if banded and any(map(is_number, low)):
@@ -237,5 +238,6 @@ def _name_axes(panel: Axes, title: str, up: str = "nats a token") -> None:
 def _handle(style: Look, strength: float = 1.0) -> Line2D:
     return Line2D(
         [], [], color=style.color, linestyle=style.line_style, linewidth=1.6, marker=style.marker, markersize=4,
+        markerfacecolor=style.face,
         alpha=strength,
     )  # fmt: skip

@@ -44,7 +44,10 @@ def draw(results: Results) -> Figure:
     panel.set_ylabel("activation, forget / retain")
     if len(names) > 1:
         shown = [styles[name] for name in names]
-        handles = [Line2D([], [], color=style.color, marker=style.marker, linestyle="none") for style in shown]
+        handles = [
+            Line2D([], [], color=style.color, marker=style.marker, markerfacecolor=style.face, linestyle="none")
+            for style in shown
+        ]
         legend_below(figure, handles, [label(name) for name in names])
     return figure
 

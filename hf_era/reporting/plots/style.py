@@ -31,7 +31,7 @@ MUTED = "#767679"
 FORGET = "#d55e00"
 RETAIN = "#0072b2"
 SERIES = (RETAIN, FORGET, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914", "#7a3db8")
-CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING = SERIES[2], MUTED, SERIES[6]
+CONTROL_COLOUR, UNTOUCHED_COLOUR, NO_ROUTING = SERIES[2], INK, SERIES[6]
 """Of a result of these roles (a method's name says nothing here), and of a run whose mask rule routes no token: a control of
 its own."""
 METHOD_COLOURS = (SERIES[4], SERIES[5], SERIES[7], SERIES[3])
@@ -39,7 +39,7 @@ METHOD_COLOURS = (SERIES[4], SERIES[5], SERIES[7], SERIES[3])
 Results = Sequence[AnyResult]
 LineStyle = Literal["-", "--", ":", "-.", "none"]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "d", "h")
 PANEL_WIDTH = 3.8
 """Inches of a panel: as wide as a phone, so that a page can set panels side by side or one below another."""
 MAXIMUM_TICKS = 12
@@ -74,11 +74,18 @@ class Look:
     color: str
     line_style: LineStyle
     marker: str
+    filled: bool = True
+
+    @property
+    def face(self) -> str:
+        """The colour within the marker."""
+        return self.color if self.filled else "none"
 
 
 def look(number: int, colour: str) -> Look:
     """The look of the series of that number, from 0, among those of one colour; 24 of them differ."""
-    return Look(colour, LINE_STYLES[number % 4], MARKERS[(number + number // 12) % 6])
+    around, place = divmod(number, len(MARKERS))
+    return Look(colour, LINE_STYLES[number % len(LINE_STYLES)], MARKERS[place], filled=around % 2 == 0)
 
 
 def looks(results: Results) -> dict[str, Look]:
@@ -177,5 +184,5 @@ def point(panel: Axes, x: float, estimate: Estimate, style: Look, **options: Any
     below, above = bounds(estimate)
     panel.errorbar(
         [x], [estimate.value], yerr=[[below], [above]], color=style.color, marker=style.marker, linestyle="none",
-        capsize=2.5, markersize=5, **options,
+        markerfacecolor=style.face, capsize=2.5, markersize=5, **options,
     )  # fmt: skip

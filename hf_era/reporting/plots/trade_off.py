@@ -100,13 +100,15 @@ def _cross(panel: Axes, losses: Losses, style: Look) -> None:
     panel.errorbar(
         [place[0]], [place[1]], xerr=[[part] for part in sideways],
         yerr=[[part] for part in upward], color=style.color, marker=style.marker, linestyle="none", capsize=2,
-        elinewidth=0.8, markersize=11 if style.marker == "*" else 6,
+        markerfacecolor=style.face, elinewidth=0.8, markersize=11 if style.marker == "*" else 6,
     )  # fmt: skip
 
 
 def _handle(style: Look) -> Line2D:
     size = 10 if style.marker == "*" else 6
-    return Line2D([], [], color=style.color, marker=style.marker, linestyle="none", markersize=size)
+    return Line2D(
+        [], [], color=style.color, marker=style.marker, markerfacecolor=style.face, linestyle="none", markersize=size
+    )
 
 
 def _place(losses: Losses) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Pages in a real browser: no script runs, no request leaves, nothing is wider than a phone."""
+"""Pages in a real browser: no script runs, no request leaves, nothing is wider than a phone, arrows sort."""
 
 import functools
 import html
@@ -25,8 +25,7 @@ FRAME = '<!DOCTYPE html><body><iframe width="{width}" height="800" style="border
 MEASURE = """<script>
 const root = document.documentElement;
 document.querySelectorAll("details").forEach(part => part.open = true);
-const sizes = [innerWidth, root.scrollWidth, document.body.scrollWidth].join(" ");
-parent.document.documentElement.setAttribute("data-measured", sizes);
+parent.document.documentElement.setAttribute("data-measured", (%s).join(" "));
 </script>"""
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -118,11 +117,43 @@ def test_no_request_leaves(load, visitors):
     assert asked == []
 
 
+def measured(load, page, script, width=360):
+    """What a script in the page measures, with everything unfolded, in a frame of so many pixels."""
+    text = without_policy(page).replace("</body>", f"{MEASURE % script}</body>")
+    document = load(FRAME.format(width=width, page=html.escape(text)))
+    return [float(value) for value in re.search(r'data-measured="([-\d. ]+)"', document).group(1).split()]
+
+
 def widths_of(load, page, planted=""):
-    """Of a phone's window, and of what is in it with everything unfolded, pixels."""
-    text = without_policy(page).replace("</body>", f"{planted}{MEASURE}</body>")
-    document = load(FRAME.format(width=360, page=html.escape(text)))
-    return [int(width) for width in re.search(r'data-measured="([\d ]+)"', document).group(1).split()]
+    """Of a phone's window, and of what is in it."""
+    sizes = "[innerWidth, root.scrollWidth, document.body.scrollWidth]"
+    return measured(load, page.replace("</body>", f"{planted}</body>"), sizes)
+
+
+@pytest.mark.parametrize("name", ["report", "comparison"])
+def test_text_in_plots_can_be_read_on_a_phone(load, name):
+    heights = measured(
+        load,
+        PAGES[name](),
+        """[...document.querySelectorAll("figure svg text")].map(
+        part => parseFloat(getComputedStyle(part).fontSize) * Math.hypot(part.getScreenCTM().a, part.getScreenCTM().b))""",
+    )
+    assert len(heights) > 50
+    assert min(heights) >= 10  # CSS pixels
+
+
+def test_a_checked_arrow_puts_the_rows_in_order(load):
+    script = """(() => {
+        const table = document.querySelector(".sortable");
+        table.querySelector(".down-2").click();
+        const rows = [...table.querySelectorAll("tbody tr")];
+        rows.sort((one, other) => one.getBoundingClientRect().top - other.getBoundingClientRect().top);
+        return rows.map(row => parseFloat(row.children[2].textContent));
+    })()"""
+    shown = measured(load, PAGES["comparison"](), script, 1400)
+    assert len(set(shown)) > 2
+    assert shown == sorted(shown, reverse=True)
+    assert measured(load, PAGES["comparison"](), script.replace("down-2", "up-2"), 1400) == sorted(shown)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -119,6 +119,14 @@ def test_the_row_of_data_filtering_is_set_off(make_result):
     assert "Set off" not in results_table(results[:1]).caption
 
 
+def test_a_figure_that_no_result_has_has_no_column(make_result):
+    models = results_table([a_model(), a_model(name="other")])
+    assert models.header == ["Result", "Seed", "Forget at the end", "Retain at the end", "Method", "Start"]
+    assert models.rows[0][:3] == ["rmu", "0", "2.500 [2.400, 2.600]"]
+    assert models.sort_by == {2: [2.5, 2.5], 3: [2.5, 2.5]}
+    assert "Unlearning" in results_table([a_model(), make_result()]).header
+
+
 def test_a_row_per_result_and_a_model_of_somebody_else(make_result):
     rows = comparison_rows([make_result(), a_model()])
     assert [row["name"] for row in rows] == ["posttrain_fullseq", "rmu"]
