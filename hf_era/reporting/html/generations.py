@@ -33,9 +33,12 @@ def generation_parts(result: AnyResult) -> list[Any]:
     figures = summary_of(result)
     stages = sorted(texts, key=[*result.stage_titles, *texts].index)
     titles = {stage: name_of(stage_title(figures, stage)) for stage in stages}
-    words, prompts, kinds = forget_words(result), values.get("prompts") or [], values.get("kinds") or []
+    words, prompts, kinds = forget_words(result), values.get("prompts") or [], values.get("prompt_labels")
     numbers = range(max(len(texts[stage]) for stage in stages))
-    kind_of = {number: str(kinds[number]) if number < len(kinds) else "" for number in numbers}
+    # Earlier results do not say what their prompts are; of one that was given there is no label.
+    kind_of = {
+        number: "" if not kinds else (kinds[number] or "given") if number < len(kinds) else "" for number in numbers
+    }
     samples = []
     for number in sorted(numbers, key=lambda number: _rank(kind_of[number])):
         prompt = str(prompts[number]) if number < len(prompts) else ""

@@ -155,10 +155,10 @@ def test_a_panel_of_a_plot_is_as_wide_as_a_phone():
 
 
 def test_prompts_of_forget_examples_come_first_and_many_are_folded():
-    kinds = ["retain", "forget", "given", *["retain"] * 4, "forget"]
+    kinds = ["retain", "forget", None, *["retain"] * 4, "forget"]
     generations = {
         "prompts": [f"prompt {number}" for number in range(len(kinds))],
-        "kinds": kinds,
+        "prompt_labels": kinds,
         "texts": {"before": [f"text {number}" for number in range(len(kinds))]},
     }
     parts = generation_parts(run_result(generations=generations))
@@ -167,7 +167,7 @@ def test_prompts_of_forget_examples_come_first_and_many_are_folded():
     assert shown == [("1", forget), ("7", forget), ("0", retain), ("3", retain), ("4", retain), ("2", "given prompt")]
     assert [(part.summary, len(part.parts)) for part in parts if part.kind == "folded"] == [("2 more prompts", 2)]
     # Earlier results do not say what their prompts are.
-    earlier = generation_parts(run_result(generations={**generations, "kinds": None}))
+    earlier = generation_parts(run_result(generations={**generations, "prompt_labels": None}))
     assert [part.prompt for part in earlier if part.kind == "sample"] == ["prompt 0", "prompt 1", "prompt 2"]
 
 
