@@ -1,4 +1,4 @@
-"""Renders the tables of the README, `docs/evidence.md` and `docs/speed.md` from `benchmarks/results/`, between their markers.
+"""Renders tables of README, `docs/evidence.md` and `docs/speed.md` from `benchmarks/results/`, between their markers.
 
 python benchmarks/tables.py            # after `make bench bench-more`; --check only says whether they are up to date
 """

@@ -30,9 +30,9 @@ from hf_era.utils.fields import default_of
 PAGE = Path(__file__).with_name("api.md")
 HEAD = """# API reference
 
-Written by `make docs` from the docstrings, the fields of the configs and the command line; `make quality` says when it is out of
-date. How to use it by task: [data](my_data.md), [labels](my_labels.md), [model](my_model.md), [cluster](my_cluster.md),
-[evaluation](my_evaluation.md).
+Written by `make docs` from the docstrings, the fields of the configs and the command line; `make quality` says when it is
+out of date. How to use it by task: [data](my_data.md), [labels](my_labels.md), [model](my_model.md),
+[cluster](my_cluster.md), [evaluation](my_evaluation.md).
 
 [Python](#python) · [config sections](#config-sections) · [what can be named in a config](#what-can-be-named-in-a-config) ·
 [metrics](#metrics) · [commands](#commands)
@@ -180,7 +180,11 @@ def sections_part() -> Iterator[str]:
         if section == "pretraining":
             yield "### pretraining\n\nThe fields of [`training`](#training), for a base that is pretrained here."
             continue
-        whole = f"\n\nAnd everything that transformers' `{kind.__mro__[2].__name__}` takes." if section == "training" else ""
+        whole = (
+            f"\n\nAnd everything that transformers' `{kind.__mro__[2].__name__}` takes."
+            if section == "training"
+            else ""
+        )
         yield f"### {section or 'Without a section'}\n\n{first_paragraph(kind)}{whole}\n\n{fields_table(kind)}"
 
 

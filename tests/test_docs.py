@@ -74,7 +74,9 @@ def test_commands_and_names_of_the_pages_exist(page: Path) -> None:
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-@pytest.mark.parametrize("line", ["hf-era run demo --data.trian x", "hf-era card runs/a --nonsense", "hf-era runn demo"])
+@pytest.mark.parametrize(
+    "line", ["hf-era run demo --data.trian x", "hf-era card runs/a --nonsense", "hf-era runn demo"]
+)
 def test_a_command_that_does_not_exist_is_found(line: str) -> None:
     with pytest.raises((SystemExit, ValueError, AssertionError)):
         check_command(line)
