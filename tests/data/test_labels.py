@@ -53,7 +53,7 @@ def labelled(rows: list[Any] | Dataset, **settings: Any) -> str:
         (["a", "b", "c", None], ["a"], [], "frru"),
         (["a", "b", "c", None], ["a"], ["b"], "fruu"),
         (["a", "b", "c", " a "], ["a", "b"], ["c"], "ffrf"),
-        (["A", "a", "None", ""], ["a"], [], "rfrr"),
+        (["A", "a", "None", ""], ["a"], [], "rfru"),
         ([1, 0, 2, None], ["1"], [], "frru"),
         ([1, 0, 2, None], ["1"], ["0"], "fruu"),
         ([1.0, 0.0, 0.5, float("nan")], ["1", "0.5"], [], "frfu"),
