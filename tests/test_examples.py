@@ -1,6 +1,9 @@
 """The notebook of five minutes runs, and what is stored of it is what a reader of GitHub should see."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import sys
 import nbformat
 from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], as_version=4)
-NotebookClient(notebook, timeout=110, kernel_name="python3", record_timing=False).execute(cwd=sys.argv[2])
+NotebookClient(notebook, timeout=250, kernel_name="python3", record_timing=False).execute(cwd=sys.argv[2])
 nbformat.write(notebook, sys.argv[3])
 """
 
@@ -44,6 +47,10 @@ def test_the_stored_outputs_are_those_of_a_whole_run() -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(run_python: Any, tmp_path: Path) -> None:
-    run_python(EXECUTE, str(NOTEBOOK), str(tmp_path), str(tmp_path / "executed.ipynb"), cwd=tmp_path)
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Under a minute on two free cores; the limit is for cores that others share."""
+    command = [sys.executable, "-c", EXECUTE, str(NOTEBOOK), str(tmp_path), str(tmp_path / "executed.ipynb")]
+    environment = {**os.environ, "PYTHONPATH": str(NOTEBOOK.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
     check_outputs(json.loads((tmp_path / "executed.ipynb").read_text(encoding="utf-8")))
