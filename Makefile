@@ -12,7 +12,7 @@ OPTIONS ?=
 PYTEST ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 RESULTS := benchmarks/results/matrix_small/seed0
 
-.PHONY: help install demo test test-slow quality format cards bench bench-more clean
+.PHONY: help install demo test test-slow quality format cards docs bench bench-more clean
 
 help:
 	@echo "make demo       run the whole life cycle on built-in texts (under 3 minutes on 2 cores)"
@@ -20,7 +20,8 @@ help:
 	@echo "make install    only make the environment in $(VENV)"
 	@echo "make quality    linter, format check, type checker, advisories   (make format: repair the format)"
 	@echo "make bench      the benchmarks, into benchmarks/results (15 minutes on 2 cores; bench-more: 15 more)"
-	@echo "make cards      render model_cards/ and the tables of speed from benchmarks/results"
+	@echo "make cards      render model_cards/, the tables of README and docs and the picture from benchmarks/results"
+	@echo "make docs       write docs/api.md from the docstrings"
 
 install: $(STAMP)
 
@@ -45,6 +46,7 @@ quality: install
 	$(BIN)/mypy
 	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards --check
 	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python docs/make_api.py --check
 	$(BIN)/python .ci/audit_dependencies.py
 
 format: install
@@ -54,6 +56,10 @@ format: install
 cards: install
 	$(BIN)/python -m hf_era.reporting.cards $(RESULTS) model_cards
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/picture.py
+
+docs: install
+	$(BIN)/python docs/make_api.py
 
 # The time limits are of each benchmark's rounds: on a slow machine there are fewer of them.
 bench: install

@@ -1,4 +1,4 @@
-"""Renders the tables of `docs/speed.md` and the README's from `benchmarks/results/`, between their markers.
+"""Renders tables of README, `docs/evidence.md` and `docs/speed.md` from `benchmarks/results/`, between their markers.
 
 python benchmarks/tables.py            # after `make bench bench-more`; --check only says whether they are up to date
 """
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_era.evaluation.summary import ROBUST, estimate_of
 from hf_era.reporting.comparison_tables import (
     attacks_over_seeds,
     differences_over_seeds,
@@ -19,9 +20,11 @@ from hf_era.reporting.comparison_tables import (
     strongest_attack_over_seeds,
 )
 from hf_era.reporting.markdown.tables import markdown_table
+from hf_era.reporting.numbers import format_estimate
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE, README = ROOT / "benchmarks" / "results", ROOT / "docs" / "speed.md", ROOT / "README.md"
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+SPEED, EVIDENCE = ROOT / "docs" / "speed.md", ROOT / "docs" / "evidence.md"
 
 # GPT-Neo's own sizes, and a 7B of the same kind: parameters, layers, hidden size.
 MODELS = {"125M": (125e6, 12, 768), "1.3B": (1.3e9, 24, 2_048), "7B": (7e9, 32, 4_096)}
@@ -163,8 +166,33 @@ def matrix_rows() -> list[dict[str, Any]]:
     return read("matrix_small/comparison")["over_seeds"]
 
 
+# The README's rows: a result of the matrix, and what that model is in plain words.
+IN_PLAIN_WORDS = {
+    "data_filtering": "data filtering: trained without the forget examples",
+    "scratch_fullseq": "gradient routing **from scratch**, whole forget examples routed",
+    "scratch_concept": "gradient routing **from scratch**, only the forget words routed",
+    "posttrain_fullseq": "gradient routing on a **pretrained** model, whole forget examples",
+    "posttrain_concept": "gradient routing on a **pretrained** model, only the forget words",
+    "posttrain_no_routing": "the same steps on the pretrained model, routing off",
+}
+
+
+def summary_table() -> str:
+    rows = {row["name"]: row for row in matrix_rows()}
+    lines = []
+    for name, text in IN_PLAIN_WORDS.items():
+        figures, at_most = rows[name]["figures"], rows[name]["at_most"]
+        cells = [
+            format_estimate(estimate_of(figures[key]), signed=True, digits=2, at_most=key in at_most)
+            for key in ("unlearning", "retain_tax", ROBUST)
+        ]
+        lines.append([text, *cells])
+    return markdown(["forget and retain loss, minus the model before", "removed", "cost", "left under attack"], lines)
+
+
 TABLES = {
-    PAGE: {
+    SPEED: {
+        "speed": headline_table,
         "machine": machine_line,
         "step": step_table,
         "switches": switches_table,
@@ -172,8 +200,8 @@ TABLES = {
         "routing": routing_table,
         "estimates": estimates_table,
     },
-    README: {
-        "speed": headline_table,
+    README: {"summary": summary_table},
+    EVIDENCE: {
         "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
         "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
         "strongest": lambda: markdown_table(strongest_attack_over_seeds(matrix_rows())),

@@ -155,8 +155,7 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
             Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
             loud warning says so.
-        forget_dataset_name (`str`, *optional*, defaults to `"forget"`), retain_dataset_name (`str`, *optional*, defaults
-        to `"retain"`):
+        forget_dataset_name, retain_dataset_name (`str`, *optional*, default `"forget"`, `"retain"`):
             Which of the sets in `eval_dataset={name: set, ...}` holds the forget and which the retain examples: of these
             two there are the ablation gaps and the selectivity.
         expansion (`dict` or `str`, *optional*):

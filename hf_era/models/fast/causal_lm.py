@@ -37,7 +37,7 @@ _OTHER_LOSS_ARGUMENTS = ("shift_labels", "ignore_index", "weight")
 class FastPaths:
     """The fast paths beside attention, whose switch is transformers' own (`attn_implementation`: `sdpa` or `eager`).
 
-    A setting of the running model, not saved with it. See the README for what each buys.
+    A setting of the running model, not saved with it. What each buys is in `docs/speed.md`.
 
     Args:
         fused_activation (`bool`, *optional*, defaults to `True`):
