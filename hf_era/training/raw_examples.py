@@ -26,7 +26,8 @@ from hf_era.models.config import ExpandedConfigMixin, ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import expand_base, load_base_config, load_causal_lm, load_tokenizer
 from hf_era.routing import RoutingRuleConfig
-from hf_era.training.config import GradientRoutingConfig, routing_rule
+from hf_era.training.config import GradientRoutingConfig, routing_rule, settings_from_text
+from hf_era.training.evaluation_sets import named_sets
 from hf_era.utils.checks import short_repr, unknown_key_message
 
 DEFAULT_MAX_LENGTH = 1_024
@@ -98,6 +99,12 @@ def prepare_for_trainer(
             tokenizer, or a stream is given.
     """
     if not is_raw(train):
+        for name, part in named_sets(evaluation).items():
+            if is_raw(part):
+                raise ValueError(
+                    f"{name} is text, but `train_dataset` is {'not given' if train is None else 'tokenised already'}. "
+                    "Tokenise it in the same way: `hf_era.add_routing_weights(...)`."
+                )
         return TrainerData(train, evaluation, {})
     for name, dataset in {"train_dataset": train, "eval_dataset": evaluation}.items():
         if isinstance(dataset, IterableDataset):
@@ -114,19 +121,16 @@ def prepare_for_trainer(
     check_labels(labelled, config.labels, "training examples", "`train_dataset`")
     rule = routing_rule(args.routing, bool(args.forget_words))
     vocabulary = model.get_input_embeddings().num_embeddings
+    splits, sets = _only_training(labelled), evaluation
     if isinstance(evaluation, Mapping):
-        splits = _only_training(labelled)
-        prepared = prepare_data(
-            splits, tokenizer, config, routing_rule(args.routing, bool(args.forget_words)), vocabulary
-        )
         sets = {name: _named_set(args, str(name), part, config, tokenizer) for name, part in evaluation.items()}
-        return TrainerData(prepared.train, sets, prepared.summary)
-    if evaluation is None:
+    elif evaluation is None:
         splits = split_stories(labelled, None, _with_sizes(config, labelled, args), args.seed)
-    else:
-        splits = _with_evaluation(labelled, _labelled(evaluation, config, "eval_dataset", tokenizer), args)
+    elif is_raw(evaluation):
+        splits = _with_evaluation(labelled, _labelled(evaluation, config, "eval_dataset", tokenizer))
     prepared = prepare_data(splits, tokenizer, config, rule, vocabulary)
-    return TrainerData(prepared.train, _evaluation_sets(args, prepared), prepared.summary)
+    sets = _evaluation_sets(args, prepared) if evaluation is None or is_raw(evaluation) else sets
+    return TrainerData(prepared.train, sets, prepared.summary)
 
 
 def add_routing_weights(
@@ -162,14 +166,14 @@ def add_routing_weights(
     Raises:
         ValueError: as `GradientRoutingTrainer` does for raw data.
     """
-    if isinstance(tokenizer, str):
+    if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(tokenizer, "tokenizer")
     config = _TrainerData(
         train=GIVEN, label_column=label_column, forget_labels=forget_labels or [], retain_labels=retain_labels or [],
         score_column=score_column, forget_words=forget_words or [], text_column=text_column, num_proc=num_proc,
         max_characters=None, max_tokens=max_length, **_special_tokens(tokenizer),
     )  # fmt: skip
-    rule = routing if isinstance(routing, RoutingRuleConfig) else routing_rule(routing, bool(forget_words))
+    rule = routing_rule(settings_from_text("routing", routing), bool(forget_words))
     labelled = _labelled(dataset, config, "dataset", tokenizer)
     check_labels(labelled, config.labels, "examples", "`dataset`")
     return prepare_data(_only_training(labelled), tokenizer, config, rule, len(tokenizer)).train
@@ -179,6 +183,7 @@ class _TrainerData(DataConfig):
     """Its settings are called in messages as arguments are, not as fields of a section."""
 
     section = ""
+    length_setting = "`max_length`"
 
 
 def _data_config(args: GradientRoutingConfig, tokenizer: Any, model: Any) -> DataConfig:
@@ -222,15 +227,14 @@ def _only_training(labelled: Dataset) -> StorySplits:
     return StorySplits(labelled, nothing, nothing, nothing, nothing, duplicates_dropped=0)
 
 
-def _with_evaluation(labelled: Dataset, given: Dataset, args: GradientRoutingConfig) -> StorySplits:
-    """The training set, and the forget, retain and unlabelled examples of the evaluation set, some of each."""
+def _with_evaluation(labelled: Dataset, given: Dataset) -> StorySplits:
+    """The training set, and the forget, retain and unlabelled examples of the evaluation set."""
     labels = given["label"][:]
     check_labels(given, Labels(has_two_sources=True), "examples", "`eval_dataset`")
     places = {kind: [place for place, label in enumerate(labels) if label == kind] for kind in LABEL_NAMES}
-    parts = {kind: given.select(found[: args.validation_examples]) for kind, found in places.items()}
-    splits = _only_training(labelled)
+    parts = {kind: given.select(found) for kind, found in places.items()}
     return replace(
-        splits,
+        _only_training(labelled),
         validation_forget=parts[FORGET],
         validation_retain=parts[RETAIN],
         validation_unlabelled=parts[UNLABELLED],
@@ -241,6 +245,12 @@ def _with_sizes(config: DataConfig, labelled: Dataset, args: GradientRoutingConf
     """The settings with sizes of evaluation sets that leave most of the examples to train on."""
     kinds = dict(zip(map(story_key, labelled["text"][:]), labelled["label"][:], strict=True))  # a repetition is one
     numbers = Counter(kinds.values())
+    for kind in (FORGET, RETAIN):
+        if numbers[kind] < 2:
+            raise ValueError(
+                f"`train_dataset` has {numbers[kind]} distinct {LABEL_NAMES[kind]} example, but one has to be taken out to "
+                "be measured on. Give more, or an `eval_dataset`."
+            )
     most = {kind: max(int(numbers[kind] * HELD_OUT_SHARE), 1) for kind in LABEL_NAMES}
     sizes: dict[str, Any] = {
         f"{name}_validation_stories": min(args.validation_examples, most[kind]) for kind, name in LABEL_NAMES.items()

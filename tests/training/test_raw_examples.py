@@ -129,6 +129,50 @@ def test_evaluation_sets_that_are_given(make: Callable[..., Any], rows: Dataset)
     assert len(named.train_dataset) == len(rows)
 
 
+def test_evaluation_sets_are_tokenised_as_the_training_set_is(
+    make: Callable[..., Any], rows: Dataset, tokenizer: Any
+) -> None:
+    made = add_routing_weights(rows, tokenizer, label_column="topic", forget_labels=["chemistry"])
+    assert make(options={"eval_dataset": made}).eval_dataset is made
+    with pytest.raises(
+        ValueError, match=r"`eval_dataset\['forget'\]` is text, but `train_dataset` is tokenised already"
+    ):
+        make(train=made, options={"eval_dataset": {"forget": rows}})
+
+
+def test_one_forget_example_cannot_be_trained_and_measured_on(make: Callable[..., Any], rows: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"`train_dataset` has 1 distinct forget example, but one has to be taken out"):
+        make(train=rows.select([0, 1, 2]))
+
+
+def test_the_seed_is_that_of_the_auxiliary_modules_too(make: Callable[..., Any]) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        named = make(seed=seed).model.named_parameters()
+        return torch.cat([value.detach().flatten() for name, value in named if "auxiliary" in name])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_the_card_is_of_the_weights_beside_it(make: Callable[..., Any], tmp_path: Path) -> None:
+    """A card of an earlier training is replaced, what somebody wrote is not."""
+    metrics = {"eval_forget_loss": 2.0, "eval_selectivity_layer_0": 1.5}
+    card = tmp_path / "stock" / "README.md"
+    for label in ("chemistry", "cooking"):
+        trainer = make(forget_labels=[label])
+        trainer.state.log_history.append({"step": 0, **metrics})
+        trainer.save_contracted(card.parent)
+        text = card.read_text()
+        assert f'"{label}" in the column "topic"' in text
+    examples = trainer.eval_dataset["forget"]
+    assert f"forget examples: {sum(examples['length']) - len(examples)} tokens in {len(examples)} examples" in text
+    assert "| 0 | 1.50 |" in text
+    assert "Mask rule | not recorded" not in text
+    card.write_text(f"Mine. {text}")
+    make().save_contracted(card.parent)
+    assert card.read_text() == f"Mine. {text}"
+
+
 def test_an_expanded_model_goes_on(make: Callable[..., Any], base: Path, tmp_path: Path, tokenizer: Any) -> None:
     expand_base(str(base), ExpansionConfig(width=3)).save_pretrained(tmp_path / "expanded")
     tokenizer.save_pretrained(tmp_path / "expanded")
@@ -156,6 +200,10 @@ def test_an_expanded_model_goes_on(make: Callable[..., Any], base: Path, tmp_pat
         ({"expansion": {"widht": 3}}, r"Unknown key `widht` in `expansion`\. Did you mean `width`\?"),
         ({"routing": {"rul": "none"}}, r"Unknown key `rul` in `training\.routing`\. Did you mean `rule`\?"),
         ({"routing": "[1]"}, r"`training\.routing` should be a dict or JSON, got \[1\]"),
+        (
+            {"routing": {"rule": "concept"}},
+            r"the rule 'concept', .* but no `forget_words` are given: nothing would be routed",
+        ),
         ({"validation_examples": 0}, r"`training\.validation_examples` should be at least 1, got 0"),
     ],
 )
