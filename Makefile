@@ -15,7 +15,7 @@ RESULTS := benchmarks/results/matrix_small/seed0
 .PHONY: help install demo test test-slow quality format cards bench bench-more clean
 
 help:
-	@echo "make demo       run the whole life cycle on the built-in stories (about 5 minutes on 2 cores)"
+	@echo "make demo       run the whole life cycle on built-in texts (under 3 minutes on 2 cores)"
 	@echo "make test       run the tests (make test-slow: the slow ones too)"
 	@echo "make install    only make the environment in $(VENV)"
 	@echo "make quality    linter, format check, type checker, advisories   (make format: repair the format)"

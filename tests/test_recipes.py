@@ -11,7 +11,7 @@ import pytest
 from hf_era.evaluation import RunResult
 
 RECIPES = ("scratch_fullseq", "posttrain_fullseq", "scratch_concept", "posttrain_concept")
-# The demo, cut to seconds.
+# The demo on stories, cut to seconds.
 TINY = shlex.split("""
     --model.architecture.hidden_size 16 --model.architecture.num_heads 2 --model.vocabulary_size 300
     --data.generator_stories 160 --data.max_tokens 48 --data.forget_validation_stories 6
@@ -23,10 +23,10 @@ TINY = shlex.split("""
 
 
 def launch(command: list[str], folder: Path, root: Path, *options: str) -> tuple[RunResult, str]:
-    """Runs a recipe of the checkout over the demo's scale in a folder of its own; returns its result and its output."""
+    """Runs a recipe of the checkout over the scale of the demo on stories; returns its result and its output."""
     where = ["--output_dir", str(folder / "run"), "--model.base_dir", str(folder / "base")]
     done = subprocess.run(
-        [*command, "--config", "recipes/configs/demo.yaml", *TINY, *where, *options],
+        [*command, "--config", "recipes/configs/demo_stories.yaml", *TINY, *where, *options],
         cwd=root,
         env={**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,

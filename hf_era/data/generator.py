@@ -12,12 +12,12 @@ story has a clearly higher loss on them, and still knows how a story goes.
 """
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from hf_era.data.story_grammar import FOREST, FOREST_WORDS, LESSONS, RETAIN_TOPICS, SHARED
+from hf_era.data.templates import Choice, TemplateWriter, entries, tidy
 
 __all__ = ["FOREST_WORDS", "MAXIMUM_STORIES", "generate_stories"]
 
@@ -28,90 +28,28 @@ from each other in a few words only, so a longer training set would promise a va
 MINIMUM_WORDS, MAXIMUM_WORDS = 60, 150
 """Length of a story in words (whitespace-separated); a longer or shorter draft is thrown away and drawn again."""
 
-_TOKEN = re.compile(r"\[(?:\w+=)?|[\]|/]|\{\w+(?:\.\d)?\}|[^\[\]|/{}]+")
-_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU][a-z])")
-_SPACE_BEFORE_MARK = re.compile(r" +(?=[.,!?])")
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """``{name.field}``: a remembered choice, a character's field or a shared entry."""
-
-    name: str
-    field: int
-    capital: bool
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """``[name=a/b|c/d]``: alternatives, each a tuple of fields; an unnamed choice has one field each."""
-
-    name: str | None
-    alternatives: "tuple[tuple[_Template, ...], ...]"
-
-
-_Template = tuple[str | _Reference | _Choice, ...]
-
-
-def _parse(tokens: list[str], name: str | None) -> _Choice:
-    """Read alternatives up to the closing bracket (or the end) and take them off the front of `tokens`."""
-    alternatives: list[tuple[_Template, ...]] = []
-    fields: list[_Template] = []
-    current: list[str | _Reference | _Choice] = []
-    while tokens:
-        token = tokens.pop(0)
-        if token == "]":
-            break
-        if token == "|":
-            alternatives.append((*fields, tuple(current)))
-            fields, current = [], []
-        elif token == "/" and name is not None:
-            fields.append(tuple(current))
-            current = []
-        elif token.startswith("["):
-            current.append(_parse(tokens, token[1:-1] or None))
-        elif token.startswith("{"):
-            key, _, field = token[1:-1].partition(".")
-            current.append(_Reference(key[0].lower() + key[1:], int(field or 0), key[0].isupper()))
-        else:
-            current.append(token)
-    return _Choice(name, (*alternatives, (*fields, tuple(current))))
-
-
-def _entries(block: str) -> list[tuple[str, _Choice, str]]:
-    """Entries of a grammar block in their order: key, parsed template, and the template's text."""
-    entries: list[tuple[str, str]] = []
-    for line in block.strip("\n").split("\n"):
-        if line.startswith(" "):
-            key, text = entries[-1]
-            entries[-1] = (key, text + line)
-        else:
-            key, _, text = line.partition(": ")
-            entries.append((key, text))
-    return [(key, _parse(_TOKEN.findall(text), None), text) for key, text in entries]
-
 
 @dataclass(frozen=True)
 class _Scene:
     """One thing that can happen in a topic. `speaks_of` is its text with the arrival's, to see who takes part."""
 
     lesson: str
-    arrival: _Choice
-    plot: _Choice
+    arrival: Choice
+    plot: Choice
     speaks_of: str
 
 
 # The caches keep the parsing out of the import; what they hold never changes.
 @cache
-def _shared() -> dict[str, _Choice]:
-    return {key: choice for key, choice, _ in _entries(SHARED)}
+def _shared() -> dict[str, Choice]:
+    return {key: choice for key, choice, _ in entries(SHARED)}
 
 
 @cache
 def _topics(block: str) -> dict[str, list[_Scene]]:
     """Scenes of each topic of a grammar block, by the topic's name."""
     topics: dict[str, list[_Scene]] = {}
-    for key, choice, text in _entries(block):
+    for key, choice, text in entries(block):
         if key not in LESSONS:
             scenes, arrival, arrival_text = topics.setdefault(key, []), choice, text
         else:
@@ -119,52 +57,8 @@ def _topics(block: str) -> dict[str, list[_Scene]]:
     return topics
 
 
-class _Storyteller:
-    """Writes one story. Only `Random.random` is drawn on: its sequence is fixed across Python versions."""
-
-    def __init__(self, source: random.Random) -> None:
-        self.source = source
-        self.remembered: dict[str, tuple[str, ...]] = {}
-        self.used: dict[str, set[int]] = {}
-
-    def index(self, size: int) -> int:
-        return int(self.source.random() * size)
-
-    def pick(self, items: Sequence[str]) -> str:
-        return items[self.index(len(items))]
-
-    def write(self, template: _Template) -> str:
-        parts = []
-        for node in template:
-            if isinstance(node, str):
-                parts.append(node)
-            elif isinstance(node, _Choice):
-                parts.append(self.choose(node))
-            else:
-                parts.append(self.refer(node))
-        return "".join(parts)
-
-    def choose(self, choice: _Choice) -> str:
-        fields = tuple(self.write(field) for field in choice.alternatives[self.index(len(choice.alternatives))])
-        if choice.name is not None:
-            self.remembered[choice.name] = fields
-        return fields[0]
-
-    def refer(self, reference: _Reference) -> str:
-        if reference.name in self.remembered:
-            text = self.remembered[reference.name][reference.field]
-        else:
-            text = self.shared(reference.name)
-        return text[0].upper() + text[1:] if reference.capital else text
-
-    def shared(self, key: str) -> str:
-        """A shared entry, without saying the same thing twice in one story while there is something else to say."""
-        alternatives = _shared()[key].alternatives
-        used = self.used.setdefault(key, set())
-        free = [index for index in range(len(alternatives)) if index not in used] or list(range(len(alternatives)))
-        chosen = free[self.index(len(free))]
-        used.add(chosen)
-        return self.write(alternatives[chosen][0])
+class _Storyteller(TemplateWriter):
+    """Writes one story."""
 
     def cast(self, scene: str) -> None:
         """Choose the characters that the text of the scene speaks of; who is not in it is not introduced."""
@@ -200,14 +94,7 @@ class _Storyteller:
         breaks = [self.pick(("\n", " ")) for _ in range(2)]
         text = self.shared("opening") + breaks[0] + self.choose(scene.arrival) + " " + self.choose(scene.plot)
         text += breaks[1] + self.shared(f"{scene.lesson}_ending") + " " + self.shared("closing")
-        return _tidy(text)
-
-
-def _tidy(text: str) -> str:
-    """Single spaces, no space before a mark, "an" before a vowel, no space around a paragraph's end."""
-    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n"))
-    text = "\n".join(paragraph for paragraph in paragraphs if paragraph)
-    return _ARTICLE.sub(r"\1n ", _SPACE_BEFORE_MARK.sub("", text))
+        return tidy(text)
 
 
 def _check(number: int, seed: int, forest_fraction: float) -> None:
@@ -272,8 +159,8 @@ def generate_stories(number: int, seed: int = 0, forest_fraction: float = 0.2) -
     stories: dict[str, None] = {}  # insertion order kept; a set would not be deterministic
     for is_forest in _forest_positions(number, forest_fraction, source):
         scenes = forest if is_forest else retain[int(source.random() * len(retain))]
-        story = _Storyteller(source).tell(scenes)
+        story = _Storyteller(source, _shared()).tell(scenes)
         while story in stories or not MINIMUM_WORDS <= len(story.split()) <= MAXIMUM_WORDS:
-            story = _Storyteller(source).tell(scenes)
+            story = _Storyteller(source, _shared()).tell(scenes)
         stories[story] = None
     return list(stories)

@@ -26,9 +26,10 @@ from fsspec.utils import infer_compression
 from huggingface_hub import metadata_load
 from pandas.errors import ParserWarning
 
-from hf_era.data.config import BUILT_IN, GENERATOR
+from hf_era.data.config import BUILT_IN, GENERATOR, TOPICS
 from hf_era.data.generator import generate_stories
 from hf_era.data.table_cache import cached_table
+from hf_era.data.topics import generate_topics
 from hf_era.utils.checks import error_text
 from hf_era.utils.files import BYTE_ORDER_MARK, check_encoding, local_path, read_json, read_text, starts_with
 from hf_era.utils.storage_errors import StorageError
@@ -76,7 +77,7 @@ def load_stories(
     """Loads examples as a data set with the columns that the source has.
 
     Args:
-        source (`str`): `generator`, a path, or a hub data set id.
+        source (`str`): `generator` or `topics`, a path, or a hub data set id.
         field (`str`, *optional*): name of the setting, for messages.
         split (`str`, *optional*, defaults to `"train"`): of a hub data set, of a saved one, or of a directory whose files
             say in their names which split they are of (`train.jsonl`, `stories-validation-1.jsonl`). A directory in which no
@@ -93,6 +94,8 @@ def load_stories(
         raise ValueError(f"`{field}` is empty. Pass a file, a directory, a hub data set id, or `{GENERATOR}`.")
     if source == GENERATOR:
         return Dataset.from_dict({"text": generate_stories(generator_stories, seed=seed)})
+    if source == TOPICS:
+        return Dataset.from_dict(generate_topics(generator_stories, seed=seed))
     check_source(source, field)
     path = local_path(source)
     if path.is_dir():

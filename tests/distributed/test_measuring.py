@@ -116,7 +116,7 @@ def test_memory_that_one_process_lacks_halves_the_batch_of_both(launched: Any) -
         assert found["nll"] == expected
     assert second["out of memory"]["warnings"] == []  # the main process speaks for both
     assert [text.partition(". ")[0] for text in first["out of memory"]["warnings"]] == [
-        "Evaluating forget stories: memory did not suffice for batches of 4, going on with 2"
+        "Evaluating forget examples: memory did not suffice for batches of 4, going on with 2"
     ]
     assert first["out of memory"]["warnings"][0].endswith("Lower `evaluation.batch_size` to 2 to avoid the failed try.")
 

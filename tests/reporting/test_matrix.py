@@ -49,7 +49,7 @@ def matrix_file(tmp_path, make_result):
         "launcher": [sys.executable, str(tmp_path / "run.py")],
         "settings": {
             "output_dir": str(tmp_path / "runs" / "{name}-seed{seed}"),
-            "data": {"train": str(tmp_path / "stored.json")},
+            "data": {"train": str(tmp_path / "stored.json"), "forget_words": ["tree"]},
         },
         "runs": [
             {"name": "filtered", "recipe": "recipe.yaml", "settings": {"method": "data_filtering"}},

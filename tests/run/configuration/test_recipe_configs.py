@@ -29,10 +29,10 @@ def test_every_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path
 
 
 def test_there_are_configs() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {*RECIPES, "demo", "stories_small"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {*RECIPES, "demo", "demo_stories", "stories_small"}
 
 
-@pytest.mark.parametrize("overlay", [None, "demo", "stories_small"])
+@pytest.mark.parametrize("overlay", [None, "demo_stories", "stories_small"])
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_an_overlay_keeps_the_recipes_rule_and_start(recipe: str, overlay: str | None) -> None:
     paths = [CONFIGS / f"{name}.yaml" for name in (recipe, overlay) if name is not None]
