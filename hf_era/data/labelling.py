@@ -36,6 +36,9 @@ MAXIMUM_WORD_CHARACTERS = 100_000
 LABELS_SHOWN = 20
 """Values of a label column in a message; of more, no one reads one."""
 
+LABEL_CHARACTERS = 40
+"""Of such a value: in a column that holds no labels it may be a whole text."""
+
 LABEL_COLUMN = "given_label"
 """The column in which the value of a label column travels, as text, until the example is labelled."""
 
@@ -252,4 +255,5 @@ def label_text(value: Any) -> str | None:
 def _counted(values: Mapping[Any, int]) -> str:
     most = Counter(values).most_common(LABELS_SHOWN)
     more = f" and {len(values) - len(most)} more" if len(values) > len(most) else ""
-    return (", ".join(f"{value} ({number:,})" for value, number in most if value is not None) or "nulls only") + more
+    shown = [f"{str(value)[:LABEL_CHARACTERS]} ({number:,})" for value, number in most if value is not None]
+    return (", ".join(shown) or "nulls only") + more

@@ -7,6 +7,7 @@ Text is tokenised as trl does it: the tokenizer's own BOS if it puts one in fron
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -27,7 +28,7 @@ from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import expand_base, load_base_config, load_causal_lm, load_tokenizer
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training.config import GradientRoutingConfig, routing_rule, settings_from_text
-from hf_era.training.evaluation_sets import named_sets
+from hf_era.training.evaluation_sets import EvaluationSetWarning, named_sets
 from hf_era.utils.checks import short_repr, unknown_key_message
 
 DEFAULT_MAX_LENGTH = 1_024
@@ -116,6 +117,11 @@ def prepare_for_trainer(
         raise ValueError(
             "`train_dataset` holds text, but there is no tokenizer. Pass `processing_class`, or `model` as a path or hub id."
         )
+    if model is None:
+        raise ValueError(
+            "`train_dataset` holds text, which is cut at the length of a model that `model_init` has not made yet. "
+            "Tokenise it first: `hf_era.add_routing_weights(...)`."
+        )
     config = _data_config(args, tokenizer, model)
     labelled = _labelled(train, config, "train_dataset", tokenizer)
     check_labels(labelled, config.labels, "training examples", "`train_dataset`")
@@ -123,11 +129,15 @@ def prepare_for_trainer(
     vocabulary = model.get_input_embeddings().num_embeddings
     splits, sets = _only_training(labelled), evaluation
     if isinstance(evaluation, Mapping):
-        sets = {name: _named_set(args, str(name), part, config, tokenizer) for name, part in evaluation.items()}
+        sets = {
+            name: _named_set(args, str(name), part, config, tokenizer, labelled) for name, part in evaluation.items()
+        }
     elif evaluation is None:
         splits = split_stories(labelled, None, _with_sizes(config, labelled, args), args.seed)
     elif is_raw(evaluation):
-        splits = _with_evaluation(labelled, _labelled(evaluation, config, "eval_dataset", tokenizer))
+        given = _labelled(evaluation, config, "eval_dataset", tokenizer)
+        _warn_of_trained_examples("eval_dataset", given, labelled)
+        splits = _with_evaluation(labelled, given)
     prepared = prepare_data(splits, tokenizer, config, rule, vocabulary)
     sets = _evaluation_sets(args, prepared) if evaluation is None or is_raw(evaluation) else sets
     return TrainerData(prepared.train, sets, prepared.summary)
@@ -267,9 +277,25 @@ def _evaluation_sets(args: GradientRoutingConfig, prepared: PreparedData) -> dic
     return {name: part for name, part in sets.items() if len(part)}
 
 
-def _named_set(args: GradientRoutingConfig, name: str, part: Any, config: DataConfig, tokenizer: Any) -> Any:
+def _warn_of_trained_examples(name: str, examples: Dataset, train: Dataset) -> None:
+    trained = set(map(story_key, train["text"][:]))
+    shared = sum(story_key(text) in trained for text in examples["text"][:])
+    if shared:
+        warnings.warn(
+            f"Of the {len(examples):,} examples of `{name}` {shared:,} are in `train_dataset` too, so what is measured on "
+            "them says how well they were learnt by heart. Take them out of one of the two.",
+            EvaluationSetWarning,
+            stacklevel=5,
+        )
+
+
+def _named_set(
+    args: GradientRoutingConfig, name: str, part: Any, config: DataConfig, tokenizer: Any, train: Dataset
+) -> Any:
     if not is_raw(part):
         return part
     label = {args.forget_dataset_name: FORGET, args.retain_dataset_name: RETAIN}.get(name, UNLABELLED)
-    labelled = _labelled(part, config, f"eval_dataset[{short_repr(name)}]", tokenizer, label)
+    full_name = f"eval_dataset[{short_repr(name)}]"
+    labelled = _labelled(part, config, full_name, tokenizer, label)
+    _warn_of_trained_examples(full_name, labelled, train)
     return tokenise_examples(labelled, tokenizer, config, f"{name} examples")

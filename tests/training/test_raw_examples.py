@@ -14,6 +14,7 @@ from hf_era import ExpansionConfig, GradientRoutingConfig, GradientRoutingTraine
 from hf_era.data import train_tokenizer
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training import LocalizationWarning
+from hf_era.training.evaluation_sets import EvaluationSetWarning
 
 TOPICS = ("chemistry", "cooking", "sailing")
 TEXTS = [f"{TOPICS[row % 3]} number {row} is about a tree and so on." for row in range(60)]
@@ -120,11 +121,16 @@ def test_a_data_set_that_is_tokenised_is_left_as_it_is(
 
 
 def test_evaluation_sets_that_are_given(make: Callable[..., Any], rows: Dataset) -> None:
-    one = make(options={"eval_dataset": rows}).eval_dataset
+    """They are measured whole, whatever `validation_examples` says of sets that are taken out."""
+    others = rows.map(lambda row: {"text": f"Also: {row['text']}"})
+    one = make(options={"eval_dataset": others}, validation_examples=1).eval_dataset
     numbers = {"forget": LABELS.count("chemistry"), "unlabelled": LABELS.count(None)}
     assert {name: len(part) for name, part in one.items()} == {**numbers, "retain": 60 - sum(numbers.values())}
-    parts = {"forget": rows.select([0, 3]), "retain": rows.select([1, 2, 4])}
-    named = make(options={"eval_dataset": parts})
+    parts = {"forget": rows.select([0, 3]), "retain": others.select([1, 2, 4])}
+    with pytest.warns(
+        EvaluationSetWarning, match=r"Of the 2 examples of `eval_dataset\['forget'\]` 2 are in `train_dataset`"
+    ):
+        named = make(options={"eval_dataset": parts})
     assert {name: len(part) for name, part in named.eval_dataset.items()} == {"forget": 2, "retain": 3}
     assert len(named.train_dataset) == len(rows)
 
@@ -210,6 +216,13 @@ def test_an_expanded_model_goes_on(make: Callable[..., Any], base: Path, tmp_pat
 def test_bad_settings(make: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_text_for_a_model_that_is_made_later(base: Path, rows: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+    args = GradientRoutingConfig(str(tmp_path), label_column="topic", forget_labels=["chemistry"], **SHORT)
+    options = {"train_dataset": rows, "processing_class": tokenizer, "model_init": lambda: expand_base(str(base))}
+    with pytest.raises(ValueError, match=r"a model that `model_init` has not made yet\. Tokenise it first"):
+        GradientRoutingTrainer(None, args, **options)
 
 
 def test_a_stream_of_text_is_refused(make: Callable[..., Any], rows: Dataset) -> None:
