@@ -185,7 +185,10 @@ def data_fingerprint(splits: StorySplits) -> str:
 def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, splits: StorySplits) -> dict[str, Any]:
     parts = {"train": train, **others}
     return {
-        "source": " and ".join(config.sources.values()),
+        "source": None if config.has_two_sources else config.train,
+        "forget_source": config.forget,
+        "retain_source": config.retain,
+        "unlabelled_source": config.sources.get("train") if config.has_two_sources else None,
         "validation_source": config.validation,
         "forget_words": list(config.forget_words),
         "labelling": config.labels.describe(),

@@ -74,13 +74,13 @@ def trainer_result(trainer: Any, name: str) -> RunResult:
         for stage, ending in zip(ABLATION_STAGES, ("", "_ablated"), strict=True)
     }
     report = training_report(trainer, args)
-    base = None if trainer.base_name is None else str(trainer.base_name)
+    base = trainer.base_name or trainer.model.name_or_path or None
     return RunResult(
         name=name,
         seed=args.seed,
         config={
             "name": name,
-            "model": {"start": "pretrained", "base": base},
+            "model": {} if base is None else {"start": "pretrained", "base": str(base)},
             "expansion": trainer.model.config.expansion_config.to_dict(),
             # What was done with text; who weighed the tokens of a set that was tokenised before is not known.
             "routing": routing_rule(args.routing, bool(args.forget_words)).to_dict() if trainer.data_summary else {},

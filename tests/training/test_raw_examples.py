@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
 from hf_era import ExpansionConfig, GradientRoutingConfig, GradientRoutingTrainer, add_routing_weights, expand_base
 from hf_era.data import train_tokenizer
+from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training import LocalizationWarning
 from hf_era.training.evaluation_sets import EvaluationSetWarning
+from hf_era.training.report import trainer_result
 
 TOPICS = ("chemistry", "cooking", "sailing")
 TEXTS = [f"{TOPICS[row % 3]} number {row} is about a tree and so on." for row in range(60)]
@@ -118,6 +120,9 @@ def test_a_data_set_that_is_tokenised_is_left_as_it_is(
     trainer = make(model, made, {"processing_class": tokenizer}, label_column=None, forget_labels=None)
     assert trainer.train_dataset is made
     assert trainer.eval_dataset is None
+    card = render_model_card(trainer_result(trainer, "x"))
+    assert "| Labels | not recorded |" in card
+    assert "Labels are words" not in card
 
 
 def test_evaluation_sets_that_are_given(make: Callable[..., Any], rows: Dataset) -> None:
@@ -174,6 +179,8 @@ def test_the_card_is_of_the_weights_beside_it(make: Callable[..., Any], tmp_path
     assert f"forget examples: {sum(examples['length']) - len(examples)} tokens in {len(examples)} examples" in text
     assert "| 0 | 1.50 |" in text
     assert "Mask rule | not recorded" not in text
+    assert "| Training data | a data set that a program handed over |" in text
+    assert "`result.json`" not in text  # only a run writes one
     card.write_text(f"Mine. {text}")
     make().save_contracted(card.parent)
     assert card.read_text() == f"Mine. {text}"
