@@ -29,7 +29,7 @@ from hf_era.models.loading import expand_base, load_base_config, load_causal_lm,
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training.config import GradientRoutingConfig, routing_rule, settings_from_text
 from hf_era.training.evaluation_sets import EvaluationSetWarning, named_sets
-from hf_era.utils.checks import short_repr, unknown_key_message
+from hf_era.utils.checks import check_count, short_repr, unknown_key_message
 
 DEFAULT_MAX_LENGTH = 1_024
 HELD_OUT_SHARE = 0.1
@@ -153,7 +153,7 @@ def add_routing_weights(
     score_column: str | None = None,
     forget_words: list[str] | None = None,
     text_column: str | None = None,
-    max_length: int = DEFAULT_MAX_LENGTH,
+    max_length: int | None = None,
     routing: RoutingRuleConfig | dict[str, Any] | None = None,
     num_proc: int | None = None,
 ) -> Dataset:
@@ -165,7 +165,7 @@ def add_routing_weights(
         label_column, forget_labels, retain_labels, score_column, forget_words (*optional*): what is to be forgotten, in one
             of these ways: `hf_era.data.labelling`.
         text_column (`str`, *optional*): not given: found.
-        max_length (`int`, *optional*, defaults to `1024`): tokens of an example at most.
+        max_length (`int`, *optional*): tokens of an example at most. Not given: 1,024.
         routing (*optional*): fields of `RoutingRuleConfig`. Not given: every token of a forget example has the weight 0
             (with words: the words' own tokens).
         num_proc (`int`, *optional*): processes that work at it.
@@ -176,12 +176,13 @@ def add_routing_weights(
     Raises:
         ValueError: as `GradientRoutingTrainer` does for raw data.
     """
+    check_count("max_length", max_length, 2)
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(tokenizer, "tokenizer")
     config = _TrainerData(
         train=GIVEN, label_column=label_column, forget_labels=forget_labels or [], retain_labels=retain_labels or [],
         score_column=score_column, forget_words=forget_words or [], text_column=text_column, num_proc=num_proc,
-        max_characters=None, max_tokens=max_length, **_special_tokens(tokenizer),
+        max_characters=None, max_tokens=max_length or DEFAULT_MAX_LENGTH, **_special_tokens(tokenizer),
     )  # fmt: skip
     rule = routing_rule(settings_from_text("routing", routing), bool(forget_words))
     labelled = _labelled(dataset, config, "dataset", tokenizer)
@@ -224,6 +225,10 @@ def _special_tokens(tokenizer: Any) -> dict[str, Any]:
 def _labelled(dataset: Any, config: DataConfig, name: str, tokenizer: Any, label: int | None = None) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise ValueError(f"`{name}` should be a `datasets.Dataset` of text, got {type(dataset).__name__}.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"`{name}` has a transform (`set_transform`), which is not applied to text. Use `map` instead."
+        )
     labels = config.labels if label is None else Labels(has_two_sources=True)
     options = {"text_column": config.text_column, "tokenizer": tokenizer, "num_proc": config.num_proc}
     examples, _ = examples_of(dataset, labels, field=name, source="it", **options)

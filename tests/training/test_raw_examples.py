@@ -232,7 +232,9 @@ def test_text_for_a_model_that_is_made_later(base: Path, rows: Dataset, tokenize
         GradientRoutingTrainer(None, args, **options)
 
 
-def test_a_stream_of_text_is_refused(make: Callable[..., Any], rows: Dataset) -> None:
+def test_a_stream_of_text_and_a_transform_are_refused(make: Callable[..., Any], rows: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"`train_dataset` has a transform \(`set_transform`\), which is not applied"):
+        make(train=rows.with_transform(lambda batch: batch))
     with pytest.raises(ValueError, match=r"`train_dataset` is a stream of text.*`streaming=False`"):
         make(train=rows.to_iterable_dataset())
 
