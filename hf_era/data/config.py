@@ -111,6 +111,7 @@ class DataConfig:
     num_proc: int | None = setting(None, "Processes that label and tokenise.", identity=False)
 
     section: ClassVar[str] = "data."
+    length_setting: ClassVar[str] = "`data.max_tokens`"
 
     def __post_init__(self) -> None:
         self._label_built_in_source()

@@ -68,7 +68,7 @@ def examples_of(
     Raises:
         ValueError: if there is no text column, no such label column, a score that is not in [0, 1], or no chat template.
     """
-    text_of, used = _text_reader(rows, field, source, text_column, tokenizer, labels.section)
+    text_of, used = _text_reader(rows, labels, field, source, text_column, tokenizer)
     label_of = _label_reader(rows, labels, field, source)
     if labels.column is not None:
         used = [*used, labels.column]
@@ -93,10 +93,15 @@ _Reader = Callable[[pa.Table], dict[str, Any]]
 
 
 def _text_reader(
-    rows: Dataset, field: str, source: str, text_column: str | None, tokenizer: Any, section: str
+    rows: Dataset, labels: Labels, field: str, source: str, text_column: str | None, tokenizer: Any
 ) -> tuple[_Reader, list[str]]:
-    """What makes the text of examples, and the columns that it reads."""
-    features: Mapping[str, Any] = rows.features
+    """What makes the text of examples, and the columns that it reads; that of the labels is none of them."""
+    if text_column is not None and text_column == labels.column:
+        raise ValueError(
+            f"{labels.name('text_column')} and {labels.name(labels.column_setting)} are both {short_repr(text_column)}, "
+            "but a text is not its own label. Name two columns."
+        )
+    features: Mapping[str, Any] = {name: kind for name, kind in rows.features.items() if name != labels.column}
     texts = [name for name, kind in features.items() if _is_text(kind)]
     found = [text_column] if text_column is not None else [name for name in TEXT_COLUMNS if name in texts]
     if text_column is None and not found:
@@ -109,7 +114,7 @@ def _text_reader(
         return lambda table: {"text": table[found[0]].cast(pa.string())}, found[:1]
     if found and found[0] in features and _is_messages(features[found[0]]):
         return _chat_reader(found[0], field, source, tokenizer), found[:1]
-    asked_for = f"{section}text_column"
+    asked_for = f"{labels.section}text_column"
     unreadable = next((name for name in (found or TEXT_COLUMNS) if name in features), None)
     if unreadable is not None:
         raise ValueError(
@@ -118,7 +123,7 @@ def _text_reader(
         )
     asked = f"no text column `{text_column}`" if text_column else "no column that is clearly the text"
     raise ValueError(
-        f"`{field}`: {source} has {asked}. Its columns: {', '.join(features) or 'none'}. "
+        f"`{field}`: {source} has {asked}. Its columns: {', '.join(rows.column_names) or 'none'}. "
         f"Name the one with the examples: `--{asked_for} NAME`."
     )
 
@@ -217,7 +222,7 @@ def _label_reader(rows: Dataset, labels: Labels, field: str, source: str) -> _Re
     if column is None:
         return lambda table: {}
     features: Mapping[str, Any] = rows.features
-    setting = labels.name("label_column" if labels.kind == "column" else "score_column")
+    setting = labels.name(labels.column_setting)
     if column not in features:
         close = close_name(column, list(features))
         hint = f" Did you mean `{close}`?" if close else ""

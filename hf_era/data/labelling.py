@@ -36,6 +36,9 @@ MAXIMUM_WORD_CHARACTERS = 100_000
 LABELS_SHOWN = 20
 """Values of a label column in a message; of more, no one reads one."""
 
+LABEL_CHARACTERS = 40
+"""Of such a value: in a column that holds no labels it may be a whole text."""
+
 LABEL_COLUMN = "given_label"
 """The column in which the value of a label column travels, as text, until the example is labelled."""
 
@@ -74,6 +77,9 @@ class Labels:
             "sources": (self.has_two_sources, f"{name('forget')} and {name('retain')}"),
         }
         chosen = [kind for kind, (is_given, _) in given.items() if is_given]
+        for several in ("forget_words", "forget_labels", "retain_labels"):
+            if isinstance(value := getattr(self, several), str):  # its letters would be taken for the values
+                raise ValueError(f"{name(several)} should be a list, got {short_repr(value)}. Write `[{value!r}]`.")
         for other in ("forget_labels", "retain_labels"):
             if getattr(self, other) and self.label_column is None:
                 raise ValueError(
@@ -120,6 +126,13 @@ class Labels:
                 f"{self.name('label_column')} is {short_repr(self.label_column)}, but no value of it is to be forgotten. "
                 f"Name at least one: {self.name('forget_labels')}."
             )
+        for setting in ("forget_labels", "retain_labels"):
+            for value in getattr(self, setting):
+                if label_text(value) is None:
+                    raise ValueError(
+                        f"{self.name(setting)} should hold labels, got {short_repr(value)}. Take it out: examples without a "
+                        "label are unlabelled."
+                    )
         both = {label_text(value) for value in self.forget_labels} & {label_text(value) for value in self.retain_labels}
         if both:
             raise ValueError(
@@ -131,6 +144,11 @@ class Labels:
     def column(self) -> str | None:
         """The column that the labels are read from; `None` if they are not in one."""
         return self.label_column if self.label_column is not None else self.score_column
+
+    @property
+    def column_setting(self) -> str:
+        """The setting that names it."""
+        return "label_column" if self.label_column is not None else "score_column"
 
     def of_values(self, values: Sequence[str | None]) -> list[int]:
         """The labels of examples with these values of the label column, which `label_text` made."""
@@ -176,19 +194,29 @@ class Labels:
                 "text column, or give more examples."
             )
         if self.kind == "column":
-            hints = [
-                close_name(str(value), [str(known) for known in values if known is not None])
-                for value in self.forget_labels
-            ]
-            hint = next((f" Did you mean {short_repr(close)}?" for close in hints if close), "")
-            asked = ", ".join(map(str, self.forget_labels))
-            return (
-                f"{self.name('forget_labels')}: {none} has {asked} in the column `{self.label_column}`.{hint} It "
-                f"has: {_counted(values)}."
-            )
+            return self._absent_message("forget_labels", self.forget_labels, none, values)
         if self.kind == "sources":
             return f"{where.capitalize()}: there is no forget example among {number}. Add some."
         return f"{self.name('score_column')}: {none} has a `{self.score_column}` of {FORGET_SCORE} or more."
+
+    def absent_label_message(self, number: int, values: Mapping[Any, int], where: str) -> str | None:
+        """What to say of data in which a label that is named, a misspelt one perhaps, does not occur; `None` if all do."""
+        if self.kind != "column":
+            return None
+        for setting in ("forget_labels", "retain_labels"):
+            absent = [value for value in getattr(self, setting) if label_text(value) not in values]
+            if absent:
+                return self._absent_message(setting, absent, f"none of the {number} {where}", values)
+        return None
+
+    def _absent_message(self, setting: str, absent: Sequence[Any], none: str, values: Mapping[Any, int]) -> str:
+        known = [str(value) for value in values if value is not None]
+        hints = (close_name(str(value), known) for value in absent)
+        hint = next((f" Did you mean {short_repr(close)}?" for close in hints if close), "")
+        return (
+            f"{self.name(setting)}: {none} has {' or '.join(map(str, absent))} in the column `{self.label_column}`.{hint} "
+            f"It has: {_counted(values)}."
+        )
 
     def no_retain_message(self, number: int, values: Mapping[Any, int], where: str) -> str:
         """What to say of data without a retain example."""
@@ -198,12 +226,9 @@ class Labels:
                 "Name rarer words, or add other examples."
             )
         if self.kind == "column":
-            correct = f", or correct {self.name('retain_labels')}" if self.retain_labels else ""
-            rest = "no other value" if not self.retain_labels else f"none of {', '.join(map(str, self.retain_labels))}"
             return (
-                f"there is no retain example: of the {number} {where} the column `{self.label_column}` has "
-                f"{rest} beside those of {self.name('forget_labels')}. It has: {_counted(values)}. Add other examples"
-                f"{correct}."
+                f"there is no retain example: of the {number} {where} the column `{self.label_column}` has no other value "
+                f"beside those of {self.name('forget_labels')}. It has: {_counted(values)}. Add other examples."
             )
         if self.kind == "sources":
             return f"there is no retain example among {number}. Add some."
@@ -230,4 +255,5 @@ def label_text(value: Any) -> str | None:
 def _counted(values: Mapping[Any, int]) -> str:
     most = Counter(values).most_common(LABELS_SHOWN)
     more = f" and {len(values) - len(most)} more" if len(values) > len(most) else ""
-    return (", ".join(f"{value} ({number:,})" for value, number in most if value is not None) or "nulls only") + more
+    shown = [f"{str(value)[:LABEL_CHARACTERS]} ({number:,})" for value, number in most if value is not None]
+    return (", ".join(shown) or "nulls only") + more

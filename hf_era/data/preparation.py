@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 
 from hf_era.data.columns import arrow_batches, flat_column
 from hf_era.data.config import BUILT_IN, DataConfig
-from hf_era.data.examples import PROMPT_CHARACTERS, SCORE, examples_of
+from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE, examples_of
 from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
 from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.data.sources import load_stories
@@ -170,7 +170,11 @@ def data_fingerprint(splits: StorySplits) -> str:
         if part == "validation_unlabelled" and not len(examples):
             continue  # earlier versions had no such part
         # Texts and labels first, and alone where there is no more: as earlier versions did it.
-        columns = ["label", "text", *(name for name in (SCORE, PROMPT_CHARACTERS) if name in examples.column_names)]
+        columns = [
+            "label",
+            "text",
+            *(name for name in (SCORE, PROMPT_CHARACTERS, IS_CHAT) if name in examples.column_names),
+        ]
         for table in arrow_batches(examples, columns):
             rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
             digest.update("".join("".join(f"{value}\0" for value in row) for row in rows).encode())
@@ -179,8 +183,12 @@ def data_fingerprint(splits: StorySplits) -> str:
 
 
 def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, splits: StorySplits) -> dict[str, Any]:
+    parts = {"train": train, **others}
     return {
-        "source": " and ".join(config.sources.values()),
+        "source": None if config.has_two_sources else config.train,
+        "forget_source": config.forget,
+        "retain_source": config.retain,
+        "unlabelled_source": config.sources.get("train") if config.has_two_sources else None,
         "validation_source": config.validation,
         "forget_words": list(config.forget_words),
         "labelling": config.labels.describe(),
@@ -190,6 +198,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "duplicates_dropped": splits.duplicates_dropped,
         "contradictions_dropped": splits.contradictions_dropped,
         "blanks_dropped": splits.blanks_dropped,
+        "long_prompts_dropped": sum(len(getattr(splits, name)) - len(part) for name, part in parts.items()),
         **{f"{name}_stories": len(part) for name, part in others.items()},
         # `map` adds no column to an empty part (no example may have been held back).
         **{f"{name}_tokens": sum(part["length"][:]) if len(part) else 0 for name, part in others.items()},

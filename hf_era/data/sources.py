@@ -10,6 +10,7 @@ import lzma
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from datasets.utils import logging
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 from huggingface_hub import metadata_load
+from pandas.errors import ParserWarning
 
 from hf_era.data.config import BUILT_IN, GENERATOR, TOPICS
 from hf_era.data.generator import generate_stories
@@ -32,8 +34,9 @@ from hf_era.utils.checks import error_text
 from hf_era.utils.files import BYTE_ORDER_MARK, check_encoding, local_path, read_json, read_text, starts_with
 from hf_era.utils.storage_errors import StorageError
 
-# A column of texts may hold "NA" or "None" as such: only what is empty is a null.
-_CSV = {"keep_default_na": False, "na_values": [""]}
+# A column of texts may hold "NA" or "None" as such: only what is empty is a null. And where rows have a value more than the
+# header, the first one is no name of the row: all others would move under the name of their neighbour.
+_CSV = {"keep_default_na": False, "na_values": [""], "index_col": False}
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
@@ -261,7 +264,8 @@ def _load_files(files: list[Path], field: str) -> Dataset:
             return _no_stories()
         if kind == "text":
             return _load_text_files(names)
-        with _without_log():
+        with _without_log(), warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)  # of values that have no name in the header
             stories = cached_table(names, lambda folder: _make_table(kind, names, folder, options))
         stories.data.validate(full=True)  # JSON is read without a look at its encoding
         return stories

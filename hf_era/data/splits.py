@@ -98,11 +98,14 @@ def story_key(text: str) -> str:
 
 
 def check_labels(examples: Dataset, labels: Labels, where: str, field: str) -> None:
-    """Raises `ValueError` if there is no forget or no retain example; `where` and `field` say of what, in messages."""
+    """Raises `ValueError` if there is no forget or no retain example, or none with one of the labels that are named; `where`
+    and `field` say of what, in messages."""
     given = examples["label"][:]
     values = Counter(examples[LABEL_COLUMN][:]) if LABEL_COLUMN in examples.column_names else {}
     if FORGET not in given:
         raise ValueError(labels.no_forget_message(len(given), values, where))
+    if (message := labels.absent_label_message(len(given), values, where)) is not None:
+        raise ValueError(message)
     if RETAIN not in given:
         raise ValueError(f"{field}: {labels.no_retain_message(len(given), values, where)}")
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 from hf_era.utils.files import MANIFEST, damage_of, fingerprint, read_json, write_manifest
 from hf_era.utils.storage_errors import as_storage_error
 
-FORMAT = 2
+FORMAT = 3
 """To be raised with every change of what is made of the same files."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from hf_era.data.collator import IGNORE_INDEX
 from hf_era.data.columns import list_column, map_tables
 from hf_era.data.config import DataConfig
 from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE
-from hf_era.data.labelling import FORGET, LABEL_COLUMN, RETAIN, Labels
+from hf_era.data.labelling import FORGET, LABEL_COLUMN, LABEL_NAMES, RETAIN, Labels
 from hf_era.data.words import WordFinder
 
 _LABELLED = {"text": Value("string"), "label": Value("int64"), "is_whole": Value("bool")}
@@ -47,7 +48,9 @@ def label_examples(examples: Dataset, config: DataConfig, description: str) -> D
 
     labelled = map_tables(examples, label, config.num_proc, f"Labelling {description}", features)
     if not len(labelled):
-        raise ValueError(f"All of the {len(examples)} {description} are blank. Check the text column.")
+        cut = f", or end in their prompt where they are cut, at {config.max_characters} characters"
+        told = cut if PROMPT_CHARACTERS in kept and config.max_characters is not None else ""
+        raise ValueError(f"All of the {len(examples)} {description} are blank{told}. Check the text column.")
     return labelled
 
 
@@ -79,7 +82,8 @@ def tokenise_examples(examples: Dataset, tokenizer: Any, config: DataConfig, des
     prompt, if there are prompts. Of those an example is dropped whose prompt fills `max_tokens`.
 
     Raises:
-        ValueError: if a BOS or EOS is asked for that the tokenizer does not have.
+        ValueError: if a BOS or EOS is asked for that the tokenizer does not have, or of the examples of a label all are
+            dropped.
     """
     front = [_special_token(tokenizer, "bos")] if config.add_bos else []
     end = [_special_token(tokenizer, "eos")] if config.add_eos else []
@@ -114,7 +118,21 @@ def tokenise_examples(examples: Dataset, tokenizer: Any, config: DataConfig, des
             table = table.filter(pa.array([bool((row[1:] != IGNORE_INDEX).any()) for row in labels], pa.bool_()))
         return table
 
-    return map_tables(examples, tokenise, config.num_proc, f"Tokenising {description}")
+    tokenised = map_tables(examples, tokenise, config.num_proc, f"Tokenising {description}")
+    if has_prompts:
+        _check_completions_are_left(examples, tokenised, config, description)
+    return tokenised
+
+
+def _check_completions_are_left(before: Dataset, after: Dataset, config: DataConfig, description: str) -> None:
+    left = set(after["label"][:]) if len(after) else set()
+    for label, number in Counter(before["label"][:]).items():
+        if label not in left:
+            raise ValueError(
+                f"Of the {description} none that is {LABEL_NAMES[label]} is left: the prompt of each of the {number} fills "
+                f"all of {config.max_tokens} tokens, so there is no completion to learn. Raise {config.length_setting}, or "
+                "shorten the prompts."
+            )
 
 
 _DEFAULTS = {"is_whole": True, IS_CHAT: False}

@@ -311,6 +311,7 @@ class _EvaluationData(DataConfig):
     """Its settings are called in messages as this command calls them."""
 
     section = ""
+    length_setting = "`max_tokens`"
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ SOURCES = {
     "validation_source": "Validation data",
     "forget_source": "Forget examples",
     "retain_source": "Retain examples",
+    "unlabelled_source": "Examples without a label",
     "attack_source": "Examples of the attack",
 }
 COUNTS = {

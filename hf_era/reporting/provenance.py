@@ -40,8 +40,8 @@ def data_warnings(result: AnyResult) -> list[str]:
 
 
 def labelling_kind(result: AnyResult) -> str:
-    """`words`, `column`, `score` or `sources`; `files` where which file an example is in says it."""
-    otherwise = "words" if isinstance(result, RunResult) else "files"
+    """`words`, `column`, `score` or `sources`; `files` where the file that it is in says it; or `not recorded`."""
+    otherwise = "files" if not isinstance(result, RunResult) else "words" if forget_words(result) else NOT_RECORDED
     return str((result.data.get("labelling") or {}).get("kind") or otherwise)
 
 

@@ -17,7 +17,7 @@ MAXIMUM_NAME = 120
 # Joiners and variation selectors belong to emoji and to many scripts; every other format character can mislead.
 _HARMLESS_FORMATS = "\u200c\u200d"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_DATA_FILE = re.compile(r"\.(jsonl|json|txt|parquet)$", re.IGNORECASE)
+_DATA_FILE = re.compile(r"\.(jsonl?|ndjson|csv|tsv|txt|parquet|arrow)(\.(gz|bz2|xz|zip))?$", re.IGNORECASE)
 
 
 def visible(text: object) -> str:
@@ -69,7 +69,7 @@ def source_kind(source: Any) -> tuple[str, str]:
     A relative folder such as `stories/small` cannot be told from a hub id by its name; it counts as one.
     """
     text = str(source or "")
-    if text == "generator":
+    if text in ("generator", "topics"):
         return "generator", text
     if _HUB_ID.fullmatch(text) and not _DATA_FILE.search(text) and ".." not in text:
         return "hub", text
@@ -84,4 +84,6 @@ def source_text(source: Any) -> str:
         return "hf_era's built-in example generator (synthetic, written by templates)"
     if name == NOT_RECORDED:
         return NOT_RECORDED
+    if source == "given":
+        return "a data set that a program handed over"
     return f"{name_of(name)} ({'hub' if kind == 'hub' else 'local'})"

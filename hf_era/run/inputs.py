@@ -107,6 +107,11 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
         )
     if contradictions := summary.get("contradictions_dropped"):
         notes.append(f"{contradictions:,} examples repeat an earlier one that has another label. The first one counts.")
+    if long := summary.get("long_prompts_dropped"):
+        notes.append(
+            f"{long:,} examples are left out: their prompt fills all of `data.max_tokens` {limit}, so nothing of the "
+            "completion is left. Raise it, or shorten the prompts."
+        )
     for name, columns in summary.get("unused_columns", {}).items():
         notes.append(f"`{name}`: read, but not used: the columns {listed(columns)}.")
     if config.generation.enabled:

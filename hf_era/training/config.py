@@ -172,8 +172,8 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             Of such a set: fields of `RoutingRuleConfig`, as a dict or JSON. Not given: all tokens of forget examples are
             routed, or with `forget_words` those of the words.
         validation_examples (`int`, *optional*, defaults to `100`):
-            Of such a set without `eval_dataset`: so many forget and so many retain examples are taken out to be measured
-            on, at most a tenth of either.
+            Of such a set without `eval_dataset`: so many forget and so many retain examples (and unlabelled ones) are taken
+            out to be measured on, at most a tenth of either, one at the least. Given evaluation sets are measured whole.
         kwargs: everything that `CausalLMTrainingConfig` takes.
 
     Raises:
@@ -240,7 +240,7 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         self.multipliers = None
         self.expansion = settings_from_text("training.expansion", self.expansion)
         self.routing = settings_from_text("training.routing", self.routing)
-        routing_rule(self.routing, with_words=False)  # checks it
+        routing_rule(self.routing, bool(self.forget_words))  # checks it
         check_count("training.validation_examples", self.validation_examples)
         check_count("training.max_length", self.max_length, 2)
         if isinstance(self.token_router, ActivationRouter):
@@ -294,10 +294,16 @@ def routing_rule(values: Any, with_words: bool) -> RoutingRuleConfig:
     """The rule of these settings. Without any: all tokens of forget examples, or where words label them those of the words.
 
     Raises:
-        ValueError: for a setting that does not exist or is out of range.
+        ValueError: for a setting that does not exist or is out of range, or words' tokens where there are no words.
     """
     known = [item.name for item in fields(RoutingRuleConfig)]
     for key in values or {}:
         if key not in known:
             raise ValueError(unknown_key_message("`training.routing`", key, known))
-    return RoutingRuleConfig(**(values or ({"rule": "concept"} if with_words else {"weighting": "uniform"})))
+    rule = RoutingRuleConfig(**(values or ({"rule": "concept"} if with_words else {"weighting": "uniform"})))
+    if rule.rule == "concept" and not with_words:
+        raise ValueError(
+            "`routing` has the rule 'concept', which routes the tokens of forget words, but no `forget_words` are given: "
+            "nothing would be routed. Name them, or choose the rule 'full_seq'."
+        )
+    return rule

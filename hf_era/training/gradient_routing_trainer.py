@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, set_seed
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.evaluation.summary import localised_lines
@@ -102,6 +102,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
         if isinstance(args, self.config_class):  # of another class it is refused below
             if self.base_name is not None and processing_class is None:
                 processing_class = load_tokenizer(self.base_name, "model")
+            if self.base_name is not None or expansion or args.expansion:
+                set_seed(args.seed)  # of the auxiliary modules; the Trainer does it after it was given a model
             model = expanded_model(model, expansion or args.expansion)
             data = prepare_for_trainer(args, train_dataset, eval_dataset, processing_class, model)
             train_dataset, eval_dataset, self.data_summary = data
@@ -267,7 +269,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         """Saves the contracted, stock model with tokenizer and card: what `push_to_hub` uploads. Returns the folder.
 
         The card (`README.md`) says what was forgotten and what ablation did, from the data and the last evaluation of this
-        trainer. One that is there already is left alone. Every process must call this; the main one writes.
+        trainer. One that somebody else wrote or changed is left alone. Every process must call this; the main one writes.
 
         Args:
             output_dir (`str` or `Path`): the folder.

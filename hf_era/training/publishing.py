@@ -8,14 +8,18 @@ from typing import Any
 import huggingface_hub
 
 from hf_era.models.loading_hint import is_readme_of_an_expanded_model
-from hf_era.reporting.markdown.model_card import write_model_card
+from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.training.report import trainer_result
+from hf_era.utils.files import fingerprint, write_text
 
+_MARK = "\n<!-- Unless this file is changed, hf_era replaces it when the model is saved here again: "
+"""Before the hash of a card. One of another training would say of the new weights what is not so."""
 MODEL_TAGS = ["hf_era", "gradient-routing", "unlearning"]
 
 
 def save_contracted(trainer: Any, folder: Path, card: dict[str, Any]) -> Path:
-    """Saves the contracted model with its tokenizer and, where there is none yet, a card; returns the folder.
+    """Saves the contracted model with its tokenizer and, where there is none that somebody wrote or changed, a card;
+    returns the folder.
 
     Args:
         trainer (`GradientRoutingTrainer`): whose model it is; those of all processes take part, the main one's writes.
@@ -30,9 +34,16 @@ def save_contracted(trainer: Any, folder: Path, card: dict[str, Any]) -> Path:
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(folder)
         readme = folder / "README.md"
-        if not readme.exists() or is_readme_of_an_expanded_model(readme):
-            write_model_card(trainer_result(trainer, folder.name), folder, **card)
+        if not readme.exists() or is_readme_of_an_expanded_model(readme) or _is_own_card(readme):
+            text = render_model_card(trainer_result(trainer, folder.name), **card)
+            write_text(readme, f"{text}{_MARK}{fingerprint(text)} -->\n")
     return folder
+
+
+def _is_own_card(readme: Path) -> bool:
+    """Whether a card is as `save_contracted` wrote it."""
+    text, mark, end = readme.read_text(encoding="utf-8", errors="replace").rpartition(_MARK)
+    return bool(mark) and end == f"{fingerprint(text)} -->\n"
 
 
 def push_contracted(

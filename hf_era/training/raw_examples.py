@@ -7,6 +7,7 @@ Text is tokenised as trl does it: the tokenizer's own BOS if it puts one in fron
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -26,8 +27,9 @@ from hf_era.models.config import ExpandedConfigMixin, ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import expand_base, load_base_config, load_causal_lm, load_tokenizer
 from hf_era.routing import RoutingRuleConfig
-from hf_era.training.config import GradientRoutingConfig, routing_rule
-from hf_era.utils.checks import short_repr, unknown_key_message
+from hf_era.training.config import GradientRoutingConfig, routing_rule, settings_from_text
+from hf_era.training.evaluation_sets import EvaluationSetWarning, named_sets
+from hf_era.utils.checks import check_count, short_repr, unknown_key_message
 
 DEFAULT_MAX_LENGTH = 1_024
 HELD_OUT_SHARE = 0.1
@@ -98,6 +100,12 @@ def prepare_for_trainer(
             tokenizer, or a stream is given.
     """
     if not is_raw(train):
+        for name, part in named_sets(evaluation).items():
+            if is_raw(part):
+                raise ValueError(
+                    f"{name} is text, but `train_dataset` is {'not given' if train is None else 'tokenised already'}. "
+                    "Tokenise it in the same way: `hf_era.add_routing_weights(...)`."
+                )
         return TrainerData(train, evaluation, {})
     for name, dataset in {"train_dataset": train, "eval_dataset": evaluation}.items():
         if isinstance(dataset, IterableDataset):
@@ -109,24 +117,30 @@ def prepare_for_trainer(
         raise ValueError(
             "`train_dataset` holds text, but there is no tokenizer. Pass `processing_class`, or `model` as a path or hub id."
         )
+    if model is None:
+        raise ValueError(
+            "`train_dataset` holds text, which is cut at the length of a model that `model_init` has not made yet. "
+            "Tokenise it first: `hf_era.add_routing_weights(...)`."
+        )
     config = _data_config(args, tokenizer, model)
     labelled = _labelled(train, config, "train_dataset", tokenizer)
     check_labels(labelled, config.labels, "training examples", "`train_dataset`")
     rule = routing_rule(args.routing, bool(args.forget_words))
     vocabulary = model.get_input_embeddings().num_embeddings
+    splits, sets = _only_training(labelled), evaluation
     if isinstance(evaluation, Mapping):
-        splits = _only_training(labelled)
-        prepared = prepare_data(
-            splits, tokenizer, config, routing_rule(args.routing, bool(args.forget_words)), vocabulary
-        )
-        sets = {name: _named_set(args, str(name), part, config, tokenizer) for name, part in evaluation.items()}
-        return TrainerData(prepared.train, sets, prepared.summary)
-    if evaluation is None:
+        sets = {
+            name: _named_set(args, str(name), part, config, tokenizer, labelled) for name, part in evaluation.items()
+        }
+    elif evaluation is None:
         splits = split_stories(labelled, None, _with_sizes(config, labelled, args), args.seed)
-    else:
-        splits = _with_evaluation(labelled, _labelled(evaluation, config, "eval_dataset", tokenizer), args)
+    elif is_raw(evaluation):
+        given = _labelled(evaluation, config, "eval_dataset", tokenizer)
+        _warn_of_trained_examples("eval_dataset", given, labelled)
+        splits = _with_evaluation(labelled, given)
     prepared = prepare_data(splits, tokenizer, config, rule, vocabulary)
-    return TrainerData(prepared.train, _evaluation_sets(args, prepared), prepared.summary)
+    sets = _evaluation_sets(args, prepared) if evaluation is None or is_raw(evaluation) else sets
+    return TrainerData(prepared.train, sets, prepared.summary)
 
 
 def add_routing_weights(
@@ -139,7 +153,7 @@ def add_routing_weights(
     score_column: str | None = None,
     forget_words: list[str] | None = None,
     text_column: str | None = None,
-    max_length: int = DEFAULT_MAX_LENGTH,
+    max_length: int | None = None,
     routing: RoutingRuleConfig | dict[str, Any] | None = None,
     num_proc: int | None = None,
 ) -> Dataset:
@@ -151,7 +165,7 @@ def add_routing_weights(
         label_column, forget_labels, retain_labels, score_column, forget_words (*optional*): what is to be forgotten, in one
             of these ways: `hf_era.data.labelling`.
         text_column (`str`, *optional*): not given: found.
-        max_length (`int`, *optional*, defaults to `1024`): tokens of an example at most.
+        max_length (`int`, *optional*): tokens of an example at most. Not given: 1,024.
         routing (*optional*): fields of `RoutingRuleConfig`. Not given: every token of a forget example has the weight 0
             (with words: the words' own tokens).
         num_proc (`int`, *optional*): processes that work at it.
@@ -162,14 +176,15 @@ def add_routing_weights(
     Raises:
         ValueError: as `GradientRoutingTrainer` does for raw data.
     """
-    if isinstance(tokenizer, str):
+    check_count("max_length", max_length, 2)
+    if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(tokenizer, "tokenizer")
     config = _TrainerData(
         train=GIVEN, label_column=label_column, forget_labels=forget_labels or [], retain_labels=retain_labels or [],
         score_column=score_column, forget_words=forget_words or [], text_column=text_column, num_proc=num_proc,
-        max_characters=None, max_tokens=max_length, **_special_tokens(tokenizer),
+        max_characters=None, max_tokens=max_length or DEFAULT_MAX_LENGTH, **_special_tokens(tokenizer),
     )  # fmt: skip
-    rule = routing if isinstance(routing, RoutingRuleConfig) else routing_rule(routing, bool(forget_words))
+    rule = routing_rule(settings_from_text("routing", routing), bool(forget_words))
     labelled = _labelled(dataset, config, "dataset", tokenizer)
     check_labels(labelled, config.labels, "examples", "`dataset`")
     return prepare_data(_only_training(labelled), tokenizer, config, rule, len(tokenizer)).train
@@ -179,6 +194,7 @@ class _TrainerData(DataConfig):
     """Its settings are called in messages as arguments are, not as fields of a section."""
 
     section = ""
+    length_setting = "`max_length`"
 
 
 def _data_config(args: GradientRoutingConfig, tokenizer: Any, model: Any) -> DataConfig:
@@ -209,6 +225,10 @@ def _special_tokens(tokenizer: Any) -> dict[str, Any]:
 def _labelled(dataset: Any, config: DataConfig, name: str, tokenizer: Any, label: int | None = None) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise ValueError(f"`{name}` should be a `datasets.Dataset` of text, got {type(dataset).__name__}.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"`{name}` has a transform (`set_transform`), which is not applied to text. Use `map` instead."
+        )
     labels = config.labels if label is None else Labels(has_two_sources=True)
     options = {"text_column": config.text_column, "tokenizer": tokenizer, "num_proc": config.num_proc}
     examples, _ = examples_of(dataset, labels, field=name, source="it", **options)
@@ -222,15 +242,14 @@ def _only_training(labelled: Dataset) -> StorySplits:
     return StorySplits(labelled, nothing, nothing, nothing, nothing, duplicates_dropped=0)
 
 
-def _with_evaluation(labelled: Dataset, given: Dataset, args: GradientRoutingConfig) -> StorySplits:
-    """The training set, and the forget, retain and unlabelled examples of the evaluation set, some of each."""
+def _with_evaluation(labelled: Dataset, given: Dataset) -> StorySplits:
+    """The training set, and the forget, retain and unlabelled examples of the evaluation set."""
     labels = given["label"][:]
     check_labels(given, Labels(has_two_sources=True), "examples", "`eval_dataset`")
     places = {kind: [place for place, label in enumerate(labels) if label == kind] for kind in LABEL_NAMES}
-    parts = {kind: given.select(found[: args.validation_examples]) for kind, found in places.items()}
-    splits = _only_training(labelled)
+    parts = {kind: given.select(found) for kind, found in places.items()}
     return replace(
-        splits,
+        _only_training(labelled),
         validation_forget=parts[FORGET],
         validation_retain=parts[RETAIN],
         validation_unlabelled=parts[UNLABELLED],
@@ -241,6 +260,12 @@ def _with_sizes(config: DataConfig, labelled: Dataset, args: GradientRoutingConf
     """The settings with sizes of evaluation sets that leave most of the examples to train on."""
     kinds = dict(zip(map(story_key, labelled["text"][:]), labelled["label"][:], strict=True))  # a repetition is one
     numbers = Counter(kinds.values())
+    for kind in (FORGET, RETAIN):
+        if numbers[kind] < 2:
+            raise ValueError(
+                f"`train_dataset` has {numbers[kind]} distinct {LABEL_NAMES[kind]} example, but one has to be taken out to "
+                "be measured on. Give more, or an `eval_dataset`."
+            )
     most = {kind: max(int(numbers[kind] * HELD_OUT_SHARE), 1) for kind in LABEL_NAMES}
     sizes: dict[str, Any] = {
         f"{name}_validation_stories": min(args.validation_examples, most[kind]) for kind, name in LABEL_NAMES.items()
@@ -257,9 +282,25 @@ def _evaluation_sets(args: GradientRoutingConfig, prepared: PreparedData) -> dic
     return {name: part for name, part in sets.items() if len(part)}
 
 
-def _named_set(args: GradientRoutingConfig, name: str, part: Any, config: DataConfig, tokenizer: Any) -> Any:
+def _warn_of_trained_examples(name: str, examples: Dataset, train: Dataset) -> None:
+    trained = set(map(story_key, train["text"][:]))
+    shared = sum(story_key(text) in trained for text in examples["text"][:])
+    if shared:
+        warnings.warn(
+            f"Of the {len(examples):,} examples of `{name}` {shared:,} are in `train_dataset` too, so what is measured on "
+            "them says how well they were learnt by heart. Take them out of one of the two.",
+            EvaluationSetWarning,
+            stacklevel=5,
+        )
+
+
+def _named_set(
+    args: GradientRoutingConfig, name: str, part: Any, config: DataConfig, tokenizer: Any, train: Dataset
+) -> Any:
     if not is_raw(part):
         return part
     label = {args.forget_dataset_name: FORGET, args.retain_dataset_name: RETAIN}.get(name, UNLABELLED)
-    labelled = _labelled(part, config, f"eval_dataset[{short_repr(name)}]", tokenizer, label)
+    full_name = f"eval_dataset[{short_repr(name)}]"
+    labelled = _labelled(part, config, full_name, tokenizer, label)
+    _warn_of_trained_examples(full_name, labelled, train)
     return tokenise_examples(labelled, tokenizer, config, f"{name} examples")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.results import ABLATION_STAGES, STAGE_TITLES, RunResult
-from hf_era.training.config import CausalLMTrainingConfig
+from hf_era.training.config import CausalLMTrainingConfig, routing_rule
 from hf_era.utils.environment import git_revision, provenance
 
 # Settings as the Trainer resolved them; no paths, no tokens.
@@ -17,6 +19,7 @@ _REPORTED_ARGUMENTS = (
     "auxiliary_learning_rate_factor", "auxiliary_weight_decay", "bf16", "fp16", "attn_implementation",
     "fused_activation", "chunked_loss",
 )  # fmt: skip
+_SELECTIVITY = "eval_selectivity_layer_"
 GRADIENT_ROUTING_TEXTS = {
     "introduction": (
         "A causal language model that was trained with **gradient routing** (Expand-Route-Ablate, "
@@ -60,24 +63,27 @@ def trainer_result(trainer: Any, name: str) -> RunResult:
     """
     args, metrics = trainer.args, trainer.metrics_of_the_weights()
     sets = {"forget": args.forget_dataset_name, "retain": args.retain_dataset_name, "unlabelled": "unlabelled"}
+    own_sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
+    counts = {kind: _counts(own_sets.get(own)) for kind, own in sets.items()}
     losses = {
         stage: {
-            kind: _loss_estimate(metrics[f"eval_{own}_loss{ending}"])
+            kind: {**_estimate(metrics[f"eval_{own}_loss{ending}"], "loss"), **counts[kind]}
             for kind, own in sets.items()
             if f"eval_{own}_loss{ending}" in metrics
         }
         for stage, ending in zip(ABLATION_STAGES, ("", "_ablated"), strict=True)
     }
     report = training_report(trainer, args)
-    base = None if trainer.base_name is None else str(trainer.base_name)
+    base = trainer.base_name or trainer.model.name_or_path or None
     return RunResult(
         name=name,
         seed=args.seed,
         config={
             "name": name,
-            "model": {"start": "pretrained", "base": base},
+            "model": {} if base is None else {"start": "pretrained", "base": str(base)},
             "expansion": trainer.model.config.expansion_config.to_dict(),
-            "routing": args.routing or {},
+            # What was done with text; who weighed the tokens of a set that was tokenised before is not known.
+            "routing": routing_rule(args.routing, bool(args.forget_words)).to_dict() if trainer.data_summary else {},
         },
         **provenance(args.device),
         git_revision=git_revision(),
@@ -86,11 +92,15 @@ def trainer_result(trainer: Any, name: str) -> RunResult:
         before_kind=None,
         losses={stage: part for stage, part in losses.items() if part},
         differences={
-            name: {"value": metrics[f"eval_{name}"], "low": None, "high": None}
+            name: _estimate(metrics[f"eval_{name}"])
             for name in ("ablation_gap", "retain_ablation_gap")
             if f"eval_{name}" in metrics
         },
-        selectivity={},
+        selectivity={
+            name.removeprefix(_SELECTIVITY): _estimate(value)
+            for name, value in metrics.items()
+            if name.startswith(_SELECTIVITY)
+        },
         coherence={"enabled": False},
         training={**report, "minimum_ablation_gap": args.minimum_ablation_gap},
         method="gradient_routing",
@@ -101,6 +111,13 @@ def trainer_result(trainer: Any, name: str) -> RunResult:
     )
 
 
-def _loss_estimate(loss: float) -> dict[str, Any]:
-    known = loss if math.isfinite(loss) else math.nan
-    return {"loss": known, "low": None, "high": None, "tokens": 0, "stories": 0}
+def _estimate(value: float, name: str = "value") -> dict[str, Any]:
+    return {name: value if math.isfinite(value) else math.nan, "low": None, "high": None}
+
+
+def _counts(examples: Any) -> dict[str, int]:
+    """How many examples a set has, and tokens that are predicted; 0 where its columns do not say it."""
+    columns = getattr(examples, "column_names", None) or ()
+    rows = [] if not {"labels", "input_ids"}.intersection(columns) else examples.with_format("numpy")
+    name = "labels" if "labels" in columns else "input_ids"
+    return {"tokens": sum(int((row[name][1:] != IGNORE_INDEX).sum()) for row in rows), "stories": len(rows)}

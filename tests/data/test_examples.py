@@ -370,6 +370,16 @@ def test_a_token_that_prompt_and_completion_share_is_the_completions(small_token
     assert predicted(example) == ids[-1:]
 
 
+def test_prompts_that_leave_no_completion_of_a_label(small_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of one label alone, a training without any forget example would go on to its end."""
+    rows = [{"prompt": "The tree " * 20, "completion": "fell."}, {"prompt": "The sea", "completion": " was calm."}]
+    message = (
+        r"none that is forget is left: the prompt of each of the 1 fills all of 32 tokens.* Raise `data\.max_tokens`"
+    )
+    with pytest.raises(ValueError, match=message):
+        tokenise(rows, small_tokenizer, max_tokens=32)
+
+
 def test_an_example_whose_prompt_fills_the_cut_is_dropped(small_tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [
         {"prompt": "The tree " * 20, "completion": "fell."},

@@ -40,7 +40,8 @@ def labelled(rows: list[Any] | Dataset, **settings: Any) -> str:
     if not isinstance(rows, Dataset):
         rows = Dataset.from_dict({"text": [f"Example {n}." for n in range(len(rows))], "topic": rows})
     config = DataConfig(train="rows.jsonl", **settings)
-    examples, _ = examples_of(rows, config.labels, field="data.train", source="rows.jsonl")
+    options = {"field": "data.train", "source": "rows.jsonl", "text_column": config.text_column}
+    examples, _ = examples_of(rows, config.labels, **options)
     return "".join(NAMES[label] for label in label_examples(examples, config, "examples")["label"])
 
 
@@ -64,6 +65,13 @@ def labelled(rows: list[Any] | Dataset, **settings: Any) -> str:
 )
 def test_a_column_labels(values: list[Any], forget: list[str], retain: list[str], expected: str) -> None:
     assert labelled(values, label_column="topic", forget_labels=forget, retain_labels=retain) == expected
+
+
+def test_the_column_of_labels_is_not_taken_for_the_text() -> None:
+    rows = Dataset.from_dict({"content": ["a", "b"], "sentence": ["One.", "Two."]})
+    labels = Labels(label_column="content", forget_labels=["a"])
+    examples, unused = examples_of(rows, labels, field="data.train", source="rows.jsonl")
+    assert (examples["text"][:], unused) == (["One.", "Two."], [])
 
 
 def test_class_labels_go_by_their_names() -> None:
@@ -140,6 +148,10 @@ ROWS = {"text": ["a", "b", "c"], "topic": ["chemistry", "cooking", None], "score
         ({"retain_labels": ["a"], "forget_words": ["x"]}, r"`data\.retain_labels` is \['a'\], but no column is named"),
         ({"label_column": "topic", "forget_labels": ["a", "1"], "retain_labels": ["1 "]},
          r"`data\.retain_labels` and `data\.forget_labels` share `1`\. An example is one or the other\."),
+        ({"label_column": "topic", "forget_labels": ["a", " "]}, r"`data\.forget_labels` should hold labels, got ' '\."),
+        ({"label_column": "topic", "forget_labels": "chemistry"},  # whose letters would be the labels
+         r"`data\.forget_labels` should be a list, got 'chemistry'\. Write `\['chemistry'\]`\."),
+        ({"forget_words": "a tree"}, r"`data\.forget_words` should be a list, got 'a tree'"),
         ({"forget": "a.jsonl"}, r"`data\.forget` is 'a\.jsonl', but `data\.retain` is not given\. Give both, or one source"),
         ({"forget": "a", "retain": "b", "validation": "c"}, r"`data\.validation` is 'c', but with `data\.forget` and"),
     ],
@@ -161,6 +173,8 @@ def test_labels_that_are_not_said_in_one_way(settings: dict[str, Any], message: 
         ({"label_column": "tags", "forget_labels": ["a"]},
          r"the column `tags` of rows\.jsonl holds values of type List, but every value should be one label \(or null\)\."),
         ({"score_column": "tags"}, r"the column `tags` .* but every value should be one number \(or null\)\."),
+        ({"label_column": "topic", "forget_labels": ["a"], "text_column": "topic"},
+         r"`data\.text_column` and `data\.label_column` are both 'topic', but a text is not its own label\."),
     ],
 )  # fmt: skip
 def test_a_column_that_does_not_hold_labels(settings: dict[str, Any], message: str) -> None:
@@ -179,7 +193,9 @@ def test_a_column_that_does_not_hold_labels(settings: dict[str, Any], message: s
          r"`data\.train`: there is no retain example: of the 12 training examples the column `topic` has no other value "
          r"beside those of `data\.forget_labels`\. It has: chemistry \(6\), cooking \(5\)\. Add other examples\."),
         ({"label_column": "topic", "forget_labels": ["chemistry"], "retain_labels": ["cook"]},
-         r"the column `topic` has none of cook beside .* Add other examples, or correct `data\.retain_labels`\."),
+         r"`data\.retain_labels`: none of the 12 training examples has cook in the column `topic`\. Did you mean 'cooking'"),
+        ({"label_column": "topic", "forget_labels": ["chemistry", "biology", "optics"]},  # one that is there hides no other
+         r"`data\.forget_labels`: none of the 12 training examples has biology or optics in the column `topic`\. It has"),
         ({"label_column": "none", "forget_labels": ["a"]}, r"has a in the column `none`\. It has: nulls only\."),
         ({"score_column": "low"}, r"`data\.score_column`: none of the 12 training examples has a `low` of 0\.5 or more\."),
         ({"score_column": "high"}, r"there is no retain example: none of the 12 training examples has a `high` below 0\.5"),

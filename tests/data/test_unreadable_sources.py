@@ -125,3 +125,11 @@ def test_the_generator_as_validation_source_is_refused() -> None:
 def test_only_blank_stories_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"All of the 3 training examples are blank\. Check the text column\."):
         label_examples(Dataset.from_dict({"text": ["", " ", None]}), DataConfig(), "training examples")
+
+
+def test_rows_with_more_values_than_the_header_has_names(write: Callable[..., Path]) -> None:
+    """Each value would stand under the name of its neighbour. One that is empty in all rows is a comma at the line's end."""
+    rows = load_stories(str(write("commas.csv", "text,topic\nacid,chemistry,\nsoup,cooking,\n")))
+    assert rows[0] == {"text": "acid", "topic": "chemistry"}
+    with pytest.raises(ValueError, match=r"more\.csv cannot be read as csv: Length of header or names does not match"):
+        load_stories(str(write("more.csv", "text,topic\n1,acid,chemistry\n2,soup,cooking\n")))

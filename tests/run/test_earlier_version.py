@@ -190,7 +190,9 @@ def test_the_stopped_run_ends_with_the_recorded_losses(continued: Ended, expecte
     assert continued.status == 0, continued.stderr
     found = read(continued.folder / "run" / "result.json")
     assert _numbers(without_intervals(found["losses"])) == pytest.approx(_numbers(expected["losses"]), abs=1e-4)
-    assert _numbers(without_intervals(found["differences"])) == pytest.approx(_numbers(expected["differences"]), abs=1e-4)
+    assert _numbers(without_intervals(found["differences"])) == pytest.approx(
+        _numbers(expected["differences"]), abs=1e-4
+    )
 
 
 def test_the_stopped_run_ends_bit_for_bit_as_recorded(continued: Ended, expected: dict[str, Any]) -> None:

@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
 from hf_era import ExpansionConfig, GradientRoutingConfig, GradientRoutingTrainer, add_routing_weights, expand_base
 from hf_era.data import train_tokenizer
+from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training import LocalizationWarning
+from hf_era.training.evaluation_sets import EvaluationSetWarning
+from hf_era.training.report import trainer_result
 
 TOPICS = ("chemistry", "cooking", "sailing")
 TEXTS = [f"{TOPICS[row % 3]} number {row} is about a tree and so on." for row in range(60)]
@@ -117,16 +120,70 @@ def test_a_data_set_that_is_tokenised_is_left_as_it_is(
     trainer = make(model, made, {"processing_class": tokenizer}, label_column=None, forget_labels=None)
     assert trainer.train_dataset is made
     assert trainer.eval_dataset is None
+    card = render_model_card(trainer_result(trainer, "x"))
+    assert "| Labels | not recorded |" in card
+    assert "Labels are words" not in card
 
 
 def test_evaluation_sets_that_are_given(make: Callable[..., Any], rows: Dataset) -> None:
-    one = make(options={"eval_dataset": rows}).eval_dataset
+    """They are measured whole, whatever `validation_examples` says of sets that are taken out."""
+    others = rows.map(lambda row: {"text": f"Also: {row['text']}"})
+    one = make(options={"eval_dataset": others}, validation_examples=1).eval_dataset
     numbers = {"forget": LABELS.count("chemistry"), "unlabelled": LABELS.count(None)}
     assert {name: len(part) for name, part in one.items()} == {**numbers, "retain": 60 - sum(numbers.values())}
-    parts = {"forget": rows.select([0, 3]), "retain": rows.select([1, 2, 4])}
-    named = make(options={"eval_dataset": parts})
+    parts = {"forget": rows.select([0, 3]), "retain": others.select([1, 2, 4])}
+    with pytest.warns(
+        EvaluationSetWarning, match=r"Of the 2 examples of `eval_dataset\['forget'\]` 2 are in `train_dataset`"
+    ):
+        named = make(options={"eval_dataset": parts})
     assert {name: len(part) for name, part in named.eval_dataset.items()} == {"forget": 2, "retain": 3}
     assert len(named.train_dataset) == len(rows)
+
+
+def test_evaluation_sets_are_tokenised_as_the_training_set_is(
+    make: Callable[..., Any], rows: Dataset, tokenizer: Any
+) -> None:
+    made = add_routing_weights(rows, tokenizer, label_column="topic", forget_labels=["chemistry"])
+    assert make(options={"eval_dataset": made}).eval_dataset is made
+    with pytest.raises(
+        ValueError, match=r"`eval_dataset\['forget'\]` is text, but `train_dataset` is tokenised already"
+    ):
+        make(train=made, options={"eval_dataset": {"forget": rows}})
+
+
+def test_one_forget_example_cannot_be_trained_and_measured_on(make: Callable[..., Any], rows: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"`train_dataset` has 1 distinct forget example, but one has to be taken out"):
+        make(train=rows.select([0, 1, 2]))
+
+
+def test_the_seed_is_that_of_the_auxiliary_modules_too(make: Callable[..., Any]) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        named = make(seed=seed).model.named_parameters()
+        return torch.cat([value.detach().flatten() for name, value in named if "auxiliary" in name])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_the_card_is_of_the_weights_beside_it(make: Callable[..., Any], tmp_path: Path) -> None:
+    """A card of an earlier training is replaced, what somebody wrote is not."""
+    metrics = {"eval_forget_loss": 2.0, "eval_selectivity_layer_0": 1.5}
+    card = tmp_path / "stock" / "README.md"
+    for label in ("chemistry", "cooking"):
+        trainer = make(forget_labels=[label])
+        trainer.state.log_history.append({"step": 0, **metrics})
+        trainer.save_contracted(card.parent)
+        text = card.read_text()
+        assert f'"{label}" in the column "topic"' in text
+    examples = trainer.eval_dataset["forget"]
+    assert f"forget examples: {sum(examples['length']) - len(examples)} tokens in {len(examples)} examples" in text
+    assert "| 0 | 1.50 |" in text
+    assert "Mask rule | not recorded" not in text
+    assert "| Training data | a data set that a program handed over |" in text
+    assert "`result.json`" not in text  # only a run writes one
+    card.write_text(f"Mine. {text}")
+    make().save_contracted(card.parent)
+    assert card.read_text() == f"Mine. {text}"
 
 
 def test_an_expanded_model_goes_on(make: Callable[..., Any], base: Path, tmp_path: Path, tokenizer: Any) -> None:
@@ -156,6 +213,10 @@ def test_an_expanded_model_goes_on(make: Callable[..., Any], base: Path, tmp_pat
         ({"expansion": {"widht": 3}}, r"Unknown key `widht` in `expansion`\. Did you mean `width`\?"),
         ({"routing": {"rul": "none"}}, r"Unknown key `rul` in `training\.routing`\. Did you mean `rule`\?"),
         ({"routing": "[1]"}, r"`training\.routing` should be a dict or JSON, got \[1\]"),
+        (
+            {"routing": {"rule": "concept"}},
+            r"the rule 'concept', .* but no `forget_words` are given: nothing would be routed",
+        ),
         ({"validation_examples": 0}, r"`training\.validation_examples` should be at least 1, got 0"),
     ],
 )
@@ -164,7 +225,16 @@ def test_bad_settings(make: Callable[..., Any], settings: dict[str, Any], messag
         make(**settings)
 
 
-def test_a_stream_of_text_is_refused(make: Callable[..., Any], rows: Dataset) -> None:
+def test_text_for_a_model_that_is_made_later(base: Path, rows: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+    args = GradientRoutingConfig(str(tmp_path), label_column="topic", forget_labels=["chemistry"], **SHORT)
+    options = {"train_dataset": rows, "processing_class": tokenizer, "model_init": lambda: expand_base(str(base))}
+    with pytest.raises(ValueError, match=r"a model that `model_init` has not made yet\. Tokenise it first"):
+        GradientRoutingTrainer(None, args, **options)
+
+
+def test_a_stream_of_text_and_a_transform_are_refused(make: Callable[..., Any], rows: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"`train_dataset` has a transform \(`set_transform`\), which is not applied"):
+        make(train=rows.with_transform(lambda batch: batch))
     with pytest.raises(ValueError, match=r"`train_dataset` is a stream of text.*`streaming=False`"):
         make(train=rows.to_iterable_dataset())
 

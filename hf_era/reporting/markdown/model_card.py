@@ -90,7 +90,8 @@ def card_data(
     """The metadata at the top of the card; the final checkpoint's perplexities are its evaluation results."""
     entries = _evaluation_results(result)
     base = section(result, "model").get("base")
-    sources = dict.fromkeys(str(result.data.get(name) or "") for name in ("source", "forget_source", "retain_source"))
+    names = ("source", "forget_source", "retain_source", "unlabelled_source")
+    sources = dict.fromkeys(str(result.data.get(name) or "") for name in names)
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -114,7 +115,8 @@ def _languages(given: str | Sequence[str] | None) -> list[str] | None:
 
 def _evaluation_results(result: RunResult) -> list[EvalResult]:
     """Of the final checkpoint only, without what was not measured. A perplexity is `exp` of the loss a token."""
-    kind, name = source_kind(result.data.get("validation_source") or result.data.get("source"))
+    given = (result.data.get(name) for name in ("validation_source", "source", "forget_source"))
+    kind, name = source_kind(next(filter(None, given), None))
     found = []
     for part in ("forget", "retain"):
         loss = result.loss(result.final_stage, part)
@@ -172,6 +174,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "label_fraction": format_share(fraction) if is_number(fraction) and fraction != 1 else None,
         "has_unlabelled": any(result.data.get(name) for name in ("train_unlabelled", "train_forget_unlabelled")),
         "reference": escape_markdown(reference_text(result)),
+        "is_of_a_run": "output_dir" in result.config,  # which writes more than a card
         "has_before": result.before_kind is not None,
         "final_stage": escape_markdown(stage_title(figures, result.final_stage)),
         "has_intervals": any_interval(losses),

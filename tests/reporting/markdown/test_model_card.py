@@ -131,10 +131,12 @@ def test_hub_ids_are_in_the_metadata(make_result):
     ("source", "expected"),
     [
         ("generator", ("generator", "generator")),
+        ("topics", ("generator", "topics")),
         ("delphi-suite/stories", ("hub", "delphi-suite/stories")),
         ("/home/somebody/stories.jsonl", ("local", "stories.jsonl")),
         ("~/private/stories/", ("local", "stories")),
         ("data/stories.jsonl", ("local", "stories.jsonl")),
+        ("data/stories.csv.gz", ("local", "stories.csv.gz")),
         ("./stories", ("local", "stories")),
         ("../shared/data/tinystories", ("local", "tinystories")),
         ("C:\\Users\\me\\stories.txt", ("local", "stories.txt")),
