@@ -209,6 +209,6 @@ def test_the_whole_config_can_be_printed_and_loaded(tmp_path: Path, capsys: pyte
     config = load_run_config(["scratch_concept", "demo"], words)
     del config.training["hub_token"]
     assert load_run_config([tmp_path / "printed.yaml"]) == config
-    assert "  max_steps: 500  # Overrides `num_train_epochs`\n" in printed
-    assert "  learning_rate: 0.001  # Peak learning rate\n" in printed
+    assert f"  max_steps: {config.training['max_steps']}  # Overrides `num_train_epochs`\n" in printed
+    assert f"  learning_rate: {config.training['learning_rate']}  # Peak learning rate\n" in printed
     assert "hf_secret" not in printed
