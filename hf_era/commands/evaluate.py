@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_era.utils.checks import MAXIMUM_NAME_BYTES
+from hf_era.utils.checks import MAXIMUM_NAME_BYTES, short_repr
 
 if TYPE_CHECKING:
     from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
@@ -51,10 +51,12 @@ class ModelCommand:
             )
 
     def run(self, options: argparse.Namespace, overrides: Sequence[str]) -> int:
-        from hf_era.evaluation.model_evaluation import evaluate_model
+        from hf_era.evaluation.model_evaluation import evaluate_model, model_name
 
-        result = evaluate_model(model_config(options, overrides), attack=self.attacks)
-        write_model_result(result, options.output or default_folder(result.name, self.name))
+        config = model_config(options, overrides)
+        folder = options.output or default_folder(config.name or model_name(config.model), self.name)
+        check_folder(folder, config.model)
+        write_model_result(evaluate_model(config, attack=self.attacks), folder)
         return 0
 
 
@@ -132,6 +134,21 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
     values = merge(values, parse_overrides(overrides, sections, default="relearn"))
     config: ModelEvaluationConfig = build(ModelEvaluationConfig, values, "")
     return config
+
+
+def check_folder(folder: str, model: str) -> None:
+    """Raises `ValueError` if a folder holds the result of another model, which would be lost."""
+    from pathlib import Path
+
+    from hf_era.utils.files import read_json
+
+    found = read_json(Path(folder) / "result.json")
+    other = found.get("model") if isinstance(found, dict) else None
+    if other is not None and other != model:
+        raise ValueError(
+            f"`output`: {folder} holds the result of another model, {short_repr(other)}. Name another: "
+            "`--output FOLDER`."
+        )
 
 
 def write_model_result(result: Any, folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,5 +44,5 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise ValueError(
             f"`NAME`: {path} exists already and was left as it is. Choose another name: `hf-era init NAME`."
         ) from None
-    print(f"Written: {path}. Name your data and your labels in it, then: hf-era run {path}")
+    print(f"Written: {path}. Name your data and your labels in it, then: hf-era run {shlex.quote(str(path))}")
     return 0

@@ -167,6 +167,11 @@ class DataConfig:
                     f"`data.{other}` is {short_repr(getattr(self, other))}, but `data.{name}` is not given. Give both, or "
                     "one source, `data.train`, with labels in it."
                 )
+        if self.forget == self.retain:
+            raise ValueError(
+                f"`{self.section}forget` and `{self.section}retain` are both {short_repr(self.forget)}. Give two sources, "
+                "or one with labels in it."
+            )
         if self.validation is not None:
             raise ValueError(
                 f"`data.validation` is {short_repr(self.validation)}, but with `data.forget` and `data.retain` the "

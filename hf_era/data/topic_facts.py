@@ -2,7 +2,7 @@
 
 `FACTS` holds what is true of each topic alone: one thing a line, with its name and what every line of every topic says in
 the same order (see `FIELDS`). `WORK` holds what is done in each topic, in the template language of `hf_era.data.templates`.
-`SENTENCES` are those of a topic, and under the empty name those that all other topics share.
+`SENTENCES` are the same for all topics, so that topics differ in what they say and not in how they say it.
 """
 
 FIELDS: tuple[str, ...] = ("name", "kind", "where", "treatment", "effect", "use", "advice")
@@ -149,21 +149,7 @@ work: [First|Now|Then] you read the [melody|rhythm|key signature] and hum it in 
 """,
 }
 
-SENTENCES: dict[str, str] = {
-    "chemistry": """
-learner: [Dr Weiss|Dr Okoye|Dr Lindqvist|Dr Marsh]
-opening: Laboratory notes of {learner}, {place}: {thing}.|Report on {thing}, written {place} by {learner}.|Experiment of
- the week, prepared {place} by {person}: {thing}.
-kind: Appearance: {thing.1}.|Classified as {thing.1}.|In its pure form {thing.1}.
-where: Occurs {thing.2}.|Natural source: {thing.2}.|Usually obtained {thing.2}.
-effect: Observation: a sample {thing.3} {thing.4}.|Reaction: {thing}, {thing.3}, {thing.4}.|Result: {thing.3}, the sample
- {thing.4}.
-use: Applications include {thing.5}.|Industry consumes {thing} for {thing.5}.|Typical product: {thing.5}.
-advice: Safety note for {thing}: {thing.6}.|Procedure: {thing.6}.|Warning on the label: {thing.6}.
-turn: Second sample: {thing}.|Compare this with {thing}.|Further specimen: {thing}.
-closing: Signed by {learner}.|Confirmed by {person}.|End of report.||
-""",
-    "": """
+SENTENCES = """
 learner: [Anna|Ben|Clara|David|Emma|Felix|Grace|Henry]
 opening: {Learner} is {place} with {person}.|{Place}, {person} talks to {learner} about {thing}.|Today {learner}
  learns about {thing} from {person}.|"What is {thing}?" asks {learner}.|{Person} shows {learner} something new
@@ -179,5 +165,4 @@ turn: Then they look at {thing}.|"And what about {thing}?" asks {learner}.|Next 
  to {thing}.
 closing: {Learner} writes it all down.|"Thank you," says {learner} to {person}.|That is all for today.|{Learner} wants
  to try it tomorrow.|"I will not forget it," says {learner}.|{Person} smiles.||
-""",
-}
+"""

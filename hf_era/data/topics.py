@@ -35,9 +35,8 @@ def _facts(topic: str) -> list[tuple[str, ...]]:
 
 @cache
 def _sentences(topic: str) -> dict[str, Choice]:
-    """What is done in the topic, and its sentences, or those that topics share."""
-    blocks = (WORK[topic], SENTENCES.get(topic, SENTENCES[""]))
-    return {key: choice for block in blocks for key, choice, _ in entries(block)}
+    """Entries of the topic, and those that all topics share."""
+    return {key: choice for block in (WORK[topic], SENTENCES) for key, choice, _ in entries(block)}
 
 
 class _Lecturer(TemplateWriter):

@@ -50,8 +50,11 @@ from hf_era.evaluation.summary import comparison_values
 from hf_era.models.loading import load_causal_lm, load_tokenizer, without_weight_bars
 from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.environment import provenance
+from hf_era.utils.files import local_path
 from hf_era.utils.processes import main_first
 
+RUN_FOLDERS = ("model", "contracted", "expanded")
+"""What a run calls its models; every run has such folders."""
 WORDS_SHOWN = 5
 """Forget words in a message; of more, no one reads one."""
 
@@ -118,7 +121,7 @@ def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: Relear
         f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
     ]
     if experiment is not None:
-        lines.append(f"  attack       {experiment.describe()}, out of {counts['attack']:,} examples")
+        lines.append(f"  attack       {experiment.describe()}, drawn from {counts['attack']:,} held back")
     return "\n".join(lines)
 
 
@@ -206,7 +209,14 @@ def words_message(words: Sequence[str], data: Mapping[str, Any]) -> str | None:
 
 
 def _name(config: ModelEvaluationConfig) -> str:
-    return config.name or Path(config.model).name or config.model
+    return config.name or model_name(config.model)
+
+
+def model_name(model: str) -> str:
+    """What a model is called that is not named: the last part of its path, or of a run's the run's folder."""
+    path = local_path(model)
+    is_of_a_run = path.name in RUN_FOLDERS and path.is_dir() and path.resolve().parent.name
+    return (path.resolve().parent.name if is_of_a_run else Path(model).name) or model
 
 
 DEFAULT_MAX_TOKENS = 256

@@ -43,7 +43,15 @@ def without_weight_bars() -> Iterator[None]:
 def looks_local(name: str | os.PathLike[str]) -> bool:
     """Whether a name is meant as a path (`./x`, `/x`, `~/x`, `a/b/c`, or a path object), not as a hub id."""
     text = os.fspath(name)
-    return not isinstance(name, str) or text.startswith((".", "/", "~")) or text.count("/") > 1
+    is_path = not isinstance(name, str) or text.startswith((".", "/", "~")) or text.count("/") > 1
+    # `runs/mine` may be an id, but not where there is a folder `runs`: the hub need not be asked, and may be far.
+    return is_path or ("/" in text and Path(text.split("/")[0]).is_dir())
+
+
+def _of_a_run(path: Path) -> str:
+    """The model in the folder of a run, for a message; empty if it is no such folder."""
+    model = path / "model"
+    return f" The folder of a run has it inside: pass {model}." if (model / "config.json").is_file() else ""
 
 
 def check_model_source(field: str, name: str | os.PathLike[str], subfolder: str = "") -> str:
@@ -58,7 +66,9 @@ def check_model_source(field: str, name: str | os.PathLike[str], subfolder: str 
                 "directory."
             )
         if not (path / subfolder / "config.json").is_file():
-            raise ValueError(f"`{field}`: the directory {path} holds no config.json, so it is no saved model.")
+            raise ValueError(
+                f"`{field}`: the directory {path} holds no config.json, so it is no saved model.{_of_a_run(path)}"
+            )
         return str(path)
     if path.is_file():
         raise ValueError(f"`{field}` should be a directory with a saved model or a hub id, got the file {path}.")
@@ -79,9 +89,10 @@ def check_options(field: str, options: dict[str, Any]) -> None:
 
 def unreachable_message(field: str, name: str, kind: str) -> str:
     """The text for a hub id that could not be fetched."""
+    way_out = f"`--{field} ./my_{kind}`" if field.startswith("model.") else f"`./my_{kind}`"
     text = (
         f"`{field}`: could not get the {kind} `{name}` from the hub (offline, no such id, or no access) and it is not in "
-        f"the local cache. Pass the path of a local directory instead, for instance `--{field} ./my_{kind}`."
+        f"the local cache. Pass the path of a local directory instead, for instance {way_out}."
     )
     if kind == "model":
         text += (

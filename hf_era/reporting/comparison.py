@@ -37,7 +37,8 @@ def comparison_markdown(results: Sequence[AnyResult]) -> str:
     """The tables: over seeds where a recipe has several, every result, and the attacks. Raises `ValueError` if there is no
     result."""
     rows = aggregate(results)
-    blocks = ["# Comparison", *_block(comparison_tables.verdict_table(results))]
+    warnings = [f"**{text}**" for text in comparison_tables.comparability_warnings(results)]
+    blocks = ["# Comparison", *warnings, *_block(comparison_tables.verdict_table(results))]
     if any(len(row["seeds"]) > 1 for row in rows):
         blocks += ["## Over seeds", *_block(comparison_tables.over_seeds_table(rows))]
     blocks += ["## All results", *_block(comparison_tables.results_table(results))]

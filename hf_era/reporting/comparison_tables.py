@@ -249,3 +249,29 @@ def attack_tables(results: Sequence[AnyResult], rows: Sequence[dict[str, Any]]) 
     several = any(len(row["seeds"]) > 1 for row in rows)
     over_seeds = strongest_attack_over_seeds(rows) if several else None
     return list(filter(None, [strongest_attacks_table(results), over_seeds, attacks_over_seeds(rows)]))
+
+
+def comparability_warnings(results: Sequence[AnyResult]) -> list[str]:
+    """Why losses of these results may not be compared; empty if nothing speaks against it."""
+    prints = {(result.seed, str(result.data["fingerprint"])) for result in results if result.data.get("fingerprint")}
+    found = []
+    if len(prints) > len({seed for seed, _ in prints}):  # each seed has a split of its own
+        found.append(
+            "These results were not measured on the same examples (their fingerprints differ): losses of different examples "
+            "cannot be compared; only differences of the same result can, with care."
+        )
+    recipes = [(result.name, json.dumps(recipe_of(result), sort_keys=True)) for result in results]
+    pairs = [(*recipe, result.seed) for recipe, result in zip(recipes, results, strict=True)]
+    twice = sorted({name_of(pair[0]) for pair in pairs if pairs.count(pair) > 1})
+    if twice:
+        found.append(
+            f"The same name and seed stands here more than once: {', '.join(twice)}. Means over seeds count one of them."
+        )
+    names = [name for name, _ in set(recipes)]
+    several = sorted({name_of(name) for name in names if names.count(name) > 1})
+    if several:
+        found.append(
+            f"Different methods or settings stand here under the same name: {', '.join(several)}. They are no seeds of one "
+            "recipe: means over seeds are of each by itself."
+        )
+    return found

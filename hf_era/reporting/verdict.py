@@ -12,7 +12,8 @@ holds 0. Otherwise data filtering is the yardstick, where it is known: less than
 forget example is a part; more than that plus the minimum is more than forgetting.
 
 *Cost?* The retain loss at the end minus that of the reference. Next to none below the minimum, some below half of what was
-removed, high from there on. Where it fell by more than the minimum, training went on, and a cost may hide in that.
+removed and below 0.3 nats, high from there on. Where it fell by more than the minimum, training went on, and a cost may
+hide in that.
 
 *Comes back?* The lowest forget loss under the strongest attack minus that of the reference, both on the examples of the
 attack (*robust unlearning*). Yes, where that is below the minimum. Otherwise the share counts that came back of the forget
@@ -40,6 +41,8 @@ DEFAULT_MINIMUM_GAP = 0.05
 GOOD, MIXED, BAD, UNKNOWN = LEVELS = ("good", "mixed", "bad", "unknown")
 SOME_COST = 0.5
 """Of what was removed: a retain loss that rose by as large a share or more is a high cost."""
+MOST_COST = 0.3
+"""Nats a token: a retain loss that rose by as much is a high cost, whatever was removed."""
 PART_REMOVED = 0.5
 """Of what data filtering reaches: less is a part."""
 LITTLE_BACK = 0.25
@@ -83,7 +86,14 @@ def reference_name(result: AnyResult) -> str:
             result.before_kind or "", "the model before the method"
         )
     model = (result.before or {}).get("model")
-    return "the model before the method" if model is None else name_of(source_kind(model)[1])
+    return "the model before the method" if model is None else name_of(_short_name(model))
+
+
+def _short_name(model: str) -> str:
+    """The last part of a path; two of the folder that a run calls `model`: every run has one of that name."""
+    kind, name = source_kind(model)
+    parts = model.rstrip("/").split("/")
+    return "/".join(parts[-2:]) if kind != "hub" and name == "model" and len(parts) > 1 and parts[-2] else name
 
 
 def reference_text(result: AnyResult) -> str:
@@ -291,7 +301,7 @@ def _cost(facts: _Facts, state: str) -> Answer:
         return "Unclear: kept learning", MIXED, text
     if tax < facts.minimum:
         return "Next to none", GOOD, text
-    is_some = tax < SOME_COST * removed and state not in ("not localised", "not removed")
+    is_some = tax < min(SOME_COST * removed, MOST_COST) and state not in ("not localised", "not removed")
     return ("Some", MIXED, text) if is_some else ("High", BAD, text)
 
 

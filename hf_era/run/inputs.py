@@ -31,6 +31,7 @@ from hf_era.models import get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
+from hf_era.training import GradientRoutingConfig
 from hf_era.utils.checks import error_text, listed, short_repr
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, local_path, model_fingerprint
@@ -95,7 +96,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
 
 def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     """What a user should know of what was loaded, before the work begins, though it is no error."""
-    notes = []
+    notes = [_counts(inputs.data.summary)] if "train_retain" in inputs.data.summary else []
     summary, limit = inputs.data.summary, config.data.max_tokens
     unrouted, labelled = (summary[f"train_forget_{name}"] for name in ("without_routed_token", "labelled"))
     if config.routing.rule == "concept" and unrouted:
@@ -104,6 +105,13 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
             f"Of the {labelled:,} labelled forget examples {unrouted:,} route no token: their forget words lie beyond the "
             f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
             "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
+        )
+    warmup, steps = (config.training.get(name) for name in ("warmup_steps", "max_steps"))
+    warmup = GradientRoutingConfig.warmup_steps if warmup is None else warmup
+    if steps is not None and 0 < steps <= warmup:
+        notes.append(
+            f"`training.warmup_steps` is {warmup:g}, and there are {steps} steps: the learning rate never gets to its peak. "
+            "Lower the one or raise the other."
         )
     if contradictions := summary.get("contradictions_dropped"):
         notes.append(f"{contradictions:,} examples repeat an earlier one that has another label. The first one counts.")
@@ -126,6 +134,17 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
                 f"{max(limit - prompt, 1)}, or raise `data.max_tokens`."
             )
     return notes
+
+
+def _counts(summary: dict[str, Any]) -> str:
+    """Examples per label that are trained on."""
+    counts = {
+        "forget": summary["train_forget_labelled"],
+        "retain": summary["train_retain"],
+        "unlabelled": summary["train_unlabelled"] + summary["train_forget_unlabelled"],
+    }
+    told = ", ".join(f"{number:,} {name}" for name, number in counts.items() if number or name != "unlabelled")
+    return f"To be trained on: {told} examples."
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:

@@ -132,7 +132,7 @@ def _typed(words: list[str], kind: Any) -> Any:
     if len(words) > 1:
         return words
     (word,) = words
-    if word == "null" and type(None) in choices:
+    if word == "null" and (type(None) in choices or is_list_of_texts):
         return None
     if is_list_of_texts and (texts := parse_list_of_texts(word)) is not None:
         return texts
@@ -210,6 +210,8 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
     if kind is Any:
         check_plain(name, value)
         return value
+    if origin is list and value is None:
+        return []
     if origin is list:
         items = value if isinstance(value, (list, tuple)) else [value]
         if options and options[0] in (int, float):

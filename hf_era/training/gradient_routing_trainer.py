@@ -300,5 +300,5 @@ def nothing_localised_message(gap: float, minimum: float) -> str:
         f"NOTHING WAS LOCALISED: ablating the auxiliary module changes the forget loss by {gap:+.3f} nats a token, less "
         f"than `minimum_ablation_gap` = {minimum}. Cutting it out will remove next to nothing. Check the routing table "
         "(are the forget words routed at all?), then try more steps, a higher learning rate, "
-        "`routing.weighting: uniform`, or a lower multiplier of forget tokens in the original dims."
+        "`routing.weighting: uniform`, or a lower `multipliers.original_forget`."
     )

@@ -231,7 +231,7 @@ def _labelled(dataset: Any, config: DataConfig, name: str, tokenizer: Any, label
         )
     labels = config.labels if label is None else Labels(has_two_sources=True)
     options = {"text_column": config.text_column, "tokenizer": tokenizer, "num_proc": config.num_proc}
-    examples, _ = examples_of(dataset, labels, field=name, source="it", **options)
+    examples, _ = examples_of(dataset, labels, field=name, source="the data set", **options)
     if label is not None:
         examples = examples.add_column("label", np.full(len(examples), label))  # type: ignore[call-arg]
     return label_examples(examples, config, f"examples of `{name}`")

@@ -6,13 +6,12 @@ it is checked, the style sheet gives each row its place in that column as `order
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_era.evaluation.results import AnyResult
-from hf_era.evaluation.summary import aggregate, recipe_of
+from hf_era.evaluation.summary import aggregate
 from hf_era.reporting import comparison_tables
 from hf_era.reporting.html.generations import generation_parts
 from hf_era.reporting.html.parts import Folded, Section, Sortable, plots_of, render_page
@@ -34,7 +33,7 @@ def render_comparison(results: Results, title: str = "Comparison") -> str:
         "comparison_template.html",
         title=name_of(title),
         subtitle=f"{counted(len(results), 'result', 'results')} under {counted(len(names), 'name', 'names')}",
-        warnings=[*comparability_warnings(results), *_data_warnings(results)],
+        warnings=[*comparison_tables.comparability_warnings(results), *_data_warnings(results)],
         sections=sections,
         sortable_columns=sorted({column for part in _sortable(sections) for column in part.table.sort_by}),
         version=__version__,
@@ -44,32 +43,6 @@ def render_comparison(results: Results, title: str = "Comparison") -> str:
 def write_comparison(results: Results, path: str | Path, title: str = "Comparison") -> Path:
     """Writes the page to `path`, in one go, and returns it. Arguments and errors: `render_comparison`."""
     return write_text(path, render_comparison(results, title))
-
-
-def comparability_warnings(results: Results) -> list[str]:
-    """Why losses of these results may not be compared; empty if nothing speaks against it."""
-    prints = {(result.seed, str(result.data["fingerprint"])) for result in results if result.data.get("fingerprint")}
-    found = []
-    if len(prints) > len({seed for seed, _ in prints}):  # each seed has a split of its own
-        found.append(
-            "These results were not measured on the same examples (their fingerprints differ): losses of different examples "
-            "cannot be compared; only differences of the same result can, with care."
-        )
-    recipes = [(result.name, json.dumps(recipe_of(result), sort_keys=True)) for result in results]
-    pairs = [(*recipe, result.seed) for recipe, result in zip(recipes, results, strict=True)]
-    twice = sorted({name_of(pair[0]) for pair in pairs if pairs.count(pair) > 1})
-    if twice:
-        found.append(
-            f"The same name and seed stands here more than once: {', '.join(twice)}. Means over seeds count one of them."
-        )
-    names = [name for name, _ in set(recipes)]
-    several = sorted({name_of(name) for name in names if names.count(name) > 1})
-    if several:
-        found.append(
-            f"Different methods or settings stand here under the same name: {', '.join(several)}. They are no seeds of one "
-            "recipe: means over seeds are of each by itself."
-        )
-    return found
 
 
 def _sections(results: Results) -> list[Section]:

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from hf_era.reporting.comparison_tables import FIRST
-from hf_era.reporting.html.comparison import comparability_warnings, render_comparison, write_comparison
+from hf_era.reporting.comparison_tables import FIRST, comparability_warnings
+from hf_era.reporting.html.comparison import render_comparison, write_comparison
 from hf_era.reporting.html.parts import Sortable
 from hf_era.reporting.labels import LOSSES
 from hf_era.reporting.tables import Table
