@@ -65,7 +65,8 @@ def losses_table(result: AnyResult) -> Table:
 
 def _measured_kinds(figures: ResultSummary) -> list[str]:
     """Forget and retain, and what else any stage was measured on."""
-    return [kind for kind in KINDS if kind in KINDS_OF_ALL or any(kind in part for part in figures.losses.values())]
+    measured = {kind for part in figures.losses.values() for kind in part if part[kind].value is not None}
+    return [kind for kind in KINDS if kind in KINDS_OF_ALL or kind in measured]
 
 
 def figures_table(result: AnyResult) -> Table:
