@@ -35,6 +35,7 @@ from hf_era.models.loading import causal_lm_from_config, expanded_from_config, w
 from hf_era.run.config import RunConfig
 from hf_era.run.context import Run
 from hf_era.run.directory import RUN_FILE
+from hf_era.run.outputs import HELD_OUT, HELD_OUT_FILES
 from hf_era.run.pipeline import RunPlan, prepare_run
 from hf_era.run.time_left import spoken
 from hf_era.training import CausalLMTrainer, GradientRoutingTrainer
@@ -342,7 +343,9 @@ def _files(run: Run, plan: RunPlan, parameters: dict[str, int]) -> list[dict[str
             {"path": path, "bytes": BYTES * parameters["total"] if path in expanded else stock}
             for path in phase.outputs
         ]
-    found += [{"path": output / name, "bytes": None} for name in ("result.json", "report.html")]
+    parts = [file for part, file in HELD_OUT_FILES.items() if len(getattr(run.data, part))]
+    others = (*(f"{HELD_OUT}/{file}.jsonl" for file in parts), "result.json", "report.html")
+    found += [{"path": output / name, "bytes": None} for name in others]
     return [{**entry, "path": str(entry["path"])} for entry in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 
+from hf_era.data import PreparedData
+from hf_era.data.examples import PROMPT_CHARACTERS
+from hf_era.data.splits import PARTS
 from hf_era.evaluation import RunResult
 from hf_era.methods import get_method
 from hf_era.reporting.html.report import write_report
@@ -17,6 +21,17 @@ from hf_era.reporting.terminal import print_result
 from hf_era.run.config import RunConfig
 from hf_era.run.directory import RunDirectory
 from hf_era.run.push import push_model
+from hf_era.utils.files import write_text
+
+HELD_OUT = "held_out"
+"""Folder of a run with the examples that were never trained on."""
+HELD_OUT_FILES = {
+    "validation_forget": "forget",
+    "validation_retain": "retain",
+    "validation_unlabelled": "unlabelled",
+    "attack_forget": "attack",
+}
+"""Part of the data -> its file there, without `.jsonl`."""
 
 
 def describe_plan(config: RunConfig, device: Any) -> str:
@@ -55,6 +70,24 @@ def finish(
     console.print(f"{checkpoint}Report: {directory.path / 'report.html'}   Figures: {directory.path / 'result.json'}")
     if state.is_main_process and has_model and config.training.get("push_to_hub"):
         _push(result, config, directory.path / "model", console)
+
+
+def write_held_out(data: PreparedData, folder: Path) -> None:
+    """Writes the examples that were never trained on, a file for each set, so that `hf-era eval` and `relearn` can measure
+    other models on them, and this one once more. Texts are cut as they were (`data.max_characters`)."""
+    for name in PARTS[1:]:
+        examples = getattr(data, name)
+        if not len(examples):
+            continue
+        prompts = examples[PROMPT_CHARACTERS][:] if PROMPT_CHARACTERS in examples.column_names else None
+        rows: list[dict[str, str]] = [{"text": text} for text in examples["text"][:]]
+        if prompts is not None:
+            rows = [
+                {"prompt": row["text"][:end], "completion": row["text"][end:]}
+                for row, end in zip(rows, prompts, strict=True)
+            ]
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        write_text(folder / f"{HELD_OUT_FILES[name]}.jsonl", lines)
 
 
 def write_outputs(result: RunResult, folder: Path, seeds: Sequence[RunResult] = ()) -> None:

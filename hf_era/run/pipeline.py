@@ -28,7 +28,7 @@ from hf_era.run.context import Run
 from hf_era.run.directory import RunDirectory
 from hf_era.run.inputs import RunInputs, input_notes, load_inputs
 from hf_era.run.measuring import Measuring
-from hf_era.run.outputs import describe_plan, finish
+from hf_era.run.outputs import HELD_OUT, describe_plan, finish, write_held_out
 from hf_era.run.push import check_push
 from hf_era.run.time_left import RunClock
 from hf_era.run.tracking import Tracking
@@ -60,6 +60,8 @@ def run_pipeline(config: RunConfig, console: Console | None = None) -> RunResult
         state.wait_for_everyone()
         result = _run_phases(PhaseRunner(directory, console, state, ready.tracking), run, ready.shared)
         result.data_filtering = ready.filtering
+        if state.is_main_process:
+            write_held_out(run.data, directory.path / HELD_OUT)
         finish(result, config, directory, console, state)
         for said in ready.tracking.log_result(result):
             console.print(said, style="yellow", markup=False)

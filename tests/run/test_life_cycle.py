@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_era import RunConfig, run_pipeline
 from hf_era.cli import main
+from hf_era.data import WordFinder
 from hf_era.evaluation import RunResult
 from hf_era.methods import Phase
 from hf_era.models.fast.causal_lm import ALL_SLOW
@@ -89,6 +90,23 @@ def test_figures_of_the_stages_belong_to_the_saved_models(finished: tuple[RunCon
         assert torch.equal(expanded(ids).logits, contracted(ids).logits)
     assert result.losses["before_ablation"]["forget"] != result.losses["after_ablation"]["forget"]
     assert result.coherence["best_loss"] <= result.coherence["first_loss"]
+
+
+def test_what_was_never_trained_on_is_kept(finished: tuple[RunConfig, RunResult]) -> None:
+    """So that another model can be measured on it, and this one again."""
+    config, result = finished
+    texts = {
+        path.stem: [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in sorted((config.output_path / "held_out").iterdir())
+    }
+    assert {name: len(part) for name, part in texts.items()} == {
+        "attack": result.data["attack_forget_stories"],
+        "forget": result.data["validation_forget_stories"],
+        "retain": result.data["validation_retain_stories"],
+    }
+    finder = WordFinder(config.data.forget_words)
+    assert [all(map(finder.found_in, texts[name])) for name in ("attack", "forget")] == [True, True]
+    assert not any(map(finder.found_in, texts["retain"]))
 
 
 def test_run_file_names_the_settings(finished: tuple[RunConfig, RunResult]) -> None:
