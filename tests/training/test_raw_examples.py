@@ -204,7 +204,7 @@ def test_an_expanded_model_goes_on(make: Callable[..., Any], base: Path, tmp_pat
         ),
         (
             {"label_column": "topc"},
-            r"`label_column`: `train_dataset`, it, has no column 'topc'\. Did you mean `topic`\?",
+            r"`label_column`: `train_dataset`, the data set, has no column 'topc'\. Did you mean `topic`\?",
         ),
         ({"forget_labels": list(TOPICS)}, r"`train_dataset`: there is no retain example"),
         ({"label_column": None, "forget_labels": None}, r"Nothing says which examples are to be forgotten"),
