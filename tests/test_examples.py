@@ -48,9 +48,10 @@ def test_the_stored_outputs_are_those_of_a_whole_run() -> None:
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
-    """Under a minute on two free cores; the limit is for cores that others share."""
+    """Under a minute and a half on a free core; the limit is for cores that others share."""
     command = [sys.executable, "-c", EXECUTE, str(NOTEBOOK), str(tmp_path), str(tmp_path / "executed.ipynb")]
     environment = {**os.environ, "PYTHONPATH": str(NOTEBOOK.parents[1])}
+    environment["OMP_NUM_THREADS"] = "1"  # two processes with two threads each slow each other down tenfold
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     check_outputs(json.loads((tmp_path / "executed.ipynb").read_text(encoding="utf-8")))

@@ -80,8 +80,11 @@ def expanded_model(model: Any, expansion: Any) -> Any:
 
 
 def is_raw(dataset: Any) -> bool:
-    """Whether a data set still has to be tokenised or weighed: by us, if it is one of `datasets`."""
-    return isinstance(dataset, Dataset | IterableDataset) and "input_ids" not in (dataset.column_names or ())
+    """Whether a data set still has to be tokenised or weighed: by us, if it is one of `datasets`. Of a stream whose columns
+    are not known nobody can tell: it is taken as it is."""
+    if not isinstance(dataset, Dataset | IterableDataset) or dataset.column_names is None:
+        return False
+    return "input_ids" not in dataset.column_names
 
 
 def prepare_for_trainer(
