@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_era.utils.checks import MAXIMUM_NAME_BYTES, short_repr
 
 if TYPE_CHECKING:
-    from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
+    from hf_era.evaluation.model_inputs import ModelEvaluationConfig
 
 EPILOG = """\
 fields of the sections evaluation, generation and relearn can be set too, for instance
@@ -51,7 +51,8 @@ class ModelCommand:
             )
 
     def run(self, options: argparse.Namespace, overrides: Sequence[str]) -> int:
-        from hf_era.evaluation.model_evaluation import evaluate_model, model_name
+        from hf_era.evaluation.model_evaluation import evaluate_model
+        from hf_era.evaluation.model_inputs import model_name
 
         config = model_config(options, overrides)
         folder = options.output or default_folder(config.name or model_name(config.model), self.name)
@@ -116,7 +117,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> ModelEvaluationConfig:
     """The config that options and overrides describe; raises `ValueError` for what does not fit."""
     from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
-    from hf_era.evaluation.model_evaluation import ModelEvaluationConfig
+    from hf_era.evaluation.model_inputs import ModelEvaluationConfig
     from hf_era.run.parsing import build, merge, parse_overrides
 
     sections = {"evaluation": EvaluationConfig, "generation": SamplingConfig, "relearn": RelearnConfig}

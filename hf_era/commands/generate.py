@@ -73,7 +73,7 @@ def _settings(options: argparse.Namespace, overrides: Sequence[str]) -> Any:
 
 def _models(options: argparse.Namespace) -> dict[str, Any]:
     """Title -> model, the one before the method first."""
-    from hf_era.evaluation.model_evaluation import DTYPES, find_device
+    from hf_era.evaluation.model_inputs import DTYPES, find_device
     from hf_era.models.loading import load_causal_lm
     from hf_era.utils.checks import unknown_value_message
 

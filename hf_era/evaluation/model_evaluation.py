@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import PartialState
-from datasets import Dataset
 from rich.console import Console
 
 from hf_era.data import (
-    FORGET,
-    RETAIN,
-    DataConfig,
-    Labels,
-    WordFinder,
-    examples_of,
-    load_stories,
     padding_token_id,
 )  # fmt: skip
-from hf_era.data.labelling import LABEL_NAMES
-from hf_era.data.splits import check_labels, story_key
-from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.evaluation import (
-    EvaluationConfig,
     Evaluator,
     ModelResult,
-    RelearnConfig,
     RelearnExperiment,
-    SamplingConfig,
     StoryLosses,
     describe_generations,
     generate_texts,
@@ -46,15 +25,18 @@ from hf_era.evaluation import (
     prompts_for,
     stories_needed,
 )
+from hf_era.evaluation.model_inputs import (
+    ModelEvaluationConfig,
+    ModelInputs,
+    load_model,
+    load_model_inputs,
+    shown_name,
+)  # fmt: skip
 from hf_era.evaluation.summary import comparison_values
-from hf_era.models.loading import load_causal_lm, load_tokenizer, without_weight_bars
-from hf_era.utils.checks import unknown_value_message
+from hf_era.models.loading import without_weight_bars
 from hf_era.utils.environment import provenance
-from hf_era.utils.files import local_path
 from hf_era.utils.processes import main_first
 
-RUN_FOLDERS = ("model", "contracted", "expanded")
-"""What a run calls its models; every run has such folders."""
 WORDS_SHOWN = 5
 """Forget words in a message; of more, no one reads one."""
 
@@ -116,7 +98,7 @@ def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: Relear
     counts = {name: inputs.data.get(f"{name}_stories", 0) for name in ("forget", "retain", "unlabelled", "attack")}
     unlabelled = f", and {counts['unlabelled']:,} without a label" if counts["unlabelled"] else ""
     lines = [
-        f"[bold]{_name(config)}[/], on {config.resolved_device}, {inputs.model.dtype}".replace("torch.", ""),
+        f"[bold]{shown_name(config)}[/], on {config.resolved_device}, {inputs.model.dtype}".replace("torch.", ""),
         f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain examples{unlabelled}",
         f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
     ]
@@ -134,7 +116,7 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
     losses = {stage: evaluator.estimates(part) for stage, part in measured.items()}
     found = evaluator.differences(measured["final"], measured["before"]) if "before" in measured else {}
     return ModelResult(
-        name=_name(config),
+        name=shown_name(config),
         model=config.model,
         **provenance(config.resolved_device),
         data=inputs.data,
@@ -206,288 +188,3 @@ def words_message(words: Sequence[str], data: Mapping[str, Any]) -> str | None:
             f"of the {stories['forget']} forget examples do. Is `--attack` a file of forget examples?"
         )
     return None
-
-
-def _name(config: ModelEvaluationConfig) -> str:
-    return config.name or model_name(config.model)
-
-
-def model_name(model: str) -> str:
-    """What a model is called that is not named: the last part of its path, or of a run's the run's folder."""
-    path = local_path(model)
-    is_of_a_run = path.name in RUN_FOLDERS and path.is_dir() and path.resolve().parent.name
-    return (path.resolve().parent.name if is_of_a_run else Path(model).name) or model
-
-
-DEFAULT_MAX_TOKENS = 256
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass
-class ModelEvaluationConfig:
-    """What is measured of one model.
-
-    Args:
-        model (`str`): local directory or hub id of any causal LM.
-        forget, retain (`str`, *optional*): examples to evaluate on, two sources as in the section `data` of a run. Which one
-            an example is in says what it is; its words do not.
-        data (`str`, *optional*): one source instead, whose examples are labelled by a column, a score or words:
-        label_column, forget_labels, retain_labels, score_column (*optional*): as in the section `data` of a run.
-        attack (`str`, *optional*): forget examples for the relearn attack. Not given: they are taken out of `forget`.
-        before (`str`, *optional*): the model before the method, to compare with.
-        data_filtering (`str`, *optional*): result file of a model that was trained on retain examples alone, measured on the
-            same examples: its figures stand beside.
-        tokenizer, name (`str`, *optional*): not given: the model's, and the last part of `model`. The name is shown.
-        forget_words (`list[str]`, *optional*): words whose own loss is measured and that are counted in generations; neither
-            where no forget example holds one of them. With `data` and no other label they label the examples too.
-        max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): an example is cut there.
-            Without `max_tokens`: at 256, or at the model's context if that is shorter.
-        split, text_column (`str`, *optional*): as in the section `data` of a run.
-        device (`str`, *optional*, defaults to `"auto"`): `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype (`str`, *optional*, defaults to `"auto"`): `auto` (that of the checkpoint), `float32`, `bfloat16`, `float16`.
-        seed (`int`, *optional*, defaults to `0`): of the attack's choice of examples, where `forget` is split.
-        evaluation, generation, relearn: the sections of a run's config.
-
-    Raises:
-        ValueError: for an unknown dtype or a device that is not there.
-    """
-
-    model: str
-    forget: str | None = None
-    retain: str | None = None
-    data: str | None = None
-    label_column: str | None = None
-    forget_labels: list[str] = field(default_factory=list)
-    retain_labels: list[str] = field(default_factory=list)
-    score_column: str | None = None
-    attack: str | None = None
-    before: str | None = None
-    data_filtering: str | None = None
-    tokenizer: str | None = None
-    name: str | None = None
-    forget_words: list[str] = field(default_factory=list)
-    max_characters: int | None = 1_029
-    max_tokens: int | None = None
-    split: str = "train"
-    text_column: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    generation: SamplingConfig = field(default_factory=SamplingConfig)
-    relearn: RelearnConfig = field(default_factory=RelearnConfig)
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(unknown_value_message("dtype", self.dtype, DTYPES))
-        self.resolved_device = find_device(self.device)
-        self._check_sources()
-        self.data_config()  # checks them
-
-    def _check_sources(self) -> None:
-        two = {name: getattr(self, name) for name in ("forget", "retain")}
-        if self.data is not None and any(two.values()):
-            raise ValueError(
-                "`data` and `forget` or `retain` are both given. Give one source with labels in it (`--data`), or two "
-                "(`--forget`, `--retain`)."
-            )
-        missing = [f"`{name}`" for name, source in two.items() if source is None]
-        if self.data is None and missing:
-            raise ValueError(
-                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not given. Give two sources (`--forget "
-                "FILE --retain FILE`), or one with labels in it (`--data FILE --label-column NAME --forget-labels VALUE`)."
-            )
-        if self.data is None and (self.label_column or self.score_column):
-            raise ValueError(
-                "`forget` and `retain` say which example is which, so a label column is not looked at. Give one source, "
-                "`--data`, or leave the column out."
-            )
-
-    def data_config(self, **changes: Any) -> DataConfig:
-        """How examples are labelled and cut, as the section `data` of a run says it."""
-        sources = {"forget": self.forget, "retain": self.retain} if self.data is None else {"train": self.data}
-        if self.data is None and self.forget_words:
-            # Each example brings its label along; the words are looked for in order to be measured.
-            sources = {"train": f"{self.forget} and {self.retain}"}
-        values = {
-            "label_column": self.label_column, "forget_labels": self.forget_labels, "retain_labels": self.retain_labels,
-            "score_column": self.score_column, "forget_words": self.forget_words, "max_characters": self.max_characters,
-            "text_column": self.text_column,
-        }  # fmt: skip
-        return _EvaluationData(**{**sources, **values, **changes})
-
-
-class _EvaluationData(DataConfig):
-    """Its settings are called in messages as this command calls them."""
-
-    section = ""
-    length_setting = "`max_tokens`"
-
-
-@dataclass(frozen=True)
-class ModelInputs:
-    """A model, and tokenised examples: `input_ids`, `is_forget_word`, `length`, `text`."""
-
-    model: Any
-    tokenizer: Any
-    forget: Dataset
-    retain: Dataset
-    unlabelled: Any  # `None` if there are none
-    pool: Any  # `None` without an attack
-    data: dict[str, Any]
-
-
-def load_model(config: ModelEvaluationConfig, name: str, field_name: str = "model") -> Any:
-    """A causal LM in the dtype and on the device of the config."""
-    model = load_causal_lm(name, field_name, dtype=DTYPES[config.dtype])
-    return model.to(config.resolved_device)
-
-
-def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> ModelInputs:
-    """Loads model, tokenizer and examples, `pool_size` of them taken out of `forget` for an attack, and checks them.
-
-    Raises:
-        ValueError: for a file without examples, an example that is in two of the sets, more tokens than the model has
-            positions or embeddings.
-    """
-    model = load_model(config, config.model)
-    tokenizer = load_tokenizer(config.tokenizer or config.model, "tokenizer" if config.tokenizer else "model")
-    data_config = _data_config(config, model, tokenizer)
-    named = {"forget": config.forget, "retain": config.retain, "attack": config.attack}
-    unused: dict[str, list[str]] = {}
-    read = partial(_read, config, data_config, tokenizer, unused)
-    texts = _parts_of_one(config, read(config.data, "data", None)) if config.data is not None else {}
-    labels = {"forget": FORGET, "retain": RETAIN, "attack": FORGET}
-    texts |= {name: read(source, name, labels[name]) for name, source in named.items() if source}
-    _check_disjoint(texts)
-    if pool_size and not config.attack:
-        texts["forget"], texts["attack"] = _split_pool(texts["forget"], pool_size, config)
-    sets = {name: tokenise_examples(part, tokenizer, data_config, f"{name} examples") for name, part in texts.items()}
-    _check_vocabulary(model, sets)
-    parts = (sets["forget"], sets["retain"], sets.get("unlabelled"), sets.get("attack"))
-    return ModelInputs(model, tokenizer, *parts, _summary(config, sets, unused))
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name, `auto` among them; raises `ValueError` if there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"`device` should be auto, cpu, cuda, cuda:N or mps, got {name!r}.") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise ValueError(f"`device` is {name!r}, but torch {torch.__version__} finds none. Pass `--device cpu`.")
-    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise ValueError(f"`device` is {name!r}, but there are {torch.cuda.device_count()} GPUs, counted from 0.")
-    return device
-
-
-def _data_config(config: ModelEvaluationConfig, model: Any, tokenizer: Any) -> DataConfig:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    max_tokens = config.max_tokens or min(DEFAULT_MAX_TOKENS, positions or DEFAULT_MAX_TOKENS)
-    if positions is not None and max_tokens > positions:
-        raise ValueError(
-            f"`max_tokens` is {max_tokens}, but {config.model} has {positions} positions. Lower it, or leave it out: "
-            "examples are then cut at the model's context."
-        )
-    return config.data_config(max_tokens=max_tokens, add_bos=tokenizer.bos_token_id is not None)
-
-
-def _read(
-    config: ModelEvaluationConfig,
-    data: DataConfig,
-    tokenizer: Any,
-    unused: dict[str, list[str]],
-    source: str,
-    name: str,
-    label: int | None,
-) -> Dataset:
-    """The examples of a source, cut and labelled: by their own labels, or all with this one. `unused`: gets the names of
-    columns that are no part of them."""
-    rows = load_stories(source, field=name, split=config.split, seed=config.seed)
-    labels = data.labels if label is None else Labels(has_two_sources=True)
-    options = {"field": name, "source": source, "text_column": config.text_column, "tokenizer": tokenizer}
-    examples, columns = examples_of(rows, labels, **options)
-    if columns:
-        unused[name] = columns
-    if label is not None:
-        examples = examples.add_column("label", np.full(len(examples), label))  # type: ignore[call-arg]
-    return label_examples(examples, data, f"{name} examples")
-
-
-def _parts_of_one(config: ModelEvaluationConfig, examples: Dataset) -> dict[str, Dataset]:
-    """The forget, retain and unlabelled examples of one source; an example that repeats an earlier one is left out."""
-    given = examples["label"][:]
-    check_labels(examples, config.data_config().labels, "examples of `data`", "`data`")
-    first = {key: index for index, key in reversed(list(enumerate(map(story_key, examples["text"][:]))))}
-    parts = {name: [i for i in sorted(first.values()) if given[i] == kind] for kind, name in LABEL_NAMES.items()}
-    return {name: examples.select(rows) for name, rows in parts.items() if rows}
-
-
-def _check_disjoint(texts: dict[str, Dataset]) -> None:
-    """An example that is attacked with and measured on, or that is both forget and retain, makes the figures worthless."""
-    keys = {name: {story_key(text) for text in part["text"][:]} for name, part in texts.items()}
-    for one, other in combinations(keys, 2):
-        shared = keys[one] & keys[other]
-        if shared:
-            raise ValueError(
-                f"`{one}` and `{other}` share {len(shared)} examples, for instance {sorted(shared)[0][:60]!r}. Take them "
-                "out of one of the files."
-            )
-
-
-def _split_pool(forget: Dataset, size: int, config: ModelEvaluationConfig) -> tuple[Dataset, Dataset]:
-    """Forget examples to measure on, and those for the attack; an example and its repetitions stay together."""
-    first: dict[str, int] = {}
-    for index, text in enumerate(forget["text"][:]):
-        first.setdefault(story_key(text), index)
-    distinct = list(first.values())
-    if config.relearn.allow_fewer:
-        size = min(size, len(distinct) // 2)
-    if not 0 < size < len(distinct):
-        raise ValueError(
-            f"`forget` holds {len(distinct)} distinct examples; the attack needs {max(size, 1)} of them and at least one "
-            "must be left to measure on. Give more, name other examples for the attack with `--attack`, lower "
-            "`--relearn.stories` or `--relearn.trials`, or pass `--allow-fewer`."
-        )
-    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    chosen = [distinct[index] for index in order]
-    return forget.select(sorted(chosen[size:])), forget.select(sorted(chosen[:size]))
-
-
-def _check_vocabulary(model: Any, sets: dict[str, Dataset]) -> None:
-    embeddings = model.get_input_embeddings().num_embeddings
-    largest = max(max(max(story) for story in part["input_ids"]) for part in sets.values())
-    if largest >= embeddings:
-        raise ValueError(
-            f"The tokenizer gives token {largest}, but the model has {embeddings} embeddings. Pass the tokenizer that the "
-            "model was trained with: `--tokenizer`."
-        )
-
-
-def _summary(config: ModelEvaluationConfig, sets: dict[str, Dataset], unused: dict[str, list[str]]) -> dict[str, Any]:
-    finder = WordFinder(config.forget_words)
-    digest = hashlib.sha256()
-    for name in ("forget", "retain"):
-        for ids in sets[name]["input_ids"]:
-            digest.update(f"{name}{list(ids)}".encode())
-        if "labels" in sets[name].column_names:
-            digest.update(f"{list(sets[name]['labels'])}".encode())
-    counts = {}
-    for name, part in sets.items():
-        counts[f"{name}_stories"], counts[f"{name}_tokens"] = len(part), sum(part["length"][:])
-        if config.forget_words:
-            counts[f"{name}_stories_with_a_forget_word"] = sum(map(finder.found_in, part["text"][:]))
-    return {
-        "source": config.data,
-        "forget_source": config.forget,
-        "retain_source": config.retain,
-        "attack_source": config.attack,
-        "forget_words": list(config.forget_words),
-        "labelling": {"kind": "sources"} if config.data is None else config.data_config().labels.describe(),
-        "unused_columns": unused,
-        **counts,
-        "fingerprint": digest.hexdigest(),
-    }

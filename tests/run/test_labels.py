@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_era import RunConfig, run_pipeline
 from hf_era.data import generate_stories, train_tokenizer
 from hf_era.data.words import WordFinder
-from hf_era.evaluation.model_evaluation import ModelEvaluationConfig, load_model_inputs
+from hf_era.evaluation.model_inputs import ModelEvaluationConfig, load_model_inputs
 
 FOREST = WordFinder(["tree", "trees", "forest", "forests", "woodland", "woodlands"])
 
