@@ -2,6 +2,7 @@
 
 from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.expanded import ExpandedCausalLMOutput
+from hf_era.models.families import gemma, gpt2, gpt_neox, llama  # noqa: F401  registers them
 from hf_era.models.families.family import FAMILIES, Family, get_family, register_auto_classes, register_family
 from hf_era.models.families.gpt_neo import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM
 from hf_era.models.fast.causal_lm import FastPaths

@@ -6,7 +6,7 @@ Which modules are added, one or several, says `hf_era.models.config`; what a mod
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +194,7 @@ class ExpandedCausalLMMixin:
     def set_dial(self, dial: float, module: str | None = None) -> None:
         """Sets how much of the output of a module, or of all, takes part, from 0 (as ablated) to 1, in place.
 
-        For a dial per example pass `module_dials={name: (batch,) tensor}` to the forward pass; the two are multiplied.
+        For one per example pass `module_activity` to the forward pass; the two are multiplied.
         """
         if not 0 <= dial <= 1:
             raise ValueError(f"`dial` should be in [0, 1], got {dial}. 0 is off, 1 is on.")
@@ -278,9 +278,10 @@ def _expanded_forward(
     *,
     routing_weight: Tensor | None = None,
     output_activation_l1: bool = False,
-    module_dials: Mapping[str, Tensor] | None = None,
-    skip_logits: bool | None = None,
+    module_activity: Tensor | None = None,
+    module_index: Tensor | None = None,
     is_unassigned: Tensor | None = None,
+    skip_logits: bool | None = None,
 ) -> Any:
     """The stock class's forward pass, and arguments of its own. The forward values do not depend on the first two, with the
     router `activation`.
@@ -289,24 +290,27 @@ def _expanded_forward(
         routing_weight (`Tensor`, *optional*): (batch, seq), floating, range [0, 1]: 1 = treat as retain, 0 = treat as
             forget. Position i holds the weight of token i + 1, which it predicts. `None`: no routing.
         output_activation_l1 (`bool`, *optional*, defaults to `False`): also return `activation_l1`.
-        module_dials (`dict[str, Tensor]`, *optional*): module -> (batch,), range [0, 1]: how much of it takes part in each
-            example. A module that is not named takes part whole.
-        skip_logits (`bool`, *optional*): with `labels`, where the family has a fast path: compute the loss without ever
-            holding the logits, and return none. Not given: while training. `False`: always return logits.
+        module_activity (`Tensor`, *optional*): (batch, modules), range [0, 1], in the order of `module_names`: how much of
+            each module takes part in each example. `None`: all of it.
+        module_index (`Tensor`, *optional*): (batch,), int64: which of `module_names` an example belongs to, for routers that
+            tell modules apart; -1: none. `None`: forget tokens belong to all modules alike.
         is_unassigned (`Tensor`, *optional*): (batch, seq), bool: tokens of examples that are neither forget nor retain, for
             routers that treat them apart. `None`: there are none. (The Trainer takes whatever has "label" in its name for
             labels.)
+        skip_logits (`bool`, *optional*): with `labels`, where the family has a fast path: compute the loss without ever
+            holding the logits, and return none. Not given: while training. `False`: always return logits.
     """
     given = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
     routing = build_token_routing(
         routing_weight,
         self.router,
         self.module_names,
-        module_dials,
+        module_activity,
         inputs.get("attention_mask"),
         output_activation_l1,
         shape=None if given is None else tuple(given.shape[:2]),
         is_unassigned=is_unassigned,
+        module_index=module_index,
     )
     stock_forward = super(ExpandedCausalLMMixin, self).forward
     return run_with_routing(self.routing_channel, routing, lambda: self._compute(stock_forward, inputs, skip_logits))

@@ -241,8 +241,8 @@ class MixedIn:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class was made on the way: what it was made of is what can be found again.
-        mixin, stock = type(self).mixed_of  # type: ignore[attr-defined]
-        return _new_layer, (mixin, stock), self.__dict__
+        mixed_of = getattr(type(self), "mixed_of", None)
+        return super().__reduce_ex__(protocol) if mixed_of is None else (_new_layer, mixed_of, self.__dict__)
 
 
 def mixed_class(mixin: Any, stock: Any) -> Any:

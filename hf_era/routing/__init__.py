@@ -17,6 +17,7 @@ from hf_era.routing.mask_rules import (
 from hf_era.routing.router import (
     PartRouting,
     Router,
+    RoutingBatch,
     TokenRouting,
     build_token_routing,
     make_router,
@@ -36,6 +37,7 @@ __all__ = [
     "GradientMultipliers",
     "PartRouting",
     "Router",
+    "RoutingBatch",
     "RoutingRuleConfig",
     "TokenRouting",
     "activation_l1",

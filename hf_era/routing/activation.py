@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hf_era.routing.router import PartRouting, Router, TokenRouting, register_router
+from hf_era.routing.router import PartRouting, Router, RoutingBatch, TokenRouting, register_router
 from hf_era.utils.checks import unknown_key_message
 from hf_era.utils.fields import setting
 
@@ -99,8 +99,9 @@ def parse_multipliers(
 class ActivationRouter(Router):
     """Scales the gradient at the input of the down projection, of the original dims and of the auxiliary modules apart.
 
-    Forward, all modules take part, and nothing depends on the routing weights. All modules are routed
-    alike: a router that tells them apart is another one.
+    Forward, all modules take part, and nothing depends on the routing weights. Where it is said which module an example
+    belongs to (`RoutingBatch.module_index`), it teaches the others nothing: their gradient from its tokens is zero, in front
+    of the down projection and in its weights too. Examples that belong to none teach all of them.
 
     Args:
         multipliers (`GradientMultipliers` or `dict`, *optional*): what a forget and a retain token may teach to which part.
@@ -114,9 +115,19 @@ class ActivationRouter(Router):
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", parse_multipliers(self.multipliers, "router.multipliers"))
 
-    def route(self, routing_weight: Tensor, modules: Sequence[str]) -> TokenRouting:
-        auxiliary = self.multipliers.auxiliary_factor(routing_weight)
+    def route(self, batch: RoutingBatch) -> TokenRouting:
+        auxiliary = self.multipliers.auxiliary_factor(batch.routing_weight)
         return TokenRouting(
-            PartRouting(activation_multiplier=self.multipliers.original_factor(routing_weight)),
-            {name: PartRouting(activation_multiplier=auxiliary) for name in modules},
+            PartRouting(activation_multiplier=self.multipliers.original_factor(batch.routing_weight)),
+            {name: _of_module(auxiliary, batch.belongs_elsewhere(name)) for name in batch.modules},
         )
+
+
+def _of_module(multiplier: Tensor, belongs_elsewhere: Tensor | None) -> PartRouting:
+    if belongs_elsewhere is None:
+        return PartRouting(activation_multiplier=multiplier)
+    # At the activation alone, its down projection, which comes after it, would go on learning.
+    is_taught = (~belongs_elsewhere).to(multiplier.dtype)  # (batch, 1)
+    return PartRouting(
+        activation_multiplier=multiplier * is_taught, parameter_multiplier=is_taught.expand_as(multiplier)
+    )

@@ -91,6 +91,39 @@ _LEFT_ALONE = PartRouting()
 # ---- The interface ----
 
 
+class RoutingBatch:
+    """What a router is told of a batch. A plain object, as `PartRouting`.
+
+    Attributes:
+        routing_weight (`Tensor`): (batch, seq), fp32, range [0, 1]: 1 retain, 0 forget. Position i holds the weight of token
+            i + 1, which it predicts. 1 for examples without a label.
+        modules (`tuple[str, ...]`): names of the model's auxiliary modules, in order.
+        module_index (`Tensor`, *optional*): (batch,), int64: which of `modules` an example belongs to; -1: none of them.
+            `None`: it is not said, and forget tokens belong to all modules alike.
+        is_unassigned (`Tensor`, *optional*): (batch, seq), bool: whether a token is of an example without a label. `None`:
+            there are none.
+    """
+
+    __slots__ = ("is_unassigned", "module_index", "modules", "routing_weight")
+
+    def __init__(
+        self,
+        routing_weight: Tensor,
+        modules: Sequence[str] = (),
+        module_index: Tensor | None = None,
+        is_unassigned: Tensor | None = None,
+    ) -> None:
+        self.routing_weight, self.modules = routing_weight, tuple(modules)
+        self.module_index, self.is_unassigned = module_index, is_unassigned
+
+    def belongs_elsewhere(self, module: str) -> Tensor | None:
+        """(batch, 1), bool: whether an example belongs to another module than this one; `None`: it is not said."""
+        if self.module_index is None:
+            return None
+        index = self.module_index.unsqueeze(-1)
+        return (index >= 0) & (index != self.modules.index(module))
+
+
 @dataclass(frozen=True)
 class Router:
     """Decides how each token of a batch is routed. A frozen dataclass whose fields are the router's settings.
@@ -101,29 +134,12 @@ class Router:
 
     name: ClassVar[str]
 
-    def route(self, routing_weight: Tensor, modules: Sequence[str]) -> TokenRouting:
-        """The routing of a batch.
+    def route(self, batch: RoutingBatch) -> TokenRouting:
+        """The routing of a batch: who learns what. Of the L1 norm and its mask the model decides; they need not be set.
 
-        Args:
-            routing_weight (`Tensor`): (batch, seq), fp32, range [0, 1]: 1 retain, 0 forget. Position i holds the weight of
-                token i + 1, which it predicts.
-            modules: names of the model's auxiliary modules, in order.
-
-        Returns: who learns what. Of the L1 norm and its mask the model decides; they need not be set.
+        A router that does not look at `batch.is_unassigned` treats examples without a label as retain examples.
         """
         raise NotImplementedError(f"{type(self).__name__} has no `route`.")
-
-    def route_partly_labelled(
-        self, routing_weight: Tensor, modules: Sequence[str], is_unassigned: Tensor
-    ) -> TokenRouting:
-        """The routing of a batch with examples that have no label, whose routing weight is 1. Not overridden: they are
-        treated as retain examples.
-
-        Args:
-            routing_weight, modules: as `route`.
-            is_unassigned (`Tensor`): (batch, seq), bool: whether a token is of an example without a label.
-        """
-        return self.route(routing_weight, modules)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, with the name: what `make_router` takes."""
@@ -172,11 +188,12 @@ def build_token_routing(
     routing_weight: Tensor | None,
     router: Router,
     modules: Sequence[str] = (),
-    dials: Mapping[str, Tensor] | None = None,
+    module_activity: Tensor | None = None,
     attention_mask: Tensor | None = None,
     measure_activation_l1: bool = False,
     shape: tuple[int, ...] | None = None,
     is_unassigned: Tensor | None = None,
+    module_index: Tensor | None = None,
 ) -> TokenRouting | None:
     """The routing of a forward pass; `None` where the target layers have nothing to do.
 
@@ -184,55 +201,76 @@ def build_token_routing(
         routing_weight (`Tensor`, *optional*): (batch, seq), range [0, 1]. `None` means that no gradient is routed.
         router (`Router`): what the two ends of that range mean.
         modules: names of the model's auxiliary modules.
-        dials (*optional*): module -> (batch,), range [0, 1]: of each example; what the router says is multiplied by it.
+        module_activity (`Tensor`, *optional*): (batch, modules), floating, range [0, 1]: how much of each module takes part
+            in each example; what the router says is multiplied by it. `None`: 1.
         attention_mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens, 0 on padding.
         measure_activation_l1 (`bool`, *optional*, defaults to `False`): also measure the L1 norm of the activations.
         shape (`tuple[int, ...]`, *optional*): (batch, seq) of the input ids, which the routing weights must have.
-        is_unassigned (`Tensor`, *optional*): (batch, seq), bool: tokens of examples without a label. `None`: there are none.
+        is_unassigned, module_index (`Tensor`, *optional*): as in `RoutingBatch`.
 
     Raises:
-        ValueError: as `check_routing_weight`; or for a dial of an unknown module, of another number of examples, or (on a
-            CPU) with a value that is not in [0, 1].
+        ValueError: as `check_routing_weight`; for a `module_activity` of another shape or (on a CPU) with a value that is
+            not in [0, 1]; or for a `module_index` of another shape or dtype, or (on a CPU) of a module that is not there.
     """
-    if routing_weight is None and not measure_activation_l1 and not dials:
+    if routing_weight is None and not measure_activation_l1 and module_activity is None:
         return None
     routed = TokenRouting()
     if routing_weight is not None:
         check_routing_weight(routing_weight, shape)
-        weights = routing_weight.to(torch.float32)
-        if is_unassigned is None:
-            routed = router.route(weights, modules)
-        else:
-            routed = router.route_partly_labelled(weights, modules, is_unassigned)
+        if module_index is not None:
+            _check_module_index(module_index, modules, len(routing_weight))
+        batch = RoutingBatch(routing_weight.to(torch.float32), modules, module_index, is_unassigned)
+        routed = router.route(batch)
     # What the router gave is left as it is: it may give several modules the same object.
     parts = dict(routed.modules)
-    for name, dial in (dials or {}).items():
-        _check_dial(name, dial, modules, shape)
-        part, dial = routed.of(name), dial.to(torch.float32)
-        parts[name] = PartRouting(
-            part.activation_multiplier, part.parameter_multiplier, dial if part.dial is None else part.dial * dial
-        )
+    if module_activity is not None:
+        _check_module_activity(module_activity, modules, shape)
+        for name, dial in zip(modules, module_activity.to(torch.float32).unbind(1), strict=True):
+            part = routed.of(name)
+            parts[name] = PartRouting(
+                part.activation_multiplier, part.parameter_multiplier, dial if part.dial is None else part.dial * dial
+            )
     mask = None
     if measure_activation_l1 and attention_mask is not None and attention_mask.dim() == 2:
         mask = attention_mask.to(torch.float32)
     return TokenRouting(routed.original, parts, measure_activation_l1, mask)
 
 
-def _check_dial(name: str, dial: Tensor, modules: Sequence[str], shape: tuple[int, ...] | None) -> None:
-    if name not in modules:
-        raise ValueError(unknown_key_message("`module_dials`", name, list(modules)))
-    rows = "one per example" if shape is None else f"one per example, {shape[0]}"
-    if not isinstance(dial, Tensor) or dial.dim() != 1 or (shape is not None and len(dial) != shape[0]):
-        given = f"the shape {tuple(dial.shape)}" if isinstance(dial, Tensor) else short_repr(dial)
-        raise ValueError(f"`module_dials`: `{name}` should be a tensor of numbers ({rows}), got {given}.")
-    # As for routing weights, values are looked at where that costs nothing.
-    if torch.compiler.is_compiling() or dial.device.type != "cpu" or not dial.numel():
+def _check_module_activity(activity: Tensor, modules: Sequence[str], shape: tuple[int, ...] | None) -> None:
+    names = ", ".join(modules)
+    wanted = f"(batch, {len(modules)})" if shape is None else f"({shape[0]}, {len(modules)})"
+    is_tensor = isinstance(activity, Tensor) and not activity.is_complex()
+    rows = activity.shape[0] if shape is None and is_tensor and activity.dim() else (shape or (0,))[0]
+    if not is_tensor or tuple(activity.shape) != (rows, len(modules)):
+        got = f"the shape {tuple(activity.shape)}" if isinstance(activity, Tensor) else short_repr(activity)
+        raise ValueError(
+            f"`module_activity` should be a tensor {wanted}: a number in [0, 1] for each example and module ({names}), got "
+            f"{got}."
+        )
+    if torch.compiler.is_compiling() or activity.device.type != "cpu" or not activity.numel():
         return
-    lowest, highest = torch.aminmax(dial.detach().to(torch.float32))
+    lowest, highest = torch.aminmax(activity.detach().to(torch.float32))
     if not (lowest >= 0 and highest <= 1):  # NaN is neither
         raise ValueError(
-            f"`module_dials`: `{name}` should be in [0, 1] (0 is off, 1 is on), got values from {lowest.item():g} to "
+            f"`module_activity` should be in [0, 1] (0 is off, 1 is on), got values from {lowest.item():g} to "
             f"{highest.item():g}."
+        )
+
+
+def _check_module_index(index: Tensor, modules: Sequence[str], rows: int) -> None:
+    if not isinstance(index, Tensor) or index.is_floating_point() or tuple(index.shape) != (rows,):
+        got = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, Tensor) else short_repr(index)
+        raise ValueError(
+            f"`module_index` should be integers, one per example ({rows}): the place of its module in {list(modules)}, or "
+            f"-1 for none, got {got}."
+        )
+    if torch.compiler.is_compiling() or index.device.type != "cpu" or not index.numel():
+        return
+    lowest, highest = torch.aminmax(index)
+    if lowest < -1 or highest >= len(modules):
+        raise ValueError(
+            f"`module_index` should be from -1 (none) to {len(modules) - 1}, of the modules {list(modules)}, got values "
+            f"from {lowest.item()} to {highest.item()}."
         )
 
 

@@ -1,6 +1,7 @@
 """A family of causal LMs: all that is known of it, in one registration.
 
-To add a family: `hf_era/models/families/NAME.py`, and its import in `hf_era/models/__init__.py`. For Llama it holds
+To add a family: `hf_era/models/families/NAME.py`, or a few lines in the file of those that are like it. It has two classes,
+one for the config and one for the causal LM, and one registration:
 
     class ExpandedLlamaConfig(ExpandedConfigMixin, LlamaConfig):
         model_type = "expanded_llama"
@@ -11,7 +12,8 @@ To add a family: `hf_era/models/families/NAME.py`, and its import in `hf_era/mod
 
     register_family(Family(model_class=ExpandedLlamaForCausalLM, gated=True))
 
-`gpt_neo.py` is one with other names and a fast path; `tests/seams/test_toy_family.py` says what should hold of it.
+and is imported in `hf_era/models/__init__.py`. `gpt_neo.py` is one with a faster attention; `tests/models/families/` says
+what holds of all of them, and has a tiny model of each.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_era.models.fast.causal_lm import FastPath
+from hf_era.models.fast.causal_lm import CHUNKED_LOSS, FastCausalLMMixin, FastPath
+from hf_era.models.layers import mixed_class
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,8 +54,12 @@ class Family:
         gated (`bool`): whether MLPs are `down(act(gate(x)) * up(x))`; auxiliary modules then are, too.
         hidden_size, number_of_layers, activation (`str`): config fields: width of the residual stream, number of blocks,
             name of the MLP's activation function.
-        fast_path (`FastPath`, *optional*): a faster way to compute it. Expansion needs none.
-        fast_class (`type`, *optional*): the stock causal LM on that path, without auxiliary modules.
+        activation_module (`str`): attribute of an MLP that is not gated: its activation function. A GELU is fused with the
+            routing.
+        fast_path (`FastPath`, *optional*): a faster way to compute it; the chunked loss if not given. `None`: no faster way,
+            for a family whose logits are more than a product with the LM head and `final_logit_softcapping`.
+        explicit_fast_class (`type`, *optional*): the stock causal LM on that path, without auxiliary modules. Not given: it
+            is made.
         stored_buffers (`str`): regular expression for the end of names that old checkpoints of the family hold beside the
             weights: constants, which the model makes itself.
         check_config_values: takes the name of a setting and a config's dict, and raises `ValueError` for values that
@@ -66,8 +74,9 @@ class Family:
     hidden_size: str = "hidden_size"
     number_of_layers: str = "num_hidden_layers"
     activation: str = "hidden_act"
-    fast_path: FastPath | None = None
-    fast_class: Any = None
+    activation_module: str = "act"
+    fast_path: FastPath | None = CHUNKED_LOSS
+    explicit_fast_class: Any = None
     stored_buffers: str = r"(?!)"
     check_config_values: Callable[[str, Mapping[str, Any]], None] = _nothing_to_check
 
@@ -75,6 +84,13 @@ class Family:
     def model_type(self) -> str:
         """Of the stock config."""
         return str(self.model_class.config_class.base_config_class.model_type)
+
+    @cached_property
+    def fast_class(self) -> Any:
+        """The stock causal LM on the family's fast path, without auxiliary modules; `None` without such a path."""
+        if self.fast_path is None:
+            return None
+        return self.explicit_fast_class or mixed_class(FastCausalLMMixin, self.model_class.stock_class)
 
     def is_stored_buffer(self, name: str) -> bool:
         return re.search(rf"{self.stored_buffers}$", name) is not None
@@ -112,6 +128,8 @@ def register_family(family: Family) -> None:
             f"There is a family `{family.model_type}` already: {known.model_class.__name__}. Register each one once."
         )
     family.model_class.family = family
+    if family.fast_class is not None:
+        family.fast_class.family = family
     _register_auto_classes(family)
 
 

@@ -64,7 +64,7 @@ register_family(
         number_of_layers="num_layers",
         activation="activation_function",
         fast_path=GPT_NEO_FAST_PATH,
-        fast_class=FastGPTNeoForCausalLM,
+        explicit_fast_class=FastGPTNeoForCausalLM,
         stored_buffers=r"\.attn\.attention\.(bias|masked_bias)",
         check_config_values=_check_attention_types,
     )

@@ -26,6 +26,7 @@ from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.chunked_loss import IGNORE_INDEX, linear_cross_entropy
 from hf_era.models.generation_config import make_generation_config_savable
+from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin, MixedIn
 from hf_era.models.stock_forward import CACHE_NAME, give_forward
 from hf_era.models.whole_weights import model_around
 
@@ -60,17 +61,33 @@ ALL_SLOW = FastPaths(fused_activation=False, chunked_loss=False)
 
 
 class FastPath:
-    """A family's faster way to compute its stock causal LM. This one has the chunked loss alone; a family adds its layers.
+    """A family's faster way to compute its stock causal LM: the chunked loss, and a fused GELU where the MLP is not gated. A
+    family with layers of its own to replace overrides `construct`.
 
-    Not for families whose logits are more than a product with the LM head (scaled, capped).
+    Logits are a product with the LM head, capped where the config has `final_logit_softcapping`. Not for families that do
+    more to them.
     """
 
     def construct(self, model: Any, stock_constructor: Callable[[Any], None], config: Any) -> None:
         """Runs the stock constructor of a model, and puts fast layers in place of the stock ones."""
         stock_constructor(config)
+        family = model.family
+        if not family.gated:
+            for block in family.get_blocks(model):
+                name = getattr(config, family.activation)
+                setattr(family.get_mlp(block), family.activation_module, RoutedActivation(name))
 
     def expand(self, model: Any) -> None:
         """Lets the fast layers of a model's target layers route, once it is expanded."""
+        family = model.family
+        for block in [] if family.gated else family.get_blocks(model):
+            mlp = family.get_mlp(block)
+            if isinstance(mlp, ExpandedMLPMixin):
+                getattr(mlp, family.activation_module).call = mlp.call
+                for name, module in mlp.auxiliary.items():
+                    if type(module) is AuxiliaryMLP:
+                        module.act = RoutedActivation(getattr(model.config, family.activation))
+                        module.act.call, module.act.module = mlp.call, name
 
     def forward(
         self, model: Any, stock_forward: Callable[..., Any], inputs: dict[str, Any], skip_logits: bool | None = None
@@ -102,6 +119,9 @@ class FastPath:
             attentions=outputs.attentions,
             **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
+
+
+CHUNKED_LOSS = FastPath()
 
 
 def stock_losses(stock_forward: Callable[..., Any], inputs: dict[str, Any], reduction: str) -> Any:
@@ -139,15 +159,15 @@ def _chunked_losses(
     model: Any, hidden: Tensor, targets: Tensor, positions: Tensor | None, reduction: str, count: int | Tensor
 ) -> Tensor:
     """The loss of each target, or their sum over `count`, from the hidden states (batch, seq, hidden)."""
-    head = model.get_output_embeddings().weight
+    head, cap = model.get_output_embeddings().weight, getattr(model.config, "final_logit_softcapping", None)
     chosen, chosen_targets = hidden[:, :-1].flatten(0, 1), targets.flatten()
     if positions is not None:
         chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
     if reduction == "mean":
         # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception.
         scale = 1 / torch.as_tensor(count, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        return linear_cross_entropy(chosen, head, chosen_targets, scale=scale)
-    losses = linear_cross_entropy(chosen, head, chosen_targets, "none")
+        return linear_cross_entropy(chosen, head, chosen_targets, scale=scale, softcap=cap)
+    losses = linear_cross_entropy(chosen, head, chosen_targets, "none", softcap=cap)
     if positions is not None:
         losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
     return losses.view(targets.shape)
@@ -198,21 +218,21 @@ def _losses_of_logits(logits: Tensor, labels: Any) -> Tensor:
     )
 
 
-class FastCausalLMMixin:
+class FastCausalLMMixin(MixedIn):
     """Mixed into a family's stock causal LM: the same model on its fast path, made from a stock model and saved as one.
 
     Attributes:
-        fast_path (`FastPath`): the family's.
+        family (`Family`): whose fast path it takes.
         fast_paths (`FastPaths`): which parts of it are on; set with `set_fast_paths`. Attention has transformers' own
             switch, `attn_implementation`, when loading, or `set_attn_implementation("eager")`.
     """
 
-    _supports_sdpa = True
+    prefix = "Fast"
     # The loss is divided by `num_items_in_batch` when it is given, and the Trainer should give it.
     accepts_loss_kwargs = True
 
     stock_class: ClassVar[type]
-    fast_path: ClassVar[FastPath]
+    family: ClassVar[Any]
     fast_paths: FastPaths = FastPaths()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -223,7 +243,7 @@ class FastCausalLMMixin:
 
     def __init__(self, config: Any) -> None:
         stock_constructor: Any = super().__init__
-        self.fast_path.construct(self, stock_constructor, config)
+        self.family.fast_path.construct(self, stock_constructor, config)
 
     def set_fast_paths(self, fast_paths: FastPaths) -> None:
         """Switches the fast paths on or off, in place."""
@@ -272,4 +292,4 @@ def _fast_forward(self: Any, inputs: dict[str, Any], *, skip_logits: bool | None
             Not given: while training. `False`: always return logits.
         cache, past_key_values (*optional*): two names of the same, whatever the version of transformers.
     """
-    return self.fast_path.forward(self, super(FastCausalLMMixin, self).forward, inputs, skip_logits)
+    return self.family.fast_path.forward(self, super(FastCausalLMMixin, self).forward, inputs, skip_logits)

@@ -31,7 +31,12 @@ def rows_per_chunk(weight: Tensor) -> int:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "sum", scale: float | Tensor = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    reduction: str = "sum",
+    scale: float | Tensor = 1.0,
+    softcap: float | None = None,
 ) -> Tensor:
     """`scale * cross_entropy(hidden @ weight.T, targets, reduction=reduction)`, in chunks.
 
@@ -44,6 +49,7 @@ def linear_cross_entropy(
         reduction (`str`, *optional*, defaults to `"sum"`): `"sum"`, or `"none"` (for evaluation), in nats.
         scale (`float` or scalar `Tensor`, *optional*, defaults to `1.0`): of the loss; without a gradient. Better here
             than outside, where the weight's whole gradient would be multiplied once more.
+        softcap (`float`, *optional*): logits `z` are `softcap * tanh(z / softcap)` (Gemma 2). `None`: as they are.
 
     Returns: a scalar or (positions,), fp32 (fp64 for fp64 input).
     """
@@ -52,9 +58,9 @@ def linear_cross_entropy(
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
         if reduction == "sum":
-            loss = _ChunkedCrossEntropy.apply(hidden, weight, targets, scale)
+            loss = _ChunkedCrossEntropy.apply(hidden, weight, targets, scale, softcap)
         else:
-            loss = _losses_of_each(hidden, weight, targets) * scale
+            loss = _losses_of_each(hidden, weight, targets, softcap) * scale
     return loss if loss.dtype == torch.float64 else loss.float()
 
 
@@ -63,7 +69,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def, override]
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float | Tensor
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float | Tensor, softcap: float | None
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         sums, factors = torch.promote_types(weight.dtype, torch.float32), _factors(weight)
@@ -76,7 +82,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             block, target = hidden[chunk].to(factors.dtype), targets[chunk]
             counted = (target != IGNORE_INDEX).unsqueeze(-1)
             safe = torch.where(counted, target.unsqueeze(-1), 0)
-            log_probabilities = torch.log_softmax(block @ factors.T, dim=-1, dtype=sums)
+            logits, bounded = block @ factors.T, None
+            if softcap is not None:
+                bounded = torch.tanh(logits.to(sums) / softcap)
+                logits = bounded * softcap
+            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=sums)
             at_target = log_probabilities.gather(-1, safe)
             total -= (at_target * counted).sum()
             if not (wants_hidden or wants_weight):
@@ -86,6 +96,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = _exp(log_probabilities, factors.dtype).scatter_(
                 -1, safe, torch.expm1(at_target).to(factors.dtype)
             )
+            if bounded is not None:
+                gradient *= (1 - bounded.square()).to(gradient.dtype)  # the derivative of the cap
             row_scale = counted * torch.as_tensor(scale, dtype=sums, device=hidden.device)
             if hidden_gradient is not None:
                 hidden_gradient[chunk] = ((gradient @ factors) * row_scale).to(hidden.dtype)
@@ -105,7 +117,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # is saved here is never changed: autograd adds in place only where it alone holds the storage.
         can_look = gradient.device.type == "cpu" and not torch.compiler.is_compiling()
         is_one = can_look and float(gradient) == 1.0
-        return *(part if part is None or is_one else _times(part, gradient) for part in ctx.saved_tensors), None, None
+        return (
+            *(part if part is None or is_one else _times(part, gradient) for part in ctx.saved_tensors),
+            None,
+            None,
+            None,
+        )
 
 
 def _times(part: Tensor, gradient: Tensor) -> Tensor:
@@ -141,14 +158,21 @@ def _factors(weight: Tensor) -> Tensor:
     return weight
 
 
-def _losses_of_each(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def _losses_of_each(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """For evaluation: with gradients, autograd would keep every chunk's logits."""
     sums, factors = torch.promote_types(weight.dtype, torch.float32), _factors(weight)
     step = rows_per_chunk(weight)
     parts = [
         F.cross_entropy(
-            (part.to(factors.dtype) @ factors.T).to(sums), target, ignore_index=IGNORE_INDEX, reduction="none"
+            _capped((part.to(factors.dtype) @ factors.T).to(sums), softcap),
+            target,
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
         )
         for part, target in zip(hidden.split(step), targets.split(step), strict=True)
     ]
     return torch.cat(parts)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap

@@ -16,9 +16,7 @@ from torch import Tensor
 from transformers import GPTNeoForCausalLM
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
-from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.causal_lm import FastCausalLMMixin, FastPath
-from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin
 
 
 class FastGPTNeoSelfAttention(GPTNeoSelfAttention):
@@ -79,18 +77,17 @@ def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 class GPTNeoFastPath(FastPath):
-    """Fast attention and GELU in every layer, and the chunked loss; see `FastPaths`."""
+    """Fast attention in every layer too."""
 
     def construct(self, model: Any, stock_constructor: Callable[[Any], None], config: Any) -> None:
         requested = config._attn_implementation
         if requested in (None, "sdpa"):
             config._attn_implementation_internal = "eager"  # the stock constructor knows no sdpa
         try:
-            stock_constructor(config)
+            super().construct(model, stock_constructor, config)
         finally:
             config._attn_implementation_internal = requested
         for block in model.transformer.h:
-            block.mlp.act = RoutedActivation(config.activation_function)
             attention: Any = block.attn.attention
             if type(attention) is GPTNeoSelfAttention:
                 # Same parameters and buffers; only what is done with them differs.
@@ -99,17 +96,6 @@ class GPTNeoFastPath(FastPath):
         config._attn_implementation_internal = model._check_and_adjust_attn_implementation(
             requested, is_init_check=True
         )
-
-    def expand(self, model: Any) -> None:
-        for block in model.transformer.h:
-            if not isinstance(block.mlp, ExpandedMLPMixin):
-                continue
-            mlp: Any = block.mlp
-            mlp.act.call = mlp.call
-            for name, module in mlp.auxiliary.items():
-                if type(module) is AuxiliaryMLP:
-                    module.act = RoutedActivation(model.config.activation_function)
-                    module.act.call, module.act.module = mlp.call, name
 
 
 GPT_NEO_FAST_PATH = GPTNeoFastPath()
@@ -123,7 +109,7 @@ class FastGPTNeoForCausalLM(FastCausalLMMixin, GPTNeoForCausalLM):
     which knows no local window) is asked for.
     """
 
-    fast_path = GPT_NEO_FAST_PATH
+    _supports_sdpa = True
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
