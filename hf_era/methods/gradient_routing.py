@@ -11,12 +11,14 @@ from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
 from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
-from hf_era.models import expand_base
+from hf_era.models import expand_base, get_family
 from hf_era.models.loading import expanded_from_config, load_causal_lm
+from hf_era.models.trainable import choose_trainable
 from hf_era.training import GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
 from hf_era.training.report import GRADIENT_ROUTING_TEXTS
+from hf_era.utils.checks import short_repr
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint
 
@@ -28,6 +30,21 @@ class GradientRouting(Method):
     title = "gradient routing"
     texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
+
+    def check(self, settings: Settings) -> None:
+        given = {name: settings.training.get(name) for name in ("trainable", "lora")}
+        freezes = given["lora"] is not None or given["trainable"] not in (None, "all")
+        if freezes and settings.start == "scratch":
+            name = "lora" if given["lora"] is not None else "trainable"
+            raise ValueError(
+                f"`training.{name}` is {short_repr(given[name])}, which freezes the base, but `model.start: scratch` starts from "
+                "random weights: they would stay random. Set `model.start: pretrained`, or leave it out."
+            )
+        if given == {"trainable": "modules", "lora": None} and settings.coherence.enabled:
+            raise ValueError(
+                "`training.trainable` is 'modules', so the contracted model is the base bit for bit, and `coherence.enabled` "
+                "would train what is to stay as it is. Set `coherence.enabled: false`, or choose `trainable: routed`."
+            )
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         wanted = settings.coherence.stories
@@ -138,9 +155,13 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
         return {"enabled": False}
     _begin_anew_if_damaged(run, key)
     changes = coherence_settings(settings, run.arguments.per_device_train_batch_size, run.arguments.world_size)
+    arguments = run.training_arguments("coherence", key, **changes)
+    # What there is memory to train is what the routing trained. Adapters of the routing are merged by now; these are new.
+    torch.manual_seed(run.seed)
+    choose_trainable(model, arguments.trainable, arguments.lora_settings, run.expansion.resolve_layers(_layers(run)))
     best, report = fine_tune_for_coherence(
         model,
-        run.training_arguments("coherence", key, **changes),
+        arguments,
         settings,
         stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
         run.data.validation_retain,
@@ -150,6 +171,10 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     run.state.wait_for_everyone()
     run.save(load_causal_lm(best).save_pretrained, run.folder("model"))
     return {"enabled": True, **report}
+
+
+def _layers(run: Run) -> int:
+    return get_family(run.base_config.model_type).layers_of(run.base_config)
 
 
 def _begin_anew_if_damaged(run: Run, key: str) -> None:

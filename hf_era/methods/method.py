@@ -113,6 +113,8 @@ class Settings(Protocol):
     router: str | dict[str, Any]
     routing: RoutingRuleConfig
     coherence: CoherenceConfig
+    training: dict[str, Any]
+    """The section `training`, as it was given: fields of `GradientRoutingConfig`."""
     method_settings: Any
     """An object of the method's own `settings_class`; `None` if it has none."""
 

@@ -61,7 +61,7 @@ class Run:
         self.progress = lambda fraction: None
         self.seed, self.start, self.base_control = config.seed, config.start, config.base_control
         self.expansion, self.router, self.routing = config.expansion, config.router, config.routing
-        self.coherence, self.method_settings = config.coherence, config.method_settings
+        self.coherence, self.training, self.method_settings = config.coherence, config.training, config.method_settings
         self.base_config, self.tokenizer, self.data = inputs.base_config, inputs.tokenizer, inputs.data
         self.settings = {**identity_settings(config, arguments), **get_method(config.method).identity(self)}
         self.identity = fingerprint(self.settings, inputs.data_fingerprint, inputs.base_fingerprint)

@@ -6,6 +6,7 @@ The base, the base control and coherence fine-tuning use it as it is; `GradientR
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
@@ -126,6 +128,7 @@ class CausalLMTrainer(CheckpointingTrainer):
             collator: Any = self.data_collator
             self.data_collator = PaddingRowCollator(collator)
         self._set_fast_paths(self.model)
+        self.add_callback(_FrozenLayersGetNoGradient())
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
             logger.warning_once(EMULATED_BF16_MESSAGE)
         self._last_loss: Tensor | None = None
@@ -176,6 +179,15 @@ class CausalLMTrainer(CheckpointingTrainer):
         make_generation_config_savable(model)
         self._set_fast_paths(model)
         return model
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer's; what bitsandbytes remembers of an optimizer before is forgotten."""
+        manager = getattr(sys.modules.get("bitsandbytes.optim"), "GlobalOptimManager", None)
+        if self.optimizer is None and manager is not None:
+            # It keeps by place which parameter is to have fp32 states: of a training before in this process, that place is
+            # another parameter's now. A continued run would not have it, and go on otherwise.
+            manager.get_instance().initialize()
+        return super().create_optimizer() if model is None else super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.weight_decay_on_all_parameters:
@@ -487,6 +499,24 @@ class CausalLMTrainer(CheckpointingTrainer):
             self.processing_class.save_pretrained(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+
+class _FrozenLayersGetNoGradient(TrainerCallback):
+    """Takes back what transformers does for checkpointing: it lets the embeddings ask for a gradient, frozen or not, and
+    every frozen layer before the first that is trained is then computed again and passed through for nothing.
+
+    Reentrant checkpointing alone needs it: without a gradient that comes in, it lets none out.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not args.gradient_checkpointing or not isinstance(model, PreTrainedModel):
+            return
+        has_hook = bool(getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None))
+        is_reentrant = bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+        if has_hook and not is_reentrant:
+            model.disable_input_require_grads()
+        elif is_reentrant and not has_hook:
+            model.enable_input_require_grads()
 
 
 def _vocabulary_size(model: Any) -> int | None:

@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from hf_era.models.trainable import LoraSettings, check_trainable
 from hf_era.routing import ActivationRouter, Router, RoutingRuleConfig, make_router
 from hf_era.routing.activation import parse_multipliers
 from hf_era.utils.checks import check_count, short_repr, unknown_key_message, unknown_value_message
@@ -48,6 +51,24 @@ _RANGES: dict[str, _Range] = {
     **dict.fromkeys(("l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay"), _AT_LEAST_ZERO),
 }
 """What the numbers should be, transformers' own too: many of those are looked at by the optimizer alone, or by nobody."""
+
+
+_OPTIMIZER_PACKAGES = {
+    "torchao": r"adamw_torch_(4|8)bit",
+    "bitsandbytes": r"adamw_(bnb_)?8bit|paged_.*|lion_.*|ademamix.*|rmsprop_bnb.*",
+}
+"""Packages that transformers asks for when it makes an optimizer, which is after all data is prepared."""
+
+
+def check_optimizer_is_installed(optimizer: Any) -> None:
+    """Raises `ValueError` for an optimizer of low-precision states whose package is not installed."""
+    name = str(getattr(optimizer, "value", optimizer))
+    for package, names in _OPTIMIZER_PACKAGES.items():
+        if re.fullmatch(names, name) and find_spec(package) is None:
+            raise ValueError(
+                f"`training.optim` is {name!r}, which needs the package {package}: `pip install {package}`. Without it, "
+                "`adamw_torch` is torch's own; `lora` or `trainable` make its states small."
+            )
 
 
 def check_training_number(name: str, field: str, value: Any) -> None:
@@ -128,6 +149,7 @@ class CausalLMTrainingConfig(TrainingArguments):
         schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
         if "min_lr" in schedule and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.minimum_learning_rate_ratio}
+        check_optimizer_is_installed(self.optim)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer wants this said before it allows bf16 on a CPU
         super().__post_init__()
@@ -155,6 +177,12 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
             Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
             loud warning says so.
+        trainable (`str`, *optional*):
+            What is trained: `all`; `routed`: the base is frozen but for the MLPs that have an auxiliary module beside them;
+            `modules`: auxiliary modules alone. Not given: what the model does not freeze itself; with `lora`, `modules`.
+        lora (`dict` or `str`, *optional*):
+            Fields of `LoraSettings`, as a dict or JSON: the base is frozen, and LoRA adapters on the original dims are
+            trained beside the auxiliary modules, routed as the original dims would be. `{}`: its defaults.
         forget_dataset_name, retain_dataset_name (`str`, *optional*, default `"forget"`, `"retain"`):
             Which of the sets in `eval_dataset={name: set, ...}` holds the forget and which the retain examples: of these
             two there are the ablation gaps and the selectivity.
@@ -204,6 +232,16 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         "How a model is expanded that is not yet: fields of ExpansionConfig, as a dict or JSON.",
         identity=UNLESS_DEFAULT,
     )
+    trainable: str | None = setting(
+        None,
+        "all, routed (base frozen but for the routed MLPs) or modules (auxiliary modules alone).",
+        identity=UNLESS_DEFAULT,
+    )
+    lora: dict[str, Any] | str | None = setting(
+        None,
+        "LoRA on a frozen base: rank, alpha, dropout, target_modules, attention, as a dict or JSON; {} for defaults.",
+        identity=UNLESS_DEFAULT,
+    )
     label_column: str | None = setting(
         None, "Of a data set of text: column whose value says what is to be forgotten.", identity=UNLESS_DEFAULT
     )
@@ -240,6 +278,9 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         self.multipliers = None
         self.expansion = settings_from_text("training.expansion", self.expansion)
         self.routing = settings_from_text("training.routing", self.routing)
+        self.lora = settings_from_text("training.lora", self.lora)
+        self.lora_settings = None if self.lora is None else LoraSettings.from_dict(self.lora)
+        check_trainable(self.trainable, self.lora)
         routing_rule(self.routing, bool(self.forget_words))  # checks it
         check_count("training.validation_examples", self.validation_examples)
         check_count("training.max_length", self.max_length, 2)

@@ -24,9 +24,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, se
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
 from hf_era.evaluation.summary import localised_lines
+from hf_era.models.adapters import trained_in_place
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import load_tokenizer
+from hf_era.models.trainable import choose_trainable
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.checks import check_has_effect, check_is_routed, check_routing_weights_arrive
 from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
@@ -105,6 +107,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
             if self.base_name is not None or expansion or args.expansion:
                 set_seed(args.seed)  # of the auxiliary modules; the Trainer does it after it was given a model
             model = expanded_model(model, expansion or args.expansion)
+            self._choose_trainable(model, args)
             data = prepare_for_trainer(args, train_dataset, eval_dataset, processing_class, model)
             train_dataset, eval_dataset, self.data_summary = data
         kwargs |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
@@ -127,6 +130,13 @@ class GradientRoutingTrainer(CausalLMTrainer):
                 "`hf_era.expand_base(model, ExpansionConfig(...))`."
             )
 
+    @staticmethod
+    def _choose_trainable(model: Any, args: GradientRoutingConfig) -> None:
+        model = trained_in_place(model)
+        if isinstance(model, ExpandedCausalLMMixin) and (args.trainable or args.lora_settings):
+            set_seed(args.seed)  # of the adapters
+            choose_trainable(model, args.trainable, args.lora_settings)
+
     def _set_up_model(self, model: Any) -> None:
         model.router = self.args.token_router
         model.add_model_tags(MODEL_TAGS)
@@ -135,6 +145,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         """`model_init` is called again by `train`: that model needs the router too."""
         model = super().call_model_init(trial)
         if isinstance(model, ExpandedCausalLMMixin):
+            self._choose_trainable(model, self.args)
             self._set_up_model(model)
         return model
 

@@ -27,6 +27,7 @@ from hf_era.evaluation.losses import concatenated, count_labels, story_losses
 from hf_era.evaluation.relearn.config import FULL, LORA, RelearnAttackConfig
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, rises_at_the_end, spaced
 from hf_era.models.loading import fast_class_of
+from hf_era.models.trainable import PEFT_NOISE
 from hf_era.utils.processes import in_all, share_out
 
 
@@ -282,10 +283,6 @@ def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device:
     return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
 
 
-# Both are peft's own business: it asks transformers by an old name, and corrects a setting for GPT-2's layers by itself.
-_PEFT_NOISE = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to False")
-
-
 def with_lora(model: Any, rank: int, alpha: float) -> Any:
     """Puts LoRA adapters (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the LM head, in place.
 
@@ -302,7 +299,7 @@ def with_lora(model: Any, rank: int, alpha: float) -> Any:
         r=rank, lora_alpha=scale, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with warnings.catch_warnings():
-        for message in _PEFT_NOISE:
+        for message in PEFT_NOISE:
             warnings.filterwarnings("ignore", message=message)
         try:
             return get_peft_model(model, settings).get_base_model()
