@@ -37,13 +37,13 @@ class GradientRouting(Method):
         if freezes and settings.start == "scratch":
             name = "lora" if given["lora"] is not None else "trainable"
             raise ValueError(
-                f"`training.{name}` is {short_repr(given[name])}, which freezes the base, but `model.start: scratch` starts from "
-                "random weights: they would stay random. Set `model.start: pretrained`, or leave it out."
+                f"`training.{name}` is {short_repr(given[name])}, which freezes the base, but `model.start: scratch` starts "
+                "from random weights: they would stay random. Set `model.start: pretrained`, or leave it out."
             )
         if given == {"trainable": "modules", "lora": None} and settings.coherence.enabled:
             raise ValueError(
-                "`training.trainable` is 'modules', so the contracted model is the base bit for bit, and `coherence.enabled` "
-                "would train what is to stay as it is. Set `coherence.enabled: false`, or choose `trainable: routed`."
+                "`training.trainable` is 'modules', so the contracted model is the base bit for bit, and `coherence.enabled`"
+                " would train what is to stay as it is. Set `coherence.enabled: false`, or choose `trainable: routed`."
             )
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:

@@ -1,4 +1,4 @@
-"""Which weights are trained where there is no memory for all of them: the base is frozen, but for what is routed or for adapters.
+"""Which weights are trained where there is no memory for all: the base is frozen, but for what is routed, or for adapters.
 
 | trainable | what is trained |
 |---|---|
@@ -51,9 +51,10 @@ class LoraSettings:
         alpha (`float`, *optional*, defaults to `32.0`): adapters are scaled by alpha / rank.
         dropout (`float`, *optional*, defaults to `0.0`): of an adapter's input, in [0, 1).
         target_modules (`list[str]` or `str`, *optional*): names of linear layers, as peft takes them (`["q_proj",
-            "down_proj"]`: in all layers), or `"all-linear"`: all but the LM head. Not given: the linear layers of the MLPs that
-            have an auxiliary module beside them.
-        attention (`bool`, *optional*, defaults to `False`): without `target_modules`: those of the same layers' attention too.
+            "down_proj"]`: in all layers), or `"all-linear"`: all but the LM head. Not given: the linear layers of the MLPs
+            that have an auxiliary module beside them.
+        attention (`bool`, *optional*, defaults to `False`): without `target_modules`: those of the same layers' attention
+            too.
 
     Raises:
         ValueError: for a value out of range, or both of the last two.
@@ -91,8 +92,8 @@ class LoraSettings:
             )
         if given is not None and self.attention:
             raise ValueError(
-                f"`training.lora.attention` is true, but `training.lora.target_modules` names all layers: {short_repr(given)}. "
-                "Drop one of them."
+                f"`training.lora.attention` is true, but `training.lora.target_modules` names all layers: "
+                f"{short_repr(given)}. Drop one of them."
             )
 
     @classmethod
@@ -111,8 +112,8 @@ def check_trainable(trainable: str | None, lora: Any) -> None:
         raise ValueError(unknown_value_message("training.trainable", trainable, TRAINABLE))
     if lora is not None and trainable not in (None, "modules"):
         raise ValueError(
-            f"`training.lora` trains adapters in place of the original dims, but `training.trainable` is {trainable!r}, which "
-            "trains these themselves. Drop one of them."
+            f"`training.lora` trains adapters in place of the original dims, but `training.trainable` is {trainable!r}, "
+            "which trains these themselves. Drop one of them."
         )
 
 

@@ -8,6 +8,7 @@ models steps the optimizer once to find out what there is.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ from hf_era.training.checkpoint_state import load_tensors, save_tensors
 from hf_era.utils.checks import listed
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-_TENSOR, _TUPLE, _PAIRS, _DTYPE = "$tensor", "$tuple", "$pairs", "$dtype"
+_TENSOR, _TUPLE, _PAIRS, _DTYPE, _CLASS = "$tensor", "$tuple", "$pairs", "$dtype", "$class"
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+# Tensors that are made of tensors: torchao's 8-bit and 4-bit moments. By name, so that a file can have no other class made.
+_TENSOR_CLASSES = frozenset({
+    "torchao.optim.subclass_8bit.OptimState8bit",
+    "torchao.optim.subclass_4bit.OptimState4bit",
+    "torchao.optim.subclass_fp8.OptimStateFp8",
+})  # fmt: skip
 # What stands in a parameter's name for something that was put around its module, in one run and maybe not in the next.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -65,8 +72,16 @@ class Packer:
             return dict(pairs) if plain else {_PAIRS: pairs}
         if isinstance(value, torch.dtype):
             return {_DTYPE: str(value).removeprefix("torch.")}
-        kind = type(value)
-        raise UnsavableStateError(f"{listed([path])}, a {kind.__module__}.{kind.__qualname__}")
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        if kind in _TENSOR_CLASSES:
+            parts, attributes = value.__tensor_flatten__()
+            return {
+                _CLASS: kind,
+                "parts": {part: self.pack(getattr(value, part), f"{path}.{part}") for part in parts},
+                "attributes": self.pack(attributes, path),
+                "shape": [[*value.shape], [*value.stride()]],
+            }
+        raise UnsavableStateError(f"{listed([path])}, a {kind}")
 
     def _tensor(self, value: Tensor, path: str) -> dict[str, Any]:
         name = path.encode("ascii", "backslashreplace").decode()
@@ -107,6 +122,11 @@ class Unpacker:
             return tuple(self.unpack(value[_TUPLE], parameter, scalars_follow))
         if _DTYPE in value:
             return _DTYPES[value[_DTYPE]]
+        if value.get(_CLASS) in _TENSOR_CLASSES:
+            module, _, name = value[_CLASS].rpartition(".")
+            parts, attributes = (self.unpack(value[key], parameter) for key in ("parts", "attributes"))
+            kind = getattr(importlib.import_module(module), name)
+            return kind.__tensor_unflatten__(parts, attributes, *map(tuple, value["shape"]))
         pairs = value[_PAIRS] if _PAIRS in value else value.items()
         return {
             self.unpack(key, parameter, scalars_follow): self.unpack(part, parameter, scalars_follow)

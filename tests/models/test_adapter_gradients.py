@@ -100,7 +100,9 @@ class DenseMLP(nn.Module):
         leaf = {part: self.leaves.get(f"{self.prefix}.{name}.{part}") for part in (
             "base_layer.weight", "base_layer.bias", "lora_A.default.weight", "lora_B.default.weight")}  # fmt: skip
         own, bias, a, b = leaf.values()
-        assert own is not None and a is not None and b is not None
+        assert own is not None
+        assert a is not None
+        assert b is not None
         return x @ ((own if self.transposed else own.T) + self.scale * (b @ a).T) + (0 if bias is None else bias)
 
     def side(self, name: str, x: Tensor) -> Tensor:
@@ -226,9 +228,9 @@ def test_nothing_is_back_propagated_below_the_first_target_layer(batch: dict[str
 
 
 def test_contradictions_are_refused(make_base: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="`training.lora` is given, but `model` has adapters"):
+    with pytest.raises(ValueError, match=r"`training.lora` is given, but `model` has adapters"):
         choose_trainable(make("llama", LoraSettings()), None, LoraSettings())
-    with pytest.raises(ValueError, match="`training.lora.target_modules` names 'q_porj'.*Known: .*`q_proj`"):
+    with pytest.raises(ValueError, match=r"`training.lora.target_modules` names 'q_porj'.*Known: .*`q_proj`"):
         make("llama", LoraSettings(target_modules=["q_porj"]))
     with pytest.raises(ValueError, match="no layer of the model has an auxiliary module"):
         choose_trainable(make_base(), "routed")

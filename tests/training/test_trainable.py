@@ -1,4 +1,4 @@
-"""The base frozen but for what is routed, or for LoRA adapters: what the trainer makes of it, and that it goes on exactly."""
+"""The base frozen but for what is routed, or for adapters: what the trainer makes of it, and that it goes on exactly."""
 
 from collections.abc import Callable
 from pathlib import Path
