@@ -153,6 +153,19 @@ def choose_trainable(
             part.requires_grad_(True)
 
 
+def keep_input_gradients_off(model: Any, is_reentrant: bool = False) -> None:
+    """Takes back what transformers does for checkpointing: it lets the embeddings ask for a gradient, frozen or not, and every
+    frozen layer before the first that is trained is then computed again and passed through for nothing.
+
+    Reentrant checkpointing alone needs it: without a gradient that comes in, it lets none out.
+    """
+    has_hook = bool(getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None))
+    if has_hook and not is_reentrant:
+        model.disable_input_require_grads()
+    elif is_reentrant and not has_hook:
+        model.enable_input_require_grads()
+
+
 def trained_parameters(model: nn.Module) -> int:
     """How many numbers of a model are trained."""
     return sum(value.numel() for value in model.parameters() if value.requires_grad)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -35,6 +35,7 @@ from hf_era.models.loading import causal_lm_from_config, expanded_from_config, w
 from hf_era.run.config import RunConfig
 from hf_era.run.context import Run
 from hf_era.run.directory import RUN_FILE
+from hf_era.run.memory_estimate import MemoryEstimate, estimate_memory, memory_of, said, ways_out
 from hf_era.run.outputs import HELD_OUT, HELD_OUT_FILES
 from hf_era.run.pipeline import RunPlan, prepare_run
 from hf_era.run.time_left import spoken
@@ -56,9 +57,12 @@ class DryRun:
     Attributes:
         data (`list[dict]`): `part`, `label`, `examples`, `tokens` and, of what is trained on, `routed`: tokens with a
             routing weight below 0.5.
-        parameters (`dict[str, int]`): `total` and `auxiliary`, of the model that is trained.
-        memory (`dict[str, float]`): bytes: `weights`, `gradients` and `optimizer` computed, `peak` measured in a step (of
-            this process); without what nothing is trained for.
+        parameters (`dict[str, int]`): `total`, `auxiliary` and `trained`, of the model that is trained.
+        memory (`dict[str, float]`): bytes of a training step in this process: `weights`, `gradients`, `optimizer`,
+            `activations`, `logits`, `buffers` and their sum, `estimate`; `whole_logits`, what the logits would take without
+            the chunked loss; `machine`, what there is; `peak`, measured, unless the estimate is more than there is. Empty
+            where nothing is trained.
+        advice (`list[str]`): what would make it smaller.
         phases (`list[dict]`): `name`, `title`, `seconds` (`None`: not known), `done`, `at_most` (it may end earlier).
         files (`list[dict]`): `path` and `bytes` (`None`: not known beforehand) of what would be written.
     """
@@ -68,6 +72,7 @@ class DryRun:
     memory: dict[str, float]
     phases: list[dict[str, Any]]
     files: list[dict[str, Any]]
+    advice: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float | None:
@@ -93,6 +98,7 @@ def dry_run(config: RunConfig, console: Console | None = None) -> DryRun:
         data=counts_by_label(run),
         parameters=speed.parameters,
         memory=speed.memory,
+        advice=speed.advice,
         phases=[
             {
                 "name": phase.name,
@@ -163,24 +169,27 @@ class _Speed:
     """Measures, with a model of the run's size and random weights, how long things take on this machine.
 
     Attributes:
-        parameters, memory: as `DryRun` has them.
+        parameters, memory, advice: as `DryRun` has them.
+        fits (`bool`): whether there is the memory. If not, nothing is made of that size, and no time is known.
     """
 
     def __init__(self, run: Run, plan: RunPlan) -> None:
         self.run, self.plan, self.device = run, plan, run.arguments.device
         self.is_expanded = any(stage.is_expanded for stage in plan.measuring.stages.values())
-        self.memory: dict[str, float] = {}
         self.per_trained = 0.0
-        model = self._model()
-        auxiliary = getattr(model, "is_auxiliary_parameter", lambda name: False)
-        sizes = {name: value.numel() for name, value in model.named_parameters()}
-        self.parameters = {
-            "total": sum(sizes.values()),
-            "auxiliary": sum(size for name, size in sizes.items() if auxiliary(name)),
-        }
-        if any(phase.cost is not None and phase.cost.trained for phase in (*plan.base, *plan.own)):
-            self._time_training(model)
-        del model
+        make = run.config.training_arguments if self.is_expanded else run.config.stock_training_arguments
+        estimate = estimate_memory(self._model, make(run.config.output_path / "checkpoints"), _longest(run))
+        self.parameters, self.memory = estimate.parameters, {}
+        trains = any(phase.cost is not None and phase.cost.trained for phase in (*plan.base, *plan.own))
+        if trains:
+            self.memory = memory_table(estimate, self.device)
+        self.fits = self.memory.get("estimate", 0) <= self.memory.get("machine", 0)
+        may_freeze = self.is_expanded and run.start == "pretrained"
+        self.advice = [] if not trains else ways_out(estimate, run.arguments, may_freeze)
+        if not self.fits:
+            return
+        if trains:
+            self._time_training()
         gc.collect()
         model = causal_lm_from_config(run.base_config, run.seed).to(self.device).eval()
         self.per_measured = self._time_evaluation(model)
@@ -189,7 +198,7 @@ class _Speed:
 
     def seconds_of(self, phase: Phase) -> float | None:
         """Seconds of a phase, about; `None` if it does not say what it computes."""
-        if phase.cost is None:
+        if phase.cost is None or not self.fits:
             return None
         if phase.name == "generation":
             return self.generation
@@ -203,7 +212,7 @@ class _Speed:
             return expanded_from_config(run.base_config, run.expansion, run.seed)
         return causal_lm_from_config(run.base_config, run.seed)
 
-    def _time_training(self, model: Any) -> None:
+    def _time_training(self) -> None:
         run, timer = self.run, _StepTimer(self.device)
         changes = {
             "max_steps": STEPS, "eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no",
@@ -213,18 +222,14 @@ class _Speed:
             make = run.config.training_arguments if self.is_expanded else run.config.stock_training_arguments
             trainer_class: Any = GradientRoutingTrainer if self.is_expanded else CausalLMTrainer
             trainer = trainer_class(
-                model, make(folder, **changes), train_dataset=run.data.train, processing_class=run.tokenizer
+                self._model(), make(folder, **changes), train_dataset=run.data.train, processing_class=run.tokenizer
             )
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(timer)
             trainer.train()
         batch = run.arguments.per_device_train_batch_size * run.arguments.gradient_accumulation_steps
         self.per_trained = median(timer.seconds[1:] or timer.seconds) / (batch * max(run.arguments.world_size, 1))
-        size = BYTES * self.parameters["total"]
-        optimizer = str(getattr(run.arguments.optim, "value", run.arguments.optim))
-        self.memory = {"weights": size, "gradients": size, "peak": peak[0]}
-        if optimizer in ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused"):  # two fp32 numbers a weight
-            self.memory["optimizer"] = 2 * size
+        self.memory["peak"] = peak[0]
         del trainer
 
     def _time_evaluation(self, model: Any) -> float:
@@ -278,6 +283,17 @@ class _Speed:
             for attack in attacks
         )
         return seconds / self.run.state.num_processes  # which share the trials out
+
+
+def _longest(run: Run) -> int:
+    return int(max(run.data.train["length"][:], default=2))
+
+
+def memory_table(estimate: MemoryEstimate, device: torch.device) -> dict[str, float]:
+    """`DryRun.memory`, without what is measured."""
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "whole_logits")
+    found: dict[str, float] = {name: getattr(estimate, name) for name in parts}
+    return {**found, "estimate": estimate.total, "machine": memory_of(device)}
 
 
 def _some(stories: Dataset, number: int | None) -> Dataset:
@@ -365,29 +381,60 @@ def show(found: DryRun, run: Run, console: Console) -> None:
         console.print(note, markup=False)
     total, auxiliary = found.parameters["total"], found.parameters["auxiliary"]
     inside = f", {auxiliary:,} of them in auxiliary modules" if auxiliary else ""
-    console.print(f"\nParameters: {total:,}{inside}.")
+    console.print(f"\nParameters: {total:,}{inside}; {found.parameters['trained']:,} are trained.")
     if found.memory:
-        parts = ", ".join(f"{name} {_size(size)}" for name, size in found.memory.items() if name != "peak")
-        console.print(
-            f"Memory of a training step, per process: {_size(found.memory['peak'])} at its peak, measured; of that {parts}; "
-            "the rest are activations and the library's own."
-        )
+        _show_memory(found, run, console)
     rows = [[phase["title"], _time_of(phase)] for phase in found.phases]
     console.print(_table("Time", ["phase"], ["about"], rows))
     at_most = any(phase["at_most"] and not phase["done"] for phase in found.phases)
-    whole = "not known: a phase does not say what it computes"
+    too_large = found.memory.get("estimate", 0) > found.memory.get("machine", 0)
+    why = "nothing was measured" if too_large else "a phase does not say what it computes"
+    whole = f"not known: {why}"
     if found.seconds is not None:
         whole = f"about {spoken(found.seconds)}" + (" at most: patience may end an attack earlier" if at_most else "")
     console.print(f"The whole run: {whole}. Measured now, on {run.arguments.device}, with what else it has to do.")
-    rows = [[entry["path"], "" if entry["bytes"] is None else _size(entry["bytes"])] for entry in found.files]
+    rows = [[entry["path"], "" if entry["bytes"] is None else said(entry["bytes"])] for entry in found.files]
     console.print(_table("Files that would be written", ["path"], ["about"], rows))
-    optimizer = 2 * BYTES * total
+    states = found.memory.get("optimizer", 2 * BYTES * total)
     console.print(
-        f"While it trains also checkpoints of about {_size(BYTES * total + optimizer)} each, under "
+        f"While it trains also checkpoints of about {said(BYTES * total + states)} each, under "
         f"{run.config.output_path / 'checkpoints'}.",
         highlight=False,
     )
     console.print("Nothing was trained, and nothing was written there.")
+
+
+_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients, of what is trained",
+    "optimizer": "optimizer states, of what is trained",
+    "activations": "activations, kept for the backward pass",
+    "logits": "logits and their loss",
+    "buffers": "buffers",
+    "estimate": "together",
+    "peak": "measured in a step",
+    "machine": "there is",
+}
+
+
+def _show_memory(found: DryRun, run: Run, console: Console) -> None:
+    memory, batch = found.memory, run.arguments.per_device_train_batch_size
+    rows = [[text, f"{memory[name] / 1e9:.3f}"] for name, text in _PARTS.items() if name in memory]
+    console.print(_table("Memory of a training step, per process", ["part"], ["GB"], rows))
+    console.print(
+        f"Estimated for a batch of {batch} with {_longest(run)} tokens, the longest example; a tenth more or less is usual. "
+        + (
+            f"Without the chunked loss the logits would take {said(memory['whole_logits'])}."
+            if run.arguments.chunked_loss
+            else "The logits are held whole: `training.chunked_loss` is off."
+        )
+    )
+    if memory["estimate"] > 0.8 * memory["machine"]:
+        fits = memory["estimate"] <= memory["machine"]
+        console.print("That is close to all there is." if fits else "[bold red]That does not fit: nothing was measured.[/]")
+        console.print("What makes it smaller:")
+        for line in found.advice:
+            console.print(f"  * {line}.", markup=False)
 
 
 def _word_notes(run: Run) -> list[str]:
@@ -414,12 +461,3 @@ def _time_of(phase: dict[str, Any]) -> str:
     if phase["seconds"] is None:
         return "not known"
     return ("at most " if phase["at_most"] else "") + spoken(phase["seconds"])
-
-
-def _size(number: float) -> str:
-    """Bytes as they are said: `3.4 MB`."""
-    for unit in ("kB", "MB"):
-        number /= 1e3
-        if number < 1e3:
-            return f"{number:,.1f} {unit}"
-    return f"{number / 1e3:,.1f} GB"

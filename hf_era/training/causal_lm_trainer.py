@@ -29,6 +29,7 @@ from hf_era.models import FastPaths
 from hf_era.models.adapters import has_adapters, trained_in_place, without_adapters
 from hf_era.models.fast.precision import EMULATED_BF16_MESSAGE, cpu_has_bf16_units
 from hf_era.models.generation_config import make_generation_config_savable
+from hf_era.models.trainable import keep_input_gradients_off
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.training.checkpointing_trainer import CheckpointingTrainer
 from hf_era.training.checks import (
@@ -502,21 +503,12 @@ class CausalLMTrainer(CheckpointingTrainer):
 
 
 class _FrozenLayersGetNoGradient(TrainerCallback):
-    """Takes back what transformers does for checkpointing: it lets the embeddings ask for a gradient, frozen or not, and
-    every frozen layer before the first that is trained is then computed again and passed through for nothing.
-
-    Reentrant checkpointing alone needs it: without a gradient that comes in, it lets none out.
-    """
+    """After the Trainer has switched checkpointing on; see `keep_input_gradients_off`."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if not args.gradient_checkpointing or not isinstance(model, PreTrainedModel):
-            return
-        has_hook = bool(getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None))
-        is_reentrant = bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
-        if has_hook and not is_reentrant:
-            model.disable_input_require_grads()
-        elif is_reentrant and not has_hook:
-            model.enable_input_require_grads()
+        if args.gradient_checkpointing and isinstance(model, PreTrainedModel):
+            is_reentrant = bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+            keep_input_gradients_off(model, is_reentrant)
 
 
 def _vocabulary_size(model: Any) -> int | None:

@@ -41,6 +41,9 @@ def test_it_measures_and_writes_nothing(
     assert rows["attack", "forget"]["examples"] == 3
     # 16 x 4 up, 4 down, 4 biases: in one layer
     assert found.parameters["auxiliary"] == 16 * 4 + 4 * 16 + 4
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+    assert sum(found.memory[name] for name in parts) == found.memory["estimate"] < found.memory["machine"]
+    assert found.memory["peak"] > 0
     assert found.memory["weights"] * 2 == found.memory["optimizer"] == 8 * found.parameters["total"]
     seconds = {phase["name"]: phase["seconds"] for phase in found.phases}
     assert list(seconds) == ["base", "route", "contract", "coherence", "evaluation", "generation", "attack"]
@@ -54,11 +57,31 @@ def test_it_measures_and_writes_nothing(
     assert "Nothing was trained, and nothing was written there." in said
 
 
+def test_what_does_not_fit_is_not_made(
+    make_run_config: Callable[..., RunConfig], tmp_path: Path, screen: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run_module, "memory_of", lambda device: 1e5)
+    monkeypatch.setattr(dry_run_module._Speed, "_time_training", lambda self: pytest.fail("a model was made"))
+    training = {"lora": {"rank": 2}, "per_device_train_batch_size": 6}
+    found = dry_run(make_run_config(tmp_path, training=training), screen)
+    assert found.seconds is None
+    # in one layer 16 x 4 up, 4 down, 4 biases, and adapters of rank 2 on 16 -> 64 and 64 -> 16
+    assert found.parameters["trained"] == 16 * 4 + 4 * 16 + 4 + 2 * 2 * (16 + 64)
+    assert found.memory["gradients"] == 4 * found.parameters["trained"] < found.memory["weights"]
+    said = " ".join(screen.file.getvalue().split())
+    assert "That does not fit: nothing was measured." in said
+    assert "`training.per_device_train_batch_size: 3` with `training.gradient_accumulation_steps: 2`" in said
+    assert "activation_checkpointing: true`" in said or "gradient_checkpointing: true`" in said
+    assert "`training.lora: {}`" not in said  # it is set
+    assert "The whole run: not known: nothing was measured." in said
+
+
 class NoSpeed:
     """In place of what is measured: every phase but one that says nothing takes a minute."""
 
     memory: dict[str, float] = {}
-    parameters = {"total": 1_000_000, "auxiliary": 0}
+    advice: list[str] = []
+    parameters = {"total": 1_000_000, "auxiliary": 0, "trained": 1_000_000}
 
     def __init__(self, *parts: Any) -> None:
         pass
