@@ -422,7 +422,7 @@ def _show_memory(found: DryRun, run: Run, console: Console) -> None:
     rows = [[text, f"{memory[name] / 1e9:.3f}"] for name, text in _PARTS.items() if name in memory]
     console.print(_table("Memory of a training step, per process", ["part"], ["GB"], rows))
     console.print(
-        f"Estimated for a batch of {batch} with {_longest(run)} tokens, the longest example; a tenth more or less is usual. "
+        f"Estimated for a batch of {batch} with {_longest(run)} tokens, the longest example; real steps took 3 to 12 % more. "
         + (
             f"Without the chunked loss the logits would take {said(memory['whole_logits'])}."
             if run.arguments.chunked_loss
@@ -431,7 +431,9 @@ def _show_memory(found: DryRun, run: Run, console: Console) -> None:
     )
     if memory["estimate"] > 0.8 * memory["machine"]:
         fits = memory["estimate"] <= memory["machine"]
-        console.print("That is close to all there is." if fits else "[bold red]That does not fit: nothing was measured.[/]")
+        console.print(
+            "That is close to all there is." if fits else "[bold red]That does not fit: nothing was measured.[/]"
+        )
         console.print("What makes it smaller:")
         for line in found.advice:
             console.print(f"  * {line}.", markup=False)

@@ -10,8 +10,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR
 
+from hf_era.training import optimizer_state
 from hf_era.training.checkpoint_state import save_tensors
-from hf_era.training.optimizer_state import Unpacker, check_can_be_saved, load_optimizer, save_optimizer
+from hf_era.training.optimizer_state import (
+    Packer,
+    UnsavableStateError,
+    Unpacker,
+    check_can_be_saved,
+    load_optimizer,
+    save_optimizer,
+)
 from hf_era.training.stepped_weights import SteppedWeights
 from hf_era.utils.signals import StoppedError, stoppable
 
@@ -277,3 +285,41 @@ def test_a_schedule_free_run_that_was_stopped_goes_on_exactly(
     saved = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in whole.model.named_parameters())
     assert not whole.optimizer.optimizer.param_groups[0]["train_mode"]
+
+
+class Halved(Tensor):
+    """A tensor made of tensors, as torchao's 8-bit moments are."""
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor, signed: bool) -> Any:
+        return Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)  # type: ignore[attr-defined]
+
+    def __init__(self, codes: Tensor, scale: Tensor, signed: bool) -> None:
+        self.codes, self.scale, self.signed = codes, scale, signed
+
+    def __tensor_flatten__(self) -> tuple[list[str], list[Any]]:
+        return ["codes", "scale"], [self.signed, torch.bfloat16]
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts: Any, attributes: Any, shape: Any, stride: Any) -> Any:
+        assert (attributes[1], shape, stride) == (torch.bfloat16, (2, 3), (3, 1))
+        return cls(parts["codes"], parts["scale"], attributes[0])
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(function)
+
+
+def test_a_tensor_made_of_tensors_comes_back_if_its_class_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = Halved(torch.arange(6, dtype=torch.uint8).view(2, 3), torch.rand(2), True)
+    name = f"{Halved.__module__}.{Halved.__qualname__}"
+    with pytest.raises(UnsavableStateError, match=f"`state`, a {name}"):
+        Packer().pack(value, "state")
+    packer = Packer()
+    monkeypatch.setattr(optimizer_state, "_TENSOR_CLASSES", frozenset({name}))
+    packed = packer.pack(value, "state")
+    back = Unpacker(packer.tensors).unpack(packed, torch.zeros(2, 3))
+    assert type(back) is Halved
+    assert torch.equal(back.codes, value.codes)
+    assert torch.equal(back.scale, value.scale)
+    assert back.signed is True
