@@ -73,6 +73,7 @@ def check_not_quantised(config: Any, options: Mapping[str, Any] | None = None) -
     asked_for = [name for name in ("quantization_config", "load_in_4bit", "load_in_8bit") if (options or {}).get(name)]
     if asked_for or getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            "The base model is quantised (`quantization_config`), and its weights can be neither trained nor routed. Load "
+            "The base model is quantised (`quantization_config`), and its weights can be neither trained nor routed, nor "
+            "with adapters beside them (QLoRA) cut exactly. Load "
             "it without quantisation, for instance with `dtype=torch.bfloat16`, or dequantise it and save that."
         )

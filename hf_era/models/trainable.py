@@ -154,8 +154,8 @@ def choose_trainable(
 
 
 def keep_input_gradients_off(model: Any, is_reentrant: bool = False) -> None:
-    """Takes back what transformers does for checkpointing: it lets the embeddings ask for a gradient, frozen or not, and every
-    frozen layer before the first that is trained is then computed again and passed through for nothing.
+    """Takes back what transformers does for checkpointing: it lets the embeddings ask for a gradient, frozen or not, and
+    every frozen layer before the first that is trained is then computed again and passed through for nothing.
 
     Reentrant checkpointing alone needs it: without a gradient that comes in, it lets none out.
     """

@@ -1,9 +1,9 @@
 """What memory a training step takes, of a model that is not made: said before anything of its size is.
 
-Weights, gradients, optimizer states and buffers are counted. Activations are those that autograd keeps for the backward pass,
-counted too, in a forward pass of a model of torch's fake tensors, which have shapes and no memory, with the batch's size and
-the longest example: what is frozen, adapters, mixed precision, attention kernels and checkpointing are all in it. The loss is
-a formula (`_logits`). What it leaves out: the allocator's and the library's own, temporaries inside an operation, and
+Weights, gradients, optimizer states and buffers are counted. Activations are those that autograd keeps for the backward
+pass, counted too, in a forward pass of a model of torch's fake tensors, which have shapes and no memory, with the batch's
+size and the longest example: what is frozen, adapters, mixed precision, attention kernels and checkpointing are all in it.
+The loss is a formula (`_logits`). What it leaves out: the allocator's and the library's own, temporaries inside an operation, and
 buckets and gathered layers of several processes. Measured against what real steps took: `docs/my_model.md`.
 """
 
@@ -142,12 +142,12 @@ def ways_out(estimate: MemoryEstimate, arguments: Any, may_freeze: bool) -> list
         )
     if _optimizer(arguments).startswith("adamw_torch") and "bit" not in _optimizer(arguments):
         found.append(
-            f"`training.optim: adamw_8bit`: about a quarter of {said(estimate.optimizer)} of optimizer states (bitsandbytes; "
-            "`adamw_torch_8bit`: torchao)"
+            f"`training.optim: adamw_8bit`: about a quarter of {said(estimate.optimizer)} of optimizer states "
+            "(bitsandbytes; `adamw_torch_8bit`: torchao)"
         )
     if not arguments.chunked_loss:
         found.append("`training.chunked_loss: true`: the whole logits are never held")
-    return [*found, "sharding, or the CPU's memory besides: `recipes/accelerate/fsdp2.yaml` and `fsdp2_offload.yaml`"]
+    return [*found, "sharding, and the CPU's memory besides: `recipes/accelerate/fsdp2_offload.yaml`"]
 
 
 def said(number: float) -> str:
@@ -179,7 +179,8 @@ def _on_a_fake_cpu(model: nn.Module) -> None:
     """From the meta device, where attention would choose another kernel, in place. Tied weights stay tied."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
-        for own in (module._parameters, module._buffers):
+        tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in tensors:
             for name, value in own.items():
                 if value is None:
                     continue

@@ -14,8 +14,8 @@ from hf_era.training import optimizer_state
 from hf_era.training.checkpoint_state import save_tensors
 from hf_era.training.optimizer_state import (
     Packer,
-    UnsavableStateError,
     Unpacker,
+    UnsavableStateError,
     check_can_be_saved,
     load_optimizer,
     save_optimizer,

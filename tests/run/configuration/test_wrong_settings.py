@@ -21,6 +21,8 @@ from hf_era.run.config import ModelConfig, RunConfig, load_run_config
         ("routing: {rule: full_sec}", r"'full_sec'\. Did you mean `full_seq`\? Known: full_seq, concept, none\."),
         ("routing: {weighting: frequencies}", r"`routing\.weighting`: 'frequencies'\. Did you mean `frequency`\?"),
         ("model: {start: pretraind}", r"'pretraind'\. Did you mean `pretrained`\? Known: pretrained, scratch\."),
+        ("model: {start: scratch}\ntraining: {lora: {}}", r"`training\.lora` is \{\}, which freezes the base, but.*scratch"),
+        ("training: {trainable: modules}", r"`training\.trainable` is 'modules'.*Set `coherence\.enabled: false`"),
         ("data: 5", r"`data` should be a mapping, got 5\."),
         ("training: [1]", r"`training` should be a mapping, got \[1\]\."),
         ("seed: abc", r"`seed` should be an integer, got 'abc'\."),
