@@ -2,7 +2,7 @@
 
 Any task of the harness by its name, and those in `recipes/lm_eval` over a file of one's own: `wmdp_local=questions.jsonl`.
 The harness is imported once there is a task to measure; it indexes its own tasks (14,000 files, 11 s) only where one of them
-is asked for. Models are measured as they are, in this process, by `lm_eval.evaluate`: `simple_evaluate` does the same and then
+is asked for. Models are measured as they are, in this process, by `lm_eval.evaluate`: `simple_evaluate` does the same, then
 lists the machine's packages and looks for the model's revision on the hub, 3 s for each model.
 """
 
@@ -283,10 +283,11 @@ def _no_file_message(name: str, file: str) -> str:
 
 
 def _loading_message(name: str, file: str | None, error: Exception) -> str:
+    text = error_text(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error_text(error)}"
     if file is not None:
-        return f"`evaluation.tasks`: {name}={file}: {error_text(error)}"
+        return f"`evaluation.tasks`: {name}={file}: {text}"
     return (
-        f"`evaluation.tasks`: {name} could not be loaded: {error_text(error).rstrip('.')}. The harness's tasks read their "
+        f"`evaluation.tasks`: {name} could not be loaded: {text.rstrip('.')}. The harness's tasks read their "
         "data from the hub. On a machine without it, give a local copy: multiple choice as `--tasks wmdp_local=FILE`, "
         "questions and answers as `--tasks tofu_local=FILE`, anything else with a task file of your own (`--task-files "
         "FOLDER`). Formats: docs/my_evaluation.md."
