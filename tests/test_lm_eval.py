@@ -413,7 +413,7 @@ def test_a_task_file_of_ones_own_takes_a_file(folder: Path, tokenizer: Any, tmp_
     task += "custom_dataset: !function mine.read\n"
     (tmp_path / "mine.yaml").write_text(task)
     suite = suite_of(tokenizer, f"mine={folder}/answers.jsonl", task_files=str(tmp_path))
-    assert suite.describe() == "mine=answers.jsonl (1 examples)"
+    assert suite.describe() == "mine=answers.jsonl (1)"
 
 
 @needs_lm_eval

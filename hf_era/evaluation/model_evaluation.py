@@ -117,7 +117,7 @@ def _plan(
         f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
     ]
     if suite is not None:
-        lines.append(f"  tasks        {suite.describe()}")
+        lines.append(f"  tasks        {suite.describe()}; in brackets the number of examples")
     if experiment is not None:
         lines.append(f"  attack       {experiment.describe()}, drawn from {counts['attack']:,} held back")
     return "\n".join(lines)
