@@ -3,8 +3,8 @@
 Weights, gradients, optimizer states and buffers are counted. Activations are those that autograd keeps for the backward
 pass, counted too, in a forward pass of a model of torch's fake tensors, which have shapes and no memory, with the batch's
 size and the longest example: what is frozen, adapters, mixed precision, attention kernels and checkpointing are all in it.
-The loss is a formula (`_logits`). What it leaves out: the allocator's and the library's own, temporaries inside an operation,
-and buckets and gathered layers of several processes. Measured against what real steps took: `docs/my_model.md`.
+The loss is a formula (`_logits`). What it leaves out: the allocator's and the library's own, temporaries inside an
+operation, and buckets and gathered layers of several processes. Measured against what real steps took: `docs/my_model.md`.
 """
 
 from __future__ import annotations
