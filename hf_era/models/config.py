@@ -17,7 +17,6 @@ from hf_era.models.size import check_auxiliary_fits
 from hf_era.utils.checks import check_memory, short_repr, unknown_key_message, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
-
 DEFAULT_WIDTH = 64
 
 

@@ -114,9 +114,7 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
         number = self.family.layers_of(self.config)  # type: ignore[attr-defined]
         layers = {module.name: set(module.resolve_layers(number)) for module in modules}
         for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
-            auxiliary = {
-                module.name: self._new_module(module) for module in modules if layer in layers[module.name]
-            }
+            auxiliary = {module.name: self._new_module(module) for module in modules if layer in layers[module.name]}
             if auxiliary:
                 self._put_beside(block, auxiliary)
 
