@@ -41,7 +41,7 @@ def test_hidden_states_are_those_of_the_stock_model_whatever_is_measured(
     paths: Any, check: Any, make_expanded: Callable[..., Any], batch: Batch
 ) -> None:
     model = paths.set(make_expanded()).eval()
-    model.set_ablated(True)
+    model.set_active(None, False)
     options = {**check.inputs(batch), "output_hidden_states": True}
     expected = paths.reference(model.contract())(**options).hidden_states
     for routing in ({}, {"routing_weight": batch["routing_weight"]}, {"output_activation_l1": True}):
