@@ -123,7 +123,7 @@ def test_a_width_ratio_stays_one_until_the_model_is_known() -> None:
 
 
 def test_a_module_has_a_width_or_a_ratio() -> None:
-    with pytest.raises(ValueError, match="are both given, 64 and 0.5"):
+    with pytest.raises(ValueError, match=r"are both given, 64 and 0\.5"):
         ModuleConfig(width=64, width_ratio=0.5)
     assert ExpansionConfig(width=64, width_ratio=0.5).width is None  # its default gives way, as recipes write it
 
@@ -134,7 +134,7 @@ def test_a_width_ratio_of_more_than_a_machine_holds_is_refused(make_config: Call
 
 
 def test_a_width_ratio_of_what_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="how wide the MLPs are is not known of this family. Give `width`, in units."):
+    with pytest.raises(ValueError, match=r"how wide the MLPs are is not known of this family\. Give `width`"):
         ModuleConfig(width_ratio=0.5).resolved(None)
 
 
