@@ -136,8 +136,8 @@ def register_family(family: Family) -> None:
 
 
 def _register_stored_names(family: Family) -> None:
-    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the head
-    of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
+    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the
+    head of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
     stored = get_checkpoint_conversion_mapping(family.model_class.stock_class.__name__)
     for model_class in (family.model_class, family.fast_class):
         if stored is not None and model_class is not None:
