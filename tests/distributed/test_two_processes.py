@@ -148,7 +148,7 @@ def test_gradients_and_losses_are_those_of_one_process(
     same = {name: LAYOUTS[layout][name] for name in ("kind", "trainer", "model_type") if name in LAYOUTS[layout]}
     expected = run_one(**same, settings={"per_device_train_batch_size": 8})
     result = two[f"{way}-{layout}"]
-    assert relative_error(result["gradients"][0], expected["gradients"][0]) < 1e-6
+    assert relative_error(result["gradients"][0], expected["gradients"][0]) < (5e-6 if "model_type" in same else 1e-6)
     assert_same_losses(losses(result), losses(expected), 1e-6)
 
 
