@@ -230,7 +230,8 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     Args:
         folder (`Path`): for files; the same on all ranks.
         case (`dict`): `way` (see `launch`), `name`, and, optionally, `model_type`, `stories`, `kind`, `dropout`,
-            `eval_stories`, `save`, and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second trainer continues from.
+            `eval_stories`, `save`, and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second
+            trainer continues from.
     """
     with launch(case["way"]) as relabel:
         set_seed(0)

@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import (
 
 
 def why_no_causal_lm(model_type: str) -> str | None:
-    """What a type of model is that does not predict the next token, for a message; `None` for causal LMs, multimodal ones too,
-    and for a type that transformers does not know."""
+    """What a type of model is that does not predict the next token, for a message; `None` for causal LMs, multimodal ones
+    too, and for a type that transformers does not know."""
     if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "an encoder with a decoder"
     if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # many have a causal form, which is not how they were trained
@@ -28,8 +28,8 @@ def why_no_causal_lm(model_type: str) -> str | None:
 
 def no_causal_lm_message(model_type: str, reason: str, families: Mapping[str, Any]) -> str:
     return (
-        f"The model's type `{model_type}` is {reason}, no causal LM. hf_era trains and measures models that predict the next "
-        f"token; of these families it can expand them: {', '.join(sorted(families))}."
+        f"The model's type `{model_type}` is {reason}, no causal LM. hf_era trains and measures models that predict the "
+        f"next token; of these families it can expand them: {', '.join(sorted(families))}."
     )
 
 
@@ -40,7 +40,7 @@ def unsupported_message(model_type: str, families: Mapping[str, Any]) -> str:
         return no_causal_lm_message(model_type, reason, families)
     known = f"Known: {', '.join(sorted(families))}."
     if _is_multimodal(model_type):
-        text_type = getattr(CONFIG_MAPPING[model_type].sub_configs.get("text_config"), "model_type", None)
+        text_type: Any = getattr(CONFIG_MAPPING[model_type].sub_configs.get("text_config"), "model_type", None)
         text_class = (
             families[text_type].model_class.stock_class.__name__ if text_type in families else "TextForCausalLM"
         )
@@ -50,9 +50,9 @@ def unsupported_message(model_type: str, families: Mapping[str, Any]) -> str:
             f"`text.lm_head = whole.lm_head`, of the `whole` one in memory. {known}"
         )
     return (
-        f"The base model's type `{model_type}` is of no family that hf_era knows. {known} `hf-era eval` and `hf-era relearn` "
-        "work for it anyway. To expand it, say where its MLPs are: `ExpansionConfig(mlp=..., down_projection=...)`, for "
-        'instance "mlp" and "down_proj". A family with tests is one file in `hf_era/models/families/`.'
+        f"The base model's type `{model_type}` is of no family that hf_era knows. {known} `hf-era eval` and `hf-era "
+        "relearn` work for it anyway. To expand it, say where its MLPs are: `ExpansionConfig(mlp=..., down_projection=...)`, "
+        'for instance "mlp" and "down_proj". A family with tests is one file in `hf_era/models/families/`.'
     )
 
 

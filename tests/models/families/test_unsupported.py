@@ -61,7 +61,10 @@ def test_an_encoder_is_no_causal_lm(tmp_path: Path) -> None:
     base = BertLMHeadModel(BertConfig(**SIZES, is_decoder=True))
     base.config.is_decoder = False
     base.save_pretrained(tmp_path)
-    message = f"The model's type `bert` is an encoder, no causal LM. hf_era trains and measures models that predict the next token; of these families it can expand them: {KNOWN}."
+    message = (
+        "The model's type `bert` is an encoder, no causal LM. hf_era trains and measures models that predict the next "
+        f"token; of these families it can expand them: {KNOWN}."
+    )
     for argument in (tmp_path, base):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             expand_base(argument, EXPANSION)
@@ -98,7 +101,7 @@ def test_a_multimodal_model_is_to_pass_its_text_model(tmp_path: Path) -> None:
     config = Gemma3Config(text_config=text_config, vision_config=vision, **tokens)
     whole = Gemma3ForConditionalGeneration(config).eval()
     with pytest.raises(
-        ValueError, match="`gemma3` is multimodal. Pass its text model as a model of its own: `text"
+        ValueError, match=r"`gemma3` is multimodal\. Pass its text model as a model of its own: `text"
     ) as caught:
         expand_base(whole, EXPANSION)
     space = {"whole": whole, "Gemma3ForCausalLM": Gemma3ForCausalLM}
