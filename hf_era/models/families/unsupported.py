@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -21,9 +21,11 @@ def why_no_causal_lm(model_type: str) -> str | None:
         return "an encoder with a decoder"
     if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # many have a causal form, which is not how they were trained
         return "an encoder"
-    if _is_multimodal(model_type) or model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if model_type not in CONFIG_MAPPING or _is_multimodal(model_type):
         return None
-    return "no language model" if model_type in CONFIG_MAPPING else None
+    return (
+        None if CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING else "no language model"
+    )  # registered ones too
 
 
 def no_causal_lm_message(model_type: str, reason: str, families: Mapping[str, Any]) -> str:
@@ -51,8 +53,9 @@ def unsupported_message(model_type: str, families: Mapping[str, Any]) -> str:
         )
     return (
         f"The base model's type `{model_type}` is of no family that hf_era knows. {known} `hf-era eval` and `hf-era "
-        "relearn` work for it anyway. To expand it, say where its MLPs are: `ExpansionConfig(mlp=..., down_projection=...)`, "
-        'for instance "mlp" and "down_proj". A family with tests is one file in `hf_era/models/families/`.'
+        "relearn` work for it anyway. To expand it, say where its MLPs are: `ExpansionConfig(mlp=..., "
+        'down_projection=...)`, for instance "mlp" and "down_proj". A family with tests is one file in '
+        "`hf_era/models/families/`."
     )
 
 

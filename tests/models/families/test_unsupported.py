@@ -21,6 +21,7 @@ from transformers import (
 
 from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, expand_base
 from hf_era.models import FAMILIES, get_family
+from hf_era.models.families.unsupported import why_no_causal_lm
 from hf_era.models.loading import load_causal_lm
 
 SIZES: dict[str, Any] = {
@@ -84,6 +85,10 @@ def test_an_encoder_is_no_causal_lm(tmp_path: Path) -> None:
 def test_other_models_that_are_no_causal_lm(model_type: str, reason: str) -> None:
     with pytest.raises(ValueError, match=rf"^The model's type `{model_type}` is {reason}.*, no causal LM\."):
         get_family(model_type)
+
+
+def test_models_that_somebody_registered_may_be_causal_lms() -> None:
+    assert [why_no_causal_lm(name) for name in ("expanded_llama", "llama", "nobody_knows_it", "gemma3")] == [None] * 4
 
 
 @pytest.mark.parametrize("model_type", ["mistral3", "llava", "nobody_knows_it", "opt"])
