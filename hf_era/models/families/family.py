@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from hf_era.models.families.unsupported import unsupported_message
 from hf_era.models.fast.causal_lm import CHUNKED_LOSS, FastCausalLMMixin, FastPath
 from hf_era.models.layers import mixed_class
 
@@ -151,8 +152,8 @@ def register_family(family: Family) -> None:
 
 
 def _register_stored_names(family: Family) -> None:
-    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the head
-    of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
+    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the
+    head of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
     stored = get_checkpoint_conversion_mapping(family.model_class.stock_class.__name__)
     for model_class in (family.model_class, family.fast_class):
         if stored is not None and model_class is not None:
@@ -180,8 +181,8 @@ def get_family(model_type: str) -> Family:
     """The family of a stock model type.
 
     Raises:
-        ValueError: if nobody registered it (the message lists those that are), or if it is the type of a model that is
-            expanded already.
+        ValueError: if nobody registered it (the message lists those that are, and says what it is instead), or if it is
+            the type of a model that is expanded already.
     """
     if model_type.removeprefix(EXPANDED_PREFIX) in FAMILIES and model_type.startswith(EXPANDED_PREFIX):
         raise ValueError(
@@ -189,8 +190,5 @@ def get_family(model_type: str) -> Family:
             "with it, or pass its contracted checkpoint as the base."
         )
     if model_type not in FAMILIES:
-        raise ValueError(
-            f"The base model's type `{model_type}` is of no family that hf_era knows. Known: {', '.join(sorted(FAMILIES))}. "
-            "Another family is one file in `hf_era/models/families/`."
-        )
+        raise ValueError(unsupported_message(model_type, FAMILIES))
     return FAMILIES[model_type]
