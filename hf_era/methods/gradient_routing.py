@@ -29,6 +29,13 @@ class GradientRouting(Method):
     texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
 
+    def check(self, settings: Settings) -> None:
+        if not settings.expansion.module_configs:
+            raise ValueError(
+                "`expansion.modules` is []: there is no module that could learn the forget examples. Leave it out for one, "
+                "or list the modules."
+            )
+
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         wanted = settings.coherence.stories
         available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)
@@ -42,7 +49,7 @@ class GradientRouting(Method):
         lines = []
         for module in settings.expansion.module_configs:
             layers = "all layers" if module.target_layers is None else f"layers {module.target_layers}"
-            lines.append(("expansion", f"auxiliary module '{module.name}' of width {module.width}, {layers}"))
+            lines.append(("expansion", f"auxiliary module '{module.name}' of {module.width_text}, {layers}"))
         rule = settings.routing.rule
         lines.append(("routing", f"{rule} ({settings.routing.weighting})" if rule == "full_seq" else rule))
         router = settings.router if isinstance(settings.router, str) else settings.router["name"]

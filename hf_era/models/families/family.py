@@ -26,7 +26,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from hf_era.models.families.unsupported import unsupported_message
 from hf_era.models.fast.causal_lm import CHUNKED_LOSS, FastCausalLMMixin, FastPath
 from hf_era.models.layers import mixed_class
 
@@ -54,6 +56,10 @@ class Family:
         gated (`bool`): whether MLPs are `down(act(gate(x)) * up(x))`; auxiliary modules then are, too.
         hidden_size, number_of_layers, activation (`str`): config fields: width of the residual stream, number of blocks,
             name of the MLP's activation function.
+        intermediate_size (`str`, *optional*): config field: hidden units of the MLP; its value `None` means four times
+            `hidden_size`. `None`: there is no such field, so that a module can neither be folded into the MLP nor be as wide
+            as a share of it.
+        gate_projection (`str`): path in a gated MLP to the layer whose output goes through the activation function.
         activation_module (`str`): attribute of an MLP that is not gated: its activation function. A GELU is fused with the
             routing.
         fast_path (`FastPath`, *optional*): a faster way to compute it; the chunked loss if not given. `None`: no faster way,
@@ -74,6 +80,8 @@ class Family:
     hidden_size: str = "hidden_size"
     number_of_layers: str = "num_hidden_layers"
     activation: str = "hidden_act"
+    intermediate_size: str | None = "intermediate_size"
+    gate_projection: str = "gate_proj"
     activation_module: str = "act"
     fast_path: FastPath | None = CHUNKED_LOSS
     explicit_fast_class: Any = None
@@ -111,6 +119,15 @@ class Family:
     def layers_of(self, config: PreTrainedConfig | Any) -> int:
         return int(getattr(config, self.number_of_layers))
 
+    def mlp_width(self, config: PreTrainedConfig | Any) -> int | None:
+        """Hidden units of the MLP of every layer; `None` where no one number says it."""
+        if self.intermediate_size is None:
+            return None
+        width = getattr(config, self.intermediate_size, None)
+        if width is None:
+            return 4 * int(getattr(config, self.hidden_size))
+        return width if isinstance(width, int) else None
+
 
 FAMILIES: dict[str, Family] = {}
 """Model type of the stock config -> family."""
@@ -130,7 +147,17 @@ def register_family(family: Family) -> None:
     family.model_class.family = family
     if family.fast_class is not None:
         family.fast_class.family = family
+    _register_stored_names(family)
     _register_auto_classes(family)
+
+
+def _register_stored_names(family: Family) -> None:
+    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the
+    head of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
+    stored = get_checkpoint_conversion_mapping(family.model_class.stock_class.__name__)
+    for model_class in (family.model_class, family.fast_class):
+        if stored is not None and model_class is not None:
+            register_checkpoint_conversion_mapping(model_class.__name__, stored, overwrite=True)
 
 
 def register_auto_classes() -> None:
@@ -154,8 +181,8 @@ def get_family(model_type: str) -> Family:
     """The family of a stock model type.
 
     Raises:
-        ValueError: if nobody registered it (the message lists those that are), or if it is the type of a model that is
-            expanded already.
+        ValueError: if nobody registered it (the message lists those that are, and says what it is instead), or if it is
+            the type of a model that is expanded already.
     """
     if model_type.removeprefix(EXPANDED_PREFIX) in FAMILIES and model_type.startswith(EXPANDED_PREFIX):
         raise ValueError(
@@ -163,8 +190,5 @@ def get_family(model_type: str) -> Family:
             "with it, or pass its contracted checkpoint as the base."
         )
     if model_type not in FAMILIES:
-        raise ValueError(
-            f"The base model's type `{model_type}` is of no family that hf_era knows. Known: {', '.join(sorted(FAMILIES))}. "
-            "Another family is one file in `hf_era/models/families/`."
-        )
+        raise ValueError(unsupported_message(model_type, FAMILIES))
     return FAMILIES[model_type]
