@@ -38,11 +38,13 @@ class ExpandedCausalLMOutput(CausalLMOutputWithPast):
     """`CausalLMOutputWithPast` and the activations' L1 norm.
 
     Attributes:
+        cross_attentions (*optional*): what some stock classes (GPT-2) have a place for; always `None`.
         activation_l1 (`torch.FloatTensor`, *optional*): scalar, fp32 (fp64 for an fp64 model): sum of |activation| over
             real tokens, target layers, original dims and active auxiliary modules. Given with
             `output_activation_l1=True`.
     """
 
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
     activation_l1: torch.Tensor | None = None
 
 

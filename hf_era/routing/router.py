@@ -231,7 +231,7 @@ def build_token_routing(
                 part.activation_multiplier, part.parameter_multiplier, dial if part.dial is None else part.dial * dial
             )
     mask = None
-    if measure_activation_l1 and attention_mask is not None and attention_mask.dim() == 2:
+    if measure_activation_l1 and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         mask = attention_mask.to(torch.float32)
     return TokenRouting(routed.original, parts, measure_activation_l1, mask)
 

@@ -191,7 +191,7 @@ def _takes_chunked_loss(model: Any, skip_logits: bool | None, labels: Tensor | N
 def _mask_for_attention(model: Any, inputs: dict[str, Any]) -> Any:
     mask = inputs.get("attention_mask")
     if (
-        mask is None
+        not isinstance(mask, Tensor)  # a static cache comes with a mask for each kind of layer, by name
         or mask.dim() != 2
         or inputs.get(CACHE_NAME) is not None
         # Without a mask, transformers takes positions that start anew for documents packed into one row.
