@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -30,8 +31,9 @@ from hf_era.evaluation import (
     RelearnConfig,
     SamplingConfig,
 )
+from hf_era.evaluation.modules import MODULE
 from hf_era.models.loading import load_causal_lm, load_tokenizer
-from hf_era.utils.checks import unknown_value_message
+from hf_era.utils.checks import short_repr, unknown_value_message
 from hf_era.utils.files import local_path
 
 RUN_FOLDERS = ("model", "contracted", "expanded")
@@ -76,6 +78,8 @@ class ModelEvaluationConfig:
         device (`str`, *optional*, defaults to `"auto"`): `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype (`str`, *optional*, defaults to `"auto"`): `auto` (that of the checkpoint), `float32`, `bfloat16`, `float16`.
         seed (`int`, *optional*, defaults to `0`): of the attack's choice of examples, where `forget` is split.
+        profiles (`list[str]`, *optional*): modules of an expanded model, whose combinations are measured; empty: all. The
+            column `module` of the forget examples, if there is one, says whose they are. Not given: none are measured.
         evaluation, generation, relearn: the sections of a run's config.
 
     Raises:
@@ -103,6 +107,7 @@ class ModelEvaluationConfig:
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 0
+    profiles: list[str] | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     generation: SamplingConfig = field(default_factory=SamplingConfig)
     relearn: RelearnConfig = field(default_factory=RelearnConfig)
@@ -244,7 +249,18 @@ def _read(
         unused[name] = columns
     if label is not None:
         examples = examples.add_column("label", np.full(len(examples), label))  # type: ignore[call-arg]
+    if config.profiles is not None and label == FORGET and MODULE in rows.column_names:
+        examples = examples.add_column(MODULE, _module_names(rows[MODULE][:], source))  # type: ignore[call-arg]
     return label_examples(examples, data, f"{name} examples")
+
+
+def _module_names(values: Sequence[Any], source: str) -> list[str | None]:
+    odd = next((value for value in values if not isinstance(value, str | None)), None)
+    if odd is not None:
+        raise ValueError(
+            f"`forget`: the column `{MODULE}` of {source} should hold names of modules (or null), got {short_repr(odd)}."
+        )
+    return list(values)
 
 
 def _parts_of_one(config: ModelEvaluationConfig, examples: Dataset) -> dict[str, Dataset]:

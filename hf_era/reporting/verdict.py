@@ -71,6 +71,11 @@ def verdict(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> list[VerdictL
     return [VerdictLine(question, *answer) for question, answer in zip(QUESTIONS, answers, strict=True)]
 
 
+def is_judged(result: AnyResult) -> bool:
+    """Whether a verdict is shown: not of a model that was measured for its profiles, with nothing to compare it with."""
+    return not result.profiles or isinstance(result, RunResult) or result.before is not None
+
+
 QUESTIONS = ("Removed?", "Cost?", "Comes back?")
 Answer = tuple[str, str, str]
 """Answer, level, text."""

@@ -14,6 +14,7 @@ from hf_era.data import PreparedData
 from hf_era.data.examples import PROMPT_CHARACTERS
 from hf_era.data.splits import PARTS
 from hf_era.evaluation import RunResult
+from hf_era.evaluation.modules import MODULE
 from hf_era.methods import get_method
 from hf_era.reporting.html.report import write_report
 from hf_era.reporting.markdown.model_card import write_model_card
@@ -74,7 +75,8 @@ def finish(
 
 def write_held_out(data: PreparedData, folder: Path) -> None:
     """Writes the examples that were never trained on, a file for each set, so that `hf-era eval` and `relearn` can measure
-    other models on them, and this one once more. Texts are cut as they were (`data.max_characters`)."""
+    other models on them, and this one once more. Texts are cut as they were (`data.max_characters`); of several modules it
+    is said whose a forget example is."""
     for name in PARTS[1:]:
         examples = getattr(data, name)
         if not len(examples):
@@ -86,6 +88,9 @@ def write_held_out(data: PreparedData, folder: Path) -> None:
                 {"prompt": row["text"][:end], "completion": row["text"][end:]}
                 for row, end in zip(rows, prompts, strict=True)
             ]
+        if MODULE in examples.column_names:
+            modules = examples[MODULE][:]
+            rows = [row | ({MODULE: name} if name else {}) for row, name in zip(rows, modules, strict=True)]
         lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
         write_text(folder / f"{HELD_OUT_FILES[name]}.jsonl", lines)
 
