@@ -42,7 +42,8 @@ def draw(results: Results) -> Figure:
             panel.text(column, row, format_number(value, 2), ha="center", va="center", color=INK)
     panel.set_xlim(-0.5, len(titles) - 0.5)
     panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.set_xticks(range(len(titles)), [label(title.removesuffix(": forget examples"), 14) for title in titles])
+    names = [label(title.removesuffix(": forget examples"), 18) for title in titles]
+    panel.set_xticks(range(len(titles)), names, rotation=30, ha="right", rotation_mode="anchor")
     panel.set_yticks(range(len(rows)), [label(profile.get("name"), 30) for profile in result.profiles])
     panel.tick_params(length=0)
     panel.grid(False)
