@@ -113,6 +113,11 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
             f"`training.warmup_steps` is {warmup:g}, and there are {steps} steps: the learning rate never gets to its peak. "
             "Lower the one or raise the other."
         )
+    for module, own in summary.get("modules", {}).items():
+        if not own["validation_forget_stories"]:
+            notes.append(
+                f"No example of the module '{module}' is among those to evaluate on. Raise `data.forget_validation_stories`."
+            )
     if contradictions := summary.get("contradictions_dropped"):
         notes.append(f"{contradictions:,} examples repeat an earlier one that has another label. The first one counts.")
     if long := summary.get("long_prompts_dropped"):
@@ -137,19 +142,24 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
 
 
 def _counts(summary: dict[str, Any]) -> str:
-    """Examples per label that are trained on."""
+    """Examples per label, and of those to be forgotten per module, that are trained on."""
     counts = {
         "forget": summary["train_forget_labelled"],
         "retain": summary["train_retain"],
         "unlabelled": summary["train_unlabelled"] + summary["train_forget_unlabelled"],
     }
-    told = ", ".join(f"{number:,} {name}" for name, number in counts.items() if number or name != "unlabelled")
+    names = {name: name for name in counts}
+    if of_modules := summary.get("modules"):
+        shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
+        names["forget"] = f"forget ({shares})"
+    told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
     return f"To be trained on: {told} examples."
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
     """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the examples."""
     data, seed = config.data, config.seed
+    modules = [module.name for module in config.expansion.module_configs] if data.modules else None
     sources = load_sources(data, seed, given_tokenizer)
 
     def prepare() -> CachedData:
@@ -162,11 +172,13 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         if tokenizer is None:
             tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
             trained = tokenizer.backend_tokenizer.to_str()
-        prepared = prepare_data(splits, tokenizer, data, config.routing, vocabulary_size or len(tokenizer))
+        size = vocabulary_size or len(tokenizer)
+        prepared = prepare_data(splits, tokenizer, data, config.routing, size, modules)
         return CachedData(prepared, data_fingerprint(splits), trained)
 
     tokenizer = config.model.vocabulary_size if given_tokenizer is None else given_tokenizer
-    return cached_data(prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size), prepare)
+    key = prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size, modules)
+    return cached_data(key, prepare)
 
 
 def _base_config(config: RunConfig) -> Any:

@@ -28,7 +28,12 @@ from hf_era.models.config import ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import load_tokenizer
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
-from hf_era.training.checks import check_has_effect, check_is_routed, check_routing_weights_arrive
+from hf_era.training.checks import (
+    check_has_effect,
+    check_is_routed,
+    check_modules_match,
+    check_routing_weights_arrive,
+)
 from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
 from hf_era.training.evaluation_sets import check_names
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
@@ -43,7 +48,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """Trains an expanded causal LM with gradient routing.
 
     Differs from `CausalLMTrainer` in the training step in three places: the loss has the L1 term that `args` ask for, the
-    auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
+    auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model, with
+    `module_index` where there is one: which of the model's modules an example belongs to. It logs
     `language_model_loss` and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the
     module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
     `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`. Other names of the two sets: `forget_dataset_name` and
@@ -76,7 +82,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """
 
     config_class = GradientRoutingConfig
-    extra_columns = ("routing_weight", "is_unassigned")  # a wrapper of the model hides them
+    extra_columns = ("routing_weight", "is_unassigned", "module_index")  # a wrapper of the model hides them
     settings_of_optimizer = (
         *CausalLMTrainer.settings_of_optimizer, "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
     )  # fmt: skip
@@ -108,6 +114,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
             data = prepare_for_trainer(args, train_dataset, eval_dataset, processing_class, model)
             train_dataset, eval_dataset, self.data_summary = data
         kwargs |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
+        check_modules_match(train_dataset, getattr(model, "module_names", None))
         super().__init__(model=model, args=args, l1_coefficient=getattr(args, "l1_coefficient", 0.0), **kwargs)
         self._set_up_model(self.model)
         self._check_launch_and_columns()
@@ -160,7 +167,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
     # ---- Optimizer ----
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, its groups split so that the auxiliary modules have their own."""
+        """The Trainer's optimizer, its groups split so that the auxiliary modules have their own.
+
+        A module has no gradient from examples of another one, and AdamW moves it all the same in a batch without any of its
+        own: by the momentum of earlier batches, and by weight decay.
+        """
         existed = self.optimizer is not None
         if existed and not self._made_optimizer:  # assigned after the constructor had looked
             check_has_effect(self.args, self.settings_of_optimizer, "an optimizer")
