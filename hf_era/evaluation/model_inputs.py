@@ -23,7 +23,7 @@ from hf_era.data import (
     examples_of,
     load_stories,
 )  # fmt: skip
-from hf_era.data.labelling import LABEL_NAMES
+from hf_era.data.labelling import LABEL_NAMES, MODULE
 from hf_era.data.splits import check_labels, story_key
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.evaluation import (
@@ -31,7 +31,6 @@ from hf_era.evaluation import (
     RelearnConfig,
     SamplingConfig,
 )
-from hf_era.evaluation.modules import MODULE
 from hf_era.models.loading import load_causal_lm, load_tokenizer
 from hf_era.utils.checks import short_repr, unknown_value_message
 from hf_era.utils.files import local_path

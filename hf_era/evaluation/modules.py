@@ -13,14 +13,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from hf_era.data.labelling import MODULE
 from hf_era.evaluation.evaluator import Evaluator
 from hf_era.evaluation.intervals import paired_difference
 from hf_era.evaluation.leak_audit import ablation_audit
 from hf_era.evaluation.losses import StoryLosses, loss_estimate
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, StoryRows, selectivity_estimates
 
-MODULE = "module"
-"""Column: the name of the module that an example belongs to; null where it belongs to none."""
 ALONE_OFF = "alone_off"
 """Stage in a module's losses: this module off, all others on."""
 Measured = Mapping[str, StoryLosses]

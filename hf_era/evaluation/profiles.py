@@ -6,7 +6,7 @@ One training gives them all: no module is trained to need another.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from itertools import combinations
 from typing import Any
 
@@ -69,10 +69,8 @@ def measure_profiles(
     samples = evaluator.config.bootstrap_samples
     found = []
     for on in combinations_of(modules):
-        with ExitStack() as off:
-            for name in model.module_names:
-                if name not in on:
-                    off.enter_context(model.ablated(name))
+        off = [name for name in model.module_names if name not in on]
+        with model.ablated(*off) if off else nullcontext():  # without a name all would be off
             measured = evaluator.measure(model, profile_name(on))
         parts = {name: own_losses(measured["forget"], rows) for name, rows in own.items()}
         estimates = evaluator.estimates(measured)

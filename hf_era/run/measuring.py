@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from hf_era.data import FORGET, RoutingCollator, padding_token_id
 from hf_era.data.columns import present
+from hf_era.data.labelling import MODULE
 from hf_era.evaluation import (
     AuxiliaryActivationMeter,
     EvaluationConfig,
@@ -29,7 +30,6 @@ from hf_era.evaluation import (
 )
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.evaluation.modules import (
-    MODULE,
     examples_of_modules,
     measure_module,
     module_selectivity,

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from hf_era.data import PreparedData
 from hf_era.data.examples import PROMPT_CHARACTERS
+from hf_era.data.labelling import MODULE
 from hf_era.data.splits import PARTS
 from hf_era.evaluation import RunResult
-from hf_era.evaluation.modules import MODULE
 from hf_era.methods import get_method
 from hf_era.reporting.html.report import write_report
 from hf_era.reporting.markdown.model_card import write_model_card
