@@ -47,8 +47,8 @@ class ModelCommand:
                 "--profiles",
                 nargs="*",
                 metavar="MODULE",
-                help="losses with each combination of auxiliary modules on: of all, or of these; MODEL is then a run's folder "
-                "(with its own held-out examples) or an expanded model",
+                help="losses with each combination of auxiliary modules on: of all, or of these; MODEL is then a run's "
+                "folder (with its own held-out examples) or an expanded model",
             )
         if self.attacks:
             parser.add_argument(

@@ -2,8 +2,8 @@
 
 An entry of a result's `modules` has, for the module's own forget examples:
 
-* `losses`: stage -> `forget` -> a `LossEstimate` as a dict; at the stage `alone_off`, this module off and all others on, also
-  `retain`;
+* `losses`: stage -> `forget` -> a `LossEstimate` as a dict; at the stage `alone_off`, this module off and all others on,
+  also `retain`;
 * `ablation_gap`, `retain_ablation_gap`: what switching it off alone adds to the loss on its own forget examples, and on
   retain examples; `crosstalk`: every other module -> the same on that one's; `unlearning`: final model minus before the
   method; each an `Estimate` as a dict;

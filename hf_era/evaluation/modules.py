@@ -46,18 +46,14 @@ def own_losses(losses: StoryLosses, own: Tensor) -> StoryLosses:
     return StoryLosses(*(column[own] for column in losses))
 
 
-def stage_figures(
-    measured: Mapping[str, Measured], own: Tensor, final_stage: str, samples: int
-) -> dict[str, Any]:
+def stage_figures(measured: Mapping[str, Measured], own: Tensor, final_stage: str, samples: int) -> dict[str, Any]:
     """The losses at each stage on a module's own forget examples, and the final model's unlearning on them.
 
     Returns: `losses`: stage -> `forget` -> a `LossEstimate` as a dict; and, where there is a model before the method,
         `unlearning`: an `Estimate` as a dict.
     """
     parts = {stage: own_losses(losses["forget"], own) for stage, losses in measured.items()}
-    found: dict[str, Any] = {
-        "losses": {stage: {"forget": _estimate(part, samples)} for stage, part in parts.items()}
-    }
+    found: dict[str, Any] = {"losses": {stage: {"forget": _estimate(part, samples)} for stage, part in parts.items()}}
     if "before" in parts and final_stage != "before":
         found["unlearning"] = _difference(parts[final_stage], parts["before"], samples)
     return found

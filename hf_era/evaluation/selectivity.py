@@ -77,9 +77,9 @@ class AuxiliaryActivationMeter:
         return measure
 
     def story_rows(self, module: str | None = None) -> StoryRows:
-        """layer -> what was measured of each example, in the order of the batches, on the CPU; empty where no module ran. All
-        modules of a layer count together, or `module` alone in the layers that have it. Raises `RuntimeError` if a layer has
-        several modules and they ran on different numbers of examples."""
+        """layer -> what was measured of each example, in the order of the batches, on the CPU; empty where no module ran.
+        All modules of a layer count together, or `module` alone in the layers that have it. Raises `RuntimeError` if a layer
+        has several modules and they ran on different numbers of examples."""
         found: StoryRows = {}
         for layer, measured in self._parts.items():
             named = zip(self._names[layer], measured, strict=True)

@@ -6,7 +6,6 @@ Losses are in nats a token. Whatever is said of one module is said by what says 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,8 +80,8 @@ def crosstalk_table(result: AnyResult) -> Table | None:
         rows.append([name_of(name), *(format_estimate(estimate, True, missing="-") for estimate in estimates)])
     header = ["Switched off", *(f"{name_of(name)}: forget examples" for name in modules), KINDS["retain"]]
     caption = (
-        f"What switching one module off, all others on, adds to the loss, nats a token, {OWN_INTERVALS}. On the diagonal its "
-        "own ablation gap; beside it crosstalk, which should be near 0."
+        f"What switching one module off, all others on, adds to the loss, nats a token, {OWN_INTERVALS}. On the diagonal "
+        "its own ablation gap; beside it crosstalk, which should be near 0."
     )
     return Table(caption, header, rows)
 
@@ -95,11 +94,11 @@ def module_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One flat dict per result and module, as a comparison's JSON has them: `name`, `seed`, `module`, `OF_A_MODULE` and
     `largest_crosstalk`, each an `Estimate` as a dict."""
     rows = []
-    for result in results:
-        for name, own in result.modules.items() if isinstance(result, RunResult) else ():
+    for result in (one for one in results if isinstance(one, RunResult)):
+        for name, own in result.modules.items():
             figures = summary_of(result_of_module(result, name))
-            crosstalk = [estimate_of(part) for part in (own.get("crosstalk") or {}).values()]
-            largest = max(crosstalk, key=lambda part: part.value if is_number(part.value) else -math.inf, default=Estimate(None))
+            crosstalk = [part for part in (own.get("crosstalk") or {}).values() if is_number(part.get("value"))]
+            largest = estimate_of(max(crosstalk, key=lambda part: part["value"], default=None))
             rows.append({
                 "name": result.name,
                 "seed": result.seed,
@@ -136,10 +135,10 @@ def module_selectivity_table(result: AnyResult) -> Table | None:
     layers = sorted({layer for part in measured.values() for layer in part}, key=layer_order)
     if not layers:
         return None
-    rows = [
-        [name_of(layer), *(format_estimate(estimate_of(part.get(layer)), digits=2, missing="-") for part in measured.values())]
-        for layer in layers
-    ]
+    rows = []
+    for layer in layers:
+        estimates = [estimate_of(part.get(layer)) for part in measured.values()]
+        rows.append([name_of(layer), *(format_estimate(one, digits=2, missing="-") for one in estimates)])
     caption = (
         "Mean absolute activation of each module on its own forget examples over that on retain examples, "
         f"{OWN_INTERVALS}. -: it is not in that layer."

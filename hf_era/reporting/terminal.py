@@ -24,8 +24,8 @@ PROFILES = "Losses with each combination of modules on"
 
 
 def print_result(result: AnyResult, console: Console) -> None:
-    """Prints what is odd about the data, the verdict, of several modules where theirs differs, and the losses. No name or text
-    is read as markup."""
+    """Prints what is odd about the data, the verdict, of several modules where theirs differs, and the losses. No name or
+    text is read as markup."""
     for warning in data_warnings(result):
         console.print(Text(warning, style=STYLES["bad"]))
     if is_judged(result):

@@ -13,8 +13,9 @@ EXPANDED = "expanded"
 
 
 def expanded_model_of(model: str, needs_examples: bool = True) -> dict[str, Any]:
-    """Where the expanded model of a run is, and its examples if they are needed, as fields of a `ModelEvaluationConfig`; empty
-    if `model` is not the folder of a run. Raises `ValueError` if that run has no expanded model, or lacks its examples."""
+    """Where the expanded model of a run is, and its examples if they are needed, as fields of a `ModelEvaluationConfig`;
+    empty if `model` is not the folder of a run. Raises `ValueError` if that run has no expanded model, or lacks its
+    examples."""
     folder = local_path(model)
     if not (folder / RUN_FILE).is_file():
         return {}

@@ -99,7 +99,9 @@ class Measuring:
         layers = len(self.run.expansion.resolve_layers(family.layers_of(self.run.base_config))) if expanded else 0
         unlabelled = len(self.stages) * len(self.run.data.validation_unlabelled)
         audits = 1
-        if expanded and self.own:  # each module by itself: its gradients, and switched off in all and in each of its layers
+        if (
+            expanded and self.own
+        ):  # each module by itself: its gradients, and switched off in all and in each of its layers
             number = family.layers_of(self.run.base_config)
             layers += sum(1 + len(module.resolve_layers(number)) for module in self.module_configs)
             audits += len(self.own)
@@ -256,7 +258,11 @@ class Measuring:
         found = measure_module(evaluator, model, module, self.own, all_on)
         found["selectivity"] = module_selectivity(evaluator, meters, module, self.own[module])
         forget = stories_labelled(self.run.data, FORGET)
-        rows = [index for index, name in enumerate(forget[MODULE][:]) if name == module] if MODULE in forget.column_names else []
+        rows = (
+            [index for index, name in enumerate(forget[MODULE][:]) if name == module]
+            if MODULE in forget.column_names
+            else []
+        )
         gradient = self._gradients(model, forget.select(rows[:AUDIT_STORIES]), module) if rows else {}
         found["leak_audit"] = {"gradient": gradient, "ablation": found.pop("ablation")}
         return found

@@ -48,6 +48,8 @@ def describe_plan(config: RunConfig, device: Any) -> str:
         stories = ", ".join(map(str, config.relearn.stories))
         limits = f"{config.relearn.steps} steps at most, {config.relearn.trials} trials each"
         attack = f"fine-tuning on {stories} forget examples, {limits}"
+        if config.relearn.each_module and len(config.data.modules) > 1:
+            attack += f"; with all forget examples, and with those of each of {len(config.data.modules)} modules"
     lines = [
         ("model", start),
         *get_method(config.method).plan(config),

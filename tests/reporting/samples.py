@@ -47,12 +47,16 @@ def curve(start: tuple[float, float], drop: float, steps: int, seed: int) -> Rel
 
 
 def attack(
-    start: tuple[float, float], drop: float, before: dict[str, float] | None = BEFORE, trials: int = 5
+    start: tuple[float, float],
+    drop: float,
+    before: dict[str, float] | None = BEFORE,
+    trials: int = 5,
+    sizes: tuple[int, ...] = (1, 4, 16, 64),
 ) -> RelearnResult:
     """Full and LoRA attacks with 1 to 64 stories, two learning rates each; later trials stop earlier."""
     made = []
     for kind, factor in (("full", 1.0), ("lora", 0.7)):
-        for stories in (1, 4, 16, 64):
+        for stories in sizes:
             for rate, strength in ((5e-5, 0.4), (2e-4, 1.0)):
                 share = drop * factor * strength * (0.4 + 0.1 * math.log2(stories))
                 made += [
@@ -234,7 +238,7 @@ def module_values(names: tuple[str, ...] = MODULES) -> dict[str, dict[str, Any]]
             "losses": losses, "ablation_gap": estimate(rise), "retain_ablation_gap": estimate(0.03, 0.01),
             "crosstalk": {other: estimate(0.011 * (number + 1), 0.004) for other in names if other != name},
             "unlearning": estimate(rise), "selectivity": {str(layer): estimate(2.4 - number, 0.2) for layer in range(2)},
-            "leak_audit": leak_audit(2), "attack": attack((3.0 + number + rise, 3.01), 0.2, trials=2).to_dict(),
+            "leak_audit": leak_audit(2), "attack": attack((3.0 + number + rise, 3.01), 0.2, trials=1, sizes=(64,)).to_dict(),
         }  # fmt: skip
     return found
 
