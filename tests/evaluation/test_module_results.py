@@ -7,15 +7,16 @@ import pytest
 
 from hf_era.evaluation.module_results import result_of_module
 from hf_era.evaluation.results import RunResult, load_result
-from hf_era.evaluation.summary import summary_of
+from hf_era.evaluation.summary import comparison_values, summary_of
 
 from ..reporting.samples import (
-    data_filtering_values,
     estimate,
     model_result,
+    module_values,
     profile_values,
     run_of_modules,
     run_result,
+    stock_result,
 )
 
 
@@ -37,13 +38,14 @@ def test_a_modules_figures_stand_in_place_of_those_of_all() -> None:
 
 
 def test_the_control_stands_beside_a_module_only_where_it_was_measured_on_it() -> None:
-    control = data_filtering_values()
     assert summary_of(result_of_module(run_of_modules(), "biology")).control is None
-    own = {"losses": {"forget": estimate(3.9)}, "differences": {"unlearning": estimate(0.7)}, "attacks": []}
-    result = run_of_modules(data_filtering={**control, "modules": {"biology": {**own, "strongest": None}}})
-    found = summary_of(result_of_module(result, "biology")).control
+    modules = {name: {"losses": own["losses"], "unlearning": estimate(0.7)} for name, own in module_values().items()}
+    control = stock_result(modules=modules)
+    found = summary_of(result_of_module(run_of_modules(data_filtering=comparison_values(control)), "biology")).control
     assert found is not None
     assert found.differences["unlearning"].value == 0.7
+    assert found.losses["retain"] == summary_of(control).final["retain"]
+    assert "modules" not in comparison_values(stock_result())
 
 
 def test_a_module_that_is_not_there() -> None:
