@@ -35,7 +35,10 @@ def make_measuring(make_config: Callable[..., Any]) -> Callable[..., Measuring]:
         )  # fmt: skip
         settings = RelearnConfig(**{"stories": [2], "trials": 2, "steps": 3, "lora": False, "bf16": False} | relearn)
         config = SimpleNamespace(
-            output_path=Path("out"), relearn=settings, evaluation=SimpleNamespace(), data=SimpleNamespace(forget_words=[])
+            output_path=Path("out"),
+            relearn=settings,
+            evaluation=SimpleNamespace(),
+            data=SimpleNamespace(forget_words=[]),
         )
         expansion = ExpansionConfig(modules=[ModuleConfig(**part) for part in MODULES])
         run = SimpleNamespace(
@@ -73,8 +76,16 @@ def test_what_it_costs_is_counted(make_measuring: Callable[..., Measuring]) -> N
 def test_a_run_with_two_modules(make_run_config: Callable[..., Any], tmp_path: Path) -> None:
     config = make_run_config(
         tmp_path,
-        expansion={"modules": [{**part, "target_layers": [0]} for part in MODULES], "width": None, "target_layers": None},
-        data={"train": "topics", "label_column": "topic", "modules": {"biology": ["sailing"], "chemistry": ["chemistry"]}},
+        expansion={
+            "modules": [{**part, "target_layers": [0]} for part in MODULES],
+            "width": None,
+            "target_layers": None,
+        },
+        data={
+            "train": "topics",
+            "label_column": "topic",
+            "modules": {"biology": ["sailing"], "chemistry": ["chemistry"]},
+        },
         relearn={"stories": [1]},
         generation={"enabled": False},
     )
