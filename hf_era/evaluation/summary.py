@@ -110,8 +110,9 @@ def comparison_values(result: AnyResult) -> dict[str, Any]:
     """What other results keep of a data-filtering result, to show it beside their own figures (JSON-like)."""
     figures = summary_of(result)
     attacks = [] if figures.relearning is None else [part.to_dict() for part in figures.relearning.summaries()]
-    modules = result.modules if isinstance(result, RunResult) else {}
-    of_modules = {name: comparison_values(result_of_module(result, name)) for name in modules}
+    of_modules = {}
+    if isinstance(result, RunResult):
+        of_modules = {name: comparison_values(result_of_module(result, name)) for name in result.modules}
     return {
         "name": result.name,
         "seed": result.seed,
