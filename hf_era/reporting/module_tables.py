@@ -17,7 +17,7 @@ from hf_era.evaluation.summary import ROBUST, estimate_of, summary_of
 from hf_era.reporting.labels import AT_MOST, ATTACK_DIFFERENCES, DIFFERENCES, KINDS, layer_order
 from hf_era.reporting.numbers import format_estimate, is_number
 from hf_era.reporting.tables import Table
-from hf_era.reporting.text import name_of
+from hf_era.reporting.text import cut, name_of
 from hf_era.reporting.verdict import QUESTIONS, VerdictLine, verdict
 
 OWN_INTERVALS = "with the 95 % intervals of this run, over examples"
@@ -65,6 +65,18 @@ def modules_table(result: AnyResult) -> Table | None:
         f"over trials, under the strongest attack with examples of that module. {AT_MOST}."
     )
     return Table(caption, header, rows, text_columns=1 + len(QUESTIONS))
+
+
+def attack_notes(result: AnyResult) -> list[str]:
+    """What is to be said of the attacks with each module's own examples: that one has none, or fewer trials."""
+    notes = []
+    for name, own in result.modules.items():
+        attack = own.get("attack")
+        if attack:
+            notes += [f"{name_of(name)}: {cut(note, 500)}" for note in attack.get("notes") or []]
+        elif result.attack is not None:
+            notes.append(f"{name_of(name)}: no attack with its own forget examples was made.")
+    return notes
 
 
 def crosstalk_table(result: AnyResult) -> Table | None:

@@ -39,7 +39,7 @@ def test_each_module_has_a_verdict_of_its_own() -> None:
     result = run_of_modules()
     found = {name: [line.answer for line in lines] for name, lines in module_tables.verdicts(result).items()}
     assert found == {
-        "biology": ["Yes", "Unclear: kept learning", "At least 40 %"],
+        "biology": ["Yes", "Unclear: kept learning", "At least 41 %"],
         "chemistry": ["No: nothing was localised", "Unclear: kept learning", "Nothing to come back"],
     }
     differing = module_tables.differing_verdicts(result)
@@ -136,6 +136,9 @@ def test_the_card_and_the_report_have_a_section() -> None:
     assert 'id="modules"' in page
     assert "<summary>The module biology</summary>" in page
     assert "Removed? No: nothing was localised." in page
+    # Fewer trials than of the attack with all examples, and that is said.
+    assert "\nbiology: \\`attack.stories\\` asks for 256 stories" in card
+    assert "<li>biology: `attack.stories` asks for 256 stories" in page
 
 
 def test_a_comparison_has_a_row_per_result_and_module() -> None:
@@ -155,7 +158,9 @@ def test_what_was_not_measured_of_a_module_is_left_out() -> None:
     bare = {name: {"losses": own["losses"]} for name, own in module_values().items()}
     result = run_of_modules(modules=bare, profiles=[])
     assert module_tables.crosstalk_table(result) is None
-    assert "Robust unlearning" in render_model_card(result)
+    card = render_model_card(result)
+    assert "Robust unlearning" in card
+    assert "biology: no attack with its own forget examples was made." in card
     assert "This model" in render_report(result)
     empty = run_of_modules(modules={"biology": {}, "chemistry": {}}, profiles=[{"name": "core", "on": []}])
     assert "core" in printed(empty)

@@ -21,7 +21,9 @@ def module_parts(result: AnyResult) -> list[Any]:
         module_tables.module_selectivity_table(result),
         module_tables.profiles_table(result),
     )
-    return [*filter(None, shown), *plots_of([result], ["profiles"]), *_each(result)]
+    notes = module_tables.attack_notes(result)
+    said = [Paragraphs(notes, bullets=True)] if notes else []
+    return [*filter(None, shown), *plots_of([result], ["profiles"]), *said, *_each(result)]
 
 
 def _each(result: AnyResult) -> list[Folded]:

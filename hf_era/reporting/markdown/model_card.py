@@ -187,6 +187,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
         "lacks_control": figures.control is None and not figures.is_control,
         "counts": escape_markdown(tables.counts_text(result)),
+        "module_notes": [escape_markdown(note) for note in module_tables.attack_notes(result)],
     }
 
 
