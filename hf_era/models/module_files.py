@@ -27,7 +27,7 @@ from hf_era.models.checkpoint_files import read_json_object
 from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.families.family import EXPANDED_PREFIX
 from hf_era.models.fast.causal_lm import set_fast_paths
-from hf_era.models.loading import expand_base, load_base_config, load_causal_lm
+from hf_era.models.loading import expand_base, hub_options, load_base_config, load_causal_lm
 from hf_era.models.loading_hint import MODULE_README
 from hf_era.models.whole_weights import is_sharded, whole_weights
 from hf_era.utils.checks import error_text, listed, short_repr, unknown_key_message
@@ -88,7 +88,8 @@ def hash_of_base(model: nn.Module, weights: Mapping[str, Tensor] | None = None) 
     for name in sorted(name for name, _ in model.named_parameters() if not is_auxiliary(name)):
         value = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        as_bytes: Any = value.reshape(-1).view(torch.uint8).numpy()
+        digest.update(as_bytes)
     return digest.hexdigest()
 
 
@@ -114,19 +115,19 @@ class ModuleFilesMixin:
             StorageError: if it cannot be written.
         """
         model: Any = without_adapters(self)
-        if model is not self:
-            return model.save_module(name, folder, is_main_process)
         parts = _parts(model, name)
         check_not_quantised(model.config)
         path = local_path(folder)
         _check_folder_for(path, name)
         weights = whole_weights(model, keep=is_main_process)
         if not is_main_process:
-            return None
-        paths = {module: path for path, module in model.named_modules()}
+            return
+        prefixes = {module: prefix for prefix, module in model.named_modules()}
         # Cloned: a view of a storage that is shared could carry bytes of other weights.
         tensors = {
-            f"layers.{layer}.{key}": weights[f"{paths[part]}.{key}"].detach().cpu().clone(memory_format=torch.contiguous_format)
+            f"layers.{layer}.{key}": weights[f"{prefixes[part]}.{key}"]
+            .cpu()
+            .clone(memory_format=torch.contiguous_format)
             for layer, part in parts.items()
             for key in part.state_dict()
         }
@@ -142,7 +143,6 @@ class ModuleFilesMixin:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
             write_json(temporary / CONFIG, {**values, "weights_sha256": digest_of_file(temporary / WEIGHTS)})
             write_text(temporary / README, _readme(values))
-        return None
 
     @torch.no_grad()
     def attach_module(self, folder: str | os.PathLike[str], check_base: bool = True) -> None:
@@ -205,15 +205,18 @@ def attach_module(
         ValueError: as `expand_base` and `ModuleFilesMixin.attach_module`.
     """
     files = [_ModuleFile.read(folder) for folder in folders]  # what cannot be read is refused before a model is loaded
-    is_name = isinstance(model, (str, os.PathLike))
-    config = load_base_config(model, "model") if is_name else getattr(model, "config", None)
-    if str(getattr(config, "model_type", "")).startswith(EXPANDED_PREFIX):
-        expanded: Any = load_causal_lm(model, "model", **kwargs) if is_name else model
-    else:
+    expanded: Any = model
+    if isinstance(model, (str, os.PathLike)) and _is_expanded(load_base_config(model, **hub_options(kwargs))):
+        expanded = load_causal_lm(model, **kwargs)
+    elif not _is_expanded(getattr(model, "config", None)):
         expanded = expand_base(model, ExpansionConfig(modules=[]), **kwargs)
     for file in files:
         expanded.attach_module(file.folder, check_base=check_base)
     return expanded
+
+
+def _is_expanded(config: Any) -> bool:
+    return str(getattr(config, "model_type", "")).startswith(EXPANDED_PREFIX)
 
 
 # ---- Reading ----
@@ -253,9 +256,8 @@ class _ModuleFile:
                 raise ValueError(f"`dial` should be in [0, 1], got {short_repr(dial)}")
             _check_kinds(base)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`{_FIELD}`: {path / CONFIG} describes no module ({error_text(error)}). {_AGAIN}"
-            ) from error
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error_text(error)
+            raise ValueError(f"`{_FIELD}`: {path / CONFIG} describes no module ({what}). {_AGAIN}") from error
         return cls(path, module, float(dial), base, _read_weights(path, values.get("weights_sha256")))
 
     def check_fits(self, model: Any, check_base: bool) -> None:
@@ -279,8 +281,8 @@ class _ModuleFile:
         if own_hash != self.base.sha256:
             raise ValueError(
                 f"{where} belongs to another base: the hash of this model's weights is {own_hash[:16]} ({own.dtype}), its "
-                f"base's was {self.base.sha256[:16]} ({self.base.dtype}). Another dtype changes the hash, too: load the base "
-                "in the dtype that it had. To attach it anyway, to a base that was fine-tuned since, pass "
+                f"base's was {self.base.sha256[:16]} ({self.base.dtype}). Another dtype changes the hash, too: load the "
+                "base in the dtype that it had. To attach it anyway, to a base that was fine-tuned since, pass "
                 "`check_base=False`."
             )
 
@@ -328,9 +330,7 @@ def _check_kinds(base: BaseDescription) -> None:
 def _read_weights(folder: Path, sha256: Any) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if digest_of_file(path) != sha256:
-        raise ValueError(
-            f"`{_FIELD}`: {path} is damaged or cut off: its SHA-256 is not the one in {CONFIG}. {_AGAIN}"
-        )
+        raise ValueError(f"`{_FIELD}`: {path} is damaged or cut off: its SHA-256 is not the one in {CONFIG}. {_AGAIN}")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -351,19 +351,21 @@ def _check_folder_for(path: Path, name: str) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"`{_FIELD}` should be a directory, got the file {path}.")
     others = sorted(
-        inside.name for inside in (path.iterdir() if path.is_dir() else ()) if inside.name not in (WEIGHTS, CONFIG, README)
+        inside.name
+        for inside in (path.iterdir() if path.is_dir() else ())
+        if inside.name not in (WEIGHTS, CONFIG, README)
     )
     if others:
         raise ValueError(
-            f"`{_FIELD}`: {path} holds other files ({listed(others[:3])}). A module has a folder of its own: pass a new one, "
-            f"such as {path / name}."
+            f"`{_FIELD}`: {path} holds other files ({listed(others[:3])}). A module has a folder of its own: pass a new "
+            f"one, such as {path / name}."
         )
     if (path / CONFIG).is_file():
         there = read_json_object(_FIELD, path / CONFIG).get("module")
         if isinstance(there, Mapping) and there.get("name") != name:
             raise ValueError(
-                f"`{_FIELD}`: {path} holds the module {short_repr(there.get('name'))} already. Each module has a folder of its "
-                "own: pass another."
+                f"`{_FIELD}`: {path} holds the module {short_repr(there.get('name'))} already. Each module has a folder of "
+                "its own: pass another."
             )
 
 
@@ -375,11 +377,13 @@ def _check_can_be_changed(model: Any, call: str) -> None:
             "them on afterwards."
         )
     if is_sharded(model):
-        raise ValueError(f"`{call}`: the model is sharded by FSDP2, and its layers are fixed. Call it before `fully_shard`.")
+        raise ValueError(
+            f"`{call}`: the model is sharded by FSDP2, and its layers are fixed. Call it before `fully_shard`."
+        )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise ValueError(
-            f"`{call}`: the model is dispatched to several devices (`device_map`), and its layers are fixed. Load it without "
-            "`device_map`, call it, then `accelerate.dispatch_model`; or save it and load that with `device_map`."
+            f"`{call}`: the model is dispatched to several devices (`device_map`), and its layers are fixed. Load it "
+            "without `device_map`, call it, then `accelerate.dispatch_model`; or save it and load that with `device_map`."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_era.models.families.family import Family
 from hf_era.models.layers import AuxiliaryModule
@@ -18,7 +18,7 @@ class ModuleSwitchesMixin:
     `module_activity` of the forward pass, (batch, modules); the two are multiplied.
     """
 
-    family: Family
+    family: ClassVar[Family]
     module_names: list[str]
 
     def auxiliary_modules(self) -> dict[int, dict[str, AuxiliaryModule]]:
@@ -60,8 +60,10 @@ class ModuleSwitchesMixin:
 
     @contextmanager
     def ablated(self, *modules: str) -> Iterator[Any]:
-        """Within this context the modules of these names are off, all of them if none is given; afterwards each is as it was
-        before."""
+        """Within this context the modules of these names are off; afterwards each is as it was before.
+
+        No name at all means all modules: `ablated(*names)` of an empty list switches all of them off, and not none.
+        """
         with self._as_before_afterwards():
             for module in modules or (None,):
                 self.set_active(module, False)
