@@ -219,11 +219,10 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
 
 
 def _module_counts(parts: Mapping[str, Dataset], modules: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Module -> how many examples and tokens of it there are in each part."""
+    """Module -> how many examples and tokens of it there are in each part that has any."""
     counts: dict[str, dict[str, int]] = {module: {} for module in modules}
-    for name, part in parts.items():
-        has_modules = len(part) and MODULE in part.column_names
-        table = pa.concat_tables(arrow_batches(part, [MODULE, "length"])) if has_modules else None
+    for name in ("train", "validation_forget", "attack_forget"):
+        table = pa.concat_tables(arrow_batches(parts[name], [MODULE, "length"])) if len(parts[name]) else None
         for module, found in counts.items():
             own = [] if table is None else table["length"].filter(pc.equal(table[MODULE], module)).to_pylist()
             found |= {f"{name}_stories": len(own), f"{name}_tokens": sum(own)}

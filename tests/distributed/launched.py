@@ -48,7 +48,7 @@ FSDP2 = {
 }
 
 
-def make_model(seed: int = 0, dropout: float = 0.0) -> ExpandedGPTNeoForCausalLM:
+def make_model(seed: int = 0, dropout: float = 0.0, two_modules: bool = False) -> ExpandedGPTNeoForCausalLM:
     """Three layers, two of them expanded; every parameter at random, so that no term is hidden."""
     torch.manual_seed(seed)
     base = GPTNeoConfig(
@@ -67,7 +67,8 @@ def make_model(seed: int = 0, dropout: float = 0.0) -> ExpandedGPTNeoForCausalLM
         eos_token_id=52,
         use_cache=False,
     )
-    expansion = ExpansionConfig(width=8, target_layers=[0, 1])
+    modules = [{"name": "a", "width": 8, "target_layers": [0, 1]}, {"name": "b", "width": 4, "target_layers": [1]}]
+    expansion = ExpansionConfig(modules=modules) if two_modules else ExpansionConfig(width=8, target_layers=[0, 1])
     model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(base, expansion=expansion))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,9 +79,12 @@ def make_model(seed: int = 0, dropout: float = 0.0) -> ExpandedGPTNeoForCausalLM
 
 def make_stories(number: int, seed: int = 0, kind: str = "mixed") -> Dataset:
     """Stories of 2 to 20 tokens. `halves`: two forget, then two retain stories, so that two processes with batches of two
-    get one kind each; `mixed`: forget, retain, partly routed and unlabelled (which are as retain) in turn."""
+    get one kind each; `mixed`: forget, retain, partly routed and unlabelled (which are as retain) in turn. `modules`: the
+    same, the first of the four of a module, the third of the other, and the rest of none."""
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Any]] = {"input_ids": [], "routing_weight": [], "length": []}
+    if kind == "modules":
+        rows["module_index"] = [(0, -1, 1, -1)[index % 4] for index in range(number)]
     for index in range(number):
         length = int(torch.randint(2, 21, (1,), generator=generator))
         weights = {
@@ -229,7 +233,7 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
         def make_trainer(callbacks: list[TrainerCallback]) -> GradientRoutingTrainer:
             return TRAINERS[case.get("trainer", "GradientRoutingTrainer")](
-                make_model(dropout=case.get("dropout", 0.0)),
+                make_model(dropout=case.get("dropout", 0.0), two_modules=case.get("kind") == "modules"),
                 args,
                 train_dataset=make_stories(case.get("stories", 8), kind=case.get("kind", "mixed")),
                 eval_dataset=sets,

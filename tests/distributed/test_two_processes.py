@@ -24,6 +24,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "accumulated-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": True}},
     "accumulated-non-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": False}},
     "control": {"trainer": "Control", "settings": WHOLE, "save": True},
+    "modules": {"kind": "modules", "settings": ACCUMULATED},
     "slow-paths": {"settings": {**WHOLE, "fused_activation": False, "chunked_loss": False}},
 }
 CHECKPOINTING: dict[str, dict[str, Any]] = {

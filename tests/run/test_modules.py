@@ -1,6 +1,5 @@
-"""A run with two modules: what is measured of each, in which files, at which cost; and which of its trials are kept."""
+"""A run with two modules: what it says of them beforehand, and that every phase goes through."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,96 +8,91 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from hf_era import run_pipeline
-from hf_era.evaluation.relearn.config import RelearnConfig
-from hf_era.methods import get_method
-from hf_era.models import ExpansionConfig, ModuleConfig
-from hf_era.run.measuring import Measuring
+from hf_era import RunConfig, run_pipeline
+from hf_era.run.config import load_run_config
+from hf_era.run.dry_run import counts_by_label
+from hf_era.run.inputs import _counts, input_notes, load_inputs
 
-OWN = ["biology"] * 4 + ["chemistry"] * 2
-MODULES = [{"name": "biology", "width": 4, "target_layers": [0]}, {"name": "chemistry", "width": 4}]
-
-
-def stories(modules: list[str] | None, number: int = 6) -> Dataset:
-    columns = {"input_ids": [[1, 2, 3]] * number, "length": [3] * number}
-    return Dataset.from_dict(columns | ({"module": modules} if modules else {}))
+MODULES = {"acids": {"train_stories": 2, "validation_forget_stories": 1, "validation_forget_tokens": 6,
+                     "attack_forget_stories": 0, "attack_forget_tokens": 0},
+           "boats": {"train_stories": 1, "validation_forget_stories": 0, "validation_forget_tokens": 0,
+                     "attack_forget_stories": 1, "attack_forget_tokens": 4}}  # fmt: skip
 
 
-@pytest.fixture
-def make_measuring(make_config: Callable[..., Any]) -> Callable[..., Measuring]:
-    """The phases of a run that is never made; its data have modules, or have none."""
-
-    def make(modules: list[str] | None = OWN, **relearn: Any) -> Measuring:
-        data = SimpleNamespace(
-            validation_forget=stories(modules), validation_retain=stories(None), attack_forget=stories(modules),
-            validation_unlabelled=[],
-        )  # fmt: skip
-        settings = RelearnConfig(**{"stories": [2], "trials": 2, "steps": 3, "lora": False, "bf16": False} | relearn)
-        config = SimpleNamespace(
-            output_path=Path("out"),
-            relearn=settings,
-            evaluation=SimpleNamespace(),
-            data=SimpleNamespace(forget_words=[]),
-        )
-        expansion = ExpansionConfig(modules=[ModuleConfig(**part) for part in MODULES])
-        run = SimpleNamespace(
-            config=config, data=data, expansion=expansion, base_config=make_config(), before_kind="pretrained",
-            before_model="base", tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=0), state=None, base_key="base",
-            arguments=SimpleNamespace(device="cpu"), coherence=SimpleNamespace(enabled=True), folder=Path,
-        )  # fmt: skip
-        return Measuring(run, get_method("gradient_routing"))  # type: ignore[arg-type]
-
-    return make
-
-
-def test_each_module_is_attacked_with_its_own_examples(make_measuring: Callable[..., Measuring]) -> None:
-    measuring = make_measuring(sweep_learning_rates=[], attack_before=False)
-    pools = measuring._pools()
-    sizes = {name: (len(pool), len(measured)) for name, (pool, measured) in pools.items()}
-    assert sizes == {None: (6, 6), "biology": (4, 4), "chemistry": (2, 2)}
-    # With too few examples of its own a module's attack has fewer trials; that of all is as it was asked for.
-    assert [(attack.stories, attack.trials) for attack in measuring.attacks()] == [(2, 2), (2, 2), (2, 1)]
-    assert not measuring._attack_settings(None).allow_fewer
+def test_a_dry_run_counts_by_module() -> None:
+    train = Dataset.from_dict(
+        {
+            "label": [0, 1, 0, 0, -1],
+            "module": ["acids", None, "boats", "acids", None],
+            "routing_weight": [[0.0, 1.0], [1.0], [0.0, 0.0, 1.0], [0.4], [1.0]],
+        }
+    )
+    parts = {
+        name: Dataset.from_dict({"length": [4]}) for name in ("validation_forget", "validation_retain", "attack_forget")
+    }
+    data = SimpleNamespace(
+        train=train, **parts, validation_unlabelled=Dataset.from_dict({}), summary={"modules": MODULES}
+    )
+    run: Any = SimpleNamespace(data=data)
+    found = [tuple(row.get(name) for name in ("part", "label", "module", "examples", "tokens", "routed"))
+             for row in counts_by_label(run)]  # fmt: skip
+    assert found == [
+        ("train", "forget", None, 3, 6, 4),
+        ("train", "forget", "acids", 2, 3, 2),
+        ("train", "forget", "boats", 1, 3, 2),
+        ("train", "retain", None, 1, 1, 0),
+        ("train", "unlabelled", None, 1, 1, 0),
+        ("validation", "forget", None, 1, 4, None),
+        ("validation", "forget", "acids", 1, 6, None),
+        ("validation", "forget", "boats", 0, 0, None),
+        ("validation", "retain", None, 1, 4, None),
+        ("attack", "forget", None, 1, 4, None),
+        ("attack", "forget", "acids", 0, 0, None),
+        ("attack", "forget", "boats", 1, 4, None),
+    ]
 
 
-def test_what_it_costs_is_counted(make_measuring: Callable[..., Measuring]) -> None:
-    several, one = make_measuring(), make_measuring(None)
-    alone = make_measuring(each_module=False)
-    assert [len(part.attacks()) for part in (several, alone, one)] == [15, 5, 5]
-    assert several._attack_cost().trained > 2 * one._attack_cost().trained == 2 * alone._attack_cost().trained
-    # Each module off in all of its layers and in each, on 12 examples: biology 1 + 1, chemistry 1 + 3.
-    assert several._evaluation_cost().measured - one._evaluation_cost().measured == 6 * 12
-    assert several._evaluation_cost().trained == 3 * one._evaluation_cost().trained
+def test_a_run_says_how_many_examples_each_module_has(
+    make_run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    summary: dict[str, Any] = {
+        "train_forget_labelled": 3, "train_retain": 4, "train_unlabelled": 0, "train_forget_unlabelled": 0,
+        "train_forget_without_routed_token": 0, "modules": MODULES,
+    }  # fmt: skip
+    assert _counts(summary) == "To be trained on: 3 forget (acids 2, boats 1), 4 retain examples."
+    config = make_run_config(tmp_path, generation={"enabled": False})
+    inputs: Any = SimpleNamespace(data=SimpleNamespace(summary=summary))
+    assert "No example of the module 'boats' is among those to evaluate on" in input_notes(config, inputs)[1]
+
+
+def tiny(make_run_config: Callable[..., RunConfig], folder: Path, **changes: Any) -> RunConfig:
+    packaged = load_run_config(["two_modules"])
+    modules = [{**module, "width": 4, "target_layers": [0]} for module in packaged.expansion.modules]
+    values = make_run_config(folder).to_dict() | {
+        "expansion": {"modules": modules[:: changes.pop("step", 1)]},
+        "data": {
+            "train": "topics", "generator_stories": 60, "max_tokens": 32, "forget_validation_stories": 4,
+            "retain_validation_stories": 5, "attack_stories": 4, "modules": packaged.data.modules, **changes,
+        },
+    }  # fmt: skip
+    values["model"] |= {"start": "scratch", "vocabulary_size": 300}
+    return RunConfig.from_dict(values)
+
+
+def test_the_order_of_the_models_modules_counts(make_run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Not that of `data.modules`."""
+    train = load_inputs(tiny(make_run_config, tmp_path, step=-1)).data.train
+    found = set(zip(train["module"], train["module_index"], strict=True))
+    assert found == {("chemistry", 1), ("sailing", 0), (None, -1)}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_no_localisation_warning")
-def test_a_run_with_two_modules(make_run_config: Callable[..., Any], tmp_path: Path) -> None:
-    config = make_run_config(
-        tmp_path,
-        expansion={
-            "modules": [{**part, "target_layers": [0]} for part in MODULES],
-            "width": None,
-            "target_layers": None,
-        },
-        data={
-            "train": "topics",
-            "label_column": "topic",
-            "modules": {"biology": ["sailing"], "chemistry": ["chemistry"]},
-        },
-        relearn={"stories": [1]},
-        generation={"enabled": False},
-    )
+def test_a_run_with_two_modules(make_run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = tiny(make_run_config, tmp_path)
     result = run_pipeline(config)
-    assert list(result.modules) == ["biology", "chemistry"]
-    for name, own in result.modules.items():
-        assert list(own["crosstalk"]) == [other for other in result.modules if other != name]
-        assert set(own["losses"]) == {*result.losses, "alone_off"}
-        assert own["attack"]["measured"]["forget_stories"] == own["losses"]["before"]["forget"]["stories"] > 0
-        assert own["leak_audit"]["gradient"]["trained"]["routed"]["other_modules_share"] == 0
-        assert list(own["selectivity"]) == ["0"]
-    logged = [entry for entry in result.training["log_history"] if "eval_biology_ablation_gap" in entry]
-    assert len(logged) == 2
-    held_out = (config.output_path / "held_out" / "forget.jsonl").read_text().splitlines()
-    assert {json.loads(line)["module"] for line in held_out} == {"biology", "chemistry"}
-    assert run_pipeline(config).modules == result.modules  # from what the phases kept
+    assert {name: own["validation_forget_stories"] for name, own in result.data["modules"].items()} == {
+        "chemistry": 2, "sailing": 2,
+    }  # fmt: skip
+    assert result.data["labelling"]["modules"] == {"chemistry": ["chemistry"], "sailing": ["sailing"]}
+    assert (config.output_path / "model" / "README.md").is_file()
