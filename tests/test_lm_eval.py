@@ -413,7 +413,31 @@ def test_a_task_file_of_ones_own_takes_a_file(folder: Path, tokenizer: Any, tmp_
     task += "custom_dataset: !function mine.read\n"
     (tmp_path / "mine.yaml").write_text(task)
     suite = suite_of(tokenizer, f"mine={folder}/answers.jsonl", task_files=str(tmp_path))
-    assert suite.describe() == "mine=answers.jsonl (1 examples)"
+    assert suite.describe() == "mine=answers.jsonl (1)"
+
+
+@needs_lm_eval
+def test_a_group_with_figures_of_its_own(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.py").write_text(
+        "from datasets import Dataset, DatasetDict\ndef read(number, **options):\n"
+        "    return DatasetDict({'test': Dataset.from_list([{'question': 'Is it?'}] * number)})\n"
+    )
+    for name, number, right in (("one", 3, 0), ("two", 1, 1)):
+        task = (
+            f"task: {name}\ndataset_path: ''\noutput_type: multiple_choice\ntest_split: test\ndoc_to_text: question\n"
+        )
+        task += f"doc_to_choice: [right, wrong]\ndoc_to_target: {right}\nmetric_list: [{{metric: acc}}]\n"
+        task += f"custom_dataset: !function rows.read\ndataset_kwargs: {{number: {number}}}\n"
+        (tmp_path / f"{name}.yaml").write_text(task)
+    weighing = "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
+    (tmp_path / "both.yaml").write_text(f"group: both\ntask: [one, two]\n{weighing}")
+    found = suite_of(tokenizer, "both", task_files=str(tmp_path)).measure(
+        AutoModelForCausalLM.from_pretrained(folder / "contracted")
+    )
+    accuracies = {name: values["metrics"]["acc"]["value"] for name, values in found.items()}
+    assert accuracies in ({"both": 0.75, "one": 1.0, "two": 0.0}, {"both": 0.25, "one": 0.0, "two": 1.0})
+    described = {name: (values["examples"], values["chance"], values["group"]) for name, values in found.items()}
+    assert described == {"both": (4, None, None), "one": (3, 0.5, "both"), "two": (1, 0.5, "both")}
 
 
 @needs_lm_eval

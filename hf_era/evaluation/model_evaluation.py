@@ -129,7 +129,7 @@ def _plan(
     if modules:
         lines.append(f"  profiles     {2 ** len(modules)}, of the modules {', '.join(modules)}")
     if suite is not None:
-        lines.append(f"  tasks        {suite.describe()}")
+        lines.append(f"  tasks        {suite.describe()}; in brackets the number of examples")
     if experiment is not None:
         lines.append(f"  attack       {experiment.describe()}, drawn from {counts['attack']:,} held back")
     return "\n".join(lines)

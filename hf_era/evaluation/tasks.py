@@ -115,8 +115,8 @@ class Suite:
         return min(len(task.eval_docs), self.config.task_limit or len(task.eval_docs))
 
     def describe(self) -> str:
-        """The tasks and how many examples each has: `wmdp_bio (1,273 examples)`."""
-        shown = [f"{name} ({self._documents(task):,} examples)" for name, task in list(self._tasks.items())[:6]]
+        """The tasks and how many examples of each are measured: `wmdp_bio (1,273), ...`."""
+        shown = [f"{name} ({self._documents(task):,})" for name, task in list(self._tasks.items())[:6]]
         more = len(self._tasks) - len(shown)
         return ", ".join(shown) + (f" and {more} more" if more else "")
 
