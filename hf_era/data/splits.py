@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 from datasets import Dataset
 
 from hf_era.data.config import DataConfig
@@ -105,13 +106,12 @@ def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
 def _in_proportion(indices: list[int], modules: list[str]) -> list[int]:
     """The indices of examples so that the first few have of each module as great a share as all of them; within a module in
     the given order."""
-    numbers = Counter(modules[index] for index in indices)
-    seen: Counter[str] = Counter()
-    places = {}
-    for index in indices:
-        places[index] = (seen[modules[index]] + 0.5) / numbers[modules[index]]
-        seen[modules[index]] += 1
-    return sorted(indices, key=places.__getitem__)
+    own = np.array(indices, dtype=np.int64)
+    _, codes, numbers = np.unique(np.array(modules)[own].astype(str), return_inverse=True, return_counts=True)
+    by_module = np.argsort(codes, kind="stable")
+    ranks = np.empty(len(own), dtype=np.int64)  # among those of its module
+    ranks[by_module] = np.arange(len(own)) - (np.cumsum(numbers) - numbers)[codes[by_module]]
+    return own[np.argsort((ranks + 0.5) / numbers[codes], kind="stable")].tolist()
 
 
 def story_key(text: str) -> str:
