@@ -23,6 +23,7 @@ _KEPT = {
     SCORE: Value("float32"),
     PROMPT_CHARACTERS: Value("int32"),
     IS_CHAT: Value("bool"),
+    MODULE: Value("string"),
 }
 
 

@@ -68,8 +68,9 @@ class GradientRouting(Method):
         expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
         routed = partial(run.remove_checkpoints, "route", route)
         tuned = partial(run.remove_checkpoints, "coherence", coherence)
-        # Every evaluation is made twice, with the module and without.
-        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=2)
+        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
+        passes = 2 if len(run.expansion.module_configs) < 2 else 3
+        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
         return [
             Phase(
                 "route",

@@ -53,8 +53,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
     `language_model_loss` and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the
     module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
     `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`. Other names of the two sets: `forget_dataset_name` and
-    `retain_dataset_name` of the config. The user's `compute_metrics` stands beside these, with the module on
-    (`eval_forget_X`) and ablated (`eval_forget_X_ablated`).
+    `retain_dataset_name` of the config. Of several modules, a set that is called after one is measured with that one alone
+    ablated: `{"forget": ..., "retain": ..., "biology": ...}` also gives `eval_biology_ablation_gap`. The user's
+    `compute_metrics` stands beside these, with the module on (`eval_forget_X`) and ablated (`eval_forget_X_ablated`).
 
     A model with LoRA adapters (peft) trains these and its auxiliary modules, and the adapters are merged into all that is
     saved but the checkpoints of the training. Of a `PeftModel` the model inside is trained, whose adapters are the same:
@@ -125,6 +126,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         )
         self._made_optimizer = False
         self._auxiliary_means: dict[str, dict[int, float]] = {}
+        self._evaluation_prefix = "eval"
         self.last_ablation_gap: float | None = None
 
     def check_model(self) -> None:
@@ -224,7 +226,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float | None]:
         with AuxiliaryActivationMeter(self.model) as meter:
             loss = self.dataset_loss(dataloader, on_batch=meter.set_mask)
-        with self.model.ablated():
+        with self._ablated(prefix):
             ablated = self.dataset_loss(dataloader)
         self._auxiliary_means[prefix] = self._gathered_means(meter)
         return {f"{prefix}_loss": loss, f"{prefix}_loss_ablated": ablated}
@@ -232,14 +234,26 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def predictions(
         self, dataloader: Any, description: str, ignore_keys: list[str] | None, prefix: str
     ) -> EvalLoopOutput:
-        """With the module on; the user's metrics also with it ablated, under names that end in `_ablated`."""
+        """With all modules on; the user's metrics also with them ablated, under names that end in `_ablated`."""
         ablated: dict[str, float] = {}
         if self.compute_metrics is not None:
-            with self.model.ablated():
+            with self._ablated(prefix):
                 metrics = super().predictions(dataloader, description, ignore_keys, prefix).metrics or {}
             ablated = {f"{name}_ablated": value for name, value in metrics.items()}
         output = super().predictions(dataloader, description, ignore_keys, prefix)
         return output._replace(metrics={**(output.metrics or {}), **ablated})
+
+    def _ablated(self, prefix: str) -> Any:
+        """The context in which the set of this prefix is measured ablated: without all modules, or the one it is called
+        after."""
+        module = prefix.removeprefix(f"{self._evaluation_prefix}_")
+        return self.model.ablated(*([module] if module in self._modules_with_a_set_of_their_own else []))
+
+    @property
+    def _modules_with_a_set_of_their_own(self) -> list[str]:
+        """Of several modules, those that an evaluation set can be called after."""
+        names, others = self.model.module_names, (self.args.forget_dataset_name, self.args.retain_dataset_name)
+        return [name for name in names if name not in others] if len(names) > 1 else []
 
     def _gathered_means(self, meter: AuxiliaryActivationMeter) -> dict[int, float]:
         if self.args.world_size == 1:
@@ -253,22 +267,23 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As `CausalLMTrainer.evaluate`, with each loss and each of the user's metrics ablated too; and with a forget and a
-        retain set (`forget_dataset_name`, `retain_dataset_name`) the ablation gaps and the selectivity."""
+        retain set (`forget_dataset_name`, `retain_dataset_name`) the ablation gaps and the selectivity; with a set that is
+        called after one of several modules the ablation gap of that one."""
+        self._evaluation_prefix = metric_key_prefix
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         self.last_ablation_gap = metrics.get(f"{metric_key_prefix}_ablation_gap", self.last_ablation_gap)
         return metrics
 
     def derived_metrics(self, metrics: dict[str, float], prefix: str) -> dict[str, float]:
-        names = (self.args.forget_dataset_name, self.args.retain_dataset_name)
-        sets = [f"{prefix}_{name}" for name in names]
-        there = [f"{one}_loss" in metrics for one in sets]
+        own = {self.args.forget_dataset_name: "ablation_gap", self.args.retain_dataset_name: "retain_ablation_gap"}
+        gaps = own | {name: f"{name}_ablation_gap" for name in self._modules_with_a_set_of_their_own}
         found = {
-            f"{prefix}_{key}": metrics[f"{one}_loss_ablated"] - metrics[f"{one}_loss"]
-            for one, key, measured in zip(sets, ("ablation_gap", "retain_ablation_gap"), there, strict=True)
-            if measured
+            f"{prefix}_{key}": metrics[f"{prefix}_{name}_loss_ablated"] - metrics[f"{prefix}_{name}_loss"]
+            for name, key in gaps.items()
+            if f"{prefix}_{name}_loss" in metrics
         }
-        if all(there):
-            ratios = selectivity(*(self._auxiliary_means[one] for one in sets))
+        if all(f"{prefix}_{name}_loss" in metrics for name in own):
+            ratios = selectivity(*(self._auxiliary_means[f"{prefix}_{name}"] for name in own))
             named = {f"{prefix}_selectivity_layer_{layer}": ratio for layer, ratio in ratios.items()}
             found |= {name: ratio for name, ratio in named.items() if ratio is not None}
         return found
