@@ -20,20 +20,22 @@ from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 @dataclass
 class ModuleConfig:
-    """One named auxiliary module beside the MLP of each of its target layers.
+    """One named auxiliary module beside the MLP, or the attention, of each of its target layers.
 
     Args:
         name (`str`, *optional*, defaults to `"forget"`):
             Part of its parameters' names. A Python identifier.
         width (`int`, *optional*, defaults to `64`):
-            Hidden units, per target layer. At least 1.
+            Hidden units, per target layer. At least 1. Of `heads`: query heads * head size, a multiple of the model's query
+            heads to one key * head size.
         target_layers (`list[int]`, *optional*):
             Indices of the layers that are expanded and routed, from 0, each once. `None` means all layers.
         initialization_scale (`float`, *optional*, defaults to `1.0`):
             The weights start normal with standard deviation `initializer_range * initialization_scale`, biases at zero. 0
             starts the module as an exact no-op that cannot learn, so it should be positive.
         kind (`str`, *optional*, defaults to `"mlp"`):
-            `mlp`: an MLP of the family's own form.
+            `mlp`: an MLP of the family's own form. `heads`: attention heads beside the layer's own; not every family has a
+            place for them (`hf_era.models.attention_heads`).
 
     Raises:
         ValueError: for a name that is no identifier, a width below 1, negative or repeated layers, a scale that is not
@@ -137,9 +139,11 @@ class ExpansionConfig:
         """The modules, in order; at least one."""
         return list(self._modules)
 
-    def resolve_layers(self, number_of_layers: int) -> list[int]:
-        """The layers of a model that have a module; raises `ValueError` if one does not exist in that model."""
-        return sorted({layer for module in self._modules for layer in module.resolve_layers(number_of_layers)})
+    def resolve_layers(self, number_of_layers: int, place: str | None = None) -> list[int]:
+        """The layers of a model that have a module, or with a `place` those that have one there (`mlp`, `attention`); raises
+        `ValueError` if a target layer does not exist in that model."""
+        modules = [module for module in self._modules if place in (None, MODULE_KINDS[module.kind].place)]
+        return sorted({layer for module in modules for layer in module.resolve_layers(number_of_layers)})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; the one-module form for one module, so that a checkpoint reads as it always did."""
@@ -246,6 +250,7 @@ class ExpandedConfigMixin:
         for module in expansion.module_configs:
             layers = module.resolve_layers(family.layers_of(self))
             check_auxiliary_fits(self, len(layers), module.width, family.gated)
+            MODULE_KINDS[module.kind].check_fits(module, family, self)
         self.expansion = expansion.to_dict()
 
     @property

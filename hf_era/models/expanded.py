@@ -18,6 +18,7 @@ from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.adapters import has_adapters, saved_merged, without_adapters
+from hf_era.models.attention_heads import expand_attention
 from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.families.family import Family
@@ -114,19 +115,16 @@ class ExpandedCausalLMMixin:
         layers = {module.name: set(module.resolve_layers(number)) for module in modules}
         for layer, block in enumerate(family.get_blocks(self)):  # type: ignore[arg-type]
             auxiliary = {
-                module.name: MODULE_KINDS[module.kind](
-                    getattr(config, family.hidden_size),
-                    module.width,
-                    getattr(config, family.activation),
-                    config.initializer_range * module.initialization_scale,
-                    gated=family.gated,
-                    name=module.name,
-                )
+                module.name: MODULE_KINDS[module.kind].for_layer(module, family, config, block)
                 for module in modules
                 if layer in layers[module.name]
             }
             if auxiliary:
-                expand_layer(block, family.mlp, family.down_projection, auxiliary, self.routing_channel)
+                heads = {name: module for name, module in auxiliary.items() if module.place == "attention"}
+                others = {name: module for name, module in auxiliary.items() if name not in heads}
+                call = expand_layer(block, family.mlp, family.down_projection, others, self.routing_channel)
+                if heads and family.attention is not None:
+                    expand_attention(block, family.attention, heads, call)
 
     def block_class_names(self) -> list[str]:
         """The classes of the blocks that are there: FSDP wraps each block, and refuses the name of one that is not there."""
@@ -177,9 +175,11 @@ class ExpandedCausalLMMixin:
         """The auxiliary modules: layer index -> module name -> module."""
         found: dict[int, dict[str, AuxiliaryModule]] = {}
         for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
-            auxiliary: Any = getattr(self.family.get_mlp(block), "auxiliary", None)
-            if auxiliary is not None:
-                found[layer] = dict(auxiliary.items())
+            named = {
+                name: module for part, _ in self.family.expanded_parts(block) for name, module in part.auxiliary.items()
+            }
+            if named:
+                found[layer] = {name: named[name] for name in self.module_names if name in named}
         return found
 
     def is_auxiliary_parameter(self, name: str) -> bool:

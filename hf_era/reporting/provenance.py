@@ -205,8 +205,10 @@ def _module(result: RunResult, module: dict[str, Any]) -> str:
     known = layers if layers is not None else sorted(result.selectivity, key=layer_order)
     named = ", ".join(map(name_of, known)) or NOT_RECORDED
     where = f"all layers ({named})" if layers is None else f"layers {named}"
-    what = "an MLP" if kind == "mlp" else name_of(kind)
-    return f"{what} with {recorded(module.get('width'))} hidden units beside the MLP of {where}"
+    width = recorded(module.get("width"))
+    if kind == "heads":
+        return f"attention heads of {width} units together beside the heads of {where}"
+    return f"{'an MLP' if kind == 'mlp' else name_of(kind)} with {width} hidden units beside the MLP of {where}"
 
 
 def _router_row(router: Any, settings: dict[str, Any]) -> list[str]:

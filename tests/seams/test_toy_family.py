@@ -606,7 +606,7 @@ def test_a_copy_routes_on_its_own(
     assert twin.gradient_multipliers == model.gradient_multipliers
     for block in (twin.model.layers[0], twin.model.layers[2]):
         assert block.routing_channel is twin.routing_channel is not model.routing_channel
-        assert block.mlp_call is block.mlp.call is block.mlp.down_proj.call
+        assert block.layer_call is block.mlp.call is block.mlp.down_proj.call
     found = gradients_after(twin, lambda: total_loss(twin, batch, with_l1=True))
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())  # type: ignore[arg-type]
     twin.set_ablated(True)
