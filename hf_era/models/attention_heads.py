@@ -10,8 +10,8 @@ apart again. A module that is off is not there: nothing is concatenated, and the
 The place of the routing is that of an MLP (`hf_era.routing.scaling`): the input of the output projection. There the gradient
 of the layer's own heads gets the multiplier of the original dims, and that of a module's heads the multiplier of the module.
 Queries, keys and values lie before that point, so what token t teaches them comes scaled with the multiplier of t, whichever
-token it looks at. In a layer with heads the original MLP is routed too, with a module beside it or without: otherwise what is
-kept out of the layer's heads would be learnt right behind them.
+token it looks at. The original MLP of a layer with heads is routed too, with a module beside it or without: otherwise what
+is kept out of the layer's heads would be learnt right behind them.
 
 A key-value cache holds the heads that took part when it was filled. Do not switch modules of this kind on or off, or between
 zero and another dial, while a cache is in use.
