@@ -10,6 +10,7 @@ from hf_era.models.fast.causal_lm import FastPaths
 from hf_era.models.fast.gpt_neo import FastGPTNeoForCausalLM
 from hf_era.models.layers import AuxiliaryMLP, AuxiliaryModule, register_module_kind
 from hf_era.models.loading import expand_base
+from hf_era.models.module_files import attach_module
 
 ExpandedGPTNeo = ExpandedGPTNeoForCausalLM
 
@@ -27,6 +28,7 @@ __all__ = [
     "FastGPTNeoForCausalLM",
     "FastPaths",
     "ModuleConfig",
+    "attach_module",
     "expand_base",
     "get_family",
     "register_auto_classes",

@@ -79,8 +79,9 @@ class AttentionHeads(AuxiliaryModule):
         self.down_projection: nn.Linear = nn.Linear(width, hidden_size, bias=False)
 
     @classmethod
-    def check_fits(cls, module: ModuleConfig, family: Family, config: Any) -> None:
-        """Raises `ValueError` for a family without a place for heads, or a width that is no whole number of groups."""
+    def width_in(cls, module: ModuleConfig, family: Family, config: Any) -> int:
+        """The width in units. Raises `ValueError` for a family without a place for heads, or a width that is no whole number
+        of keys with their queries."""
         if family.attention is None:
             able = ", ".join(sorted(name for name, one in FAMILIES.items() if one.attention is not None))
             raise ValueError(
@@ -89,28 +90,25 @@ class AttentionHeads(AuxiliaryModule):
             )
         group_size, head_size = _grouping(config)
         unit = group_size * head_size
-        if module.width % unit:
-            below = module.width // unit * unit
+        width = module.units(config.num_attention_heads * head_size, unit)
+        if width % unit:
+            below = width // unit * unit
             nearest = f"{below} and {below + unit}" if below else f"{unit}"
             raise ValueError(
-                f"`expansion.modules`: the width of `{module.name}` should be a multiple of {unit}, got {module.width}. The "
-                f"model has {group_size} query heads of {head_size} units to one key, and so have heads beside its own. "
-                f"Nearest: {nearest}."
+                f"`expansion.modules`: the width of `{module.name}` should be a multiple of {unit}, got {width}. The model "
+                f"has {group_size} query heads of {head_size} units to one key, and so have heads beside its own. Nearest: "
+                f"{nearest}."
             )
+        return width
 
     @classmethod
-    def own_width(cls, config: Any) -> int:
-        """Query heads * head size of the attention that the module is beside."""
-        return int(config.num_attention_heads * _grouping(config)[1])
-
-    @classmethod
-    def for_layer(cls, module: ModuleConfig, family: Family, config: Any, block: Any) -> AttentionHeads:
-        """The module that a config describes, for one stock block of a model."""
-        assert family.attention is not None  # `check_fits`
-        query = getattr(family.get_attention(block), family.attention.query)
+    def for_model(cls, module: ModuleConfig, model: Any) -> AttentionHeads:
+        """The module that a config describes, for one layer of an expanded model."""
+        family, config = model.family, model.config
+        query = getattr(family.get_attention(family.get_blocks(model)[0]), family.attention.query)
         return cls(
             getattr(config, family.hidden_size),
-            module.width,
+            module.width or 0,  # the model's config has resolved it
             config.initializer_range * module.initialization_scale,
             group_size=_grouping(config)[0],
             bias=query.bias is not None,
@@ -233,7 +231,8 @@ class HeadsOutputMixin(RoutedDownProjectionMixin):
 def expand_attention(
     block: Any, layout: AttentionLayout, auxiliary: dict[str, AuxiliaryModule], call: LayerCall
 ) -> None:
-    """Puts heads beside the attention of an expanded block, in place; without any, that attention is routed.
+    """Puts heads beside the attention of an expanded block, in place; without any, that attention is routed. To one that has
+    some already, they are added.
 
     Parameters and their names stay, as with `expand_layer`, which has expanded the block.
 
@@ -244,6 +243,9 @@ def expand_attention(
         call (`LayerCall`): of the block.
     """
     attention = getattr(block, layout.attribute)
+    if isinstance(attention, ExpandedAttentionMixin):
+        attention.auxiliary.update(auxiliary)
+        return
     parts = {part: getattr(layout, part) for part in ("query", "key", "value", "output")}
     for part, path in parts.items():
         layer = attention.get_submodule(path)
@@ -255,7 +257,7 @@ def expand_attention(
         ExpandedAttentionMixin,
         attention,
         call=call,
-        auxiliary=nn.ModuleDict(auxiliary),
+        auxiliary=nn.ModuleDict(auxiliary).train(attention.training),
         parts=parts,
         linear_paths=list(parts.values()),
     )

@@ -6,8 +6,7 @@ Which modules are added, one or several, says `hf_era.models.config`; what a mod
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,17 +19,26 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hf_era.models.adapters import has_adapters, saved_merged, without_adapters
 from hf_era.models.attention_heads import expand_attention
 from hf_era.models.base_checks import check_arguments
-from hf_era.models.config import ExpansionConfig
+from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
+from hf_era.models.folding import check_keep, widen
 from hf_era.models.generation_config import make_generation_config_savable
-from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
+from hf_era.models.layers import (
+    MODULE_KINDS,
+    AuxiliaryModule,
+    RoutingChannel,
+    collapse_block,
+    collapse_part,
+    expand_layer,
+)
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.loading_hint import write_readme
+from hf_era.models.module_files import ModuleFilesMixin
+from hf_era.models.module_switches import ModuleSwitchesMixin
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
-from hf_era.utils.checks import unknown_key_message
 
 
 @dataclass
@@ -46,7 +54,7 @@ class ExpandedCausalLMOutput(CausalLMOutputWithPast):
     activation_l1: torch.Tensor | None = None
 
 
-class ExpandedCausalLMMixin:
+class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
     """Mixed into a family's stock causal LM. The family is registered with `register_family`.
 
     Attributes:
@@ -55,6 +63,8 @@ class ExpandedCausalLMMixin:
             `GradientRoutingTrainer` sets it from its config.
         fast_paths (`FastPaths`): which parts of the family's fast path are on, where it has one.
         module_names (`list[str]`): of the auxiliary modules, in the config's order.
+
+    Switching modules on, off or to a dial: `ModuleSwitchesMixin`; modules as files: `ModuleFilesMixin`.
     """
 
     family: ClassVar[Family]
@@ -108,23 +118,40 @@ class ExpandedCausalLMMixin:
 
     def _expand_target_layers(self) -> None:
         """Adds the auxiliary modules that the config describes."""
-        config: Any = self.config  # type: ignore[attr-defined]
-        family, modules = self.family, config.expansion_config.module_configs
+        modules = self.config.expansion_config.module_configs  # type: ignore[attr-defined]
         self.routing_channel, self.module_names = RoutingChannel(), [module.name for module in modules]
-        number = family.layers_of(config)
+        number = self.family.layers_of(self.config)  # type: ignore[attr-defined]
         layers = {module.name: set(module.resolve_layers(number)) for module in modules}
-        for layer, block in enumerate(family.get_blocks(self)):  # type: ignore[arg-type]
-            auxiliary = {
-                module.name: MODULE_KINDS[module.kind].for_layer(module, family, config, block)
-                for module in modules
-                if layer in layers[module.name]
-            }
+        for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
+            auxiliary = {module.name: self._new_module(module) for module in modules if layer in layers[module.name]}
             if auxiliary:
-                heads = {name: module for name, module in auxiliary.items() if module.place == "attention"}
-                others = {name: module for name, module in auxiliary.items() if name not in heads}
-                call = expand_layer(block, family.mlp, family.down_projection, others, self.routing_channel)
-                if heads and family.attention is not None:
-                    expand_attention(block, family.attention, heads, call)
+                self._put_beside(block, auxiliary)
+
+    def _new_module(self, module: ModuleConfig) -> AuxiliaryModule:
+        """A module for one layer, as its config has it."""
+        return MODULE_KINDS[module.kind].for_model(module, self)
+
+    def _put_beside(self, block: nn.Module, auxiliary: dict[str, AuxiliaryModule]) -> None:
+        """Puts modules, by name, into a block, which becomes a target layer."""
+        family, heads = self.family, {name: part for name, part in auxiliary.items() if part.place == "attention"}
+        others = {name: part for name, part in auxiliary.items() if name not in heads}
+        call = expand_layer(block, family.mlp, family.down_projection, others, self.routing_channel)
+        if heads and family.attention is not None:
+            expand_attention(block, family.attention, heads, call)
+
+    def _take_out(self, block: nn.Module, name: str) -> None:
+        """Takes a module out of a block, which becomes a stock one with the last."""
+        parts = [part for part, _ in self.family.expanded_parts(block)]
+        for part in parts:
+            if name in part.auxiliary:
+                del part.auxiliary[name]
+        mlp = self.family.get_mlp(block)
+        for part in parts:
+            if not part.auxiliary and part is not mlp:
+                collapse_part(part)
+        if not any(part.auxiliary for part, _ in self.family.expanded_parts(block)):
+            collapse_part(mlp)
+            collapse_block(block)
 
     def block_class_names(self) -> list[str]:
         """The classes of the blocks that are there: FSDP wraps each block, and refuses the name of one that is not there."""
@@ -169,68 +196,6 @@ class ExpandedCausalLMMixin:
             return self.family.fast_path.forward(self, stock_forward, inputs, skip_logits)
         return stock_losses(stock_forward, inputs, inputs.pop("loss_reduction", "mean"))
 
-    # ---- Modules: on, off, dialled ----
-
-    def auxiliary_modules(self) -> dict[int, dict[str, AuxiliaryModule]]:
-        """The auxiliary modules: layer index -> module name -> module."""
-        found: dict[int, dict[str, AuxiliaryModule]] = {}
-        for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
-            named = {
-                name: module for part, _ in self.family.expanded_parts(block) for name, module in part.auxiliary.items()
-            }
-            if named:
-                found[layer] = {name: named[name] for name in self.module_names if name in named}
-        return found
-
-    def is_auxiliary_parameter(self, name: str) -> bool:
-        """Whether a parameter or state-dict key belongs to an auxiliary module."""
-        return self.family.is_auxiliary_weight(name)
-
-    def set_ablated(self, ablated: bool, module: str | None = None) -> None:
-        """Switches a module, or all of them, off (`True`) or on (`False`) in all layers, in place."""
-        for part in self._modules_named(module):
-            part.active = not ablated
-
-    def set_dial(self, dial: float, module: str | None = None) -> None:
-        """Sets how much of the output of a module, or of all, takes part, from 0 (as ablated) to 1, in place.
-
-        For one per example pass `module_activity` to the forward pass; the two are multiplied.
-        """
-        if not 0 <= dial <= 1:
-            raise ValueError(f"`dial` should be in [0, 1], got {dial}. 0 is off, 1 is on.")
-        for part in self._modules_named(module):
-            part.dial = float(dial)
-
-    @contextmanager
-    def ablated(self, module: str | None = None) -> Iterator[Any]:
-        """Within this context a module, or all, is off; afterwards each is as it was before."""
-        with self._as_before_afterwards():
-            self.set_ablated(True, module)
-            yield self
-
-    @contextmanager
-    def dialled(self, dial: float, module: str | None = None) -> Iterator[Any]:
-        """Within this context the dial of a module, or of all, has this value; afterwards each is as it was before."""
-        with self._as_before_afterwards():
-            self.set_dial(dial, module)
-            yield self
-
-    @contextmanager
-    def _as_before_afterwards(self) -> Iterator[None]:
-        before = [(part, part.active, part.dial) for part in self._modules_named(None)]
-        try:
-            yield
-        finally:
-            for part, active, dial in before:
-                part.active, part.dial = active, dial
-
-    def _modules_named(self, name: str | None) -> list[AuxiliaryModule]:
-        """A module in each of its layers; all modules for `None`."""
-        if name is not None and name not in self.module_names:
-            raise ValueError(unknown_key_message("the model's modules", name, self.module_names))
-        named = [pair for layer in self.auxiliary_modules().values() for pair in layer.items()]
-        return [module for own, module in named if name in (None, own)]
-
     # ---- Save and contract ----
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -243,7 +208,7 @@ class ExpandedCausalLMMixin:
             write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def contract(self) -> Any:
+    def contract(self, keep: Sequence[str] = ()) -> Any:
         """A stock model without the auxiliary modules, with its own storage, on the same device and in the same dtype.
 
         Its weights are those of this model, bit for bit, and so are its logits those of this model while `ablated()`, up
@@ -253,21 +218,34 @@ class ExpandedCausalLMMixin:
 
         A model sharded by FSDP2 is gathered: every process must call this, and each gets a whole model, on the CPU.
 
+        Args:
+            keep (`list[str]`, *optional*): names of modules that stay, whether they are on or not: folded into the MLP, at
+                their dials, which makes it wider in all layers. The logits are those of this model with these modules on and
+                all others off, to rounding. Modules of the kind `mlp` alone, in families whose config has the MLP's width.
+
         Raises:
-            ValueError: for an adapter on a tied weight, or a config that cannot be saved.
+            ValueError: for an adapter on a tied weight, a config that cannot be saved, a name in `keep` that no module has,
+                or a module that cannot be folded in.
         """
-        return self.contract_weights(whole_weights(self))  # type: ignore[arg-type]
+        check_keep(self, keep)  # before anything is gathered
+        return self.contract_weights(whole_weights(self), keep)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def contract_weights(self, weights: dict[str, Tensor]) -> Any:
+    def contract_weights(self, weights: dict[str, Tensor], keep: Sequence[str] = ()) -> Any:
         """As `contract`, from whole weights (`whole_weights`) of this model."""
+        names = check_keep(self, keep)
         make_generation_config_savable(self)
         merged = without_adapters(self)
         if merged is not self:
-            return merged.contract()
-        # Cloned: a saved view of a shared storage could carry bytes of what was removed.
-        kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
+            return merged.contract(keep)
         config: Any = self.config.to_base_config()  # type: ignore[attr-defined]
+        widened = widen(config, self, weights, names) if names else {}
+        # Cloned: a saved view of a shared storage could carry bytes of what was removed.
+        kept = {
+            name: widened[name] if name in widened else value.clone()
+            for name, value in weights.items()
+            if not self.is_auxiliary_parameter(name)
+        }
         follow_attention(config, self, self.stock_class)
         return model_around(self.stock_class, config, kept, self)
 

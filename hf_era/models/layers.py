@@ -106,7 +106,7 @@ class AuxiliaryModule(nn.Module):
     """A module beside the MLP of a target layer: it reads what the MLP reads and adds to what its down projection writes.
     Or one beside its attention: `AttentionHeads`.
 
-    To add a kind: a subclass with this constructor, or its own `for_layer`, decorated with `@register_module_kind`.
+    To add a kind: a subclass with this constructor, or its own `for_model`, decorated with `@register_module_kind`.
 
     Args:
         hidden_size (`int`): width of the residual stream.
@@ -141,15 +141,18 @@ class AuxiliaryModule(nn.Module):
         self.active, self.dial = True, 1.0
 
     @classmethod
-    def check_fits(cls, module: ModuleConfig, family: Family, config: Any) -> None:
-        """Raises `ValueError` if a module of this kind cannot stand in a model of this family with this config."""
+    def width_in(cls, module: ModuleConfig, family: Family, config: Any) -> int:
+        """The width in units of a module of this kind, in a model of this family with this config; raises `ValueError` if it
+        has no place there."""
+        return module.units(family.mlp_width(config))
 
     @classmethod
-    def for_layer(cls, module: ModuleConfig, family: Family, config: Any, block: Any) -> AuxiliaryModule:
-        """The module that a config describes, for one stock block of a model."""
+    def for_model(cls, module: ModuleConfig, model: Any) -> AuxiliaryModule:
+        """The module that a config describes, for one layer of an expanded model."""
+        family, config = model.family, model.config
         return cls(
             getattr(config, family.hidden_size),
-            module.width,
+            module.width or 0,  # the model's config has resolved it
             getattr(config, family.activation),
             config.initializer_range * module.initialization_scale,
             gated=family.gated,
@@ -413,7 +416,8 @@ class RoutedDownProjectionMixin(RoutedLinearMixin):
 def expand_layer(
     block: Any, mlp_name: str, down_projection: str, auxiliary: dict[str, AuxiliaryModule], channel: RoutingChannel
 ) -> LayerCall:
-    """Turns a stock block into an expanded one, in place, with modules beside its MLP; without any, that MLP is routed.
+    """Turns a stock block into an expanded one, in place, with modules beside its MLP; without any, that MLP is routed. To a
+    block that is expanded already, the modules are added.
 
     The block, its MLP and the MLP's linear layers change class and keep their parameters. A model built with a seed has
     therefore the same original weights as the stock model built with that seed, which makes the base control a fair one.
@@ -431,6 +435,9 @@ def expand_layer(
         ValueError: if the down projection is no linear layer.
     """
     mlp = getattr(block, mlp_name)
+    if isinstance(mlp, ExpandedMLPMixin):
+        mlp.auxiliary.update(auxiliary)
+        return block.layer_call
     down = mlp.get_submodule(down_projection)
     if not is_bare(down):
         raise ValueError(
@@ -444,8 +451,20 @@ def expand_layer(
     for layer in linear_layers.values():
         mix_in(RoutedDownProjectionMixin if layer is down else RoutedLinearMixin, layer, call=call)
     mix_in(RoutedBlockMixin, block, routing_channel=channel, layer_call=call)
-    mix_in(ExpandedMLPMixin, mlp, call=call, auxiliary=nn.ModuleDict(auxiliary), linear_paths=list(linear_layers))
+    modules = nn.ModuleDict(auxiliary).train(mlp.training)
+    mix_in(ExpandedMLPMixin, mlp, call=call, auxiliary=modules, linear_paths=list(linear_layers))
     return call
+
+
+def collapse_part(part: Any) -> None:
+    """Turns an expanded part of a block into the stock one that it was, in place, and drops the modules that are in it."""
+    for layer in (*part._linear_layers(), part):
+        _mix_out(layer, "call", "part", "parts", "auxiliary", "linear_paths")
+
+
+def collapse_block(block: Any) -> None:
+    """Turns an expanded block, whose parts are stock ones again, into the stock one that it was, in place."""
+    _mix_out(block, "routing_channel", "layer_call")
 
 
 def mix_in(mixin: type[MixedIn], layer: Any, **attributes: Any) -> None:
@@ -453,3 +472,10 @@ def mix_in(mixin: type[MixedIn], layer: Any, **attributes: Any) -> None:
     layer.__class__ = mixed_class(mixin, type(layer))
     for name, value in attributes.items():
         setattr(layer, name, value)
+
+
+def _mix_out(layer: Any, *attributes: str) -> None:
+    for name in attributes:
+        if hasattr(layer, name):
+            delattr(layer, name)
+    layer.__class__ = type(layer).mixed_of[1]

@@ -270,7 +270,7 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
         ValueError: if it does not exist or cannot be reached, is damaged, lacks a weight, or does not fit in memory.
     """
     check_options(field, kwargs)
-    config = load_base_config(name, field, **_hub_options(kwargs))
+    config = load_base_config(name, field, **hub_options(kwargs))
     return load_weights(fast_class_of(config) or AutoModelForCausalLM, name, field, config, kwargs)
 
 
@@ -327,7 +327,7 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
 def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion: ExpansionConfig, **kwargs: Any) -> Any:
     """Loads a stock checkpoint straight into the expanded class: the original weights have the same names and shapes."""
     check_options("model.base", kwargs)
-    base_config = load_base_config(base, **_hub_options(kwargs))
+    base_config = load_base_config(base, **hub_options(kwargs))
     check_family(model_class, base_config)
     check_not_quantised(base_config, kwargs)
     config = model_class.config_class.from_base_config(base_config, expansion)
@@ -345,7 +345,8 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     return model
 
 
-def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options of `from_pretrained` that say where its files come from."""
     return {key: options[key] for key in HUB_OPTIONS if key in options}
 
 
@@ -368,7 +369,7 @@ def expand_base(
 ) -> Any:
     """Expands a base model with the class of its family; arguments and errors as in `from_base`."""
     check_arguments(base, expansion)
-    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **_hub_options(kwargs))
+    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **hub_options(kwargs))
     model_class = get_family(base_config.model_type).model_class
     return model_class.from_base(base, expansion, **kwargs)
 

@@ -40,6 +40,31 @@ stock = model.contract()  # without the modules: a `{base_type}` that loads with
 ```
 """
 
+MODULE_README = """---
+library_name: hf_era
+tags:
+- hf_era
+- gradient-routing
+---
+# The auxiliary module `{name}`, apart from its model
+
+This is no model. It is what gradient routing put beside the layers of a `{base_type}` causal LM: {width} hidden units (kind
+`{kind}`) in each of the layers {layers}. **It holds the capability that was cut out of that model.** Whoever has both
+files has the capability back, bit for bit: publishing this folder publishes the capability.
+
+It fits one base: the contracted model whose weights have the SHA-256 `{sha256}`
+(`{dtype}`). With the package `hf_era` installed:
+
+```python
+import hf_era
+
+model = hf_era.attach_module("path/of/the/contracted/model", "path/of/this/folder")
+with model.ablated("{name}"):  # off again
+    ...
+model.detach_module("{name}")
+```
+"""
+
 
 def write_readme(folder: Path, config: Any) -> None:
     """Writes `README.md` beside a saved expanded model, unless there is one."""

@@ -16,6 +16,7 @@ from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.attention_heads import expand_attention
 from hf_era.models.expanded import run_with_routing
 from hf_era.models.families.family import get_family
+from hf_era.models.fast.causal_lm import FastCausalLMMixin
 from hf_era.models.layers import MixedIn, RoutingChannel, expand_layer, mixed_class
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import model_around
@@ -69,8 +70,8 @@ def measure_activations(model: Any, layers: Collection[int], attention_layers: C
             call = expand_layer(block, family.mlp, family.down_projection, {}, model.routing_channel)
             if layer in attention_layers and family.attention is not None:
                 expand_attention(block, family.attention, {}, call)
-    if family.fast_path is not None:
-        family.fast_path.expand(model)
+    if isinstance(model, FastCausalLMMixin):  # a stock one has no fast layers
+        model.family.fast_path.expand(model)
     # FSDP wraps each block, and refuses the name of one that is not there.
     model._no_split_modules = sorted({type(block).__name__ for block in family.get_blocks(model)})
     model.__class__ = mixed_class(MeasuredCausalLMMixin, type(model))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_era import ExpansionConfig, GradientMultipliers
+from hf_era import ExpansionConfig, GradientMultipliers, attach_module
 from hf_era.evaluation import AuxiliaryActivationMeter, gradient_audit
 from hf_era.models import FAMILIES, AttentionHeads, expand_base
 from hf_era.models.adapters import without_adapters
@@ -532,9 +532,37 @@ def test_saved_loaded_and_copied(make_model: Callable[..., Any], batch: Batch, t
     unpickled = torch.load(tmp_path / "model.pt", weights_only=False)
     for other in (loaded, twin, unpickled):
         assert torch.equal(logits(other, batch), expected)
-        other.set_ablated(True)
+        other.set_active(None, False)
         assert not torch.equal(logits(other, batch), expected)
     assert torch.equal(logits(model, batch), expected)
+
+
+def test_a_module_of_heads_is_a_file(
+    make_model: Callable[..., Any], make_stock: Callable[..., Any], batch: Batch, tmp_path: Path
+) -> None:
+    """Saved, attached to the contracted model in the same order, and taken out again, which leaves the stock layers."""
+    model = make_model("qwen2")
+    expected, ablated = logits(model, batch), logits(model.contract(), batch)
+    for name in model.module_names:
+        model.save_module(name, tmp_path / name)
+    model.contract().save_pretrained(tmp_path / "base")
+    again = attach_module(tmp_path / "base", *(tmp_path / name for name in model.module_names)).train()
+    assert torch.equal(logits(again, batch), expected)
+    again.detach_module("sea")
+    with model.ablated("sea"):
+        assert torch.equal(logits(again, batch), logits(model, batch))
+    again.detach_module("forest")
+    assert list(again.auxiliary_modules()) == [1]
+    again.detach_module("river")
+    stock = make_stock("qwen2")
+    assert [type(part) for part in again.model.modules()] == [type(part) for part in stock.model.modules()]
+    again.set_fast_paths(ALL_SLOW)
+    assert torch.equal(logits(again, batch), ablated)
+    again.attach_module(tmp_path / "river")
+    with model.ablated("sea", "forest"):
+        torch.testing.assert_close(logits(again, batch)[0], logits(model, batch)[0])
+    with pytest.raises(ValueError, match=r"the module `river` is of the kind `heads`, and only `mlp`"):
+        again.contract(keep=["river"])
 
 
 def test_weights_start_at_their_own_scale(make_stock: Callable[..., Any]) -> None:
@@ -666,6 +694,16 @@ def test_a_family_without_a_place_for_heads_says_which_have_one(model_type: str)
         f"`expansion.modules`: `sea` is of the kind `heads`, and models of type `{model_type}` have no place for heads "
         "beside their own. Those that have one: llama, mistral, qwen2, smollm3. Take `kind: mlp`, which all have."
     )
+
+
+@pytest.mark.parametrize(("ratio", "width"), [(0.5, 8), (0.7, 8), (0.8, 16), (2, 32), (0.01, 8)])
+def test_a_width_ratio_is_a_share_of_the_attentions_width(ratio: float, width: int) -> None:
+    """Rounded to a whole number of keys with their two queries, and one at least."""
+    expansion = ExpansionConfig(modules=[{"name": "sea", "kind": "heads", "width_ratio": ratio}])
+    assert expansion.module_configs[0].width_text == f"{ratio:g} times the attention's width"
+    config_class = FAMILIES["llama"].model_class.config_class
+    config = config_class.from_base_config(config_of("llama"), expansion)
+    assert [module.width for module in config.expansion_config.module_configs] == [width]
 
 
 @pytest.mark.parametrize(("width", "nearest"), [(20, "16 and 24"), (3, "8")])

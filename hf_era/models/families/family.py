@@ -71,6 +71,10 @@ class Family:
         gated (`bool`): whether MLPs are `down(act(gate(x)) * up(x))`; auxiliary modules then are, too.
         hidden_size, number_of_layers, activation (`str`): config fields: width of the residual stream, number of blocks,
             name of the MLP's activation function.
+        intermediate_size (`str`, *optional*): config field: hidden units of the MLP; its value `None` means four times
+            `hidden_size`. `None`: there is no such field, so that a module can neither be folded into the MLP nor be as wide
+            as a share of it.
+        gate_projection (`str`): path in a gated MLP to the layer whose output goes through the activation function.
         activation_module (`str`): attribute of an MLP that is not gated: its activation function. A GELU is fused with the
             routing.
         attention (`AttentionLayout`, *optional*): where modules of the kind `heads` can be. `None`: nowhere.
@@ -92,6 +96,8 @@ class Family:
     hidden_size: str = "hidden_size"
     number_of_layers: str = "num_hidden_layers"
     activation: str = "hidden_act"
+    intermediate_size: str | None = "intermediate_size"
+    gate_projection: str = "gate_proj"
     activation_module: str = "act"
     attention: AttentionLayout | None = None
     fast_path: FastPath | None = CHUNKED_LOSS
@@ -143,6 +149,15 @@ class Family:
 
     def layers_of(self, config: PreTrainedConfig | Any) -> int:
         return int(getattr(config, self.number_of_layers))
+
+    def mlp_width(self, config: PreTrainedConfig | Any) -> int | None:
+        """Hidden units of the MLP of every layer; `None` where no one number says it."""
+        if self.intermediate_size is None:
+            return None
+        width = getattr(config, self.intermediate_size, None)
+        if width is None:
+            return 4 * int(getattr(config, self.hidden_size))
+        return width if isinstance(width, int) else None
 
 
 FAMILIES: dict[str, Family] = {}
