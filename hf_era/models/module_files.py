@@ -122,10 +122,10 @@ class ModuleFilesMixin:
         weights = whole_weights(model, keep=is_main_process)
         if not is_main_process:
             return
-        paths = {module: path for path, module in model.named_modules()}
+        prefixes = {module: prefix for prefix, module in model.named_modules()}
         # Cloned: a view of a storage that is shared could carry bytes of other weights.
         tensors = {
-            f"layers.{layer}.{key}": weights[f"{paths[part]}.{key}"].cpu().clone(memory_format=torch.contiguous_format)
+            f"layers.{layer}.{key}": weights[f"{prefixes[part]}.{key}"].cpu().clone(memory_format=torch.contiguous_format)
             for layer, part in parts.items()
             for key in part.state_dict()
         }

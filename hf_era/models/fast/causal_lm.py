@@ -87,7 +87,8 @@ class FastPath:
                 getattr(mlp, family.activation_module).call = mlp.call
                 for name, module in mlp.auxiliary.items():
                     if type(module) is AuxiliaryMLP:
-                        module.act = RoutedActivation(getattr(model.config, family.activation))
+                        act = RoutedActivation(getattr(model.config, family.activation))
+                        module.act = act.train(module.training)
                         module.act.call, module.act.module = mlp.call, name
 
     def forward(
