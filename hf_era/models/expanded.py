@@ -145,12 +145,12 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
         for part in parts:
             if name in part.auxiliary:
                 del part.auxiliary[name]
-        mlp = self.family.get_mlp(block)
+        is_stock = not any(part.auxiliary for part in parts)
         for part in parts:
-            if not part.auxiliary and part is not mlp:
+            # The MLP beside heads stays routed.
+            if is_stock or (not part.auxiliary and part is not self.family.get_mlp(block)):
                 collapse_part(part)
-        if not any(part.auxiliary for part, _ in self.family.expanded_parts(block)):
-            collapse_part(mlp)
+        if is_stock:
             collapse_block(block)
 
     def block_class_names(self) -> list[str]:

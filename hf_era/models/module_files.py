@@ -125,7 +125,9 @@ class ModuleFilesMixin:
         prefixes = {module: prefix for prefix, module in model.named_modules()}
         # Cloned: a view of a storage that is shared could carry bytes of other weights.
         tensors = {
-            f"layers.{layer}.{key}": weights[f"{prefixes[part]}.{key}"].cpu().clone(memory_format=torch.contiguous_format)
+            f"layers.{layer}.{key}": weights[f"{prefixes[part]}.{key}"]
+            .cpu()
+            .clone(memory_format=torch.contiguous_format)
             for layer, part in parts.items()
             for key in part.state_dict()
         }

@@ -116,9 +116,7 @@ def test_the_bytes_are_the_modules_own(model: Any, saved: Path) -> None:
     assert not [value for value in others if value.detach().numpy().tobytes()[:32] in content]
 
 
-def test_a_save_that_fails_leaves_what_was_there(
-    model: Any, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_leaves_what_was_there(model: Any, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
 
     def fail(*arguments: Any) -> None:
@@ -143,7 +141,9 @@ def test_a_module_has_a_folder_of_its_own(model: Any, copied: Path, tmp_path: Pa
     with pytest.raises(ValueError, match=r"holds the module 'biology' already\. Each module has a folder of its own"):
         model.save_module("chemistry", copied)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds other files \(`biology`, `notes.txt`\)\. A module has a folder of its own"):
+    with pytest.raises(
+        ValueError, match=r"holds other files \(`biology`, `notes.txt`\)\. A module has a folder of its own"
+    ):
         model.save_module("chemistry", tmp_path)
     with pytest.raises(ValueError, match=r"should be a directory, got the file .*notes\.txt\."):
         model.save_module("chemistry", tmp_path / "notes.txt")
@@ -405,18 +405,22 @@ def test_a_damaged_module_is_refused(damage: Callable[[Path], Any], message: str
 
 
 def test_a_name_that_is_there_is_refused(model: Any, saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"has a module of that name\. Take it out first, with `detach_module\('biology'\)`"):
+    with pytest.raises(
+        ValueError, match=r"has a module of that name\. Take it out first, with `detach_module\('biology'\)`"
+    ):
         model.attach_module(saved / "biology")
 
 
-def test_a_model_whose_layers_are_fixed_is_refused(
-    bare: Any, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_whose_layers_are_fixed_is_refused(bare: Any, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_hook_to_module(bare.transformer.h[0], ModelHook())
-    with pytest.raises(ValueError, match=r"`attach_module`: the model is dispatched to several devices \(`device_map`\)"):
+    with pytest.raises(
+        ValueError, match=r"`attach_module`: the model is dispatched to several devices \(`device_map`\)"
+    ):
         bare.attach_module(saved / "biology")
     monkeypatch.setattr(module_files, "is_sharded", lambda model: True)
-    with pytest.raises(ValueError, match=r"sharded by FSDP2, and its layers are fixed\. Call it before `fully_shard`\."):
+    with pytest.raises(
+        ValueError, match=r"sharded by FSDP2, and its layers are fixed\. Call it before `fully_shard`\."
+    ):
         bare.attach_module(saved / "biology")
     get_peft_model(bare, LoraConfig(target_modules=["c_fc"]))
     with pytest.raises(ValueError, match=r"has adapters \(peft\), .* Merge them first, or put them on afterwards\."):
