@@ -91,8 +91,8 @@ def _counterparts(family: Any, mlp: nn.Module) -> dict[str, str]:
     up = [path for path in linear if path not in known]
     if len(up) != 1 or not set(known) <= set(linear):
         raise ValueError(
-            f"`keep`: the MLP of `{family.model_type}` has the linear layers {', '.join(linear)}, and which of them a module "
-            "is to be folded into is not known. Contract without `keep`, and attach the module's file to the result."
+            f"`keep`: the MLP of `{family.model_type}` has the linear layers {', '.join(linear)}, and which of them a "
+            "module is to be folded into is not known. Contract without `keep`, and attach the module's file to the result."
         )
     return {**known, up[0]: "up_projection"}
 

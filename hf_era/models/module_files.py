@@ -256,9 +256,8 @@ class _ModuleFile:
                 raise ValueError(f"`dial` should be in [0, 1], got {short_repr(dial)}")
             _check_kinds(base)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`{_FIELD}`: {path / CONFIG} describes no module ({error_text(error)}). {_AGAIN}"
-            ) from error
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error_text(error)
+            raise ValueError(f"`{_FIELD}`: {path / CONFIG} describes no module ({what}). {_AGAIN}") from error
         return cls(path, module, float(dial), base, _read_weights(path, values.get("weights_sha256")))
 
     def check_fits(self, model: Any, check_base: bool) -> None:
