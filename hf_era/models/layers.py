@@ -262,7 +262,7 @@ def _check_bare(layer: Any) -> None:
         raise ValueError(
             f"A router that scales gradients at the parameters does not reach those of {type(layer).__module__}."
             f"{type(layer).__name__}, which was put around a linear layer. Merge the adapter, leave the MLPs of target "
-            "layers out of it, or take a router that scales at the activation."
+            "layers out of it (and attention with heads beside its own), or take a router that scales at the activation."
         )
 
 

@@ -576,11 +576,21 @@ def test_weights_start_at_their_own_scale(make_stock: Callable[..., Any]) -> Non
     assert module.key_projection.weight.shape == (400, 12)
 
 
-def test_attentions_hold_all_heads(make_model: Callable[..., Any], batch: Batch) -> None:
+def test_attentions_hold_all_heads_that_are_on(make_model: Callable[..., Any], batch: Batch) -> None:
+    """What is off costs nothing."""
     model = make_model()
     model.set_attn_implementation("eager")
-    found = model(**inputs_of(batch), output_attentions=True).attentions
-    assert [weights.shape[1] for weights in found] == [HEADS + 4, HEADS + 4 + 2, HEADS]
+
+    def heads() -> list[int]:
+        return [found.shape[1] for found in model(**inputs_of(batch), output_attentions=True).attentions]
+
+    assert heads() == [HEADS + 4, HEADS + 4 + 2, HEADS]
+    with model.ablated("sea"):
+        assert heads() == [HEADS, HEADS + 2, HEADS]
+    with model.dialled("river", 0.0):
+        assert heads() == [HEADS + 4, HEADS + 4, HEADS]
+    with model.ablated():
+        assert heads() == [HEADS] * 3
 
 
 # ---- Adapters ----

@@ -369,7 +369,10 @@ def flip(folder: Path) -> None:
             lambda folder: change_config(folder, lambda values: values.update(dial=float("nan"))),
             r"describes no module \(`dial` should be in \[0, 1\], got nan\)\. Save it again",
         ),
-        (lambda folder: change_config(folder, lambda values: values.pop("base")), r"describes no module \(it lacks 'base'\)"),
+        (
+            lambda folder: change_config(folder, lambda values: values.pop("base")),
+            r"describes no module \(it lacks 'base'\)",
+        ),
         (
             lambda folder: change_config(folder, lambda values: values["base"].update(hidden_size="16")),
             r"describes no module \(`base.hidden_size` should be of type int, got '16'\)",
