@@ -205,11 +205,11 @@ def _module(result: RunResult, module: dict[str, Any]) -> str:
     known = layers if layers is not None else sorted(result.selectivity, key=layer_order)
     named = ", ".join(map(name_of, known)) or NOT_RECORDED
     where = f"all layers ({named})" if layers is None else f"layers {named}"
-    width, ratio = module.get("width"), module.get("width_ratio")
+    width, ratio = recorded(module.get("width")), module.get("width_ratio")
     if kind == "heads":
-        size = f"{recorded(width)} units together" if ratio is None else f"{recorded(ratio)} times the units"
+        size = f"{width} units together" if ratio is None else f"{recorded(ratio)} times the units of the model's own"
         return f"attention heads of {size} beside the heads of {where}"
-    size = f"{recorded(width)} hidden units" if ratio is None else f"{recorded(ratio)} times the hidden units"
+    size = f"{width} hidden units" if ratio is None else f"{recorded(ratio)} times the hidden units of the model's own"
     return f"{'an MLP' if kind == 'mlp' else name_of(kind)} with {size} beside the MLP of {where}"
 
 

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, __version__, attach_module, expand_base
+from hf_era import (
+    ExpandedGPTNeoForCausalLM,
+    ExpansionConfig,
+    GradientRoutingConfig,
+    GradientRoutingTrainer,
+    __version__,
+    attach_module,
+    expand_base,
+)
 from hf_era.models import module_files
 from hf_era.models.module_files import hash_of_base
 from hf_era.utils.files import digest_of_file
@@ -282,6 +290,13 @@ def test_a_base_that_was_fine_tuned_since_is_taken_when_that_is_said(model: Any,
 
 
 # ---- Refused ----
+
+
+def test_a_model_without_a_module_is_not_trained(bare: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^`model` has no auxiliary module \(`modules: \[\]`\), so nothing is routed\."
+    ):
+        GradientRoutingTrainer(bare, GradientRoutingConfig(str(tmp_path), report_to="none"))
 
 
 def fine_tuned(model: Any) -> Any:
