@@ -83,7 +83,12 @@ def main() -> None:
     command = ["run", str(HERE / "pretrained" / f"{options.name}.yaml"), "--model.base", str(base)]
     if options.name == "stories260k":
         stories = SHARED / "data" / "tinystories"
-        command += ["--data.train", str(stories / "train.jsonl"), "--data.validation", str(stories / "validation.jsonl")]
+        command += [
+            "--data.train",
+            str(stories / "train.jsonl"),
+            "--data.validation",
+            str(stories / "validation.jsonl"),
+        ]
     status = hf_era([*command, "--output_dir", str(output), *rest])
     if status == 0 and (output / "result.json").is_file():
         target = RESULTS / "pretrained" / f"{options.name}.json"

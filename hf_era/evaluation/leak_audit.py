@@ -57,13 +57,14 @@ def gradient_audit(
         layer -> `original_norm`, `original_share`, `original_up_share`, `original_down_share`, `auxiliary_norm`,
         `auxiliary_share`. A share is a squared norm over that of the whole gradient, so that shares add up to 1; `None` if
         there is no gradient at all. *Original*: the layer's original MLP, of which *down* is its down projection and *up*
-        all before that. The routing scales the gradient between the two, so in its own layer it scales *up* and not
-        *down*. *Rest*: attention, norms, embeddings, and layers that are no target layers.
+        all before that; where heads were added, the layer's own attention too. The routing scales the gradient between the
+        two, so in its own layer it scales *up* and not *down*. *Rest*: other attention, norms, embeddings, and layers that
+        are no target layers.
 
         `alignment`: target layer -> `original`, `auxiliary`: <routed, unrouted> / <unrouted, unrouted> of the up
         projection's gradient. 1: as without routing, 0: blocked, negative: un-teaching. `None` if there is none without
         routing. In the last target layer it comes of the multipliers there alone; what reaches earlier ones has also passed
-        later ones.
+        later ones, and what reaches heads the MLP behind them.
 
     Raises:
         ValueError: if the model is not expanded or has no such module, a column is missing, nothing is to be predicted, or a
@@ -159,18 +160,18 @@ def _gradients(model: Any, batches: Sequence[Batch], labels: int, routed: bool) 
 
 
 def _parts(model: Any, module: str | None) -> dict[str, tuple[int, str]]:
-    """Name of each parameter in the MLP of a target layer -> layer, and which part of the MLP it belongs to."""
+    """Name of each routed parameter of a target layer -> layer, and on which side of the routing it is."""
     family: Any = model.family
     blocks = family.get_blocks(model)
     part_of: dict[int, tuple[int, str]] = {}  # by id: a parameter's path is the architecture's business
     for layer, modules in model.auxiliary_modules().items():
-        mlp = family.get_mlp(blocks[layer])
+        expanded = family.expanded_parts(blocks[layer])
         own = [part for name, part in modules.items() if module in (None, name)]
         groups: dict[str, list[Any]] = {}
         if own:
             groups = {
-                _UP: [mlp],
-                _DOWN: [family.get_down_projection(mlp)],
+                _UP: [part for part, _ in expanded],
+                _DOWN: [down for _, down in expanded],
                 _AUXILIARY_UP: own,
                 _AUXILIARY_DOWN: [part.down_projection for part in own],
             }

@@ -25,8 +25,8 @@ def train_stock(
     set_seed(run.seed)
     model, coefficient = causal_lm_from_config(run.base_config, run.seed), run.control_l1_coefficient
     if coefficient > 0:
-        layers = get_family(run.base_config.model_type).layers_of(run.base_config)
-        measure_activations(model, run.expansion.resolve_layers(layers))
+        resolve, layers = run.expansion.resolve_layers, get_family(model.config.model_type).layers_of(model.config)
+        measure_activations(model, resolve(layers), resolve(layers, "attention"))
     return run.train(CausalLMTrainer, model, arguments, folder, stories, l1_coefficient=coefficient)
 
 

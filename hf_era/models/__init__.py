@@ -1,5 +1,6 @@
 """Expanded model classes: expand a stock causal LM, route, ablate, contract."""
 
+from hf_era.models.attention_heads import AttentionHeads
 from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.expanded import ExpandedCausalLMOutput
 from hf_era.models.families import gemma, gpt2, gpt_neox, llama  # noqa: F401  registers them
@@ -15,6 +16,7 @@ ExpandedGPTNeo = ExpandedGPTNeoForCausalLM
 
 __all__ = [
     "FAMILIES",
+    "AttentionHeads",
     "AuxiliaryMLP",
     "AuxiliaryModule",
     "ExpandedCausalLMOutput",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from hf_era.models.families.family import get_family
+from hf_era.models.families.family import Family, get_family
 from hf_era.models.layers import MODULE_KINDS
 from hf_era.models.loading_hint import CONFIG_HINT, CONFIG_KEY
 from hf_era.models.size import check_auxiliary_fits
@@ -22,23 +22,25 @@ DEFAULT_WIDTH = 64
 
 @dataclass
 class ModuleConfig:
-    """One named auxiliary module beside the MLP of each of its target layers.
+    """One named auxiliary module beside the MLP, or the attention, of each of its target layers.
 
     Args:
         name (`str`, *optional*, defaults to `"forget"`):
             Part of its parameters' names. A Python identifier.
         width (`int`, *optional*):
-            Hidden units, per target layer. At least 1. Not given, nor `width_ratio`: 64.
+            Hidden units, per target layer. At least 1. Of `heads`: query heads * head size, a multiple of the model's query
+            heads to one key * head size. Not given, nor `width_ratio`: 64.
         target_layers (`list[int]`, *optional*):
             Indices of the layers that are expanded and routed, from 0, each once. `None` means all layers.
         initialization_scale (`float`, *optional*, defaults to `1.0`):
             The weights start normal with standard deviation `initializer_range * initialization_scale`, biases at zero. 0
             starts the module as an exact no-op that cannot learn, so it should be positive.
         kind (`str`, *optional*, defaults to `"mlp"`):
-            `mlp`: an MLP of the family's own form.
+            `mlp`: an MLP of the family's own form. `heads`: attention heads beside the layer's own; not every family has a
+            place for them (`hf_era.models.attention_heads`).
         width_ratio (`float`, *optional*):
-            In place of `width`: as a share of the MLP's own hidden units, at least one unit. Positive. The config of a model
-            holds the width that it came to.
+            In place of `width`: as a share of the MLP's own hidden units, at least one unit. Of `heads`: of the attention's
+            own query heads * head size, at least one key's. Positive. The config of a model holds the width that it came to.
 
     Raises:
         ValueError: for a name that is no identifier, a width below 1, a ratio that is not positive, both of them, negative
@@ -94,24 +96,35 @@ class ModuleConfig:
     @property
     def width_text(self) -> str:
         """The width in words, for a plan or a card."""
-        return f"width {self.width}" if self.width_ratio is None else f"{self.width_ratio:g} times the MLP's width"
+        if self.width_ratio is None:
+            return f"width {self.width}"
+        return (
+            f"{self.width_ratio:g} times the {'MLP' if MODULE_KINDS[self.kind].place == 'mlp' else 'attention'}'s width"
+        )
 
-    def resolved(self, mlp_width: int | None) -> ModuleConfig:
-        """The same with its width as a number of units, in a model whose MLPs have `mlp_width` hidden units.
+    def resolved(self, family: Family, config: Any) -> ModuleConfig:
+        """The same with its width as a number of units, in a model of this family with this config.
 
         Raises:
-            ValueError: for a ratio where nobody knows that number.
+            ValueError: if the model has no place for such a module, or nobody knows what a ratio is a share of.
+        """
+        return replace(self, width=MODULE_KINDS[self.kind].width_in(self, family, config), width_ratio=None)
+
+    def units(self, own_width: int | None, step: int = 1) -> int:
+        """The width in units, beside a part that is `own_width` wide; a ratio's is rounded to a multiple of `step`.
+
+        Raises:
+            ValueError: for a ratio where nobody knows how wide that part is.
         """
         if self.width_ratio is None:
-            return self
-        if mlp_width is None:
+            return self.width or DEFAULT_WIDTH
+        if own_width is None:
             raise ValueError(
                 f"`expansion.width_ratio` is {self.width_ratio:g}, but how wide the MLPs are is not known of this family. "
                 "Give `width`, in units."
             )
         # A ratio that no machine holds becomes a width that is refused with the memory it would need.
-        units = max(1, round(min(self.width_ratio * mlp_width, 1e18)))
-        return replace(self, width=units, width_ratio=None)
+        return max(1, round(min(self.width_ratio * own_width / step, 1e18))) * step
 
     def resolve_layers(self, number_of_layers: int) -> list[int]:
         """The target layers in a model of `number_of_layers` layers.
@@ -198,16 +211,18 @@ class ExpansionConfig:
         """The modules, in order."""
         return list(self._modules)
 
-    def resolved(self, mlp_width: int | None) -> ExpansionConfig:
+    def resolved(self, family: Family, config: Any) -> ExpansionConfig:
         """The same with every width as a number of units; see `ModuleConfig.resolved`."""
-        modules = [module.resolved(mlp_width) for module in self._modules]
+        modules = [module.resolved(family, config) for module in self._modules]
         if self.modules is None:
             return replace(self, width=modules[0].width, width_ratio=None)
         return ExpansionConfig(modules=modules)
 
-    def resolve_layers(self, number_of_layers: int) -> list[int]:
-        """The layers of a model that have a module; raises `ValueError` if one does not exist in that model."""
-        return sorted({layer for module in self._modules for layer in module.resolve_layers(number_of_layers)})
+    def resolve_layers(self, number_of_layers: int, place: str | None = None) -> list[int]:
+        """The layers of a model that have a module, or with a `place` those that have one there (`mlp`, `attention`); raises
+        `ValueError` if a target layer does not exist in that model."""
+        modules = [module for module in self._modules if place in (None, MODULE_KINDS[module.kind].place)]
+        return sorted({layer for module in modules for layer in module.resolve_layers(number_of_layers)})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; without `modules` the four fields of one module, so that a checkpoint reads as it always did."""
@@ -309,7 +324,7 @@ class ExpandedConfigMixin:
         if isinstance(self.expansion, ExpansionConfig):
             self.expansion = self.expansion.to_dict()
         family = get_family(self.base_config_class.model_type)  # type: ignore[attr-defined]
-        expansion = self.expansion_config.resolved(family.mlp_width(self))
+        expansion = self.expansion_config.resolved(family, self)
         for module in expansion.module_configs:
             layers = module.resolve_layers(family.layers_of(self))
             check_auxiliary_fits(self, len(layers), module.width or 0, family.gated)

@@ -17,13 +17,21 @@ from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.adapters import has_adapters, saved_merged, without_adapters
+from hf_era.models.attention_heads import expand_attention
 from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
 from hf_era.models.folding import check_keep, widen
 from hf_era.models.generation_config import make_generation_config_savable
-from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, collapse_layer, expand_layer
+from hf_era.models.layers import (
+    MODULE_KINDS,
+    AuxiliaryModule,
+    RoutingChannel,
+    collapse_block,
+    collapse_part,
+    expand_layer,
+)
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.loading_hint import write_readme
 from hf_era.models.module_files import ModuleFilesMixin
@@ -123,25 +131,29 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
 
     def _new_module(self, module: ModuleConfig) -> AuxiliaryModule:
         """A module for one layer, as its config has it."""
-        config, family = self.config, self.family  # type: ignore[attr-defined]
-        return MODULE_KINDS[module.kind](
-            getattr(config, family.hidden_size),
-            module.width or 0,  # the model's config has resolved it
-            getattr(config, family.activation),
-            config.initializer_range * module.initialization_scale,
-            gated=family.gated,
-            name=module.name,
-        )
+        return MODULE_KINDS[module.kind].for_model(module, self)
 
     def _put_beside(self, block: nn.Module, auxiliary: dict[str, AuxiliaryModule]) -> None:
         """Puts modules, by name, into a block, which becomes a target layer."""
-        expand_layer(block, self.family.mlp, self.family.down_projection, auxiliary, self.routing_channel)
+        family, heads = self.family, {name: part for name, part in auxiliary.items() if part.place == "attention"}
+        others = {name: part for name, part in auxiliary.items() if name not in heads}
+        call = expand_layer(block, family.mlp, family.down_projection, others, self.routing_channel)
+        if heads and family.attention is not None:
+            expand_attention(block, family.attention, heads, call)
 
     def _take_out(self, block: nn.Module, name: str) -> None:
         """Takes a module out of a block, which becomes a stock one with the last."""
-        del self.family.get_mlp(block).auxiliary[name]  # type: ignore[operator, union-attr]
-        if not self.family.get_mlp(block).auxiliary:
-            collapse_layer(block, self.family.mlp)
+        parts = [part for part, _ in self.family.expanded_parts(block)]
+        for part in parts:
+            if name in part.auxiliary:
+                del part.auxiliary[name]
+        is_stock = not any(part.auxiliary for part in parts)
+        for part in parts:
+            # The MLP beside heads stays routed.
+            if is_stock or (not part.auxiliary and part is not self.family.get_mlp(block)):
+                collapse_part(part)
+        if is_stock:
+            collapse_block(block)
 
     def block_class_names(self) -> list[str]:
         """The classes of the blocks that are there: FSDP wraps each block, and refuses the name of one that is not there."""

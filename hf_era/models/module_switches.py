@@ -25,9 +25,10 @@ class ModuleSwitchesMixin:
         """The auxiliary modules: layer index -> module name -> module."""
         found: dict[int, dict[str, AuxiliaryModule]] = {}
         for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
-            auxiliary: Any = getattr(self.family.get_mlp(block), "auxiliary", None)
-            if auxiliary is not None:
-                found[layer] = dict(auxiliary.items())
+            parts = self.family.expanded_parts(block)
+            named = {name: module for part, _ in parts for name, module in part.auxiliary.items()}
+            if named:
+                found[layer] = {**{name: named[name] for name in self.module_names if name in named}, **named}
         return found
 
     def is_auxiliary_parameter(self, name: str) -> bool:

@@ -135,7 +135,7 @@ def test_a_width_ratio_of_more_than_a_machine_holds_is_refused(make_config: Call
 
 def test_a_width_ratio_of_what_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match=r"how wide the MLPs are is not known of this family\. Give `width`"):
-        ModuleConfig(width_ratio=0.5).resolved(None)
+        ModuleConfig(width_ratio=0.5).units(None)
 
 
 def test_an_empty_list_is_no_module_and_none_is_the_one() -> None:

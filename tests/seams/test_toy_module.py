@@ -19,7 +19,7 @@ from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionCon
 from hf_era.evaluation import AuxiliaryActivationMeter, gradient_audit
 from hf_era.models import AuxiliaryModule, ModuleConfig, register_module_kind
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.models.layers import MODULE_KINDS, MLPCall, apply_linear
+from hf_era.models.layers import MODULE_KINDS, LayerCall, apply_linear
 
 # ---- The toy ----
 
@@ -34,7 +34,7 @@ class ToyModule(AuxiliaryModule):
         self.up_projection = nn.Linear(hidden_size, width, bias=False)
         self.down_projection: nn.Linear = nn.Linear(width, hidden_size, bias=False)
 
-    def forward(self, hidden_states: Tensor, call: MLPCall | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, call: LayerCall | None = None) -> Tensor:
         part = None if call is None else call.part(self.name)
         factor = None if part is None else part.parameter_multiplier
         activation = apply_linear(self.up_projection, hidden_states, factor)
@@ -484,7 +484,7 @@ def test_the_leak_audit_takes_all_modules_of_a_layer_together(make_model: Callab
         (
             [{"name": "sea", "kind": "tay"}],
             "`expansion.modules[0]`: Unknown value for `expansion.modules.kind`: 'tay'. Did you mean `toy`? "
-            "Known: mlp, toy.",
+            "Known: heads, mlp, toy.",
         ),
         (
             [SEA, {"name": "forest", "kind": ["toy"]}],

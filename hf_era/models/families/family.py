@@ -44,6 +44,23 @@ def _nothing_to_check(field: str, values: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
+class AttentionLayout:
+    """Where the attention of a block is, and its projections: linear layers, none fused with another, and no norm over
+    queries or keys. Such an attention can have heads beside its own (`hf_era.models.attention_heads`).
+
+    Attributes:
+        attribute (`str`): of a block.
+        query, key, value, output (`str`): paths in the attention.
+    """
+
+    attribute: str = "self_attn"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "o_proj"
+
+
+@dataclass(frozen=True)
 class Family:
     """Where the parts of a family's causal LM are, and what is special about it.
 
@@ -62,6 +79,7 @@ class Family:
         gate_projection (`str`): path in a gated MLP to the layer whose output goes through the activation function.
         activation_module (`str`): attribute of an MLP that is not gated: its activation function. A GELU is fused with the
             routing.
+        attention (`AttentionLayout`, *optional*): where modules of the kind `heads` can be. `None`: nowhere.
         fast_path (`FastPath`, *optional*): a faster way to compute it; the chunked loss if not given. `None`: no faster way,
             for a family whose logits are more than a product with the LM head and `final_logit_softcapping`.
         explicit_fast_class (`type`, *optional*): the stock causal LM on that path, without auxiliary modules. Not given: it
@@ -83,6 +101,7 @@ class Family:
     intermediate_size: str | None = "intermediate_size"
     gate_projection: str = "gate_proj"
     activation_module: str = "act"
+    attention: AttentionLayout | None = None
     fast_path: FastPath | None = CHUNKED_LOSS
     explicit_fast_class: Any = None
     stored_buffers: str = r"(?!)"
@@ -105,7 +124,8 @@ class Family:
 
     def is_auxiliary_weight(self, name: str) -> bool:
         """Whether a parameter or state-dict key belongs to an auxiliary module."""
-        return f".{self.mlp}.auxiliary." in name
+        places = [self.mlp] if self.attention is None else [self.mlp, self.attention.attribute]
+        return any(f".{place}.auxiliary." in name for place in places)
 
     def get_blocks(self, model: nn.Module) -> nn.ModuleList:
         return attrgetter(self.blocks)(model)
@@ -115,6 +135,19 @@ class Family:
 
     def get_down_projection(self, mlp: nn.Module) -> nn.Module:
         return mlp.get_submodule(self.down_projection)
+
+    def get_attention(self, block: nn.Module) -> Any:
+        """The attention that heads can be beside; `None` if there is no such place."""
+        return None if self.attention is None else getattr(block, self.attention.attribute)
+
+    def expanded_parts(self, block: nn.Module) -> list[tuple[Any, Any]]:
+        """The parts of a block that modules are beside, or could be, and that are routed therefore; each with its down
+        projection. The MLP of a target layer, and its attention where it has heads beside its own."""
+        mlp, attention = self.get_mlp(block), self.get_attention(block)
+        parts = [(mlp, self.get_down_projection(mlp))]
+        if self.attention is not None:
+            parts.append((attention, attention.get_submodule(self.attention.output)))
+        return [(part, down) for part, down in parts if hasattr(part, "auxiliary")]
 
     def layers_of(self, config: PreTrainedConfig | Any) -> int:
         return int(getattr(config, self.number_of_layers))

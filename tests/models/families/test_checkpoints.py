@@ -122,7 +122,7 @@ def test_a_copy_routes_on_its_own(
         for block in (blocks[0], blocks[2]):
             assert block.routing_channel is twin.routing_channel is not model.routing_channel
             mlp = family.get_mlp(block)
-            assert block.mlp_call is mlp.call is family.get_down_projection(mlp).call
+            assert block.layer_call is mlp.call is family.get_down_projection(mlp).call
         found = check.gradients_after(twin, lambda twin=twin: check.total_loss(twin, batch))
         assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
         twin.set_active(None, False)
