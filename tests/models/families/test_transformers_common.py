@@ -1,5 +1,5 @@
-"""What transformers' own common tests demand of every causal LM, of each expanded class: saved and loaded, embeddings resized
-and tied, attention and cache of every kind, generation, copies, pickles and exports.
+"""What transformers' own common tests demand of every causal LM, of each expanded class: saved and loaded, embeddings
+resized and tied, attention and cache of every kind, generation, copies, pickles and exports.
 
 Modules are on in most of these: an expanded model is a causal LM of transformers like any other.
 """
