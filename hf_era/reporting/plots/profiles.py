@@ -14,6 +14,8 @@ from hf_era.reporting.plots.style import FORGET, INK, Results, label, new_figure
 
 STRONGEST = 0.75
 """Opacity of the highest loss, so that a number on it stays legible."""
+SMALLEST_SPAN = 0.1
+"""Nats a token between white and darkest at least: less is no difference to speak of, and should not look like one."""
 
 
 def has_data(results: Results) -> bool:
@@ -32,11 +34,12 @@ def draw(results: Results) -> Figure:
     result = results[0]
     rows, titles = _losses(result), list(profile_columns(result).values())
     figure, [[panel]] = new_figure(1.1 + 0.3 * len(rows))
-    span = max((max(known) - min(known) for known in map(_known, zip(*rows, strict=True)) if known), default=0.0)
+    spans = [max(known) - min(known) for known in map(_known, zip(*rows, strict=True)) if known]
+    span = max([SMALLEST_SPAN, *spans])
     for column, values in enumerate(zip(*rows, strict=True)):
         lowest = min(_known(values), default=0.0)
         for row, value in enumerate(values):
-            if is_number(value) and span:
+            if is_number(value):
                 opacity = STRONGEST * (value - lowest) / span
                 panel.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=FORGET, alpha=opacity, linewidth=0))
             panel.text(column, row, format_number(value, 2), ha="center", va="center", color=INK)
