@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from hf_era.models.families.family import get_family
+from hf_era.models.families.family import family_of, get_family
 from hf_era.models.layers import MODULE_KINDS
 from hf_era.models.loading_hint import CONFIG_HINT, CONFIG_KEY
 from hf_era.models.size import check_auxiliary_fits
@@ -92,9 +92,14 @@ class ExpansionConfig:
         module_name, width, target_layers, initialization_scale (*optional*): of the one module; see `ModuleConfig`.
         modules (`list[dict]`, *optional*): several modules, each with the fields of `ModuleConfig`; names are distinct.
             Given, the fields above are left out.
+        mlp (`str`, *optional*): opens a family that is not registered: the attribute of a block that holds its MLP, for
+            instance `"mlp"`. See `hf_era.models.families.open_family`.
+        down_projection (`str`, *optional*): goes with `mlp`: path in the MLP to its last linear layer, for instance
+            `"down_proj"`.
 
     Raises:
-        ValueError: as `ModuleConfig`; for two modules of one name, or both ways of describing modules at once.
+        ValueError: as `ModuleConfig`; for two modules of one name, both ways of describing modules at once, or one of `mlp`
+            and `down_projection` without the other.
     """
 
     module_name: str = setting("forget", "Name of the auxiliary module.", identity=True)
@@ -108,14 +113,21 @@ class ExpansionConfig:
     modules: list[Any] = setting(
         list, "Several modules: name, width, target_layers, ... each.", identity=UNLESS_DEFAULT
     )
+    mlp: str | None = setting(
+        None, "Opens a family that is not registered: attribute of a block that holds its MLP.", identity=UNLESS_DEFAULT
+    )
+    down_projection: str | None = setting(
+        None, "Goes with `mlp`: path in the MLP to its last linear layer.", identity=UNLESS_DEFAULT
+    )
 
     def __post_init__(self) -> None:
+        _check_part_names(self.mlp, self.down_projection)
         one = ModuleConfig(self.module_name, self.width, self.target_layers, self.initialization_scale)
         self.target_layers = one.target_layers
         if not self.modules:
             self._modules = [one]
             return
-        given = [item.name for item in fields(self) if item.name != "modules"]
+        given = [item.name for item in fields(self) if item.name not in _BESIDE_ONE_MODULE]
         if (self.module_name, self.width, self.target_layers, self.initialization_scale) != ("forget", 64, None, 1.0):
             raise ValueError(
                 f"`expansion.modules` and `expansion.{given[0]}` (or {', '.join(given[1:])}) are both given. Put what the "
@@ -144,15 +156,34 @@ class ExpansionConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON; the one-module form for one module, so that a checkpoint reads as it always did."""
         values = asdict(self)
-        return (
-            {"modules": values["modules"]} if self.modules else {key: values[key] for key in values if key != "modules"}
-        )
+        names = {key: values[key] for key in ("mlp", "down_projection") if values[key] is not None}
+        if self.modules:
+            return {"modules": values["modules"], **names}
+        return {key: values[key] for key in values if key not in _BESIDE_ONE_MODULE} | names
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExpansionConfig:
         """Builds the config from a dict; raises `ValueError` for a key it does not know."""
         _check_keys("`expansion`", values, cls)
         return cls(**values)
+
+
+_BESIDE_ONE_MODULE = ("modules", "mlp", "down_projection")
+
+
+def _check_part_names(mlp: Any, down_projection: Any) -> None:
+    if mlp is None and down_projection is None:
+        return
+    for field, value in (("mlp", mlp), ("down_projection", down_projection)):
+        if value is None:
+            raise ValueError(
+                f"`expansion.mlp` and `expansion.down_projection` open a family together, and `expansion.{field}` is not "
+                "given. Give both, for instance `mlp: mlp, down_projection: down_proj`, or none."
+            )
+        parts = value.split(".") if isinstance(value, str) and field == "down_projection" else [value]
+        if not all(isinstance(part, str) and (part.isidentifier() or part.isdecimal()) for part in parts):
+            what = "the name of an attribute" if field == "mlp" else "a path such as `down_proj` or `fc.out`"
+            raise ValueError(f"`expansion.{field}` should be {what}, got {short_repr(value)}.")
 
 
 def _module(index: int, values: Any) -> ModuleConfig:
@@ -242,7 +273,9 @@ class ExpandedConfigMixin:
         if isinstance(self.expansion, ExpansionConfig):
             self.expansion = self.expansion.to_dict()
         expansion = self.expansion_config
-        family = get_family(self.base_config_class.model_type)  # type: ignore[attr-defined]
+        family = family_of(self) or get_family(self.base_config_class.model_type)  # type: ignore[attr-defined]
+        family.check_names(expansion)
+        expansion.mlp, expansion.down_projection = family.names_to_open
         for module in expansion.module_configs:
             layers = module.resolve_layers(family.layers_of(self))
             check_auxiliary_fits(self, len(layers), module.width, family.gated)

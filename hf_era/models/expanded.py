@@ -31,6 +31,9 @@ from hf_era.models.whole_weights import follow_attention, model_around, whole_we
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
 from hf_era.utils.checks import unknown_key_message
 
+INITIALIZER_RANGE = 0.02
+"""Where a config has none, as in transformers."""
+
 
 @dataclass
 class ExpandedCausalLMOutput(CausalLMOutputWithPast):
@@ -118,7 +121,7 @@ class ExpandedCausalLMMixin:
                     getattr(config, family.hidden_size),
                     module.width,
                     getattr(config, family.activation),
-                    config.initializer_range * module.initialization_scale,
+                    getattr(config, "initializer_range", INITIALIZER_RANGE) * module.initialization_scale,
                     gated=family.gated,
                     name=module.name,
                 )

@@ -18,8 +18,9 @@ from transformers.utils import logging
 from hf_era.models.base_checks import check_arguments, check_base_in_memory, check_family, check_not_quantised
 from hf_era.models.checkpoint_files import check_weight_files, read_json_object
 from hf_era.models.config import ExpansionConfig
-from hf_era.models.families.family import FAMILIES, Family, family_of, get_family
+from hf_era.models.families.family import FAMILIES, Family, family_for, family_of
 from hf_era.models.generation_config import make_generation_config_savable
+from hf_era.models.self_check import check_opened
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.models.whole_weights import follow_attention, take_over
 from hf_era.utils.checks import check_path_text, error_text, first_and_more, short_repr
@@ -369,12 +370,12 @@ def expand_base(
     """Expands a base model with the class of its family; arguments and errors as in `from_base`."""
     check_arguments(base, expansion)
     base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **_hub_options(kwargs))
-    model_class = get_family(base_config.model_type).model_class
-    return model_class.from_base(base, expansion, **kwargs)
+    model_class = family_for(base_config, expansion).model_class
+    return check_opened(model_class.from_base(base, expansion, **kwargs))
 
 
 def expanded_from_config(base_config: Any, expansion: ExpansionConfig, seed: int) -> Any:
     """An expanded model with random weights; its original weights equal those of the stock model with this seed."""
-    model_class = get_family(base_config.model_type).model_class
+    model_class = family_for(base_config, expansion).model_class
     torch.manual_seed(seed)
-    return model_class(model_class.config_class.from_base_config(base_config, expansion))
+    return check_opened(model_class(model_class.config_class.from_base_config(base_config, expansion)))
