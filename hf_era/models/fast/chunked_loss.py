@@ -84,9 +84,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             safe = torch.where(counted, target.unsqueeze(-1), 0)
             logits, bounded = block @ factors.T, None
             if softcap is not None:
-                bounded = torch.tanh(logits.to(sums) / softcap)
+                bounded = logits.to(sums).div_(softcap).tanh_()
                 logits = bounded * softcap
             log_probabilities = torch.log_softmax(logits, dim=-1, dtype=sums)
+            del logits  # a chunk's largest tensors are not held longer than they are needed
             at_target = log_probabilities.gather(-1, safe)
             total -= (at_target * counted).sum()
             if not (wants_hidden or wants_weight):
@@ -97,7 +98,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 -1, safe, torch.expm1(at_target).to(factors.dtype)
             )
             if bounded is not None:
-                gradient *= (1 - bounded.square()).to(gradient.dtype)  # the derivative of the cap
+                gradient -= gradient * bounded.square_().to(gradient.dtype)  # the cap's derivative: 1 - tanh^2
             row_scale = counted * torch.as_tensor(scale, dtype=sums, device=hidden.device)
             if hidden_gradient is not None:
                 hidden_gradient[chunk] = ((gradient @ factors) * row_scale).to(hidden.dtype)
