@@ -16,6 +16,7 @@ from hf_era.models.fast.causal_lm import FastPaths
 from hf_era.models.fast.gpt_neo import FastGPTNeoForCausalLM
 from hf_era.models.layers import AuxiliaryMLP, AuxiliaryModule, register_module_kind
 from hf_era.models.loading import expand_base
+from hf_era.models.module_files import attach_module, load_expanded
 from hf_era.models.self_check import UntestedFamilyWarning
 
 ExpandedGPTNeo = ExpandedGPTNeoForCausalLM
@@ -34,9 +35,11 @@ __all__ = [
     "FastPaths",
     "ModuleConfig",
     "UntestedFamilyWarning",
+    "attach_module",
     "expand_base",
     "family_for",
     "get_family",
+    "load_expanded",
     "register_auto_classes",
     "register_family",
     "register_module_kind",

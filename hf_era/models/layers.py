@@ -366,7 +366,7 @@ class RoutedDownProjectionMixin(RoutedLinearMixin):
 def expand_layer(
     block: Any, mlp_name: str, down_projection: str, auxiliary: dict[str, AuxiliaryModule], channel: RoutingChannel
 ) -> None:
-    """Turns a stock block into an expanded one, in place.
+    """Turns a stock block into an expanded one, in place; to one that is expanded already, the modules are added.
 
     The block, its MLP and the MLP's linear layers change class and keep their parameters. A model built with a seed has
     therefore the same original weights as the stock model built with that seed, which makes the base control a fair one.
@@ -382,6 +382,9 @@ def expand_layer(
         ValueError: if the down projection is no linear layer.
     """
     mlp = getattr(block, mlp_name)
+    if isinstance(mlp, ExpandedMLPMixin):
+        mlp.auxiliary.update(auxiliary)
+        return
     down = mlp.get_submodule(down_projection)
     if not isinstance(down, LINEAR_CLASSES):
         raise ValueError(
@@ -400,4 +403,14 @@ def expand_layer(
         mixed_class(ExpandedMLPMixin, type(mlp)),
     )
     block.routing_channel, block.mlp_call, mlp.call = channel, call, call
-    mlp.auxiliary, mlp.linear_paths = nn.ModuleDict(auxiliary), list(linear_layers)
+    mlp.auxiliary, mlp.linear_paths = nn.ModuleDict(auxiliary).train(mlp.training), list(linear_layers)
+
+
+def collapse_layer(block: Any, mlp_name: str) -> None:
+    """Turns an expanded block into the stock one that it was, in place, and drops the modules that are in it."""
+    mlp = getattr(block, mlp_name)
+    linear_layers = [mlp.get_submodule(path) for path in mlp.linear_paths]
+    del block.routing_channel, block.mlp_call, mlp.auxiliary, mlp.linear_paths
+    for part in (block, mlp, *linear_layers):
+        part.__dict__.pop("call", None)
+        part.__class__ = type(part).mixed_of[1]

@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from hf_era.models.base_checks import check_arguments, check_base_in_memory, check_family, check_not_quantised
 from hf_era.models.checkpoint_files import check_weight_files, read_json_object
-from hf_era.models.config import ExpansionConfig
-from hf_era.models.families.family import FAMILIES, Family, family_for, family_of
+from hf_era.models.config import NOT_OF_THE_BASE, ExpansionConfig
+from hf_era.models.families.family import EXPANDED_PREFIX, FAMILIES, Family, family_for, family_of
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.self_check import check_opened
 from hf_era.models.size import check_config_numbers, check_model_fits
@@ -116,13 +116,25 @@ def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **
     values = _config_values(field, source, subfolder, kwargs)
     check_config_numbers(f"{field}: config.json", values)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
+        config = _opened_config(values) or AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
         check_round_trip(config)
         return config
     except OSError as error:
         raise ValueError(unreachable_message(field, source, "model")) from error
     except Exception as error:  # whatever becomes of wrong values; there is a class of error for each
         raise ValueError(_unusable(field, source, values, error)) from error
+
+
+def _opened_config(values: dict[str, Any]) -> Any:
+    """The config of an expanded model of a family that was opened by the names of its parts, which only the checkpoints of a
+    training have; `None` of any other."""
+    expansion, model_type = values.get("expansion"), str(values.get("model_type"))
+    if not model_type.startswith(EXPANDED_PREFIX) or not isinstance(expansion, dict) or expansion.get("mlp") is None:
+        return None
+    own = {name: value for name, value in values.items() if name not in NOT_OF_THE_BASE}
+    base_config = AutoConfig.for_model(model_type.removeprefix(EXPANDED_PREFIX), **own)
+    family = family_for(base_config, ExpansionConfig.from_dict(expansion))
+    return family.model_class.config_class.from_dict(values)
 
 
 def check_round_trip(config: Any) -> None:
@@ -263,15 +275,22 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
     """Any causal LM from a local directory or a hub id, in the fast class of its family where there is one.
 
     Args:
-        name (`str` or path): a stock, a contracted or an expanded checkpoint.
+        name (`str` or path): a stock, a contracted or an expanded checkpoint, in one or (in a local directory) in parts.
         field (`str`, *optional*, defaults to `"model.base"`): the setting that errors name.
         kwargs: passed to `from_pretrained`. Only safetensors are read, and no code of the checkpoint is run.
 
     Raises:
         ValueError: if it does not exist or cannot be reached, is damaged, lacks a weight, or does not fit in memory.
     """
+    from hf_era.models.module_files import is_in_parts, load_expanded  # which load with this file
+
     check_options(field, kwargs)
+    if is_in_parts(name):
+        return load_expanded(name, **kwargs)
     config = load_base_config(name, field, **_hub_options(kwargs))
+    opened = getattr(type(config), "opened_family", None)
+    if opened is not None:
+        return load_weights(opened.model_class, name, field, config, kwargs, config=config)
     return load_weights(fast_class_of(config) or AutoModelForCausalLM, name, field, config, kwargs)
 
 

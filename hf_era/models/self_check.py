@@ -46,7 +46,8 @@ class _Failed(Exception):
 
 
 def check_opened(model: Any) -> Any:
-    """Tries out an expanded model of a family that is not registered; returns it. A registered one is returned as it is.
+    """Tries out an expanded model of a family that is not registered; returns it. A registered one is returned as it is,
+    and so is one that has no module yet.
 
     What is looked at, in evaluation mode and in the model's own dtype: ablated, its logits are those of the stock model bit
     for bit; with the module on they are others; routing does not change them; a token changes no logits before it; and the
@@ -59,7 +60,7 @@ def check_opened(model: Any) -> Any:
     Warns: `UntestedFamilyWarning`, once for each family, with what was assumed.
     """
     family = model.family
-    if family.is_registered:
+    if family.is_registered or not model.module_names:
         return model
     left_out = _why_not(model)
     deviation = math.nan

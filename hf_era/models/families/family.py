@@ -54,6 +54,10 @@ class Family:
         gated (`bool`): whether MLPs are `down(act(gate(x)) * up(x))`; auxiliary modules then are, too.
         hidden_size, number_of_layers, activation (`str`): config fields: width of the residual stream, number of blocks,
             name of the MLP's activation function.
+        intermediate_size (`str`, *optional*): config field: hidden units of the MLP; its value `None` means four times
+            `hidden_size`. `None`: there is no such field, so that a module can neither be folded into the MLP nor be as wide
+            as a share of it.
+        gate_projection (`str`): path in a gated MLP to the layer whose output goes through the activation function.
         activation_module (`str`): attribute of an MLP that is not gated: its activation function. A GELU is fused with the
             routing.
         fast_path (`FastPath`, *optional*): a faster way to compute it; the chunked loss if not given. `None`: no faster way,
@@ -74,6 +78,8 @@ class Family:
     hidden_size: str = "hidden_size"
     number_of_layers: str = "num_hidden_layers"
     activation: str = "hidden_act"
+    intermediate_size: str | None = "intermediate_size"
+    gate_projection: str = "gate_proj"
     activation_module: str = "act"
     fast_path: FastPath | None = CHUNKED_LOSS
     explicit_fast_class: Any = None
@@ -131,6 +137,15 @@ class Family:
     def layers_of(self, config: PreTrainedConfig | Any) -> int:
         return int(getattr(config, self.number_of_layers))
 
+    def mlp_width(self, config: PreTrainedConfig | Any) -> int | None:
+        """Hidden units of the MLP of every layer; `None` where no one number says it."""
+        if self.intermediate_size is None:
+            return None
+        width = getattr(config, self.intermediate_size, None)
+        if width is None:
+            return 4 * int(getattr(config, self.hidden_size))
+        return width if isinstance(width, int) else None
+
 
 FAMILIES: dict[str, Family] = {}
 """Model type of the stock config -> family."""
@@ -166,7 +181,7 @@ def _register_auto_classes(family: Family) -> None:
 
 
 def family_of(config: Any) -> Family | None:
-    """The family of a stock or expanded config, or `None` if it has none. One that was opened is that of expanded configs."""
+    """The family of a stock or expanded config, or `None` if it has none. Stock configs do not know one that was opened."""
     opened: Family | None = getattr(type(config), "opened_family", None)
     return opened or FAMILIES.get(str(config.model_type).removeprefix(EXPANDED_PREFIX))
 
@@ -186,8 +201,8 @@ def get_family(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise ValueError(
             f"The base model's type `{model_type}` is of no family that hf_era knows. Known: {', '.join(sorted(FAMILIES))}. "
-            "Another family is one file in `hf_era/models/families/`, or is opened by the names of its parts: `expansion.mlp` "
-            "and `expansion.down_projection`."
+            "Another family is opened by the names of its parts, for instance `expansion.mlp: mlp` and "
+            "`expansion.down_projection: down_proj`, or is one file in `hf_era/models/families/`."
         )
     return FAMILIES[model_type]
 
@@ -196,8 +211,8 @@ def family_for(base_config: Any, expansion: Any = None) -> Family:
     """The family of a stock config: the registered one, or one that the expansion opens by the names of its parts.
 
     Raises:
-        ValueError: as `get_family`, if the expansion names no parts; if it names other parts than a registered family has; or
-            if the model has no such parts.
+        ValueError: as `get_family`, if the expansion names no parts; if it names other parts than a registered family has;
+            or if the model has no such parts.
     """
     registered = FAMILIES.get(base_config.model_type)
     if registered is not None:

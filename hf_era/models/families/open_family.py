@@ -24,6 +24,7 @@ from hf_era.utils.suggestions import did_you_mean
 
 HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+INTERMEDIATE_SIZE = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
 ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "activation", "act_fn", "mlp_hidden_act")
 """What configs call these fields, the usual name first."""
 
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
     hidden_size: str
     number_of_layers: str
     activation: str
+    intermediate_size: str | None
 
 
 def open_family(base_config: Any, expansion: ExpansionConfig) -> Family:
@@ -54,11 +56,11 @@ def open_family(base_config: Any, expansion: ExpansionConfig) -> Family:
     layers = expansion.resolve_layers(len(blocks)) or list(range(len(blocks)))  # all of them, if no module is there yet
     _check_no_experts(blocks, model_type, name, layers)
     forms = {layer: _form(getattr(blocks[layer], name), model_type, name, down_name) for layer in layers}
-    hidden, gated = forms[layers[0]]
+    inner, hidden, gated = forms[layers[0]]
     if len(set(forms.values())) > 1:
         raise ValueError(
-            f"The MLPs of `{model_type}` are not alike: hidden size and whether gated, by layer: {forms}. Name layers of one "
-            "kind with `expansion.target_layers`."
+            f"The MLPs of `{model_type}` are not alike (hidden units, width, gated or not), by layer: {forms}. Name layers "
+            "of one kind with `expansion.target_layers`."
         )
     parts = Parts(
         blocks=path,
@@ -68,6 +70,7 @@ def open_family(base_config: Any, expansion: ExpansionConfig) -> Family:
         hidden_size=_field_of(base_config, HIDDEN_SIZE, hidden, "width of the residual stream"),
         number_of_layers=_field_of(base_config, NUMBER_OF_LAYERS, len(blocks), "number of blocks"),
         activation=_activation_field(base_config),
+        intermediate_size=_first_field(base_config, INTERMEDIATE_SIZE, inner),
     )
     return _opened(type(base_config), type(model), parts)
 
@@ -96,13 +99,13 @@ def _find_blocks(model: nn.Module, model_type: str, name: str, down: str) -> tup
     if down in in_the_block or (name in in_the_block):
         raise ValueError(
             f"The blocks of `{model_type}` (`{path}`, {type(block).__name__}) have the layers of their MLP in the block "
-            f"itself: {listed(in_the_block)}. A module stands beside an MLP that is a part of its own, so this family cannot "
-            f"be opened by names. Choose a base whose blocks have one. {_WORKS_ANYWAY}"
+            f"itself: {listed(in_the_block)}. A module stands beside an MLP that is a part of its own, so this family "
+            f"cannot be opened by names. Choose a base whose blocks have one. {_WORKS_ANYWAY}"
         )
     raise ValueError(
-        f"`expansion.mlp` is {name!r}, but the blocks of `{model_type}` (`{path}`, {type(block).__name__}) have no such part."
-        f"{did_you_mean(name, list(children))} They have: {listed(children)}. If none of them is an MLP, the family cannot be "
-        f"expanded; {_WORKS_ANYWAY}"
+        f"`expansion.mlp` is {name!r}, but the blocks of `{model_type}` (`{path}`, {type(block).__name__}) have no such "
+        f"part.{did_you_mean(name, list(children))} They have: {listed(children)}. If none of them is an MLP, the family "
+        f"cannot be expanded; {_WORKS_ANYWAY}"
     )
 
 
@@ -128,15 +131,15 @@ def _experts_in(mlp: nn.Module) -> str | None:
     return next(iter([*lists, *stacked]), None)
 
 
-def _form(mlp: nn.Module, model_type: str, name: str, down_name: str) -> tuple[int, bool]:
-    """The width of the residual stream, and whether the MLP is gated, from the shapes of its linear layers."""
+def _form(mlp: nn.Module, model_type: str, name: str, down_name: str) -> tuple[int, int, bool]:
+    """Hidden units, width of the residual stream, and whether the MLP is gated, from the shapes of its linear layers."""
     linear = {path: part for path, part in mlp.named_modules() if isinstance(part, LINEAR_CLASSES)}
     if down_name not in linear:
         parts = dict(mlp.named_modules())
         kind = f" is a {type(parts[down_name]).__name__}, no linear layer" if down_name in parts else " is not there"
         raise ValueError(
-            f"`expansion.down_projection` is {down_name!r}, which{kind} in `{name}` of `{model_type}` ({type(mlp).__name__})."
-            f"{did_you_mean(down_name, list(linear))} Its linear layers: {listed(linear) or 'none'}."
+            f"`expansion.down_projection` is {down_name!r}, which{kind} in `{name}` of `{model_type}` "
+            f"({type(mlp).__name__}).{did_you_mean(down_name, list(linear))} Its linear layers: {listed(linear) or 'none'}."
         )
     inner, hidden = _shape(linear.pop(down_name))
     shapes = {path: _shape(layer) for path, layer in linear.items()}
@@ -145,11 +148,11 @@ def _form(mlp: nn.Module, model_type: str, name: str, down_name: str) -> tuple[i
     if form is None:
         described = ", ".join(f"`{path}` {one} -> {other}" for path, (one, other) in shapes.items()) or "none"
         raise ValueError(
-            f"With the down projection `{down_name}` ({inner} -> {hidden}), the MLP `{name}` of `{model_type}` is of no form "
-            f"that is known. Its other linear layers: {described}. They should be one {hidden} -> {inner}, two of them (then "
-            f"it is gated), or one {hidden} -> {2 * inner} (gate and up projection in one). Is another one the last?"
+            f"With the down projection `{down_name}` ({inner} -> {hidden}), the MLP `{name}` of `{model_type}` is of no "
+            f"form that is known. Its other linear layers: {described}. They should be one {hidden} -> {inner}, two of them "
+            f"(then it is gated), or one {hidden} -> {2 * inner} (gate and up projection in one). Is another one the last?"
         )
-    return hidden, form
+    return inner, hidden, form
 
 
 def _shape(layer: Any) -> tuple[int, int]:
@@ -159,13 +162,17 @@ def _shape(layer: Any) -> tuple[int, int]:
 
 
 def _field_of(config: Any, names: tuple[str, ...], value: int, what: str) -> str:
-    found = next((name for name in names if getattr(config, name, None) == value), None)
+    found = _first_field(config, names, value)
     if found is None:
         raise ValueError(
             f"The {what} of `{config.model_type}` is {value}, and none of the fields {listed(names)} of its config says so. "
             f"A family with a config of another shape is one file in `hf_era/models/families/`. {_WORKS_ANYWAY}"
         )
     return found
+
+
+def _first_field(config: Any, names: tuple[str, ...], value: int) -> str | None:
+    return next((name for name in names if getattr(config, name, None) == value), None)
 
 
 def _activation_field(config: Any) -> str:
