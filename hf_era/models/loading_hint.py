@@ -72,8 +72,8 @@ _LOADING = """import hf_era  # makes the type known
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")"""
-_WITHOUT_IN_PARTS = """The modules are in the folder `modules`, a folder each. What lies beside it is the model without them, which
-transformers alone loads."""
+_WITHOUT_IN_PARTS = """The modules are in the folder `modules`, a folder each. What lies beside it is the model without
+them, which transformers alone loads."""
 _LOADING_IN_PARTS = """from hf_era.models import load_expanded
 
 model = load_expanded("path/of/this/folder")"""

@@ -41,7 +41,7 @@ class UntestedFamilyWarning(UserWarning):
     """The family is not one that hf_era's tests know; what was assumed of it, and what was tried out."""
 
 
-class _Failed(Exception):
+class _FailedError(Exception):
     """A check failed; the text says which one, and by how much."""
 
 
@@ -68,7 +68,7 @@ def check_opened(model: Any) -> Any:
         try:
             deviation = _largest_deviation(model)
         except Exception as error:  # whatever a model does that is called in a way it was not made for
-            text = str(error) if isinstance(error, _Failed) else f"it does not run: {error_text(error)}"
+            text = str(error) if isinstance(error, _FailedError) else f"it does not run: {error_text(error)}"
             raise ValueError(
                 f"`expansion.mlp` {family.mlp!r} and `expansion.down_projection` {family.down_projection!r} do not make an "
                 f"expanded model of `{family.model_type}`: {text}. The base was not changed."
@@ -104,8 +104,8 @@ def _assumed(model: Any, left_out: str | None, deviation: float) -> str:
         )
     off = f"off by {deviation:.0e} of the largest entry" if deviation else "bit for bit"
     return (
-        f"{assumed} Tried out with {TOKENS} random tokens: ablated it is the base bit for bit, routing changes no logits, and "
-        f"gradients are those of the dense formula ({off}). Not tried out: generation, "
+        f"{assumed} Tried out with {TOKENS} random tokens: ablated it is the base bit for bit, routing changes no logits, "
+        f"and gradients are those of the dense formula ({off}). Not tried out: generation, "
         "gradient checkpointing, `torch.compile`, several processes."
     )
 
@@ -132,8 +132,11 @@ def _largest_deviation(model: Any) -> float:
 
 def _stock_around(model: Any) -> Any:
     """A stock model that holds the very weights of an expanded one."""
-    weights = {name: value for name, value in model.state_dict(keep_vars=True).items()}
-    weights = {name: value for name, value in weights.items() if not model.is_auxiliary_parameter(name)}
+    weights = {
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if not model.is_auxiliary_parameter(name)
+    }
     config = model.config.to_base_config()
     follow_attention(config, model, model.stock_class)
     return model_around(model.stock_class, config, weights, model)
@@ -171,27 +174,29 @@ def _check_forward(model: Any, stock: Any, tokens: Tensor, weight: Tensor) -> No
     try:
         base = _logits(stock, tokens)
     except Exception as error:
-        raise _Failed(f"the base itself does not run with {TOKENS} tokens: {error_text(error)}") from error
+        raise _FailedError(f"the base itself does not run with {TOKENS} tokens: {error_text(error)}") from error
     on = _logits(model, tokens)
     with model.ablated():
         ablated = _logits(model, tokens)
     if not torch.equal(ablated, base):
-        raise _Failed(
+        raise _FailedError(
             f"ablated, its logits differ from those of the base by up to {_difference(ablated, base):.1e}, and should be "
             "equal bit for bit"
         )
     if torch.equal(on, base):
-        raise _Failed(
+        raise _FailedError(
             "the module changes no logits, so what it adds gets lost: is that the projection that is computed?"
         )
     routed = _logits(model, tokens, routing_weight=weight)
     if not torch.equal(routed, on):
-        raise _Failed(f"routing changes its logits by up to {_difference(routed, on):.1e}, and should not change them")
+        raise _FailedError(
+            f"routing changes its logits by up to {_difference(routed, on):.1e}, and should not change them"
+        )
     other_end = tokens.clone()
     other_end[0, -1] = (other_end[0, -1] + 1) % model.config.get_text_config().vocab_size
     changed = (_logits(stock, other_end) - base).abs().amax(dim=-1)[0]
     if changed[:-1].max() > CAUSAL_TOLERANCE * changed[-1]:
-        raise _Failed(
+        raise _FailedError(
             f"the last token changes the logits before it by up to {changed[:-1].max():.1e}: it is no causal language model"
         )
 
@@ -241,10 +246,10 @@ def _compare_gradients(
         wanted = expected[path]
         role = "which is not routed" if path == down else "which is routed"
         if wanted is None or gradient is None or not torch.isfinite(wanted).all() or wanted.abs().max() == 0:
-            raise _Failed(f"`{path}` of layer {layer} has no gradient: the MLP does not compute with it")
+            raise _FailedError(f"`{path}` of layer {layer} has no gradient: the MLP does not compute with it")
         deviation = _difference(gradient, wanted) / wanted.abs().max().item()
         if not deviation <= tolerance:
-            raise _Failed(
+            raise _FailedError(
                 f"the gradient of `{path}` of layer {layer}, {role}, differs from the dense formula by {deviation:.1e} of "
                 f"its largest entry (at most {tolerance:.1e})"
             )
@@ -274,7 +279,9 @@ def _dense_gradients(
         for handle in handles:
             handle.remove()
     if len(inputs) != 1:
-        raise _Failed(f"`{family.down_projection}` of layer {layer} is called {len(inputs)} times in a forward pass")
+        raise _FailedError(
+            f"`{family.down_projection}` of layer {layer} is called {len(inputs)} times in a forward pass"
+        )
     at_input, at_down = torch.autograd.grad(loss, [inputs[0], down.weight], retain_graph=True)
     retain, forget = MULTIPLIERS.original_retain, MULTIPLIERS.original_forget
     factor = (weight * retain + (1 - weight) * forget)[..., None].to(at_input)

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.starcoder2.modeling_starcoder2 import Starcoder2MLP
 
-from hf_era import ExpansionConfig, expand_base
-from hf_era.models import FAMILIES, UntestedFamilyWarning, family_for, self_check
-from hf_era.models.loading import expanded_from_config
+from hf_era import ExpansionConfig, attach_module, expand_base
+from hf_era.models import FAMILIES, UntestedFamilyWarning, family_for, load_expanded, self_check
+from hf_era.models.adapters import adapters_kept
+from hf_era.models.loading import expanded_from_config, load_causal_lm
+from hf_era.run.push import _check_has_no_module
+from hf_era.training.raw_examples import expanded_model
 
 VALUES = {
     "vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -88,7 +92,7 @@ def test_a_family_is_opened_by_the_names_of_its_parts(model_type: str, tokens: T
     assert type(stock) is type(base)
     assert all(torch.equal(value, stock.state_dict()[name]) for name, value in base.state_dict().items())
     assert model_type not in FAMILIES  # and the Auto classes do not know it
-    with pytest.raises(ValueError, match="Unrecognized|not recognize|expanded"):
+    with pytest.raises(ValueError, match=f"expanded_{model_type}"):
         AutoConfig.for_model(f"expanded_{model_type}")
 
 
@@ -145,8 +149,8 @@ def opt_values() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("model_type", "names", "message"),
     [
-        ("phi", ("mpl", "fc2"), r"`expansion\.mlp` is 'mpl', but the blocks .*Did you mean `mlp`\? They have: `self_attn`, `mlp`"),
-        ("phi", ("mlp", "fc3"), r"`expansion\.down_projection` is 'fc3', which is not there .*Did you mean .*`fc2`.*layers: `fc1`"),
+        ("phi", ("mpl", "fc2"), r"`expansion\.mlp` is 'mpl', but .*Did you mean `mlp`\? They have: `self_attn`, `mlp`"),
+        ("phi", ("mlp", "fc3"), r"`expansion\.down_projection` is 'fc3', which is not there .*`fc2`.*layers: `fc1`"),
         ("phi", ("mlp", "activation_fn"), r"'activation_fn', which is a NewGELUActivation, no linear layer"),
         ("phi", ("mlp", "fc1"), r"width of the residual stream of `phi` is 24, and none of the fields .*`hidden_size`"),
         ("phi", ("self_attn", "dense"), r"no form that is known.*`q_proj` 16 -> 16, .*Is another one the last\?"),
@@ -317,3 +321,98 @@ def test_trying_out_leaves_no_trace(starcoder2: Any) -> None:
     assert learning["model.layers.0.mlp.c_fc.weight"].requires_grad
     assert all(value.grad is None for value in learning.values())
     assert model.router is type(model).router
+
+
+# ---- Saved in parts ----
+
+
+@pytest.fixture(scope="module")
+def opened(starcoder2: Any) -> Any:
+    """Expanded, two modules, not to be changed."""
+    modules = [{"name": "forget", "width": 4, "target_layers": [0, 2]}, {"name": "biology", "width": 3}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return expand_base(starcoder2, ExpansionConfig(modules=modules, mlp="mlp", down_projection="c_proj"))
+
+
+@pytest.fixture(scope="module")
+def saved(opened: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    opened.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::hf_era.models.UntestedFamilyWarning")
+def test_it_is_saved_as_its_base_and_a_file_for_each_module(
+    opened: Any, saved: Path, starcoder2: Any, tokens: Tensor
+) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(saved)
+    assert type(stock) is type(starcoder2)
+    assert torch.equal(stock(tokens).logits, starcoder2(tokens).logits)
+    config = (saved / "config.json").read_text()
+    assert "expan" not in config
+    assert "hf_era" not in config
+    assert sorted(path.name for path in (saved / "modules").iterdir()) == ["biology", "forget", "modules.json"]
+    for load in (load_expanded, load_causal_lm):
+        loaded = load(saved)
+        assert type(loaded) is type(opened)
+        assert loaded.module_names == ["forget", "biology"]
+        assert torch.equal(loaded(tokens).logits, opened(tokens).logits)
+    assert "load_expanded" in (saved / "README.md").read_text()
+    assert load_causal_lm(saved, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore::hf_era.models.UntestedFamilyWarning")
+def test_a_module_file_opens_the_family_of_its_base(opened: Any, saved: Path, starcoder2: Any, tokens: Tensor) -> None:
+    model = attach_module(starcoder2, saved / "modules" / "biology")
+    with opened.ablated("forget"):
+        assert torch.equal(model(tokens).logits, opened(tokens).logits)
+    model.detach_module("biology")
+    assert torch.equal(model(tokens).logits, starcoder2(tokens).logits)
+    model.attach_module(saved / "modules" / "forget")
+    assert model.config.expansion_config.down_projection == "c_proj"
+
+
+@pytest.mark.filterwarnings("ignore::hf_era.models.UntestedFamilyWarning")
+def test_saved_again_what_was_taken_out_is_gone(saved: Path, tmp_path: Path) -> None:
+    model = load_expanded(saved)
+    model.save_pretrained(tmp_path)
+    model.detach_module("forget")
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "modules").iterdir()) == ["biology", "modules.json"]
+    assert load_expanded(tmp_path).module_names == ["biology"]
+
+
+@pytest.mark.filterwarnings("ignore::hf_era.models.UntestedFamilyWarning")
+def test_a_checkpoint_of_a_training_is_whole(opened: Any, tmp_path: Path, tokens: Tensor) -> None:
+    with adapters_kept():
+        opened.save_pretrained(tmp_path)
+    assert not (tmp_path / "modules").exists()
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(opened.state_dict()) - {"lm_head.weight"}  # tied
+    loaded = load_causal_lm(tmp_path)
+    assert type(loaded) is type(opened)
+    assert torch.equal(loaded(tokens).logits, opened(tokens).logits)
+
+
+def test_what_is_not_in_parts_is_not_loaded_as_such(saved: Path, starcoder2: Any, tmp_path: Path) -> None:
+    starcoder2.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no modules/modules\.json.*`hf_era\.attach_module`"):
+        load_expanded(tmp_path)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "modules.json").write_text('{"modules": ["../x"]}')
+    with pytest.raises(ValueError, match=r"should list names of modules, got \['\.\./x'\]"):
+        load_expanded(tmp_path)
+
+
+def test_a_model_in_parts_is_not_pushed(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"biology is the file of a module: what was to be removed"):
+        _check_has_no_module(saved)
+
+
+@pytest.mark.filterwarnings("ignore::hf_era.models.UntestedFamilyWarning")
+def test_the_trainer_takes_a_folder_in_parts(opened: Any, saved: Path, tmp_path: Path) -> None:
+    model = expanded_model(str(saved), None)
+    assert type(model) is type(opened)
+    with pytest.raises(ValueError, match="`expansion` is given, but `model` is expanded already"):
+        expanded_model(str(saved), {"width": 3})
