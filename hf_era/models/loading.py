@@ -287,7 +287,7 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
     check_options(field, kwargs)
     if is_in_parts(name):
         return load_expanded(name, **kwargs)
-    config = load_base_config(name, field, **_hub_options(kwargs))
+    config = load_base_config(name, field, **hub_options(kwargs))
     opened = getattr(type(config), "opened_family", None)
     if opened is not None:
         return load_weights(opened.model_class, name, field, config, kwargs, config=config)
@@ -347,7 +347,7 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
 def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion: ExpansionConfig, **kwargs: Any) -> Any:
     """Loads a stock checkpoint straight into the expanded class: the original weights have the same names and shapes."""
     check_options("model.base", kwargs)
-    base_config = load_base_config(base, **_hub_options(kwargs))
+    base_config = load_base_config(base, **hub_options(kwargs))
     check_family(model_class, base_config)
     check_not_quantised(base_config, kwargs)
     config = model_class.config_class.from_base_config(base_config, expansion)
@@ -365,7 +365,8 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     return model
 
 
-def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options of `from_pretrained` that say where its files come from."""
     return {key: options[key] for key in HUB_OPTIONS if key in options}
 
 
@@ -388,7 +389,7 @@ def expand_base(
 ) -> Any:
     """Expands a base model with the class of its family; arguments and errors as in `from_base`."""
     check_arguments(base, expansion)
-    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **_hub_options(kwargs))
+    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **hub_options(kwargs))
     model_class = family_for(base_config, expansion).model_class
     return check_opened(model_class.from_base(base, expansion, **kwargs))
 

@@ -15,6 +15,7 @@ from typing import Any
 from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.expanded import run_with_routing
 from hf_era.models.families.family import Family, get_family
+from hf_era.models.fast.causal_lm import FastCausalLMMixin
 from hf_era.models.layers import MixedIn, RoutingChannel, expand_layer, mixed_class
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import model_around
@@ -66,8 +67,8 @@ def measure_activations(model: Any, layers: Collection[int], family: Family | No
     for layer, block in enumerate(family.get_blocks(model)):
         if layer in layers:
             expand_layer(block, family.mlp, family.down_projection, {}, model.routing_channel)
-    if family.fast_path is not None:
-        family.fast_path.expand(model)
+    if isinstance(model, FastCausalLMMixin):  # a stock one has no fast layers
+        model.family.fast_path.expand(model)
     # FSDP wraps each block, and refuses the name of one that is not there.
     model._no_split_modules = sorted({type(block).__name__ for block in family.get_blocks(model)})
     model.__class__ = mixed_class(MeasuredCausalLMMixin, type(model))

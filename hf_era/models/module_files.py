@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from hf_era.models.checkpoint_files import read_json_object
 from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.families.family import EXPANDED_PREFIX
 from hf_era.models.fast.causal_lm import set_fast_paths
-from hf_era.models.loading import expand_base, load_base_config, load_causal_lm
+from hf_era.models.loading import expand_base, hub_options, load_base_config, load_causal_lm
 from hf_era.models.loading_hint import MODULE_README, write_readme
 from hf_era.models.self_check import check_opened
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
@@ -92,7 +92,8 @@ def hash_of_base(model: nn.Module, weights: Mapping[str, Tensor] | None = None) 
     for name in sorted(name for name, _ in model.named_parameters() if not is_auxiliary(name)):
         value = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        as_bytes: Any = value.reshape(-1).view(torch.uint8).numpy()
+        digest.update(as_bytes)
     return digest.hexdigest()
 
 
@@ -118,22 +119,17 @@ class ModuleFilesMixin:
             StorageError: if it cannot be written.
         """
         model: Any = without_adapters(self)
-        if model is not self:
-            return model.save_module(name, folder, is_main_process)
         parts = _parts(model, name)
         check_not_quantised(model.config)
         path = local_path(folder)
         _check_folder_for(path, name)
         weights = whole_weights(model, keep=is_main_process)
         if not is_main_process:
-            return None
+            return
         paths = {module: path for path, module in model.named_modules()}
         # Cloned: a view of a storage that is shared could carry bytes of other weights.
         tensors = {
-            f"layers.{layer}.{key}": weights[f"{paths[part]}.{key}"]
-            .detach()
-            .cpu()
-            .clone(memory_format=torch.contiguous_format)
+            f"layers.{layer}.{key}": weights[f"{paths[part]}.{key}"].cpu().clone(memory_format=torch.contiguous_format)
             for layer, part in parts.items()
             for key in part.state_dict()
         }
@@ -151,7 +147,6 @@ class ModuleFilesMixin:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
             write_json(temporary / CONFIG, {**values, "weights_sha256": digest_of_file(temporary / WEIGHTS)})
             write_text(temporary / README, _readme(values))
-        return None
 
     @torch.no_grad()
     def attach_module(self, folder: str | os.PathLike[str], check_base: bool = True) -> None:
@@ -214,13 +209,22 @@ def attach_module(
         ValueError: as `expand_base` and `ModuleFilesMixin.attach_module`.
     """
     files = [_ModuleFile.read(folder) for folder in folders]  # what cannot be read is refused before a model is loaded
-    is_name = isinstance(model, (str, os.PathLike))
-    config = load_base_config(model, "model") if is_name else getattr(model, "config", None)
-    if str(getattr(config, "model_type", "")).startswith(EXPANDED_PREFIX):
-        expanded: Any = load_causal_lm(model, "model", **kwargs) if is_name else model
-    else:
-        names = files[0].opened_by if files else {}
-        expanded = expand_base(model, ExpansionConfig(modules=[], **names), **kwargs)
+    expanded: Any = model
+    if isinstance(model, (str, os.PathLike)):
+        is_expanded = is_in_parts(model) or _is_expanded(load_base_config(model, **hub_options(kwargs)))
+        expanded = load_causal_lm(model, **kwargs) if is_expanded else None
+    elif not _is_expanded(getattr(model, "config", None)):
+        expanded = None
+    if expanded is None:
+        return _put_together(model, files, check_base, **kwargs)
+    for file in files:
+        expanded.attach_module(file.folder, check_base=check_base)
+    return expanded
+
+
+def _put_together(stock: Any, files: Sequence[_ModuleFile], check_base: bool, **kwargs: Any) -> Any:
+    names = files[0].opened_by if files else {}
+    expanded = expand_base(stock, ExpansionConfig(modules=[], **names), **kwargs)
     for file in files:
         expanded.attach_module(file.folder, check_base=check_base)
     return check_opened(expanded)
@@ -280,7 +284,12 @@ def load_expanded(folder: str | os.PathLike[str], **kwargs: Any) -> Any:
     if not isinstance(names, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise ValueError(f"`{_FIELD}`: {path / PARTS / ORDER} should list names of modules, got {short_repr(names)}.")
     # In another dtype the weights have another hash.
-    return attach_module(path, *(path / PARTS / name for name in names), check_base="dtype" not in kwargs, **kwargs)
+    files = [_ModuleFile.read(path / PARTS / name) for name in names]
+    return _put_together(path, files, check_base="dtype" not in kwargs, **kwargs)
+
+
+def _is_expanded(config: Any) -> bool:
+    return str(getattr(config, "model_type", "")).startswith(EXPANDED_PREFIX)
 
 
 # ---- Reading ----
@@ -349,8 +358,8 @@ class _ModuleFile:
         if own_hash != self.base.sha256:
             raise ValueError(
                 f"{where} belongs to another base: the hash of this model's weights is {own_hash[:16]} ({own.dtype}), its "
-                f"base's was {self.base.sha256[:16]} ({self.base.dtype}). Another dtype changes the hash, too: load the base "
-                "in the dtype that it had. To attach it anyway, to a base that was fine-tuned since, pass "
+                f"base's was {self.base.sha256[:16]} ({self.base.dtype}). Another dtype changes the hash, too: load the "
+                "base in the dtype that it had. To attach it anyway, to a base that was fine-tuned since, pass "
                 "`check_base=False`."
             )
 
@@ -425,15 +434,15 @@ def _check_folder_for(path: Path, name: str) -> None:
     )
     if others:
         raise ValueError(
-            f"`{_FIELD}`: {path} holds other files ({listed(others[:3])}). A module has a folder of its own: pass a new one, "
-            f"such as {path / name}."
+            f"`{_FIELD}`: {path} holds other files ({listed(others[:3])}). A module has a folder of its own: pass a new "
+            f"one, such as {path / name}."
         )
     if (path / CONFIG).is_file():
         there = read_json_object(_FIELD, path / CONFIG).get("module")
         if isinstance(there, Mapping) and there.get("name") != name:
             raise ValueError(
-                f"`{_FIELD}`: {path} holds the module {short_repr(there.get('name'))} already. Each module has a folder of its "
-                "own: pass another."
+                f"`{_FIELD}`: {path} holds the module {short_repr(there.get('name'))} already. Each module has a folder of "
+                "its own: pass another."
             )
 
 
@@ -450,8 +459,8 @@ def _check_can_be_changed(model: Any, call: str) -> None:
         )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise ValueError(
-            f"`{call}`: the model is dispatched to several devices (`device_map`), and its layers are fixed. Load it without "
-            "`device_map`, call it, then `accelerate.dispatch_model`; or save it and load that with `device_map`."
+            f"`{call}`: the model is dispatched to several devices (`device_map`), and its layers are fixed. Load it "
+            "without `device_map`, call it, then `accelerate.dispatch_model`; or save it and load that with `device_map`."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_era.models.families.family import Family
 from hf_era.models.layers import AuxiliaryModule
@@ -18,7 +18,7 @@ class ModuleSwitchesMixin:
     `module_activity` of the forward pass, (batch, modules); the two are multiplied.
     """
 
-    family: Family
+    family: ClassVar[Family]
     module_names: list[str]
 
     def auxiliary_modules(self) -> dict[int, dict[str, AuxiliaryModule]]:

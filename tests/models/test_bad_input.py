@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoForCausalLM, StableLmConfig, StableLmForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, expand_base
 from hf_era.models.loading import load_base_config, load_causal_lm
@@ -18,14 +18,15 @@ MakeExpanded = Callable[..., ExpandedGPTNeoForCausalLM]
 
 
 def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
-    config = LlamaConfig(
+    config = StableLmConfig(
         vocab_size=53, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    for argument in (tmp_path, str(tmp_path), LlamaForCausalLM(config)):
+    StableLmForCausalLM(config).save_pretrained(tmp_path)
+    for argument in (tmp_path, str(tmp_path), StableLmForCausalLM(config)):
         for expand in (ExpandedGPTNeoForCausalLM.from_base, expand_base):
             with pytest.raises(
-                ValueError, match=r"The base model's type `llama` is of no family that hf_era knows\. Known: gpt_neo"
+                ValueError,
+                match=r"The base model's type `stablelm` is of no family that hf_era knows\. Known: gemma2, ",
             ):
                 expand(argument, EXPANSION)
 

@@ -71,6 +71,7 @@ TOY = Family(
     gated=True,
     number_of_layers="num_hidden_layers",
     activation="hidden_act",
+    fast_path=None,
 )
 
 

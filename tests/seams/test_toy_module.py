@@ -96,6 +96,16 @@ def inputs_of(batch: Batch, row: int | None = None) -> Batch:
     return {name: batch[name][rows] for name in ("input_ids", "attention_mask")}
 
 
+def activity_of(dials: dict[str, Tensor]) -> Tensor:
+    """(batch, modules), in the model's order."""
+    return torch.stack([dials[name] for name in ("forest", "sea")], dim=1)
+
+
+def sea_at(*dials: float) -> Tensor:
+    """(batch, modules): `sea` at these dials, one per example, and `forest` on."""
+    return activity_of({"forest": torch.ones(len(dials)), "sea": torch.tensor(dials)})
+
+
 def logits(model: Any, batch: Batch, **options: Any) -> Tensor:
     """At all positions; padding is compared too, as the same kernels see it in both."""
     with torch.no_grad():
@@ -238,8 +248,8 @@ def test_a_mixed_batch_is_row_by_row_the_batch_with_that_dial(
     training: bool, make_model: Callable[..., Any], batch: Batch
 ) -> None:
     model = make_model().train(training)
-    dials = {"sea": torch.tensor([0.0, 1.0, 0.5]), "forest": torch.tensor([1, 0, 0.25])}
-    mixed = model(**inputs_of(batch), module_dials=dials, output_activation_l1=True)
+    dials = {"forest": torch.tensor([1, 0, 0.25]), "sea": torch.tensor([0.0, 1.0, 0.5])}
+    mixed = model(**inputs_of(batch), module_activity=activity_of(dials), output_activation_l1=True)
     for row in range(3):
         model.set_dial(dials["sea"][row].item(), "sea")
         model.set_dial(dials["forest"][row].item(), "forest")
@@ -256,12 +266,12 @@ def test_a_mixed_batch_is_row_by_row_the_batch_with_that_dial(
 def test_dials_of_the_model_and_of_an_example_are_multiplied(make_model: Callable[..., Any], batch: Batch) -> None:
     model = make_model()
     with model.dialled(0.5, "sea"):
-        both = logits(model, batch, module_dials={"sea": torch.full((3,), 0.5)})
+        both = logits(model, batch, module_activity=sea_at(0.5, 0.5, 0.5))
     with model.dialled(0.25, "sea"):
         assert torch.equal(both, logits(model, batch))
     with model.ablated("sea"):
         off = logits(model, batch)
-        assert torch.equal(logits(model, batch, module_dials={"sea": torch.ones(3)}), off)
+        assert torch.equal(logits(model, batch, module_activity=sea_at(1.0, 1.0, 1.0)), off)
 
 
 @pytest.mark.parametrize("routed", [True, False])
@@ -273,9 +283,9 @@ def test_a_dial_of_zero_for_every_example_is_ablation(
     options: dict[str, Any] = {"output_activation_l1": True}
     if routed:
         options["routing_weight"] = batch["routing_weight"]
-    zero = {"sea": torch.zeros(3)}
-    dialled = model(**inputs_of(batch), **options, module_dials=zero)
-    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_dials=zero))
+    zero = sea_at(0.0, 0.0, 0.0)
+    dialled = model(**inputs_of(batch), **options, module_activity=zero)
+    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_activity=zero))
     with model.ablated("sea"):
         ablated = model(**inputs_of(batch), **options)
         expected = gradients_after(model, lambda: summed_loss(model, batch, **options))
@@ -298,8 +308,8 @@ def test_an_example_teaches_nothing_to_a_module_that_is_off_for_it(
     model = make_model().double()
     tolerance = 1e-10 if model.fast_paths.fused_activation else 1e-5
     options = {"output_activation_l1": with_l1, "routing_weight": batch["routing_weight"].double()}
-    dials = {"sea": torch.tensor([1.0, 0.0, 0.0])}
-    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_dials=dials))
+    activity = sea_at(1.0, 0.0, 0.0)
+    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_activity=activity))
     first = {name: value[:1] for name, value in batch.items()}
     own = {**options, "routing_weight": options["routing_weight"][:1]}
     alone = gradients_after(model, lambda: summed_loss(model, first, **own))
@@ -367,11 +377,10 @@ def test_gradients_equal_a_formula(make_model: Callable[..., Any], batch: Batch)
     model = make_model().double()
     slow = not model.fast_paths.fused_activation
     model.gradient_multipliers = GradientMultipliers(-1.75, 0.625, 2.25, -0.375)
-    dials = {"sea": torch.tensor([0.0, 1.0, 0.5]), "forest": torch.tensor([1.0, 0.25, 0.0])}
+    dials = {"forest": torch.tensor([1.0, 0.25, 0.0]), "sea": torch.tensor([0.0, 1.0, 0.5])}
     expected = by_hand(model, batch, dials, model.gradient_multipliers)
-    found = gradients_after(
-        model, lambda: summed_loss(model, batch, routing_weight=batch["routing_weight"], module_dials=dials)
-    )
+    options = {"routing_weight": batch["routing_weight"], "module_activity": activity_of(dials)}
+    found = gradients_after(model, lambda: summed_loss(model, batch, **options))
     assert sorted(found) == sorted(expected)
     for name, gradient in expected.items():
         largest = gradient.abs().max()  # type: ignore[union-attr]
@@ -392,7 +401,7 @@ def test_generation_with_dials(make_model: Callable[..., Any]) -> None:
         "use_cache": True,
         "pad_token_id": 52,
     }
-    mixed = model.generate(prompt, **options, module_dials={"sea": torch.tensor([0.0, 1.0])})
+    mixed = model.generate(prompt, **options, module_activity=sea_at(0.0, 1.0))
     on = model.generate(prompt, **options)
     with model.ablated("sea"):
         off = model.generate(prompt, **options)
@@ -518,28 +527,28 @@ def test_a_dial_out_of_range_is_refused(dial: float, make_model: Callable[..., A
     model = make_model()
     with pytest.raises(ValueError, match=rf"^`dial` should be in \[0, 1\], got {dial}\. 0 is off, 1 is on\.$"):
         model.set_dial(dial, "sea")
-    with pytest.raises(ValueError, match=r"^`module_dials`: `sea` should be in \[0, 1\] \(0 is off, 1 is on\), got"):
-        model(**inputs_of(batch), module_dials={"sea": torch.tensor([1.0, dial, 0.0])})
+    with pytest.raises(ValueError, match=r"^`module_activity` should be in \[0, 1\] \(0 is off, 1 is on\), got"):
+        model(**inputs_of(batch), module_activity=sea_at(1.0, dial, 0.0))
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("activity", "got"),
     [
-        ({"see": torch.ones(3)}, "Unknown key `see` in `module_dials`. Did you mean `sea`? Known: forest, sea."),
-        (
-            {"sea": torch.ones(2)},
-            "`module_dials`: `sea` should be a tensor of numbers (one per example, 3), got the shape (2,).",
-        ),
-        (
-            {"sea": torch.ones(3, 12)},
-            "`module_dials`: `sea` should be a tensor of numbers (one per example, 3), got the shape (3, 12).",
-        ),
-        ({"sea": 0.5}, "`module_dials`: `sea` should be a tensor of numbers (one per example, 3), got 0.5."),
+        (torch.ones(3), "the shape (3,)"),
+        (torch.ones(2, 2), "the shape (2, 2)"),
+        (torch.ones(3, 1), "the shape (3, 1)"),
+        ({"sea": torch.ones(3)}, "{'sea': tensor([1., 1., 1.])}"),
+        (0.5, "0.5"),
     ],
-)  # fmt: skip
-def test_wrong_dials_are_refused(dials: Any, message: str, make_model: Callable[..., Any], batch: Batch) -> None:
+)
+def test_an_activity_that_is_not_one_number_per_example_and_module_is_refused(
+    activity: Any, got: str, make_model: Callable[..., Any], batch: Batch
+) -> None:
     model = make_model()
-    with pytest.raises(ValueError, match="module_dials") as caught:
-        model(**inputs_of(batch), module_dials=dials)
-    assert str(caught.value) == message
+    with pytest.raises(ValueError, match="module_activity") as caught:
+        model(**inputs_of(batch), module_activity=activity)
+    assert str(caught.value) == (
+        "`module_activity` should be a tensor (3, 2): a number in [0, 1] for each example and module (forest, sea), got "
+        f"{got}."
+    )
     assert model.routing_channel.routing is None

@@ -38,7 +38,8 @@ _OTHER_LOSS_ARGUMENTS = ("shift_labels", "ignore_index", "weight")
 class FastPaths:
     """The fast paths beside attention, whose switch is transformers' own (`attn_implementation`: `sdpa` or `eager`).
 
-    A setting of the running model, not saved with it. What each buys is in `docs/speed.md`.
+    A setting of the running model, not saved with it. What each buys is in `docs/speed.md`. With both off, all is computed
+    as the stock class does: padding on the right is not dropped before attention either.
 
     Args:
         fused_activation (`bool`, *optional*, defaults to `True`):
@@ -194,6 +195,7 @@ def _mask_for_attention(model: Any, inputs: dict[str, Any]) -> Any:
         # Without a mask, transformers takes positions that start anew for documents packed into one row.
         or inputs.get("position_ids") is not None
         or model.config._attn_implementation != "sdpa"
+        or model.fast_paths == ALL_SLOW
         or torch.compiler.is_compiling()
     ):
         return mask
