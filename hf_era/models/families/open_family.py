@@ -72,7 +72,9 @@ def open_family(base_config: Any, expansion: ExpansionConfig) -> Family:
         activation=_activation_field(base_config),
         intermediate_size=_first_field(base_config, INTERMEDIATE_SIZE, inner),
     )
-    return _opened(type(base_config), type(model), parts)
+    config_class: Any = type(base_config)
+    model_class: Any = type(model)
+    return _opened(config_class, model_class, parts)
 
 
 # ---- Where things are ----
