@@ -6,7 +6,7 @@ Which modules are added, one or several, says `hf_era.models.config`; what a mod
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
+from hf_era.models.folding import check_keep, widen
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, collapse_layer, expand_layer
 from hf_era.models.loading import expand_checkpoint, expand_model
@@ -202,7 +203,7 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
             write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def contract(self) -> Any:
+    def contract(self, keep: Sequence[str] = ()) -> Any:
         """A stock model without the auxiliary modules, with its own storage, on the same device and in the same dtype.
 
         Its weights are those of this model, bit for bit, and so are its logits those of this model while `ablated()`, up
@@ -212,21 +213,34 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
 
         A model sharded by FSDP2 is gathered: every process must call this, and each gets a whole model, on the CPU.
 
+        Args:
+            keep (`list[str]`, *optional*): names of modules that stay, whether they are on or not: folded into the MLP, at
+                their dials, which makes it wider in all layers. The logits are those of this model with these modules on and
+                all others off, to rounding. Modules of the kind `mlp` alone, in families whose config has the MLP's width.
+
         Raises:
-            ValueError: for an adapter on a tied weight, or a config that cannot be saved.
+            ValueError: for an adapter on a tied weight, a config that cannot be saved, a name in `keep` that no module has,
+                or a module that cannot be folded in.
         """
-        return self.contract_weights(whole_weights(self))  # type: ignore[arg-type]
+        check_keep(self, keep)  # before anything is gathered
+        return self.contract_weights(whole_weights(self), keep)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def contract_weights(self, weights: dict[str, Tensor]) -> Any:
+    def contract_weights(self, weights: dict[str, Tensor], keep: Sequence[str] = ()) -> Any:
         """As `contract`, from whole weights (`whole_weights`) of this model."""
+        names = check_keep(self, keep)
         make_generation_config_savable(self)
         merged = without_adapters(self)
         if merged is not self:
-            return merged.contract()
-        # Cloned: a saved view of a shared storage could carry bytes of what was removed.
-        kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
+            return merged.contract(keep)
         config: Any = self.config.to_base_config()  # type: ignore[attr-defined]
+        widened = widen(config, self, weights, names) if names else {}
+        # Cloned: a saved view of a shared storage could carry bytes of what was removed.
+        kept = {
+            name: widened[name] if name in widened else value.clone()
+            for name, value in weights.items()
+            if not self.is_auxiliary_parameter(name)
+        }
         follow_attention(config, self, self.stock_class)
         return model_around(self.stock_class, config, kept, self)
 

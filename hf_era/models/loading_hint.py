@@ -35,6 +35,7 @@ What was routed into them **has not been removed**. To share a model without it,
 {loading}
 with model.ablated():  # the modules are off
     ...
+model.save_module("{first}", "path/of/a/new/folder")  # the module as a file of its own, to attach again
 stock = model.contract()  # without the modules: a `{base_type}` that loads without hf_era
 ```
 """
@@ -47,12 +48,12 @@ tags:
 ---
 # The auxiliary module `{name}`, apart from its model
 
-This is no model. It is what gradient routing put beside the layers of a `{base_type}` causal LM: {width} hidden units (kind
-`{kind}`) in each of the layers {layers}. **It holds the capability that was cut out of that model.** Whoever has both
+This is no model. It is what gradient routing put into the layers of a `{base_type}` causal LM, beside what they had: {width}
+hidden units (kind `{kind}`) in each of the layers {layers}. **It holds the capability that was cut out of that model.** Whoever has both
 files has the capability back, bit for bit: publishing this folder publishes the capability.
 
-It fits one base: the contracted model whose weights have the SHA-256 `{sha256}`
-(`{dtype}`). With the package `hf_era` installed:
+It fits one base: the contracted model whose weights have this SHA-256 in `{dtype}`:
+`{sha256}`. With the package `hf_era` installed:
 
 ```python
 import hf_era
@@ -89,11 +90,14 @@ def write_readme(folder: Path, config: Any, in_parts: bool = False) -> None:
         for module in config.expansion_config.module_configs
         for layers in [module.target_layers]
     ]
+    modules = modules or ["* none at present: they are attached from files (`model.attach_module`)"]
     base_type = config.base_config_class.model_type
+    names = [module.name for module in config.expansion_config.module_configs] or ["name"]
     text = _README.format(
         title=_TITLE,
         base_type=base_type,
         modules="\n".join(modules),
+        first=names[0],
         without=_WITHOUT_IN_PARTS if in_parts else _WITHOUT.format(model_type=config.model_type),
         loading=_LOADING_IN_PARTS if in_parts else _LOADING,
     )

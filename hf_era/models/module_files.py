@@ -126,10 +126,12 @@ class ModuleFilesMixin:
         weights = whole_weights(model, keep=is_main_process)
         if not is_main_process:
             return
-        paths = {module: path for path, module in model.named_modules()}
+        prefixes = {module: prefix for prefix, module in model.named_modules()}
         # Cloned: a view of a storage that is shared could carry bytes of other weights.
         tensors = {
-            f"layers.{layer}.{key}": weights[f"{paths[part]}.{key}"].cpu().clone(memory_format=torch.contiguous_format)
+            f"layers.{layer}.{key}": weights[f"{prefixes[part]}.{key}"]
+            .cpu()
+            .clone(memory_format=torch.contiguous_format)
             for layer, part in parts.items()
             for key in part.state_dict()
         }
@@ -141,8 +143,8 @@ class ModuleFilesMixin:
             "dial": next(iter(parts.values())).dial,
             "base": asdict(BaseDescription.of(model, hash_of_base(model, weights))),
         }
-        if not model.family.is_registered:  # what an expansion has to say of such a base
-            values["opened_by"] = dict(zip(("mlp", "down_projection"), model.family.names_to_open, strict=True))
+        if opened_by := _opened_by(model):
+            values["opened_by"] = opened_by
         with whole_directory(path) as temporary:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
             write_json(temporary / CONFIG, {**values, "weights_sha256": digest_of_file(temporary / WEIGHTS)})
@@ -216,15 +218,16 @@ def attach_module(
     elif not _is_expanded(getattr(model, "config", None)):
         expanded = None
     if expanded is None:
-        return _put_together(model, files, check_base, **kwargs)
+        return _put_together(model, files, files[0].opened_by if files else {}, check_base, **kwargs)
     for file in files:
         expanded.attach_module(file.folder, check_base=check_base)
     return expanded
 
 
-def _put_together(stock: Any, files: Sequence[_ModuleFile], check_base: bool, **kwargs: Any) -> Any:
-    names = files[0].opened_by if files else {}
-    expanded = expand_base(stock, ExpansionConfig(modules=[], **names), **kwargs)
+def _put_together(
+    stock: Any, files: Sequence[_ModuleFile], opened_by: Mapping[str, Any], check_base: bool, **kwargs: Any
+) -> Any:
+    expanded = expand_base(stock, ExpansionConfig(modules=[], **opened_by), **kwargs)
     for file in files:
         expanded.attach_module(file.folder, check_base=check_base)
     return check_opened(expanded)
@@ -248,8 +251,15 @@ def save_in_parts(model: Any, folder: str | os.PathLike[str], *args: Any, **kwar
     for name in model.module_names:
         model.save_module(name, path / PARTS / name, is_main_process)
     if is_main_process:
-        write_json(path / PARTS / ORDER, {"modules": model.module_names})
+        write_json(path / PARTS / ORDER, {"modules": model.module_names, "opened_by": _opened_by(model)})
         write_readme(path, model.config, in_parts=True)
+
+
+def _opened_by(model: Any) -> dict[str, Any]:
+    """What an expansion has to say to open the family of a base; empty for a registered one."""
+    expansion = model.config.expansion_config
+    names = {"mlp": expansion.mlp, "down_projection": expansion.down_projection}
+    return {} if model.family.is_registered else names
 
 
 def is_in_parts(folder: str | os.PathLike[str]) -> bool:
@@ -280,12 +290,13 @@ def load_expanded(folder: str | os.PathLike[str], **kwargs: Any) -> Any:
             f"`{_FIELD}`: {path} holds no {PARTS}/{ORDER}, so it is no expanded model in parts. Load an ordinary one with "
             "`AutoModelForCausalLM`, and attach a module with `hf_era.attach_module`."
         )
-    names = read_json_object(_FIELD, path / PARTS / ORDER).get("modules")
+    values = read_json_object(_FIELD, path / PARTS / ORDER)
+    names, opened_by = values.get("modules"), values.get("opened_by", {})
     if not isinstance(names, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise ValueError(f"`{_FIELD}`: {path / PARTS / ORDER} should list names of modules, got {short_repr(names)}.")
     # In another dtype the weights have another hash.
     files = [_ModuleFile.read(path / PARTS / name) for name in names]
-    return _put_together(path, files, check_base="dtype" not in kwargs, **kwargs)
+    return _put_together(path, files, opened_by, check_base="dtype" not in kwargs, **kwargs)
 
 
 def _is_expanded(config: Any) -> bool:
@@ -331,9 +342,8 @@ class _ModuleFile:
                 raise ValueError(f"`dial` should be in [0, 1], got {short_repr(dial)}")
             _check_kinds(base)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`{_FIELD}`: {path / CONFIG} describes no module ({error_text(error)}). {_AGAIN}"
-            ) from error
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error_text(error)
+            raise ValueError(f"`{_FIELD}`: {path / CONFIG} describes no module ({what}). {_AGAIN}") from error
         weights = _read_weights(path, values.get("weights_sha256"))
         return cls(path, module, float(dial), base, weights, values.get("opened_by", {}))
 

@@ -60,8 +60,10 @@ class ModuleSwitchesMixin:
 
     @contextmanager
     def ablated(self, *modules: str) -> Iterator[Any]:
-        """Within this context the modules of these names are off, all of them if none is given; afterwards each is as it was
-        before."""
+        """Within this context the modules of these names are off; afterwards each is as it was before.
+
+        No name at all means all modules: `ablated(*names)` of an empty list switches all of them off, and not none.
+        """
         with self._as_before_afterwards():
             for module in modules or (None,):
                 self.set_active(module, False)

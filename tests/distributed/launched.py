@@ -261,6 +261,7 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
             trainer.save_contracted(folder / f"{case['name']}-contracted")
             if case["way"] != "deepspeed":
                 result["contracted"] = dict(trainer.model.contract().state_dict())
+                trainer.model.save_module("forget", folder / f"{case['name']}-module", is_main_process=args.should_save)
         return result
 
 

@@ -9,6 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
+from hf_era import attach_module
+
 WAYS = ("ddp", "fsdp2")
 # Each: what differs between the cases, and how one process sees it. Two processes take batches of half the size.
 WHOLE = {"per_device_train_batch_size": 4}
@@ -217,6 +219,8 @@ def test_saved_models_are_whole_and_hold_nothing_that_was_removed(
     assert difference(result["contracted"], contracted.state_dict()) == 0
     whole = AutoModelForCausalLM.from_pretrained(folder / f"{way}-twenty-whole")
     assert difference(whole.state_dict(), result["weights"]) == 0
+    attached = attach_module(folder / f"{way}-twenty-contracted", folder / f"{way}-twenty-module")
+    assert difference(attached.state_dict(), result["weights"]) == 0
 
     removed = {name: value for name, value in result["weights"].items() if ".auxiliary." in name}
     assert removed

@@ -195,7 +195,7 @@ def test_table(
 ) -> None:
     settings, weight, table = MODES[mode]
     model = paths.set(make_expanded([target], tie_word_embeddings=False))
-    model.set_ablated(ablated)
+    model.set_active(None, not ablated)
     vanilla, around = routed_gradients(model), gradients_around(model, target)
     routed = routed_gradients(model, settings, routing_weight_of(weight, concept_weight))
     expected = expected_table(ABLATED_TABLES[mode] if ablated else table, target)

@@ -381,6 +381,23 @@ def test_saved_again_what_was_taken_out_is_gone(saved: Path, tmp_path: Path) -> 
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in (tmp_path / "modules").iterdir()) == ["biology", "modules.json"]
     assert load_expanded(tmp_path).module_names == ["biology"]
+    model.detach_module("biology")
+    model.save_pretrained(tmp_path)
+    assert load_expanded(tmp_path).module_names == []
+
+
+@pytest.mark.filterwarnings("ignore::hf_era.models.UntestedFamilyWarning")
+def test_weights_that_are_given_are_saved(opened: Any, tmp_path: Path) -> None:
+    """As under FSDP, where the model's own are not whole."""
+    weights = {name: value.detach() + 1 for name, value in opened.state_dict().items()}
+    opened.save_pretrained(tmp_path, state_dict=weights)
+    state = load_expanded(tmp_path).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
+
+
+def test_a_module_is_not_folded_into_an_mlp_that_nobody_knows(opened: Any) -> None:
+    with pytest.raises(ValueError, match=r"`keep`: the family `starcoder2` was opened by the names .*`save_module`"):
+        opened.contract(keep=["forget"])
 
 
 @pytest.mark.filterwarnings("ignore::hf_era.models.UntestedFamilyWarning")

@@ -381,7 +381,7 @@ def test_hidden_states_are_those_of_the_stock_model_whatever_is_measured(
     make_expanded_toy: Callable[..., Any], batch: Batch
 ) -> None:
     model = make_expanded_toy().eval()
-    model.set_ablated(True)
+    model.set_active(None, False)
     options = {**inputs_of(batch), "output_hidden_states": True}
     expected = model.contract()(**options).hidden_states
     for routing in ({}, {"routing_weight": batch["routing_weight"]}, {"output_activation_l1": True}):
@@ -610,7 +610,7 @@ def test_a_copy_routes_on_its_own(
         assert block.mlp_call is block.mlp.call is block.mlp.down_proj.call
     found = gradients_after(twin, lambda: total_loss(twin, batch, with_l1=True))
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())  # type: ignore[arg-type]
-    twin.set_ablated(True)
+    twin.set_active(None, False)
     assert model.auxiliary_modules()[0]["forget"].active
 
 

@@ -208,16 +208,18 @@ def test_one_module_still_writes_the_four_keys_it_always_did() -> None:
 def test_a_module_is_switched_off_alone(name: str, make_model: Callable[..., Any], batch: Batch) -> None:
     model, other = make_model(), {"forest": "sea", "sea": "forest"}[name]
     on, expected = logits(model, batch), logits(without(make_model(), name), batch)
-    model.set_ablated(True, name)
+    model.set_active(name, False)
     off = logits(model, batch)
     torch.testing.assert_close(off, expected, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(off, on, atol=1e-3)
     with model.ablated():
         none = logits(model, batch)
     assert torch.equal(logits(model, batch), off)  # as it was before, the other one on
-    with model.ablated(module=other):
+    with model.ablated(other):
         assert torch.equal(logits(model, batch), none)
-    model.set_ablated(False, name)
+    with model.ablated(other, name):
+        assert torch.equal(logits(model, batch), none)
+    model.set_active(name, True)
     assert torch.equal(logits(model, batch), on)
 
 
@@ -230,17 +232,32 @@ def test_dials_of_a_module(make_model: Callable[..., Any], batch: Batch) -> None
     for named in halved.auxiliary_modules().values():
         named["sea"].down_projection.weight.data.mul_(0.5)
     for dial, expected in ((0, off), (1.0, on), (0.5, logits(halved, batch))):
-        with model.dialled(dial, "sea"):
+        with model.dialled("sea", dial):
             assert torch.equal(logits(model, batch), expected)
     assert torch.equal(logits(model, batch), on)
-    model.set_dial(0.5, "sea")
-    with model.dialled(0.0), model.dialled(1.0, "forest"):
+    model.set_dial("sea", 0.5)
+    with model.dialled(None, 0.0), model.dialled("forest", 1.0):
         torch.testing.assert_close(logits(model, batch), off, rtol=0, atol=0)
     assert {module.dial for named in model.auxiliary_modules().values() for module in named.values()} == {1.0, 0.5}
     assert torch.equal(logits(model, batch), logits(halved, batch))
 
 
 # ---- On, off, dialled: each example ----
+
+
+def test_one_batch_holds_every_subset_of_the_modules(make_model: Callable[..., Any], batch: Batch) -> None:
+    """2^N rows of the same tokens, each with other modules on: each row is the model with these modules on."""
+    model = make_model().eval()
+    subsets = [[], ["forest"], ["sea"], ["forest", "sea"]]
+    activity = torch.tensor([[float(name in subset) for name in model.module_names] for subset in subsets])
+    rows = {name: value[:1].expand(4, -1) for name, value in batch.items()}
+    together = logits(model, rows, module_activity=activity)
+    for row, subset in enumerate(subsets):
+        model.set_active(None, False)
+        for name in subset:
+            model.set_active(name, True)
+        assert torch.equal(together[row], logits(model, rows)[row])
+    assert len({row.sum().item() for row in together}) == 4
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -251,23 +268,23 @@ def test_a_mixed_batch_is_row_by_row_the_batch_with_that_dial(
     dials = {"forest": torch.tensor([1, 0, 0.25]), "sea": torch.tensor([0.0, 1.0, 0.5])}
     mixed = model(**inputs_of(batch), module_activity=activity_of(dials), output_activation_l1=True)
     for row in range(3):
-        model.set_dial(dials["sea"][row].item(), "sea")
-        model.set_dial(dials["forest"][row].item(), "forest")
+        model.set_dial("sea", dials["sea"][row].item())
+        model.set_dial("forest", dials["forest"][row].item())
         assert torch.equal(mixed.logits[row].detach(), logits(model, batch)[row])
-    model.set_dial(1.0)
+    model.set_dial(None, 1.0)
     norms = []
     for row in range(3):
         for name, dial in dials.items():
-            model.set_dial(dial[row].item(), name)
+            model.set_dial(name, dial[row].item())
         norms.append(model(**inputs_of(batch, row), output_activation_l1=True).activation_l1)
     torch.testing.assert_close(mixed.activation_l1, torch.stack(norms).sum(), rtol=1e-5, atol=0)
 
 
 def test_dials_of_the_model_and_of_an_example_are_multiplied(make_model: Callable[..., Any], batch: Batch) -> None:
     model = make_model()
-    with model.dialled(0.5, "sea"):
+    with model.dialled("sea", 0.5):
         both = logits(model, batch, module_activity=sea_at(0.5, 0.5, 0.5))
-    with model.dialled(0.25, "sea"):
+    with model.dialled("sea", 0.25):
         assert torch.equal(both, logits(model, batch))
     with model.ablated("sea"):
         off = logits(model, batch)
@@ -415,9 +432,9 @@ def test_the_selectivity_meter_adds_up_the_modules_of_a_layer(make_model: Callab
     model = make_model().eval()
     found: dict[str | None, Any] = {}
     for off in (None, "forest", "sea"):
-        model.set_ablated(False)
+        model.set_active(None, True)
         if off is not None:
-            model.set_ablated(True, off)
+            model.set_active(off, False)
         with AuxiliaryActivationMeter(model) as meter:
             meter.set_mask(batch["attention_mask"])
             logits(model, batch)
@@ -476,7 +493,7 @@ def test_the_leak_audit_takes_all_modules_of_a_layer_together(make_model: Callab
         (
             [SEA, {"nam": "forest"}],
             "Unknown key `nam` in `expansion.modules[1]`. Did you mean `name`? "
-            "Known: name, width, target_layers, initialization_scale, kind.",
+            "Known: name, width, target_layers, initialization_scale, kind, width_ratio.",
         ),
         (
             [{"name": "sea", "width": 0}],
@@ -512,21 +529,49 @@ def test_a_kind_is_registered_once() -> None:
         register_module_kind(Other)
 
 
-@pytest.mark.parametrize("call", ["set_ablated", "set_dial", "ablated", "dialled"])
+@pytest.mark.parametrize("call", ["set_active", "set_dial", "ablated", "dialled"])
 def test_an_unknown_module_is_refused(call: str, make_model: Callable[..., Any]) -> None:
     model = make_model()
-    arguments = {"set_ablated": (True, "see"), "set_dial": (0.5, "see"), "ablated": ("see",), "dialled": (0.5, "see")}
+    arguments = {"set_active": ("see", True), "set_dial": ("see", 0.5), "ablated": ("sea", "see"), "dialled": ("see", 0.5)}
     with pytest.raises(ValueError, match="Unknown key") as caught:
         getattr(model, call)(*arguments[call]).__enter__()
     assert str(caught.value) == "Unknown key `see` in the model's modules. Did you mean `sea`? Known: forest, sea."
     assert all(module.active for named in model.auxiliary_modules().values() for module in named.values())
 
 
+@pytest.mark.parametrize(
+    ("call", "arguments", "message"),
+    [
+        (
+            "set_dial",
+            (0.5, "sea"),
+            "`set_dial` takes the name of a module first, then the value, got 0.5 as the name. Write "
+            "`set_dial('forest', 0.5)`, or None as the name for all modules.",
+        ),
+        (
+            "set_active",
+            (True, "sea"),
+            "`set_active` takes the name of a module first, then the value, got True as the name. Write "
+            "`set_active('forest', True)`, or None as the name for all modules.",
+        ),
+        ("set_active", ("sea", 0.5), "`active` should be True (on) or False (off), got 0.5."),
+        ("set_dial", ("sea", "half"), "`dial` should be in [0, 1], got 'half'. 0 is off, 1 is on."),
+        ("set_dial", ("sea", None), "`dial` should be in [0, 1], got None. 0 is off, 1 is on."),
+    ],
+)
+def test_arguments_in_another_order_are_refused(
+    call: str, arguments: Any, message: str, make_model: Callable[..., Any]
+) -> None:
+    with pytest.raises(ValueError, match="got") as caught:
+        getattr(make_model(), call)(*arguments)
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("dial", [-0.1, 1.5, float("nan")])
 def test_a_dial_out_of_range_is_refused(dial: float, make_model: Callable[..., Any], batch: Batch) -> None:
     model = make_model()
     with pytest.raises(ValueError, match=rf"^`dial` should be in \[0, 1\], got {dial}\. 0 is off, 1 is on\.$"):
-        model.set_dial(dial, "sea")
+        model.set_dial("sea", dial)
     with pytest.raises(ValueError, match=r"^`module_activity` should be in \[0, 1\] \(0 is off, 1 is on\), got"):
         model(**inputs_of(batch), module_activity=sea_at(1.0, dial, 0.0))
 

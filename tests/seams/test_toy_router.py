@@ -251,7 +251,7 @@ def test_gradient_table(row: str, model: ExpandedGPTNeoForCausalLM, batch: Batch
     model.router = ToyRouter(*numbers)
     pure = uniform(batch, weight)
     found = gradients_after(model, lambda: summed_loss(model, pure))
-    model.set_ablated(weight == 1)
+    model.set_active(None, weight != 1)
     whole = gradients_after(model, lambda: summed_loss(model, pure, routed=False))
     table: dict[str, set[str]] = {"original": set(), "module": set(), "rest": set()}
     for name, gradient in found.items():
@@ -425,7 +425,7 @@ def test_adapters_that_it_would_not_reach_are_refused(model: ExpandedGPTNeoForCa
     message = r"at the parameters does not reach those of peft\..*\. Merge the adapter"
     with pytest.raises(ValueError, match=message):
         adapted(**batch)
-    adapted.set_ablated(True)  # of the original MLP alone
+    adapted.set_active(None, False)  # of the original MLP alone
     with pytest.raises(ValueError, match=message):
         adapted(**batch)
     adapted(**{name: value for name, value in batch.items() if name != "routing_weight"}).loss.backward()

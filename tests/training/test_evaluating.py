@@ -116,7 +116,7 @@ def test_the_users_metrics_stand_beside_ours_with_the_module_on_and_ablated(
     ours = [name for name in expected if "loss" in name or "gap" in name or "selectivity" in name]
     assert {name: found[name] for name in ours} == pytest.approx({name: expected[name] for name in ours}, abs=1e-6)
     assert found["eval_forget_logit"] != found["eval_forget_logit_ablated"]
-    trainer.model.set_ablated(True)
+    trainer.model.set_active(None, False)
     assert trainer.evaluate()["eval_forget_logit"] == found["eval_forget_logit_ablated"]
     assert json.dumps(found)
 

@@ -26,6 +26,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from hf_era.models.fast.causal_lm import CHUNKED_LOSS, FastCausalLMMixin, FastPath
 from hf_era.models.layers import mixed_class
@@ -165,7 +166,17 @@ def register_family(family: Family) -> None:
     family.model_class.family = family
     if family.fast_class is not None:
         family.fast_class.family = family
+    _register_stored_names(family)
     _register_auto_classes(family)
+
+
+def _register_stored_names(family: Family) -> None:
+    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the head
+    of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
+    stored = get_checkpoint_conversion_mapping(family.model_class.stock_class.__name__)
+    for model_class in (family.model_class, family.fast_class):
+        if stored is not None and model_class is not None:
+            register_checkpoint_conversion_mapping(model_class.__name__, stored, overwrite=True)
 
 
 def register_auto_classes() -> None:

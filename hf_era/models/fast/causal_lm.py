@@ -87,7 +87,8 @@ class FastPath:
                 getattr(mlp, family.activation_module).call = mlp.call
                 for name, module in mlp.auxiliary.items():
                     if type(module) is AuxiliaryMLP:
-                        module.act = RoutedActivation(getattr(model.config, family.activation))
+                        act = RoutedActivation(getattr(model.config, family.activation))
+                        module.act = act.train(module.training)
                         module.act.call, module.act.module = mlp.call, name
 
     def forward(
@@ -181,8 +182,9 @@ def _takes_chunked_loss(model: Any, skip_logits: bool | None, labels: Tensor | N
         return False
     as_tuple = inputs.get("return_dict") is False or not model.config.return_dict
     head = model.get_output_embeddings()
-    # An adapter on the head, or a loss of the user's own, is honoured.
+    # An adapter on the head, a loss of the user's own, and a head that is on the disk until it is called, are honoured.
     is_plain = type(head) is nn.Linear and head.bias is None and "_loss_function" not in model.__dict__
+    is_plain = is_plain and not head.weight.is_meta
     return is_plain and not as_tuple and all(inputs.get(name) is None for name in _OTHER_LOSS_ARGUMENTS)
 
 

@@ -51,29 +51,14 @@ TINY_OF_TYPE: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
     "gpt_neox": {"num_key_value_heads": None, "head_dim": None},
-    "gpt2": {
-        "n_embd": 16,
-        "n_inner": 24,
-        "n_layer": 3,
-        "n_head": 4,
-        "n_positions": 32,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    },
+    "gpt2": {"n_inner": 24, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "gpt_neo": {
-        "num_layers": 3,
-        "num_heads": 4,
         "attention_types": [[["global"], 1], [["local"], 1], [["global"], 1]],
         "window_size": 4,
         "embed_dropout": 0.0,
         "attention_dropout": 0.0,
         "resid_dropout": 0.0,
     },
-}
-_OF_ANOTHER_NAME = {
-    "gpt2": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
-    "gpt_neo": ("num_hidden_layers", "num_attention_heads"),
 }
 
 
@@ -138,11 +123,8 @@ def make_family_config() -> Callable[..., Any]:
     """A tiny config of a model type: 3 layers, hidden 16, MLP 24, vocabulary 53, no dropout."""
 
     def make(model_type: str, **overrides: Any) -> Any:
-        values = {**TINY, **TINY_OF_TYPE.get(model_type, {}), **overrides}
-        for name in _OF_ANOTHER_NAME.get(model_type, ()):
-            del values[name]
-        own = AutoConfig.for_model(model_type).to_dict()
-        return AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if key in own})
+        values, known = {**TINY, **TINY_OF_TYPE.get(model_type, {}), **overrides}, AutoConfig.for_model(model_type)
+        return AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if hasattr(known, key)})
 
     return make
 

@@ -85,7 +85,7 @@ def test_an_ablated_module_learns_nothing_and_the_original_dims_are_routed(
     model_type: str, check: Any, make_expanded: Callable[..., Any], batch: dict[str, Tensor]
 ) -> None:
     model = make_expanded([TARGET], tie_word_embeddings=False)
-    model.set_ablated(True)
+    model.set_active(None, False)
     whole = check.gradients_after(model, lambda: check.total_loss(model, batch, routed=False))
     model.gradient_multipliers = GradientMultipliers(original_forget=SCALE)
     routed = {**batch, "routing_weight": torch.zeros(3, 12)}
