@@ -38,8 +38,8 @@ def check_keep(model: Any, keep: Any) -> list[str]:
     )
     if not model.family.is_registered:
         raise ValueError(
-            f"`keep`: the family `{model.family.model_type}` was opened by the names of its parts, and whether its MLP is more "
-            f"than its linear layers is not known. {way_out}"
+            f"`keep`: the family `{model.family.model_type}` was opened by the names of its parts, and whether its MLP is "
+            f"more than its linear layers is not known. {way_out}"
         )
     if model.family.mlp_width(model.config) is None:
         raise ValueError(

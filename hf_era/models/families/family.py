@@ -166,14 +166,16 @@ def register_family(family: Family) -> None:
     family.model_class.family = family
     if family.fast_class is not None:
         family.fast_class.family = family
-    _register_stored_names(family)
+    register_stored_names(family)
     _register_auto_classes(family)
 
 
-def _register_stored_names(family: Family) -> None:
-    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the head
-    of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
+def register_stored_names(family: Family) -> None:
+    """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the
+    head of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class, then by model type."""
     stored = get_checkpoint_conversion_mapping(family.model_class.stock_class.__name__)
+    if stored is None:
+        stored = get_checkpoint_conversion_mapping(family.model_type)
     for model_class in (family.model_class, family.fast_class):
         if stored is not None and model_class is not None:
             register_checkpoint_conversion_mapping(model_class.__name__, stored, overwrite=True)

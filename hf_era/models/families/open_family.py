@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_era.models.config import ExpandedConfigMixin, ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
-from hf_era.models.families.family import EXPANDED_PREFIX, Family
+from hf_era.models.families.family import EXPANDED_PREFIX, Family, register_stored_names
 from hf_era.models.layers import LINEAR_CLASSES
 from hf_era.models.size import check_model_fits
 from hf_era.utils.checks import listed, short_repr
@@ -218,6 +218,7 @@ def _opened(stock_config_class: Any, stock_model_class: Any, parts: Parts) -> Fa
     # Of an unknown checkpoint nobody knows which constants stand beside the weights: any may.
     family = Family(model_class=Model, fast_path=None, stored_buffers="", **parts._asdict())
     Config.opened_family = Model.family = family  # type: ignore[attr-defined]
+    register_stored_names(family)
     return family
 
 
