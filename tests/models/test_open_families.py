@@ -76,7 +76,11 @@ def starcoder2() -> Any:
     return base_of("starcoder2")
 
 
-@pytest.mark.parametrize("model_type", OPENED)
+NOT_EACH_TIME = ("glm4", "stablelm", "granite", "nemotron", "exaone4")
+EACH = [pytest.param(name, marks=pytest.mark.slow if name in NOT_EACH_TIME else ()) for name in OPENED]
+
+
+@pytest.mark.parametrize("model_type", EACH)
 def test_a_family_is_opened_by_the_names_of_its_parts(model_type: str, tokens: Tensor) -> None:
     down, gated, activation = OPENED[model_type]
     assert model_type not in FAMILIES
@@ -210,9 +214,7 @@ def test_a_registered_family_has_its_own_names(make_base: Callable[..., Any]) ->
 
 
 def test_without_names_a_family_is_unknown(starcoder2: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"`starcoder2` is of no family .*`expansion\.mlp: mlp` and `expansion\.down_"
-    ):
+    with pytest.raises(ValueError, match=r"`starcoder2` is of no family .*`expansion\.mlp: mlp` and `expansion\.down_"):
         expand_base(starcoder2)
 
 

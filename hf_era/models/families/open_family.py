@@ -53,8 +53,7 @@ def open_family(base_config: Any, expansion: ExpansionConfig) -> Family:
     model = check_model_fits("model.base", base_config)
     model_type, name, down_name = base_config.model_type, str(expansion.mlp), str(expansion.down_projection)
     path, blocks = _find_blocks(model, model_type, name, down_name)
-    layers = expansion.resolve_layers(len(blocks)) or list(range(len(blocks)))  # all of them, if no module is there yet
-    _check_no_experts(blocks, model_type, name, layers)
+    layers = _target_layers(blocks, model_type, name, expansion)
     forms = {layer: _form(getattr(blocks[layer], name), model_type, name, down_name) for layer in layers}
     inner, hidden, gated = forms[layers[0]]
     if len(set(forms.values())) > 1:
@@ -111,13 +110,18 @@ def _find_blocks(model: nn.Module, model_type: str, name: str, down: str) -> tup
     )
 
 
-def _check_no_experts(blocks: nn.ModuleList, model_type: str, name: str, layers: list[int]) -> None:
-    """Raises `ValueError` if the MLP of one of these layers chooses among experts."""
+def _target_layers(blocks: nn.ModuleList, model_type: str, name: str, expansion: ExpansionConfig) -> list[int]:
+    """The layers to look at: those of the modules, or all that could have one if there is no module yet.
+
+    Raises:
+        ValueError: if the MLP of one of them chooses among experts.
+    """
     experts = {layer: found for layer, block in enumerate(blocks) if (found := _experts_in(getattr(block, name)))}
+    dense = [layer for layer in range(len(blocks)) if layer not in experts]
+    layers = expansion.resolve_layers(len(blocks)) or dense or list(range(len(blocks)))
     wrong = [layer for layer in layers if layer in experts]
     if not wrong:
-        return
-    dense = [layer for layer in range(len(blocks)) if layer not in experts]
+        return layers
     way_out = f"Layers without experts: {dense}; name them with `expansion.target_layers`." if dense else _WORKS_ANYWAY
     raise ValueError(
         f"`{name}` of layer {wrong[0]} of `{model_type}` ({type(getattr(blocks[wrong[0]], name)).__name__}) is a mixture of "
