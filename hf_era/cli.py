@@ -12,8 +12,9 @@ from typing import Any
 from hf_era.commands import card, compare, fields, generate, init, matrix, push
 from hf_era.commands.evaluate import EVAL, RELEARN
 from hf_era.commands.parser import CommandParser
-from hf_era.run.recipes import config_names, recipes_folder
+from hf_era.run.recipes import config_names
 from hf_era.utils import exit_codes
+from hf_era.utils.files import recipes_folder
 from hf_era.utils.signals import StoppedError, stoppable
 from hf_era.utils.storage_errors import StorageError
 from hf_era.version import __version__

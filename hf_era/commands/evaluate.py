@@ -63,9 +63,10 @@ class ModelCommand:
 
 EVAL = ModelCommand(
     "eval",
-    "measure any causal LM on forget and retain examples",
+    "measure any causal LM on forget and retain examples, and on tasks of lm-eval",
     "Measures any causal LM on forget and retain examples: losses with 95 % intervals, generations with their forget words "
-    "and repetition; against the model before the method with --before.",
+    "and repetition; against the model before the method with --before. With --tasks also, or alone, on benchmarks of "
+    "lm-evaluation-harness.",
     attacks=False,
 )
 RELEARN = ModelCommand(
@@ -111,6 +112,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", help="auto (the checkpoint's), float32, bfloat16, float16 (default: auto)")
     parser.add_argument("--batch-size", help="examples a batch, or auto: sized to memory (default: auto)")
     parser.add_argument("--seed", type=int, help="of generations and of the attack's examples (default: 0)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="tasks of lm-eval by name, or over a file of yours: wmdp_local=FILE, wmdp_local_cloze=FILE, tofu_local=FILE",
+    )
+    parser.add_argument("--task-files", metavar="DIR", help="folder with task files of your own for lm-eval")
+    parser.add_argument("--task-limit", type=int, metavar="N", help="examples of each task at most (default: all)")
+    parser.add_argument("--num-fewshot", type=int, metavar="N", help="few-shot examples (default: as the task has it)")
     parser.add_argument("--no-generations", action="store_true", help="do not generate texts")
 
 
@@ -126,6 +136,9 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
     if options.batch_size not in (None, "auto"):
         size = {"batch_size": options.batch_size}
         values |= {"evaluation": dict(size), "relearn": dict(size)}
+    names = ("tasks", "task_files", "task_limit", "num_fewshot")
+    asked = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
+    values = merge(values, {"evaluation": asked} if asked else {})
     if options.seed is not None:
         values = merge(values, {"generation": {"seed": options.seed}, "relearn": {"seed": options.seed}})
     if options.no_generations:

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from hf_era.run.recipes import find_config, recipes_folder
+from hf_era.run.recipes import find_config
 from hf_era.utils.checks import check_name
-from hf_era.utils.files import local_path, make_folder, read_text
+from hf_era.utils.files import local_path, make_folder, read_text, recipes_folder
 from hf_era.utils.storage_errors import as_storage_error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from hf_era.evaluation.batch_halving import halving_batches
 from hf_era.evaluation.intervals import paired_difference
 from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, mean_of_batch_means, story_losses
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
-from hf_era.utils.checks import check_count
+from hf_era.utils.checks import check_count, check_path_text
 from hf_era.utils.fields import setting
 from hf_era.utils.processes import share_of, share_out
 
@@ -43,11 +44,26 @@ class EvaluationConfig:
     mean_of_batch_means_size: int = setting(
         80, "Examples a batch of the reference's mean of batch means, reported beside ours.", identity=True
     )
+    # What identifies the measured tasks is `suite_key`, which knows the files' contents.
+    tasks: list[str] = setting(
+        list, "Tasks of lm-eval, NAME or NAME=FILE; measured beside the losses (needs lm-eval).", identity=False
+    )
+    task_files: str | None = setting(None, "Folder with task files of your own for lm-eval.", identity=False)
+    task_limit: int | None = setting(None, "Examples of each task at most (none: all).", identity=False)
+    num_fewshot: int | None = setting(
+        None, "Few-shot examples in each prompt (none: as the task has it).", identity=False
+    )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "mean_of_batch_means_size"):
             check_count(f"evaluation.{name}", getattr(self, name), 1, 1_000_000)
         check_count("evaluation.bootstrap_samples", self.bootstrap_samples, 0, 1_000_000)
+        check_count("evaluation.task_limit", self.task_limit)
+        check_count("evaluation.num_fewshot", self.num_fewshot, 0, 1_000)
+        check_path_text("evaluation.task_files", self.task_files)
+        # `a,b` is two tasks; a comma in the name of a file is none that a task follows.
+        parts = [part.strip() for text in self.tasks for part in re.split(r",(?=\s*[\w-]+\s*(?:=|,|$))", text)]
+        self.tasks = [part for part in parts if part]
 
 
 class Evaluator:

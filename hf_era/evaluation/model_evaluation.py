@@ -32,7 +32,9 @@ from hf_era.evaluation.model_inputs import (
     load_model_inputs,
     shown_name,
 )  # fmt: skip
+from hf_era.evaluation.results import ABLATED
 from hf_era.evaluation.summary import comparison_values
+from hf_era.evaluation.tasks import Suite, load_suite, measure_in_main
 from hf_era.models.loading import without_weight_bars
 from hf_era.utils.environment import provenance
 from hf_era.utils.processes import main_first
@@ -62,7 +64,13 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
     filtering = None if config.data_filtering is None else load_control(config.data_filtering)
     pool_size = stories_needed(config.relearn) if attack and not config.attack else 0
+    if attack and config.only_tasks:
+        raise ValueError("An attack needs examples: `--forget FILE --retain FILE`. For tasks alone: `hf-era eval`.")
     inputs = main_first(lambda: load_model_inputs(config, pool_size), state)
+    suite = load_suite(config.evaluation, inputs.tokenizer, state)
+    if config.only_tasks:
+        console.print(_plan(config, inputs, None, suite))
+        return _with_tasks(config, inputs, suite, state, _described(config, inputs))
     if filtering is not None and filtering.data.get("fingerprint") != inputs.data["fingerprint"]:
         raise ValueError(
             f"`data_filtering`: {config.data_filtering} was measured on other examples. Evaluate that model on those files."
@@ -74,13 +82,15 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer))
     evaluator = Evaluator(*measured, config.evaluation, unlabelled=inputs.unlabelled, **shared)
     experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared) if attack else None
-    console.print(_plan(config, inputs, experiment))
+    console.print(_plan(config, inputs, experiment, suite))
     seconds: dict[str, float] = {}
     start = time.monotonic()
     result = _measured(config, inputs, evaluator)
     seconds["evaluation"] = round(time.monotonic() - start, 1)
     result.generations = _generations(config, inputs, state)
     seconds["generation"] = round(time.monotonic() - start - seconds["evaluation"], 1)
+    if config.evaluation.tasks:
+        result = _with_tasks(config, inputs, suite, state, result)
     if experiment is not None:
         start = time.monotonic()
         before = None if config.before is None else experiment.losses(load_model(config, config.before, "before"))
@@ -89,19 +99,25 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
             attacked = experiment.attack_before(load_model(config, config.before, "before"), attacked)
         result.attack = attacked.to_dict()
         seconds["attack"] = round(time.monotonic() - start, 1)
-    result.seconds = seconds
+    result.seconds |= seconds
     result.data_filtering = None if filtering is None else comparison_values(filtering)
     return result
 
 
-def _plan(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None) -> str:
+def _plan(
+    config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None, suite: Suite | None
+) -> str:
     counts = {name: inputs.data.get(f"{name}_stories", 0) for name in ("forget", "retain", "unlabelled", "attack")}
     unlabelled = f", and {counts['unlabelled']:,} without a label" if counts["unlabelled"] else ""
     lines = [
         f"[bold]{shown_name(config)}[/], on {config.resolved_device}, {inputs.model.dtype}".replace("torch.", ""),
-        f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain examples{unlabelled}",
+        f"  measured on  {counts['forget']:,} forget and {counts['retain']:,} retain examples{unlabelled}"
+        if inputs.forget is not None
+        else "  measured on  tasks alone (losses need examples: --forget, --retain or --data)",
         f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
     ]
+    if suite is not None:
+        lines.append(f"  tasks        {suite.describe()}; in brackets the number of examples")
     if experiment is not None:
         lines.append(f"  attack       {experiment.describe()}, drawn from {counts['attack']:,} held back")
     return "\n".join(lines)
@@ -115,13 +131,10 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
         _check_finite(config, measured["before"], config.before)
     losses = {stage: evaluator.estimates(part) for stage, part in measured.items()}
     found = evaluator.differences(measured["final"], measured["before"]) if "before" in measured else {}
-    return ModelResult(
-        name=shown_name(config),
-        model=config.model,
-        **provenance(config.resolved_device),
-        data=inputs.data,
+    return _described(
+        config,
+        inputs,
         losses=losses["final"],
-        seed=config.seed,
         before=None if config.before is None else {"model": config.before, "losses": losses["before"]},
         differences={_DIFFERENCES[kind]: difference for kind, difference in found.items()},
         mean_of_batch_means={
@@ -129,6 +142,39 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
             **{stage: evaluator.means_of_batch_means(part) for stage, part in measured.items()},
         },
     )
+
+
+def _described(config: ModelEvaluationConfig, inputs: ModelInputs, **measured: Any) -> ModelResult:
+    """A result with what is known of the model, and what was measured of it."""
+    before = None if config.before is None else {"model": config.before, "losses": {}}
+    values = {"losses": {}, "before": before, **measured}
+    where = provenance(config.resolved_device)
+    return ModelResult(
+        name=shown_name(config), model=config.model, **where, data=inputs.data, seed=config.seed, **values
+    )
+
+
+def _with_tasks(
+    config: ModelEvaluationConfig, inputs: ModelInputs, suite: Suite | None, state: PartialState, result: ModelResult
+) -> ModelResult:
+    """The result with the tasks' figures: of the model before the method, of this one and, if it is expanded, of this one
+    with its modules off."""
+    start = time.monotonic()
+
+    def measure() -> dict[str, Any]:
+        assert suite is not None
+        found = {}
+        if config.before is not None:
+            found["before"] = suite.measure(load_model(config, config.before, "before"))
+        found["final"] = suite.measure(inputs.model)
+        if getattr(inputs.model, "module_names", None):
+            with inputs.model.ablated():
+                found[ABLATED] = suite.measure(inputs.model)
+        return found
+
+    result.tasks = measure_in_main(measure, state)
+    result.seconds["tasks"] = round(time.monotonic() - start, 1)
+    return result
 
 
 def _check_finite(config: ModelEvaluationConfig, measured: dict[str, StoryLosses], model: str) -> None:

@@ -112,10 +112,13 @@ class ModelEvaluationConfig:
             raise ValueError(unknown_value_message("dtype", self.dtype, DTYPES))
         self.resolved_device = find_device(self.device)
         self._check_sources()
-        self.data_config()  # checks them
+        if not self.only_tasks:
+            self.data_config()  # checks them
 
     def _check_sources(self) -> None:
         two = {name: getattr(self, name) for name in ("forget", "retain")}
+        if self.only_tasks:
+            return
         if self.data is not None and any(two.values()):
             raise ValueError(
                 "`data` and `forget` or `retain` are both given. Give one source with labels in it (`--data`), or two "
@@ -132,6 +135,11 @@ class ModelEvaluationConfig:
                 "`forget` and `retain` say which example is which, so a label column is not looked at. Give one source, "
                 "`--data`, or leave the column out."
             )
+
+    @property
+    def only_tasks(self) -> bool:
+        """Whether tasks are all that is measured: there are some, and no examples."""
+        return bool(self.evaluation.tasks) and not any((self.data, self.forget, self.retain, self.attack))
 
     def data_config(self, **changes: Any) -> DataConfig:
         """How examples are labelled and cut, as the section `data` of a run says it."""
@@ -160,8 +168,8 @@ class ModelInputs:
 
     model: Any
     tokenizer: Any
-    forget: Dataset
-    retain: Dataset
+    forget: Any  # these two `None` where tasks alone are measured
+    retain: Any
     unlabelled: Any  # `None` if there are none
     pool: Any  # `None` without an attack
     data: dict[str, Any]
@@ -182,6 +190,8 @@ def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> Mode
     """
     model = load_model(config, config.model)
     tokenizer = load_tokenizer(config.tokenizer or config.model, "tokenizer" if config.tokenizer else "model")
+    if config.only_tasks:
+        return ModelInputs(model, tokenizer, None, None, None, None, {})
     data_config = _data_config(config, model, tokenizer)
     named = {"forget": config.forget, "retain": config.retain, "attack": config.attack}
     unused: dict[str, list[str]] = {}

@@ -52,10 +52,13 @@ STAGE_TITLES = {
     "after_ablation": "After ablation",
     "after_coherence": "After coherence",
     "after_training": "After training",
+    "ablated": "This model, its modules ablated",
 }
 """What reports call the stages that several methods share, in the order in which a run goes through them."""
 ABLATION_STAGES = ("before_ablation", "after_ablation")
 """A run with both had an auxiliary module that was ablated."""
+ABLATED = "ablated"
+"""Stage of an expanded model that is evaluated with its modules off; with them on it is the final stage."""
 CONTROL = "control"
 """Role of a method whose figures others are compared with."""
 UNTOUCHED = "untouched"
@@ -108,6 +111,8 @@ class Result:
             `retain_ablation_gap` -> an `Estimate` as a dict, resampled in pairs over examples; without what was not
         measured. mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`,
         `retain`. generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
+        tasks (`dict`): stage -> tasks of lm-eval as `hf_era.evaluation.tasks.Suite.measure` gives them; empty if not done. A
+            stage of its own, `ablated`, is that of an expanded model whose modules are switched off.
         attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
         data_filtering (`dict`, *optional*): of data filtering on the same examples, as `comparison_values` makes it.
         seconds (`dict[str, float]`): per phase.
@@ -121,6 +126,7 @@ class Result:
     differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
     mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
     generations: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     attack: dict[str, Any] | None = None
     data_filtering: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)

@@ -29,6 +29,13 @@ class GradientRouting(Method):
     texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
 
+    def check(self, settings: Settings) -> None:
+        if not settings.expansion.module_configs:
+            raise ValueError(
+                "`expansion.modules` is []: there is no module that could learn the forget examples. Leave it out for one, "
+                "or list the modules."
+            )
+
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         wanted = settings.coherence.stories
         available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)

@@ -151,9 +151,7 @@ class ExpansionConfig:
 
     module_name: str = setting("forget", "Name of the auxiliary module.", identity=True)
     width: int | None = setting(
-        None,
-        "Hidden units of the auxiliary module in each target layer. Not given, nor width_ratio: 64.",
-        identity=True,
+        DEFAULT_WIDTH, "Hidden units of the auxiliary module in each target layer.", identity=True
     )
     target_layers: list[int] | None = setting(
         None, "Layers that are expanded and routed, from 0. Not given: all layers.", identity=True
@@ -176,6 +174,8 @@ class ExpansionConfig:
 
     def __post_init__(self) -> None:
         _check_part_names(self.mlp, self.down_projection)
+        if self.width_ratio is not None and self.width == DEFAULT_WIDTH:  # the default gives way
+            self.width = None
         one = ModuleConfig(
             self.module_name,
             self.width,

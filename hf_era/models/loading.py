@@ -19,6 +19,7 @@ from hf_era.models.base_checks import check_arguments, check_base_in_memory, che
 from hf_era.models.checkpoint_files import check_weight_files, read_json_object
 from hf_era.models.config import NOT_OF_THE_BASE, ExpansionConfig
 from hf_era.models.families.family import EXPANDED_PREFIX, FAMILIES, Family, family_for, family_of
+from hf_era.models.families.unsupported import no_causal_lm_message, why_no_causal_lm
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.self_check import check_opened
 from hf_era.models.size import check_config_numbers, check_model_fits
@@ -280,7 +281,8 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
         kwargs: passed to `from_pretrained`. Only safetensors are read, and no code of the checkpoint is run.
 
     Raises:
-        ValueError: if it does not exist or cannot be reached, is damaged, lacks a weight, or does not fit in memory.
+        ValueError: if it does not exist or cannot be reached, is no causal LM, is damaged, lacks a weight, or does not fit
+            in memory.
     """
     from hf_era.models.module_files import is_in_parts, load_expanded  # which load with this file
 
@@ -291,6 +293,9 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
     opened = getattr(type(config), "opened_family", None)
     if opened is not None:
         return load_weights(opened.model_class, name, field, config, kwargs, config=config)
+    reason = None if getattr(config, "is_decoder", False) else why_no_causal_lm(config.model_type)
+    if reason is not None:
+        raise ValueError(f"`{field}`: {no_causal_lm_message(config.model_type, reason, FAMILIES)}")
     return load_weights(fast_class_of(config) or AutoModelForCausalLM, name, field, config, kwargs)
 
 

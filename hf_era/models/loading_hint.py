@@ -49,8 +49,8 @@ tags:
 # The auxiliary module `{name}`, apart from its model
 
 This is no model. It is what gradient routing put into the layers of a `{base_type}` causal LM, beside what they had: {width}
-hidden units (kind `{kind}`) in each of the layers {layers}. **It holds the capability that was cut out of that model.** Whoever has both
-files has the capability back, bit for bit: publishing this folder publishes the capability.
+hidden units (kind `{kind}`) in each of the layers {layers}. **It holds the capability that was cut out of that
+model.** Whoever has both has the capability back, bit for bit: publishing this folder publishes the capability.
 
 It fits one base: the contracted model whose weights have this SHA-256 in `{dtype}`:
 `{sha256}`. With the package `hf_era` installed:

@@ -398,7 +398,7 @@ class _ModuleFile:
             device, prefix = next(blocks[layer].parameters()).device, f"layers.{layer}."
             dtype = None if same_dtype else model.dtype
             own = {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
-            # Copied: a module file may be attached to several models.
+            # Copied: what was read is a map of the file, which may be cut or replaced later.
             part.load_state_dict(
                 {key: value.to(device, dtype, copy=True) for key, value in own.items()}, strict=True, assign=True
             )

@@ -32,8 +32,8 @@ def whole_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     for name, value in model.state_dict(keep_vars=True).items():
         if value.is_meta:
             raise ValueError(
-                f"The weight {name} is offloaded (`device_map`), so that the model cannot be contracted or saved whole. Load it "
-                "where it fits, or without `device_map`."
+                f"The weight {name} is offloaded (`device_map`), so that the model cannot be contracted or saved whole. "
+                "Load it without `device_map`, or where it fits."
             )
         if isinstance(value, DTensor):
             if id(value) not in gathered:

@@ -18,6 +18,7 @@ from hf_era.evaluation.relearn.result import (
     AttackSummary,
     RelearnTrial,
 )
+from hf_era.evaluation.results import STAGE_TITLES
 from hf_era.evaluation.summary import ResultSummary
 from hf_era.reporting.numbers import counted, format_estimate
 from hf_era.reporting.text import source_kind
@@ -57,6 +58,15 @@ ATTACK_DIFFERENCES = {
         "The same attack on the model before the method: its lowest forget loss minus before the attack",
     ),
 }
+METRICS = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy, by likelihood a character",
+    "exact_match": "exact match",
+    "rougeL_recall": "ROUGE-L recall",
+    "probability": "probability of the answer",
+    "truth_ratio": "truth ratio",
+}
+"""Of tasks of lm-eval; any other is shown by the harness's name."""
 NEED_A_MODULE = ("ablation_gap", "retain_ablation_gap")
 LOSSES = {
     "forget_loss_before": "Forget before",
@@ -142,7 +152,7 @@ SETTINGS = {
 
 def stage_title(figures: ResultSummary, stage: str) -> str:
     """`After ablation`, `Before the method (pretrained base)`; of an unknown stage its name."""
-    title = figures.result.stage_titles.get(stage, stage)
+    title = figures.result.stage_titles.get(stage, STAGE_TITLES.get(stage, stage))
     before = figures.before_name
     # Of a local model never the directory.
     return f"{title} ({source_kind(before)[1]})" if stage == "before" and before else title

@@ -206,7 +206,11 @@ def _module(result: RunResult, module: dict[str, Any]) -> str:
     named = ", ".join(map(name_of, known)) or NOT_RECORDED
     where = f"all layers ({named})" if layers is None else f"layers {named}"
     what = "an MLP" if kind == "mlp" else name_of(kind)
-    return f"{what} with {recorded(module.get('width'))} hidden units beside the MLP of {where}"
+    ratio = module.get("width_ratio")
+    width = f"{recorded(module.get('width'))} hidden units"
+    if ratio is not None:
+        width = f"{recorded(ratio)} times the hidden units of the model's own"
+    return f"{what} with {width} beside the MLP of {where}"
 
 
 def _router_row(router: Any, settings: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from hf_era.reporting.labels import (
     ATTACK_DIFFERENCES,
     DIFFERENCES,
     KINDS,
+    METRICS,
     NEED_A_MODULE,
     attack_title,
     edges_text,
@@ -98,6 +99,30 @@ def counts_text(result: AnyResult) -> str:
         tokens, stories = (format_count(found.get(name)) for name in ("tokens", "stories"))
         parts.append(f"{label.lower()}: {tokens} tokens in {stories} examples" if found else f"{label.lower()}: not")
     return "; ".join(parts)
+
+
+def tasks_table(result: AnyResult) -> Table | None:
+    """One row per metric of each task of lm-eval, a column for each stage; `None` if no task was measured. Members of a
+    group that has figures of its own are left out."""
+    stages = [stage for stage in dict.fromkeys([*result.stage_titles, *result.tasks]) if stage in result.tasks]
+    if not stages:
+        return None
+    rows = []
+    for name, task in result.tasks[stages[-1]].items():
+        if task.get("group") is not None:
+            continue
+        about = [format_count(task.get("examples")), format_number(task["chance"]) if task.get("chance") else "-"]
+        for metric in task["metrics"]:
+            found = [result.tasks[stage].get(name, {}).get("metrics", {}).get(metric) for stage in stages]
+            cells = [format_estimate(one and Estimate(one["value"], one["low"], one["high"])) for one in found]
+            rows.append([name_of(name), METRICS.get(metric, name_of(metric)), *cells, *about])
+    figures = summary_of(result)
+    titles = [name_of(stage_title(figures, stage)) for stage in stages]
+    caption = (
+        "Tasks of lm-evaluation-harness, with 95 % intervals over their examples: Wilson's of accuracies, else from the "
+        "standard error. Chance is the accuracy of guessing."
+    )
+    return Table(caption, ["Task", "Metric", *titles, "Examples", "Chance"], rows, text_columns=2)
 
 
 def batch_means_table(result: AnyResult) -> Table | None:

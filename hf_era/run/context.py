@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from hf_era.evaluation.tasks import load_suite
 from hf_era.methods import Cost, get_method
 from hf_era.models import family_for
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
@@ -49,6 +50,7 @@ class Run:
     Attributes:
         config (`RunConfig`), inputs (`RunInputs`): of the run.
         settings (`dict`): the settings behind its identity. The examples are identified by their contents.
+        tasks (`Suite`, *optional*): the tasks of lm-eval that models are measured on, loaded in the main process alone.
         progress: is told which share of a phase is done, in [0, 1].
     """
 
@@ -63,6 +65,7 @@ class Run:
         self.expansion, self.router, self.routing = config.expansion, config.router, config.routing
         self.coherence, self.method_settings = config.coherence, config.method_settings
         self.base_config, self.tokenizer, self.data = inputs.base_config, inputs.tokenizer, inputs.data
+        self.tasks = load_suite(config.evaluation, inputs.tokenizer, state)
         self.settings = {**identity_settings(config, arguments), **get_method(config.method).identity(self)}
         self.identity = fingerprint(self.settings, inputs.data_fingerprint, inputs.base_fingerprint)
         self.base_key = self._base_key() if config.model.trains_base else inputs.base_fingerprint

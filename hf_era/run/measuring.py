@@ -27,6 +27,7 @@ from hf_era.evaluation.generation import longest_prompt
 from hf_era.evaluation.relearn.attack import measured_steps
 from hf_era.evaluation.relearn.config import PlannedAttack, plan_attacks
 from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
+from hf_era.evaluation.tasks import measure_in_main, suite_key
 from hf_era.methods import Cost, Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
 from hf_era.models import family_for
@@ -55,7 +56,8 @@ class Measuring:
         self.final_stage = list(self.stages)[-1]
 
     def phases(self, model_key: str) -> list[Phase]:
-        """Evaluation, generations and relearn attack. `model_key`: of the phase that made the final model."""
+        """Evaluation, generations, tasks of lm-eval where there are any, and relearn attack. `model_key`: of the phase that
+        made the final model."""
         config, models = self.config, (model_key, self.run.base_key)
         sizes = identity_values(EvaluationConfig, asdict(config.evaluation)).values()
         evaluation = fingerprint(*models, *sizes, "with the leak audit")
@@ -67,9 +69,14 @@ class Measuring:
             *models, attacks, "the first ten steps measured, the sweep at the largest number of stories"
         )
         title = "Attacking: relearning forget examples"
+        tasks = []
+        if config.evaluation.tasks:
+            key = fingerprint(*models, suite_key(config.evaluation), self.generating_stages())
+            tasks = [Phase("tasks", "Measuring tasks of lm-eval", key, self.measure_tasks, cost=self._tasks_cost())]
         return [
             Phase("evaluation", "Evaluating", evaluation, self.evaluate, cost=self._evaluation_cost()),
             Phase("generation", "Generating", generation, self.generate, cost=self._generation_cost()),
+            *tasks,
             Phase("attack", title, attack, self.attack, clean_up=self.remove_kept_trials, cost=self._attack_cost()),
         ]
 
@@ -90,6 +97,10 @@ class Measuring:
         lengths = self.run.data.validation_retain["length"]
         mean_length = sum(lengths) / len(lengths)
         return Cost(measured=stages * prompts * settings.new_tokens * GENERATED_TOKEN / mean_length)
+
+    def _tasks_cost(self) -> Cost:
+        suite = self.run.tasks  # which the main process has, the one that says what time is left
+        return Cost() if suite is None else Cost(measured=len(self.generating_stages()) * suite.examples)
 
     def _attack_cost(self) -> Cost:
         if not self.config.relearn.enabled:
@@ -227,6 +238,21 @@ class Measuring:
         # 0 of words that no example holds would read as if they were gone.
         words = data.forget_words if self.run.data.summary["train_forget_word_tokens"] else []
         return {"generations": describe_generations(texts, prompts, words, allowed, trained)}
+
+    # ---- Tasks of lm-eval ----
+
+    def measure_tasks(self, key: str) -> dict[str, Any]:
+        """Stage -> what the tasks say of its model. The main process measures, the others wait."""
+
+        def measure() -> dict[str, Any]:
+            assert self.run.tasks is not None
+            found: dict[str, Any] = {}
+            for number, stage in enumerate(self.generating_stages()):
+                found[stage] = self.run.tasks.measure(load_causal_lm(self.stages[stage].model).to(self.device))
+                self.run.progress((number + 1) / len(self.generating_stages()))
+            return found
+
+        return {"tasks": measure_in_main(measure, self.state)}
 
     # ---- Relearn attack ----
 

@@ -1,7 +1,4 @@
-"""The recipes that come with the package: configs that are found by name, and files for launchers.
-
-In an installed package they lie inside it, in a checkout in the folder `recipes` beside it.
-"""
+"""The recipes that come with the package: configs that are found by name. Where they lie: `utils.files.recipes_folder`."""
 
 from __future__ import annotations
 
@@ -9,15 +6,8 @@ import os
 from pathlib import Path
 
 from hf_era.utils.checks import check_path_text
-from hf_era.utils.files import local_path
+from hf_era.utils.files import local_path, recipes_folder
 from hf_era.utils.suggestions import did_you_mean
-
-
-def recipes_folder() -> Path:
-    """The folder with `configs`, `templates`, `accelerate`, `slurm` and `lm_eval`."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def config_names() -> list[str]:

@@ -208,7 +208,7 @@ class CheckpointingTrainer(Trainer):
         model: Any = self.model
         if self._staging is not None and isinstance(model, PreTrainedModel):
             # Put back by the names that the model has. A saved model may have others (GPT-NeoX), which would not be found.
-            model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
+            model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)  # type: ignore
         try:
             super()._save(output_dir, state_dict)
         finally:

@@ -126,6 +126,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
                 "`hf_era.expand_base(model, ExpansionConfig(...))`."
             )
+        if not self.model.module_names:
+            raise ValueError(
+                "`model` has no auxiliary module (`modules: []`), so nothing is routed. Attach one with "
+                "`model.attach_module(folder)`, or expand the stock model with an `ExpansionConfig` that has modules."
+            )
 
     def _set_up_model(self, model: Any) -> None:
         model.router = self.args.token_router

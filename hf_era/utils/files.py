@@ -66,6 +66,14 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def recipes_folder() -> Path:
+    """The folder with `configs`, `templates`, `accelerate`, `slurm` and `lm_eval`: in an installed package it lies inside,
+    in a checkout beside it."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
 def real_path(path: str | Path) -> Path:
     """The absolute path without links: two names of one directory have the same one. It need not exist."""
     return Path(os.path.realpath(path))

@@ -13,7 +13,8 @@ import hf_era
 from hf_era.cli import _parser, main
 from hf_era.commands.evaluate import model_config
 from hf_era.run.config import load_run_config
-from hf_era.run.recipes import config_names, find_config, recipes_folder
+from hf_era.run.recipes import config_names, find_config
+from hf_era.utils.files import recipes_folder
 from hf_era.utils.yaml_text import parse_yaml
 
 # As `hf-era` starts: the words of each command after the other, and which heavy modules are there afterwards.

@@ -23,10 +23,9 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import GPTNeoConfig, TrainerCallback, set_seed
+from transformers import AutoConfig, TrainerCallback, set_seed
 
 from hf_era import (
-    ExpandedGPTNeoConfig,
     ExpandedGPTNeoForCausalLM,
     ExpansionConfig,
     FastGPTNeoForCausalLM,
@@ -34,10 +33,20 @@ from hf_era import (
     GradientRoutingTrainer,
 )
 from hf_era.data import RoutingCollator
+from hf_era.models import FAMILIES
 from hf_era.models.measured import measure_activations
 from hf_era.training import causal_lm_trainer
 
 VOCABULARY = 53
+DROPOUTS = (
+    "embed_dropout",
+    "attention_dropout",
+    "resid_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "hidden_dropout",
+)
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -48,27 +57,32 @@ FSDP2 = {
 }
 
 
-def make_model(seed: int = 0, dropout: float = 0.0) -> ExpandedGPTNeoForCausalLM:
-    """Three layers, two of them expanded; every parameter at random, so that no term is hidden."""
+def make_model(seed: int = 0, dropout: float = 0.0, model_type: str = "gpt_neo") -> Any:
+    """Three layers, two of them expanded; every parameter at random, so that no term is hidden. Of any family."""
     torch.manual_seed(seed)
-    base = GPTNeoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_layers=3,
-        num_heads=2,
-        attention_types=[[["global"], 1], [["local"], 1], [["global"], 1]],
-        max_position_embeddings=32,
-        window_size=4,
-        initializer_range=0.2,
-        embed_dropout=dropout,
-        attention_dropout=dropout,
-        resid_dropout=dropout,
-        bos_token_id=52,
-        eos_token_id=52,
-        use_cache=False,
-    )
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.2,
+        "bos_token_id": 52,
+        "eos_token_id": 52,
+        "use_cache": False,
+        # Of some families:
+        "intermediate_size": None if model_type == "gpt_neo" else 24,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "attention_types": [[["global"], 1], [["local"], 1], [["global"], 1]],
+        "window_size": 4,
+        **dict.fromkeys(DROPOUTS, dropout),
+    }
+    known, family = AutoConfig.for_model(model_type), FAMILIES[model_type]
+    config = AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if hasattr(known, key)})
     expansion = ExpansionConfig(width=8, target_layers=[0, 1])
-    model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(base, expansion=expansion))
+    model = family.model_class(family.model_class.config_class.from_base_config(config, expansion=expansion))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -215,8 +229,9 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder (`Path`): for files; the same on all ranks.
-        case (`dict`): `way` (see `launch`), `name`, and, optionally, `stories`, `kind`, `dropout`, `eval_stories`, `save`,
-            and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second trainer continues from.
+        case (`dict`): `way` (see `launch`), `name`, and, optionally, `model_type`, `stories`, `kind`, `dropout`,
+            `eval_stories`, `save`, and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second
+            trainer continues from.
     """
     with launch(case["way"]) as relabel:
         set_seed(0)
@@ -229,7 +244,7 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
         def make_trainer(callbacks: list[TrainerCallback]) -> GradientRoutingTrainer:
             return TRAINERS[case.get("trainer", "GradientRoutingTrainer")](
-                make_model(dropout=case.get("dropout", 0.0)),
+                make_model(dropout=case.get("dropout", 0.0), model_type=case.get("model_type", "gpt_neo")),
                 args,
                 train_dataset=make_stories(case.get("stories", 8), kind=case.get("kind", "mixed")),
                 eval_dataset=sets,

@@ -19,7 +19,7 @@ Gradients = dict[str, Tensor | None]
 
 @dataclass(frozen=True)
 class Paths:
-    """The fast paths (GPT-Neo's attention too) on or off, and the model without auxiliary modules that takes the same paths."""
+    """The fast paths (GPT-Neo's attention too) on or off, and the model without modules that takes the same paths."""
 
     fast: bool
 

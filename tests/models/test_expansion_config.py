@@ -75,8 +75,8 @@ def test_target_layers_are_sorted_and_may_be_a_tuple() -> None:
             "`expansion.width_ratio` should be positive, a share of the MLP's hidden units such as 0.125, got True.",
         ),
         (
-            {"width_ratio": 0.5, "width": 64},
-            "`expansion.width` and `expansion.width_ratio` are both given, 64 and 0.5. Give one of them, and null for the "
+            {"width_ratio": 0.5, "width": 8},
+            "`expansion.width` and `expansion.width_ratio` are both given, 8 and 0.5. Give one of them, and null for the "
             "other where a recipe has it.",
         ),
         (
@@ -98,7 +98,8 @@ def test_unknown_key_has_a_suggestion() -> None:
         ExpansionConfig.from_dict({"target_layer": [0]})
     assert str(caught.value) == (
         "Unknown key `target_layer` in `expansion`. Did you mean `target_layers`? "
-        "Known: module_name, width, target_layers, initialization_scale, modules, width_ratio."
+        "Known: module_name, width, target_layers, initialization_scale, modules, width_ratio, "
+        "mlp, down_projection."
     )
 
 
@@ -122,13 +123,19 @@ def test_a_width_ratio_stays_one_until_the_model_is_known() -> None:
     assert expansion.module_configs[0].width_text == "0.25 times the MLP's width"
 
 
+def test_a_module_has_a_width_or_a_ratio() -> None:
+    with pytest.raises(ValueError, match=r"are both given, 64 and 0\.5"):
+        ModuleConfig(width=64, width_ratio=0.5)
+    assert ExpansionConfig(width=64, width_ratio=0.5).width is None  # its default gives way, as recipes write it
+
+
 def test_a_width_ratio_of_more_than_a_machine_holds_is_refused(make_config: Callable[..., GPTNeoConfig]) -> None:
     with pytest.raises(ValueError, match=r"^`expansion\.width`: .* needs at least .* of memory"):
         ExpandedGPTNeoConfig.from_base_config(make_config(), ExpansionConfig(width_ratio=1e300))
 
 
 def test_a_width_ratio_of_what_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="how wide the MLPs are is not known of this family. Give `width`, in units."):
+    with pytest.raises(ValueError, match=r"how wide the MLPs are is not known of this family\. Give `width`"):
         ModuleConfig(width_ratio=0.5).resolved(None)
 
 

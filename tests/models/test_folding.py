@@ -102,7 +102,9 @@ def test_what_is_no_list_of_modules_is_refused(keep: Any, message: str, model: A
 
 def test_what_is_no_wider_mlp_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of another kind; a family without the config field; an MLP of more layers; one without a bias."""
-    way_out = r"Leave it out of `keep`, and save it with `save_module`: attached to the contracted model, it is the same\.$"
+    way_out = (
+        r"Leave it out of `keep`, and save it with `save_module`: attached to the contracted model, it is the same\.$"
+    )
     model.transformer.h[2].mlp.auxiliary["chemistry"].__class__ = OtherKind
     with pytest.raises(ValueError, match=rf"^`keep`: the module `chemistry` is of the kind `other`, .*{way_out}"):
         model.contract(keep=["chemistry"])
@@ -114,7 +116,9 @@ def test_what_is_no_wider_mlp_is_refused(model: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     way_out = r"Contract without `keep`, and attach the module's file to the result\.$"
     model.transformer.h[1].mlp.c_fc.register_parameter("bias", None)
-    with pytest.raises(ValueError, match=rf"^`keep`: the module has a bias, and `transformer.h.1.mlp.c_fc` .*{way_out}"):
+    with pytest.raises(
+        ValueError, match=rf"^`keep`: the module has a bias, and `transformer.h.1.mlp.c_fc` .*{way_out}"
+    ):
         model.contract(keep=["chemistry"])
     model.transformer.h[0].mlp.more = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=rf"has the linear layers c_fc, c_proj, more, and which of them .*{way_out}"):

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, __version__, attach_module, expand_base
+from hf_era import (
+    ExpandedGPTNeoForCausalLM,
+    ExpansionConfig,
+    GradientRoutingConfig,
+    GradientRoutingTrainer,
+    __version__,
+    attach_module,
+    expand_base,
+)
 from hf_era.models import module_files
 from hf_era.models.module_files import hash_of_base
 from hf_era.utils.files import digest_of_file
@@ -116,9 +124,7 @@ def test_the_bytes_are_the_modules_own(model: Any, saved: Path) -> None:
     assert not [value for value in others if value.detach().numpy().tobytes()[:32] in content]
 
 
-def test_a_save_that_fails_leaves_what_was_there(
-    model: Any, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_leaves_what_was_there(model: Any, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
 
     def fail(*arguments: Any) -> None:
@@ -143,7 +149,9 @@ def test_a_module_has_a_folder_of_its_own(model: Any, copied: Path, tmp_path: Pa
     with pytest.raises(ValueError, match=r"holds the module 'biology' already\. Each module has a folder of its own"):
         model.save_module("chemistry", copied)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds other files \(`biology`, `notes.txt`\)\. A module has a folder of its own"):
+    with pytest.raises(
+        ValueError, match=r"holds other files \(`biology`, `notes.txt`\)\. A module has a folder of its own"
+    ):
         model.save_module("chemistry", tmp_path)
     with pytest.raises(ValueError, match=r"should be a directory, got the file .*notes\.txt\."):
         model.save_module("chemistry", tmp_path / "notes.txt")
@@ -250,17 +258,13 @@ def test_detached_with_the_last_module_a_layer_is_a_stock_one(
     )
 
 
-def test_a_file_is_attached_without_a_random_number_and_shares_nothing(model: Any, saved: Path) -> None:
-    stock = model.contract()
-    first, second = (attach_module(stock) for _ in range(2))
+def test_no_random_number_is_drawn_and_a_stock_model_is_copied(model: Any, bare: Any, saved: Path) -> None:
     state = torch.get_rng_state()
-    for each in (first, second):
-        each.attach_module(saved / "biology")
+    bare.attach_module(saved / "biology")
     assert torch.equal(torch.get_rng_state(), state)
-    with torch.no_grad():
-        first.auxiliary_modules()[0]["biology"].up_projection.weight.zero_()
-    assert second.auxiliary_modules()[0]["biology"].up_projection.weight.abs().min() > 0
-    assert type(stock) is GPTNeoForCausalLM  # it is copied
+    stock = model.contract()
+    assert attach_module(stock, saved / "biology") is not stock
+    assert type(stock) is GPTNeoForCausalLM
 
 
 def test_an_expanded_model_gets_the_module_beside_its_own(model: Any, saved: Path, tmp_path: Path) -> None:
@@ -282,6 +286,13 @@ def test_a_base_that_was_fine_tuned_since_is_taken_when_that_is_said(model: Any,
 
 
 # ---- Refused ----
+
+
+def test_a_model_without_a_module_is_not_trained(bare: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^`model` has no auxiliary module \(`modules: \[\]`\), so nothing is routed\."
+    ):
+        GradientRoutingTrainer(bare, GradientRoutingConfig(str(tmp_path), report_to="none"))
 
 
 def fine_tuned(model: Any) -> Any:
@@ -369,7 +380,10 @@ def flip(folder: Path) -> None:
             lambda folder: change_config(folder, lambda values: values.update(dial=float("nan"))),
             r"describes no module \(`dial` should be in \[0, 1\], got nan\)\. Save it again",
         ),
-        (lambda folder: change_config(folder, lambda values: values.pop("base")), r"describes no module \(it lacks 'base'\)"),
+        (
+            lambda folder: change_config(folder, lambda values: values.pop("base")),
+            r"describes no module \(it lacks 'base'\)",
+        ),
         (
             lambda folder: change_config(folder, lambda values: values["base"].update(hidden_size="16")),
             r"describes no module \(`base.hidden_size` should be of type int, got '16'\)",
@@ -405,18 +419,22 @@ def test_a_damaged_module_is_refused(damage: Callable[[Path], Any], message: str
 
 
 def test_a_name_that_is_there_is_refused(model: Any, saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"has a module of that name\. Take it out first, with `detach_module\('biology'\)`"):
+    with pytest.raises(
+        ValueError, match=r"has a module of that name\. Take it out first, with `detach_module\('biology'\)`"
+    ):
         model.attach_module(saved / "biology")
 
 
-def test_a_model_whose_layers_are_fixed_is_refused(
-    bare: Any, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_whose_layers_are_fixed_is_refused(bare: Any, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_hook_to_module(bare.transformer.h[0], ModelHook())
-    with pytest.raises(ValueError, match=r"`attach_module`: the model is dispatched to several devices \(`device_map`\)"):
+    with pytest.raises(
+        ValueError, match=r"`attach_module`: the model is dispatched to several devices \(`device_map`\)"
+    ):
         bare.attach_module(saved / "biology")
     monkeypatch.setattr(module_files, "is_sharded", lambda model: True)
-    with pytest.raises(ValueError, match=r"sharded by FSDP2, and its layers are fixed\. Call it before `fully_shard`\."):
+    with pytest.raises(
+        ValueError, match=r"sharded by FSDP2, and its layers are fixed\. Call it before `fully_shard`\."
+    ):
         bare.attach_module(saved / "biology")
     get_peft_model(bare, LoraConfig(target_modules=["c_fc"]))
     with pytest.raises(ValueError, match=r"has adapters \(peft\), .* Merge them first, or put them on afterwards\."):

@@ -214,7 +214,7 @@ def test_a_registered_family_has_its_own_names(make_base: Callable[..., Any]) ->
 
 
 def test_without_names_a_family_is_unknown(starcoder2: Any) -> None:
-    with pytest.raises(ValueError, match=r"`starcoder2` is of no family .*`expansion\.mlp: mlp` and `expansion\.down_"):
+    with pytest.raises(ValueError, match=r"`starcoder2` is of no family .*`ExpansionConfig\(mlp=\.\.\., "):
         expand_base(starcoder2)
 
 

@@ -89,6 +89,7 @@ def test_the_settings_of_an_ordinary_run_are_those_that_earlier_versions_wrote_d
         ({"model": {"start": "scratch"}, "method": "data_filtering"}, "method"),
         ({"coherence": {"steps": 5}}, None),
         ({"relearn": {"steps": 5}}, None),
+        ({"evaluation": {"tasks": ["wmdp_bio"], "task_limit": 5}}, None),
         ({"training": {"dataloader_num_workers": 2, "logging_steps": 7, "minimum_ablation_gap": 1.0}}, None),
         ({"model": {"base_dir": "elsewhere"}}, None),
         ({"router": "activation"}, None),

@@ -532,7 +532,12 @@ def test_a_kind_is_registered_once() -> None:
 @pytest.mark.parametrize("call", ["set_active", "set_dial", "ablated", "dialled"])
 def test_an_unknown_module_is_refused(call: str, make_model: Callable[..., Any]) -> None:
     model = make_model()
-    arguments = {"set_active": ("see", True), "set_dial": ("see", 0.5), "ablated": ("sea", "see"), "dialled": ("see", 0.5)}
+    arguments = {
+        "set_active": ("see", True),
+        "set_dial": ("see", 0.5),
+        "ablated": ("sea", "see"),
+        "dialled": ("see", 0.5),
+    }
     with pytest.raises(ValueError, match="Unknown key") as caught:
         getattr(model, call)(*arguments[call]).__enter__()
     assert str(caught.value) == "Unknown key `see` in the model's modules. Did you mean `sea`? Known: forest, sea."

@@ -283,7 +283,7 @@ def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device:
 
 
 # Both are peft's own business: it asks transformers by an old name, and corrects a setting for GPT-2's layers by itself.
-_PEFT_NOISE = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to False")
+_PEFT_NOISE = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to ")
 
 
 def with_lora(model: Any, rank: int, alpha: float) -> Any:

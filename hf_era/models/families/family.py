@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from hf_era.models.families.unsupported import unsupported_message
 from hf_era.models.fast.causal_lm import CHUNKED_LOSS, FastCausalLMMixin, FastPath
 from hf_era.models.layers import mixed_class
 
@@ -203,8 +204,8 @@ def get_family(model_type: str) -> Family:
     """The family of a stock model type.
 
     Raises:
-        ValueError: if nobody registered it (the message lists those that are), or if it is the type of a model that is
-            expanded already.
+        ValueError: if nobody registered it (the message lists those that are, and says what it is instead), or if it is
+            the type of a model that is expanded already.
     """
     if model_type.removeprefix(EXPANDED_PREFIX) in FAMILIES and model_type.startswith(EXPANDED_PREFIX):
         raise ValueError(
@@ -212,11 +213,7 @@ def get_family(model_type: str) -> Family:
             "with it, or pass its contracted checkpoint as the base."
         )
     if model_type not in FAMILIES:
-        raise ValueError(
-            f"The base model's type `{model_type}` is of no family that hf_era knows. Known: {', '.join(sorted(FAMILIES))}. "
-            "Another family is opened by the names of its parts, for instance `expansion.mlp: mlp` and "
-            "`expansion.down_projection: down_proj`, or is one file in `hf_era/models/families/`."
-        )
+        raise ValueError(unsupported_message(model_type, FAMILIES))
     return FAMILIES[model_type]
 
 

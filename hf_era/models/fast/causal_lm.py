@@ -201,8 +201,15 @@ def _mask_for_attention(model: Any, inputs: dict[str, Any]) -> Any:
         or torch.compiler.is_compiling()
     ):
         return mask
-    only_right_padding = not (mask[:, 1:] > mask[:, :-1]).any()
-    return None if only_right_padding else mask
+    if (mask[:, 1:] > mask[:, :-1]).any():
+        return mask
+    # GPT-2 would tell the user to pass a mask.
+    model.base_model.warn_if_padding_and_no_attention_mask = _no_warning
+    return None
+
+
+def _no_warning(*_inputs: Any) -> None:
+    """In place of transformers' look for padding without a mask: there was one."""
 
 
 def _labelled(labels: Any) -> tuple[Tensor, Tensor | None]:

@@ -63,6 +63,7 @@ def _sections(result: AnyResult, over_seeds: Table | None) -> list[Section]:
         Section("generations", "What it writes", generation_parts(result)),
         Section("plots", "Plots", plots_of([result], kinds)),
         Section("losses", "Losses", _losses(result)),
+        Section("tasks", "Tasks", [*filter(None, [tables.tasks_table(result)])]),
         Section("seeds", "Over seeds", [*filter(None, [over_seeds])]),
         Section("attacks", "Relearn attacks", _attacks(result)),
         Section("audit", "Leak audit", leak_audit_parts(result) if isinstance(result, RunResult) else []),

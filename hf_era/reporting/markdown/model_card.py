@@ -147,6 +147,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
     shown = {
         "generations_table": _generations_table(result),
         "figures_table": tables.figures_table(result),
+        "tasks_table": tables.tasks_table(result),
         "losses_table": tables.losses_table(result),
         "differences_table": tables.differences_table(result),
         "ablation_table": tables.ablation_table(result),

@@ -1,5 +1,6 @@
-"""Saved and loaded, every family is the same model: through the Auto classes, in shards, in another dtype, on devices."""
+"""Saved and loaded, or copied, every family is the same model: through the Auto classes, in shards, dtypes, on devices."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -105,3 +106,24 @@ def test_a_model_that_is_offloaded_to_the_disk_computes_the_same(
         ValueError, match=r"^The weight .* is offloaded \(`device_map`\), so that the model cannot be contract"
     ):
         offloaded.contract()
+
+
+def test_a_copy_routes_on_its_own(
+    family: Any, check: Any, make_expanded: Callable[..., Any], batch: Batch, tmp_path: Path
+) -> None:
+    """Copied, and pickled: the twin has its own channel, and what it computes and learns is the same."""
+    model = make_expanded()
+    expected = check.gradients_after(model, lambda: check.total_loss(model, batch))
+    torch.save(model, tmp_path / "model.pt")
+    for twin in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert twin.gradient_multipliers == model.gradient_multipliers
+        blocks = family.get_blocks(twin)
+        assert type(blocks[0]) is type(family.get_blocks(model)[0])
+        for block in (blocks[0], blocks[2]):
+            assert block.routing_channel is twin.routing_channel is not model.routing_channel
+            mlp = family.get_mlp(block)
+            assert block.mlp_call is mlp.call is family.get_down_projection(mlp).call
+        found = check.gradients_after(twin, lambda twin=twin: check.total_loss(twin, batch))
+        assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+        twin.set_active(None, False)
+        assert model.auxiliary_modules()[0]["forget"].active

@@ -79,3 +79,15 @@ def test_label_losses_are_those_of_the_logits(
         found = model.train(training).label_losses(labels, **check.inputs(batch))
         torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=1e-12)
     assert torch.count_nonzero(expected[labels[:, 1:] == -100]) == 0
+
+
+def test_nobody_is_told_to_pass_the_mask_that_was_passed(
+    check: Any, make_expanded: Callable[..., Any], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding on the right is dropped before attention; GPT-2 looks for padding without a mask."""
+    said: list[str] = []
+    monkeypatch.setattr("transformers.modeling_utils.logger.warning_once", said.append)
+    model, inputs = make_expanded(pad_token_id=0), check.inputs(batch)
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 0)
+    model(**inputs)
+    assert not said

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hf_era import ExpansionConfig, attach_module, expand_base
+from hf_era.models import FAMILIES
 from hf_era.models.fast.causal_lm import ALL_SLOW
 
 # Half of the layers, all of them and one; together they are not of one width in any two layers.
@@ -23,6 +24,17 @@ MODULES = [
 def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=batch["input_ids"]).logits
+
+
+TESTED_ALWAYS = ("gemma2", "gpt2", "gpt_neo", "gpt_neox", "llama")
+"""One of each form of MLP; the MLPs of the others are Llama's."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in TESTED_ALWAYS else pytest.mark.slow) for name in sorted(FAMILIES)]
+)
+def model_type(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

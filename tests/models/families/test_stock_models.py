@@ -1,4 +1,4 @@
-"""Ablated and contracted, every family is the stock model that it came from, bit for bit; here, and where there is no hf_era."""
+"""Ablated and contracted, every family is the stock model that it came from, bit for bit; where there is no hf_era, too."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_ablated_and_contracted_are_the_stock_model_bit_for_bit(
     batch: Batch,
     tmp_path: Path,
 ) -> None:
-    """From a folder and from memory. The base is loaded as a user does, in its dtype: rotary frequencies are in fp32 then."""
+    """From a folder and from memory. The base is loaded as users do, in its dtype: rotary frequencies are in fp32 then."""
     make_base(tie_word_embeddings=tie_word_embeddings).save_pretrained(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     inputs = {**check.inputs(batch), "labels": batch["labels"]}

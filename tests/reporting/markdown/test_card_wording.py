@@ -147,6 +147,13 @@ def test_every_module_is_named_and_the_router_that_was_chosen(make_result):
     assert "Gradient multipliers" not in text
 
 
+def test_a_width_that_is_a_share_is_said_to_be_one(make_result):
+    result = make_result()
+    result.config["expansion"] = {"width": None, "width_ratio": 0.125, "target_layers": [0]}
+    text = render_model_card(result)
+    assert "an MLP with 0.125 times the hidden units of the model's own beside the MLP of layers 0 |" in text
+
+
 def test_the_settings_of_a_method_are_shown(make_result):
     result = make_result()
     assert "Settings of the method" not in render_model_card(result)
