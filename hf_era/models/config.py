@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from hf_era.models.families.family import Family, get_family
+from hf_era.models.families.family import Family, family_of, get_family
 from hf_era.models.layers import MODULE_KINDS
-from hf_era.models.loading_hint import CONFIG_HINT, CONFIG_KEY
+from hf_era.models.loading_hint import CONFIG_HINT, CONFIG_KEY, OPENED_HINT
 from hf_era.models.size import check_auxiliary_fits
 from hf_era.utils.checks import check_memory, short_repr, unknown_key_message, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
@@ -152,9 +152,14 @@ class ExpansionConfig:
             `ModuleConfig`.
         modules (`list[dict]`, *optional*): in their place: the modules, each with the fields of `ModuleConfig`; names are
             distinct. `[]`: no module, for a model that modules are attached to.
+        mlp (`str`, *optional*): opens a family that is not registered: the attribute of a block that holds its MLP, for
+            instance `"mlp"`. See `hf_era.models.families.open_family`.
+        down_projection (`str`, *optional*): goes with `mlp`: path in the MLP to its last linear layer, for instance
+            `"down_proj"`.
 
     Raises:
-        ValueError: as `ModuleConfig`; for two modules of one name, or both ways of describing modules at once.
+        ValueError: as `ModuleConfig`; for two modules of one name, both ways of describing modules at once, or one of `mlp`
+            and `down_projection` without the other.
     """
 
     module_name: str = setting("forget", "Name of the auxiliary module.", identity=True)
@@ -173,8 +178,15 @@ class ExpansionConfig:
     width_ratio: float | None = setting(
         None, "In place of width: as a share of the MLP's own hidden units.", identity=UNLESS_DEFAULT
     )
+    mlp: str | None = setting(
+        None, "Opens a family that is not registered: attribute of a block that holds its MLP.", identity=UNLESS_DEFAULT
+    )
+    down_projection: str | None = setting(
+        None, "Goes with `mlp`: path in the MLP to its last linear layer.", identity=UNLESS_DEFAULT
+    )
 
     def __post_init__(self) -> None:
+        _check_part_names(self.mlp, self.down_projection)
         if self.width_ratio is not None and self.width == DEFAULT_WIDTH:  # the default gives way
             self.width = None
         one = ModuleConfig(
@@ -190,7 +202,7 @@ class ExpansionConfig:
             return
         first = (self.module_name, self.width, self.target_layers, self.initialization_scale, self.width_ratio)
         if first != ("forget", DEFAULT_WIDTH, None, 1.0, None):
-            given = [item.name for item in fields(self) if item.name != "modules"]
+            given = [item.name for item in fields(self) if item.name not in ("modules", "mlp", "down_projection")]
             raise ValueError(
                 f"`expansion.modules` and `expansion.{given[0]}` (or {', '.join(given[1:])}) are both given. Put what the "
                 "latter say into the list, one entry per module."
@@ -216,7 +228,11 @@ class ExpansionConfig:
         modules = [module.resolved(family, config) for module in self._modules]
         if self.modules is None:
             return replace(self, width=modules[0].width, width_ratio=None)
-        return ExpansionConfig(modules=modules)
+        return self.with_modules(modules)
+
+    def with_modules(self, modules: Sequence[Any]) -> ExpansionConfig:
+        """Other modules, in a model of the same family."""
+        return ExpansionConfig(modules=list(modules), mlp=self.mlp, down_projection=self.down_projection)
 
     def resolve_layers(self, number_of_layers: int, place: str | None = None) -> list[int]:
         """The layers of a model that have a module, or with a `place` those that have one there (`mlp`, `attention`); raises
@@ -226,15 +242,31 @@ class ExpansionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; without `modules` the four fields of one module, so that a checkpoint reads as it always did."""
+        given = {key: value for key, value in asdict(self).items() if value is not None or key == "target_layers"}
         if self.modules is not None:
-            return {"modules": asdict(self)["modules"]}
-        return {key: value for key, value in asdict(self).items() if value is not None or key == "target_layers"}
+            return {key: given[key] for key in ("modules", "mlp", "down_projection") if key in given}
+        return given
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExpansionConfig:
         """Builds the config from a dict; raises `ValueError` for a key it does not know."""
         _check_keys("`expansion`", values, cls)
         return cls(**values)
+
+
+def _check_part_names(mlp: Any, down_projection: Any) -> None:
+    if mlp is None and down_projection is None:
+        return
+    for field, value in (("mlp", mlp), ("down_projection", down_projection)):
+        if value is None:
+            raise ValueError(
+                f"`expansion.mlp` and `expansion.down_projection` open a family together, and `expansion.{field}` is not "
+                "given. Give both, for instance `mlp: mlp, down_projection: down_proj`, or none."
+            )
+        parts = value.split(".") if isinstance(value, str) and field == "down_projection" else [value]
+        if not all(isinstance(part, str) and (part.isidentifier() or part.isdecimal()) for part in parts):
+            what = "the name of an attribute" if field == "mlp" else "a path such as `down_proj` or `fc.out`"
+            raise ValueError(f"`expansion.{field}` should be {what}, got {short_repr(value)}.")
 
 
 def _module(index: int, values: Any) -> ModuleConfig:
@@ -284,7 +316,7 @@ def _validated_layers(layers: Any) -> list[int]:
 # ---- Configs of expanded models ----
 
 # Fields that belong to the expanded model only, or that the stock config writes for itself.
-_NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version", CONFIG_KEY)
+NOT_OF_THE_BASE = ("expansion", "model_type", "architectures", "transformers_version", CONFIG_KEY)
 
 
 class ExpandedConfigMixin:
@@ -300,6 +332,7 @@ class ExpandedConfigMixin:
     """
 
     base_config_class: ClassVar[type]
+    opened_family: ClassVar[Any] = None  # where it was opened by the names of its parts
     expansion: dict | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -317,14 +350,16 @@ class ExpandedConfigMixin:
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers', and how to load what is saved with it."""
-        return {**super().to_dict(), CONFIG_KEY: CONFIG_HINT}  # type: ignore[misc]
+        return {**super().to_dict(), CONFIG_KEY: OPENED_HINT if self.opened_family else CONFIG_HINT}  # type: ignore[misc]
 
     def check_expansion(self) -> None:
         """Fills in the expansion's defaults and checks it against the model's size; raises `ValueError`."""
         if isinstance(self.expansion, ExpansionConfig):
             self.expansion = self.expansion.to_dict()
-        family = get_family(self.base_config_class.model_type)  # type: ignore[attr-defined]
+        family = family_of(self) or get_family(self.base_config_class.model_type)  # type: ignore[attr-defined]
         expansion = self.expansion_config.resolved(family, self)
+        family.check_names(expansion)
+        expansion.mlp, expansion.down_projection = family.names_to_open
         for module in expansion.module_configs:
             layers = module.resolve_layers(family.layers_of(self))
             check_auxiliary_fits(self, len(layers), module.width or 0, family.gated)
@@ -337,10 +372,10 @@ class ExpandedConfigMixin:
     @classmethod
     def from_base_config(cls, base_config: Any, expansion: ExpansionConfig | None = None) -> Any:
         """The expanded config of a stock config."""
-        values = {name: value for name, value in base_config.to_dict().items() if name not in _NOT_OF_THE_BASE}
+        values = {name: value for name, value in base_config.to_dict().items() if name not in NOT_OF_THE_BASE}
         return cls(**{**values, "expansion": (expansion or ExpansionConfig()).to_dict()})
 
     def to_base_config(self) -> Any:
         """The stock config, as if nothing had ever been expanded."""
-        values = {name: value for name, value in self.to_dict().items() if name not in _NOT_OF_THE_BASE}  # type: ignore
+        values = {name: value for name, value in self.to_dict().items() if name not in NOT_OF_THE_BASE}  # type: ignore
         return self.base_config_class.from_dict(values)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_era.models.adapters import has_adapters, saved_merged, without_adapters
+from hf_era.models.adapters import are_adapters_kept, has_adapters, saved_merged, without_adapters
 from hf_era.models.attention_heads import expand_attention
 from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig, ModuleConfig
@@ -34,11 +34,14 @@ from hf_era.models.layers import (
 )
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.loading_hint import write_readme
-from hf_era.models.module_files import ModuleFilesMixin
+from hf_era.models.module_files import ModuleFilesMixin, save_in_parts
 from hf_era.models.module_switches import ModuleSwitchesMixin
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
+
+INITIALIZER_RANGE = 0.02
+"""Where a config has none, as in transformers."""
 
 
 @dataclass
@@ -201,9 +204,13 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
     # ---- Save and contract ----
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers', with a `README.md` that says how to load it, unless there is one. Adapters (peft) are merged,
-        except in the checkpoints of a training, which goes on from them."""
+        """As transformers', with a `README.md` that says how to load it, unless there is one. A model of a family that is
+        not registered is saved in parts, as its base and a file for each module (`hf_era.models.load_expanded`). Adapters
+        (peft) are merged. Neither holds for the checkpoints of a training, which goes on from them."""
         if saved_merged(self, save_directory, *args, **kwargs):
+            return
+        if not self.family.is_registered and not are_adapters_kept():
+            save_in_parts(self, save_directory, *args, **kwargs)
             return
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True) and not has_adapters(self):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_era.models.base_checks import check_not_quantised
+from hf_era.models.families.family import FAMILIES
 from hf_era.models.layers import LINEAR_CLASSES, AuxiliaryMLP
 from hf_era.utils.checks import short_repr, unknown_key_message
 
@@ -40,6 +41,11 @@ def check_keep(model: Any, keep: Any) -> list[str]:
         raise ValueError(
             f"`keep`: modules of the family `{model.family.model_type}` cannot be folded into its MLP, whose width no field "
             f"of its config says. {way_out}"
+        )
+    if model.family.model_type not in FAMILIES:
+        raise ValueError(
+            f"`keep`: the family `{model.family.model_type}` was opened by the names of its parts, and whether its MLP is "
+            f"more than its linear layers is not known. {way_out}"
         )
     for named in model.auxiliary_modules().values():
         for name, module in named.items():

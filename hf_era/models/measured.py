@@ -15,7 +15,7 @@ from typing import Any
 from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.attention_heads import expand_attention
 from hf_era.models.expanded import run_with_routing
-from hf_era.models.families.family import get_family
+from hf_era.models.families.family import Family, get_family
 from hf_era.models.fast.causal_lm import FastCausalLMMixin
 from hf_era.models.layers import MixedIn, RoutingChannel, expand_layer, mixed_class
 from hf_era.models.stock_forward import give_forward
@@ -52,7 +52,9 @@ class MeasuredCausalLMMixin(MixedIn):
         stock.save_pretrained(save_directory, *args, **kwargs)
 
 
-def measure_activations(model: Any, layers: Collection[int], attention_layers: Collection[int] = ()) -> Any:
+def measure_activations(
+    model: Any, layers: Collection[int], attention_layers: Collection[int] = (), family: Family | None = None
+) -> Any:
     """Lets a stock causal LM report the L1 norm of the activations of some layers, in place; returns it.
 
     Parameters, their names and what it computes stay as they are, bit for bit; its forward pass also takes
@@ -62,8 +64,9 @@ def measure_activations(model: Any, layers: Collection[int], attention_layers: C
         model: a causal LM of a family that is known, in its stock or its fast class.
         layers: indices of the layers whose MLP is measured, from 0.
         attention_layers: those whose attention is measured too, as it is where heads are beside it; they are among `layers`.
+        family (`Family`, *optional*): its own; not given: the one that is registered.
     """
-    family = get_family(model.config.model_type)
+    family = family or get_family(model.config.model_type)
     model.routing_channel = RoutingChannel()
     for layer, block in enumerate(family.get_blocks(model)):
         if layer in layers:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,16 @@ from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.families.family import EXPANDED_PREFIX
 from hf_era.models.fast.causal_lm import set_fast_paths
 from hf_era.models.loading import expand_base, hub_options, load_base_config, load_causal_lm
-from hf_era.models.loading_hint import MODULE_README
-from hf_era.models.whole_weights import is_sharded, whole_weights
+from hf_era.models.loading_hint import MODULE_README, write_readme
+from hf_era.models.self_check import check_opened
+from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.utils.checks import error_text, listed, short_repr, unknown_key_message
 from hf_era.utils.files import digest_of_file, local_path, whole_directory, write_json, write_text
 from hf_era.version import __version__
 
 WEIGHTS, CONFIG, README = "module.safetensors", "module_config.json", "README.md"
+PARTS, ORDER = "modules", "modules.json"
+"""Beside a base: the folder of its modules, and the file in it that says in which order they are added up."""
 FORMAT = 1
 _FIELD = "folder"
 _AGAIN = "Save it again with `save_module`, or copy it again."
@@ -139,6 +143,8 @@ class ModuleFilesMixin:
             "dial": next(iter(parts.values())).dial,
             "base": asdict(BaseDescription.of(model, hash_of_base(model, weights))),
         }
+        if opened_by := _opened_by(model):
+            values["opened_by"] = opened_by
         with whole_directory(path) as temporary:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
             write_json(temporary / CONFIG, {**values, "weights_sha256": digest_of_file(temporary / WEIGHTS)})
@@ -163,9 +169,8 @@ class ModuleFilesMixin:
         _check_can_be_changed(model, "attach_module")
         file = _ModuleFile.read(folder)
         file.check_fits(model, check_base)
-        model.config.expansion = ExpansionConfig(
-            modules=[*model.config.expansion_config.module_configs, file.module]
-        ).to_dict()
+        expansion = model.config.expansion_config
+        model.config.expansion = expansion.with_modules([*expansion.module_configs, file.module]).to_dict()
         blocks = model.family.get_blocks(model)
         for layer, part in file.build_for(model).items():
             model._put_beside(blocks[layer], {file.module.name: part})
@@ -183,8 +188,9 @@ class ModuleFilesMixin:
         blocks = model.family.get_blocks(model)
         for layer in _parts(model, name):
             model._take_out(blocks[layer], name)
-        left = [module for module in model.config.expansion_config.module_configs if module.name != name]
-        model.config.expansion = ExpansionConfig(modules=left).to_dict()
+        expansion = model.config.expansion_config
+        left = [module for module in expansion.module_configs if module.name != name]
+        model.config.expansion = expansion.with_modules(left).to_dict()
         model.module_names.remove(name)
         _layers_changed(model)
 
@@ -206,13 +212,91 @@ def attach_module(
     """
     files = [_ModuleFile.read(folder) for folder in folders]  # what cannot be read is refused before a model is loaded
     expanded: Any = model
-    if isinstance(model, (str, os.PathLike)) and _is_expanded(load_base_config(model, **hub_options(kwargs))):
-        expanded = load_causal_lm(model, **kwargs)
+    if isinstance(model, (str, os.PathLike)):
+        is_expanded = is_in_parts(model) or _is_expanded(load_base_config(model, **hub_options(kwargs)))
+        expanded = load_causal_lm(model, **kwargs) if is_expanded else None
     elif not _is_expanded(getattr(model, "config", None)):
-        expanded = expand_base(model, ExpansionConfig(modules=[]), **kwargs)
+        expanded = None
+    if expanded is None:
+        return _put_together(model, files, files[0].opened_by if files else {}, check_base, **kwargs)
     for file in files:
         expanded.attach_module(file.folder, check_base=check_base)
     return expanded
+
+
+def _put_together(
+    stock: Any, files: Sequence[_ModuleFile], opened_by: Mapping[str, Any], check_base: bool, **kwargs: Any
+) -> Any:
+    expanded = expand_base(stock, ExpansionConfig(modules=[], **opened_by), **kwargs)
+    for file in files:
+        expanded.attach_module(file.folder, check_base=check_base)
+    return check_opened(expanded)
+
+
+# ---- A base and its modules, in one folder ----
+
+
+def save_in_parts(model: Any, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    """Saves an expanded model as its contracted base, which plain transformers loads, and a file for each module, in the
+    folder `modules`. Arguments as in `save_pretrained`; every process must call it for a sharded model."""
+    path, weights = local_path(folder), kwargs.pop("state_dict", None)
+    if weights is not None:  # given where the model's own weights are not whole
+        whole_model(model, weights).save_pretrained(folder, *args, **kwargs)
+        return
+    is_main_process = kwargs.get("is_main_process", True)
+    base = model.contract()
+    if is_main_process:
+        remove_parts(path)
+    base.save_pretrained(folder, *args, **kwargs)
+    for name in model.module_names:
+        model.save_module(name, path / PARTS / name, is_main_process)
+    if is_main_process:
+        write_json(path / PARTS / ORDER, {"modules": model.module_names, "opened_by": _opened_by(model)})
+        write_readme(path, model.config, in_parts=True)
+
+
+def _opened_by(model: Any) -> dict[str, Any]:
+    """What an expansion has to say to open the family of a base; empty for a registered one."""
+    expansion = model.config.expansion_config
+    names = {"mlp": expansion.mlp, "down_projection": expansion.down_projection}
+    return {} if model.family.is_registered else names
+
+
+def is_in_parts(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds what `save_in_parts` wrote."""
+    return (local_path(folder) / PARTS / ORDER).is_file()
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes the modules that `save_in_parts` wrote to a folder; nothing else there."""
+    (folder / PARTS / ORDER).unlink(missing_ok=True)
+    for config in sorted(folder.glob(f"{PARTS}/*/{CONFIG}")):
+        shutil.rmtree(config.parent)
+
+
+def load_expanded(folder: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """The expanded model that `save_pretrained` saved as a base and its modules: one of a family that is not registered.
+
+    Args:
+        folder (`str` or path): with `config.json` and `modules`.
+        kwargs: passed to `from_pretrained` (`dtype`, ...).
+
+    Raises:
+        ValueError: if there are no modules, or as `attach_module`.
+    """
+    path = local_path(folder)
+    if not is_in_parts(path):
+        raise ValueError(
+            f"`{_FIELD}`: {path} holds no {PARTS}/{ORDER}, so it is no expanded model in parts. Load an ordinary one with "
+            "`AutoModelForCausalLM`, and attach a module with `hf_era.attach_module`."
+        )
+    values = read_json_object(_FIELD, path / PARTS / ORDER)
+    names, opened_by = values.get("modules"), values.get("opened_by", {})
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise ValueError(f"`{_FIELD}`: {path / PARTS / ORDER} should list names of modules, got {short_repr(names)}.")
+    # In another dtype the weights have another hash.
+    files = [_ModuleFile.read(path / PARTS / name) for name in names]
+    return _put_together(path, files, opened_by, check_base="dtype" not in kwargs, **kwargs)
 
 
 def _is_expanded(config: Any) -> bool:
@@ -231,6 +315,7 @@ class _ModuleFile:
     dial: float
     base: BaseDescription
     weights: dict[str, Tensor]
+    opened_by: dict[str, Any]
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> _ModuleFile:
@@ -250,6 +335,7 @@ class _ModuleFile:
             )
         try:
             module = ModuleConfig(**values["module"])
+            ExpansionConfig(**values.get("opened_by", {}))
             base = BaseDescription(**values["base"])
             dial = values["dial"]
             if isinstance(dial, bool) or not isinstance(dial, (int, float)) or not 0 <= dial <= 1:
@@ -258,7 +344,8 @@ class _ModuleFile:
         except (KeyError, TypeError, ValueError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else error_text(error)
             raise ValueError(f"`{_FIELD}`: {path / CONFIG} describes no module ({what}). {_AGAIN}") from error
-        return cls(path, module, float(dial), base, _read_weights(path, values.get("weights_sha256")))
+        weights = _read_weights(path, values.get("weights_sha256"))
+        return cls(path, module, float(dial), base, weights, values.get("opened_by", {}))
 
     def check_fits(self, model: Any, check_base: bool) -> None:
         """Raises `ValueError` if the module cannot be attached to a model; nothing is changed."""

@@ -19,7 +19,7 @@ from datasets import Dataset
 from hf_era.evaluation.modules import examples_of_modules
 from hf_era.evaluation.tasks import load_suite
 from hf_era.methods import Cost, get_method
-from hf_era.models import get_family
+from hf_era.models import family_for
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
 from hf_era.run.tracking import tracked_name, tracked_project
@@ -102,7 +102,8 @@ class Run:
         """What the training of a control has of the run's own; empty where that is nothing, as in earlier versions."""
         if self.control_l1_coefficient == 0:
             return {}
-        layers = self.expansion.resolve_layers(get_family(self.base_config.model_type).layers_of(self.base_config))
+        family = family_for(self.base_config, self.expansion)
+        layers = self.expansion.resolve_layers(family.layers_of(self.base_config))
         return {"l1_coefficient": self.control_l1_coefficient, "l1_layers": layers}
 
     def _stock_training(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from hf_era.data.sources import check_source
 from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, prompts_for
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
-from hf_era.models import get_family
+from hf_era.models import family_for, get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
@@ -64,7 +64,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
             check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base
     base_config = _base_config(config)
-    family = get_family(base_config.model_type)
+    family = family_for(base_config, config.expansion)
     config.expansion.resolve_layers(family.layers_of(base_config))
     _check_length(config, base_config)
     name = config.model.tokenizer or base
@@ -190,13 +190,15 @@ def _base_config(config: RunConfig) -> Any:
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
         raise ValueError(f"`model.architecture.model_type` should be text, got {short_repr(model_type)}.")
-    get_family(model_type)
+    if config.expansion.mlp is None:  # otherwise it is looked for in the model
+        get_family(model_type)
     check_config_numbers("model.architecture", {**values, "model_type": model_type})
     try:
         base_config = AutoConfig.for_model(model_type, **values)
         check_round_trip(base_config)
     except Exception as error:  # a field that does not exist or has a wrong type: each a class of error of its own
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error_text(error)}") from error
+    family_for(base_config, config.expansion)  # before anything is built of it
     check_model_fits("model.architecture", base_config)
     return base_config
 

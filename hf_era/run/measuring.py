@@ -41,7 +41,7 @@ from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
 from hf_era.evaluation.tasks import measure_in_main, suite_key
 from hf_era.methods import Cost, Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
-from hf_era.models import get_family
+from hf_era.models import family_for
 from hf_era.models.loading import load_causal_lm
 from hf_era.run.context import Run
 from hf_era.training.report import mixed_precision
@@ -102,7 +102,7 @@ class Measuring:
     def _evaluation_cost(self) -> Cost:
         held_out = len(self.run.data.validation_forget) + len(self.run.data.validation_retain)
         expanded = sum(stage.is_expanded for stage in self.stages.values())
-        family = get_family(self.run.base_config.model_type)
+        family = family_for(self.run.base_config, self.run.expansion)
         layers = len(self.run.expansion.resolve_layers(family.layers_of(self.run.base_config))) if expanded else 0
         unlabelled = len(self.stages) * len(self.run.data.validation_unlabelled)
         audits = 1

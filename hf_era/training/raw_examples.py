@@ -26,6 +26,7 @@ from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.models.config import ExpandedConfigMixin, ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import expand_base, load_base_config, load_causal_lm, load_tokenizer
+from hf_era.models.module_files import is_in_parts
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training.config import GradientRoutingConfig, routing_rule, settings_from_text
 from hf_era.training.evaluation_sets import EvaluationSetWarning, named_sets
@@ -70,7 +71,7 @@ def expanded_model(model: Any, expansion: Any) -> Any:
         expansion = ExpansionConfig(**expansion)
     is_expanded = isinstance(model, ExpandedCausalLMMixin)
     if is_name:
-        is_expanded = isinstance(load_base_config(model, "model"), ExpandedConfigMixin)
+        is_expanded = is_in_parts(model) or isinstance(load_base_config(model, "model"), ExpandedConfigMixin)
     if is_expanded and expansion is not None:
         raise ValueError("`expansion` is given, but `model` is expanded already. Drop one of them.")
     if is_expanded:

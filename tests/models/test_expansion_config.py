@@ -98,7 +98,8 @@ def test_unknown_key_has_a_suggestion() -> None:
         ExpansionConfig.from_dict({"target_layer": [0]})
     assert str(caught.value) == (
         "Unknown key `target_layer` in `expansion`. Did you mean `target_layers`? "
-        "Known: module_name, width, target_layers, initialization_scale, modules, width_ratio."
+        "Known: module_name, width, target_layers, initialization_scale, modules, width_ratio, "
+        "mlp, down_projection."
     )
 
 

@@ -119,6 +119,26 @@ class Family:
             return None
         return self.explicit_fast_class or mixed_class(FastCausalLMMixin, self.model_class.stock_class)
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether it is one that hf_era's tests know, and not one that was opened by the names of its parts."""
+        return FAMILIES.get(self.model_type) is self
+
+    @property
+    def names_to_open(self) -> tuple[str | None, str | None]:
+        """The `mlp` and `down_projection` of an expansion that opens it; none for a registered family, which needs none."""
+        return (None, None) if self.is_registered else (self.mlp, self.down_projection)
+
+    def check_names(self, expansion: Any) -> None:
+        """Raises `ValueError` for an `ExpansionConfig` that names other parts than the family has."""
+        for field in ("mlp", "down_projection"):
+            given, own = getattr(expansion, field, None), getattr(self, field)
+            if given not in (None, own):
+                raise ValueError(
+                    f"`expansion.{field}` is {given!r}, but that of the family `{self.model_type}` is {own!r}. Leave "
+                    "`expansion.mlp` and `expansion.down_projection` out: they are for families that hf_era does not know."
+                )
+
     def is_stored_buffer(self, name: str) -> bool:
         return re.search(rf"{self.stored_buffers}$", name) is not None
 
@@ -180,14 +200,16 @@ def register_family(family: Family) -> None:
     family.model_class.family = family
     if family.fast_class is not None:
         family.fast_class.family = family
-    _register_stored_names(family)
+    register_stored_names(family)
     _register_auto_classes(family)
 
 
-def _register_stored_names(family: Family) -> None:
+def register_stored_names(family: Family) -> None:
     """Lets our classes read and write the names that the stock class has in files, where they are not the model's own: the
-    head of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class."""
+    head of a GPT-NeoX is stored as `embed_out`. transformers looks them up by the name of the class, then by model type."""
     stored = get_checkpoint_conversion_mapping(family.model_class.stock_class.__name__)
+    if stored is None:
+        stored = get_checkpoint_conversion_mapping(family.model_type)
     for model_class in (family.model_class, family.fast_class):
         if stored is not None and model_class is not None:
             register_checkpoint_conversion_mapping(model_class.__name__, stored, overwrite=True)
@@ -206,8 +228,9 @@ def _register_auto_classes(family: Family) -> None:
 
 
 def family_of(config: Any) -> Family | None:
-    """The family of a stock or expanded config, or `None` if it has none."""
-    return FAMILIES.get(str(config.model_type).removeprefix(EXPANDED_PREFIX))
+    """The family of a stock or expanded config, or `None` if it has none. Stock configs do not know one that was opened."""
+    opened: Family | None = getattr(type(config), "opened_family", None)
+    return opened or FAMILIES.get(str(config.model_type).removeprefix(EXPANDED_PREFIX))
 
 
 def get_family(model_type: str) -> Family:
@@ -225,3 +248,21 @@ def get_family(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise ValueError(unsupported_message(model_type, FAMILIES))
     return FAMILIES[model_type]
+
+
+def family_for(base_config: Any, expansion: Any = None) -> Family:
+    """The family of a stock config: the registered one, or one that the expansion opens by the names of its parts.
+
+    Raises:
+        ValueError: as `get_family`, if the expansion names no parts; if it names other parts than a registered family has;
+            or if the model has no such parts.
+    """
+    registered = FAMILIES.get(base_config.model_type)
+    if registered is not None:
+        registered.check_names(expansion)
+        return registered
+    if getattr(expansion, "mlp", None) is None:
+        return get_family(base_config.model_type)
+    from hf_era.models.families.open_family import open_family  # its classes are made of what needs this file
+
+    return open_family(base_config, expansion)
