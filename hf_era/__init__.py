@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ExpansionConfig,
         FastGPTNeoForCausalLM,
         FastPaths,
+        attach_module,
         expand_base,
     )
     from hf_era.routing import GradientMultipliers, RoutingRuleConfig
@@ -48,6 +49,7 @@ _LAZY = {
     "RoutingRuleConfig": "hf_era.routing",
     "RunConfig": "hf_era.run.config",
     "add_routing_weights": "hf_era.training",
+    "attach_module": "hf_era.models",
     "expand_base": "hf_era.models",
     "load_run_config": "hf_era.run.config",
     "register_auto_classes": "hf_era.models",
@@ -70,6 +72,7 @@ __all__ = [
     "RunConfig",
     "__version__",
     "add_routing_weights",
+    "attach_module",
     "expand_base",
     "load_run_config",
     "run_pipeline",

@@ -42,6 +42,14 @@ class ModelCommand:
         parser.add_argument(
             "--output", metavar="DIR", help=f"folder for result.json and report.html (default: NAME-{self.name})"
         )
+        if not self.attacks:
+            parser.add_argument(
+                "--profiles",
+                nargs="*",
+                metavar="MODULE",
+                help="losses with each combination of auxiliary modules on: of all, or of these; MODEL is then a run's "
+                "folder (with its own held-out examples) or an expanded model",
+            )
         if self.attacks:
             parser.add_argument(
                 "--attack", metavar="FILE", help="forget examples of the attacker (default: taken out of --forget)"
@@ -55,7 +63,8 @@ class ModelCommand:
         from hf_era.evaluation.model_inputs import model_name
 
         config = model_config(options, overrides)
-        folder = options.output or default_folder(config.name or model_name(config.model), self.name)
+        suffix = self.name if config.profiles is None else "profiles"
+        folder = options.output or default_folder(config.name or model_name(config.model), suffix)
         check_folder(folder, config.model)
         write_model_result(evaluate_model(config, attack=self.attacks), folder)
         return 0
@@ -65,7 +74,8 @@ EVAL = ModelCommand(
     "eval",
     "measure any causal LM on forget and retain examples, and on tasks of lm-eval",
     "Measures any causal LM on forget and retain examples: losses with 95 % intervals, generations with their forget words "
-    "and repetition; against the model before the method with --before. With --tasks also, or alone, on benchmarks of "
+    "and repetition; against the model before the method with --before. With --profiles also, of a run with several "
+    "auxiliary modules, the losses with each combination of them on; with --tasks also, or alone, on benchmarks of "
     "lm-evaluation-harness.",
     attacks=False,
 )
@@ -146,8 +156,19 @@ def model_config(options: argparse.Namespace, overrides: Sequence[str]) -> Model
     if getattr(options, "allow_fewer", False):
         values = merge(values, {"relearn": {"allow_fewer": True}})
     values = merge(values, parse_overrides(overrides, sections, default="relearn"))
+    if values.get("profiles") is not None:
+        values = _with_what_the_run_keeps(values)
     config: ModelEvaluationConfig = build(ModelEvaluationConfig, values, "")
     return config
+
+
+def _with_what_the_run_keeps(values: dict[str, Any]) -> dict[str, Any]:
+    """The expanded model and the examples of a run, where the model is a run's folder; profiles have no texts to show."""
+    from hf_era.run.kept import expanded_model_of
+
+    given_examples = any(values.get(name) for name in ("forget", "retain", "data"))
+    found = expanded_model_of(values["model"], needs_examples=not given_examples)
+    return {**found, **values, "model": found.get("model", values["model"]), "generation": {"enabled": False}}
 
 
 def check_folder(folder: str, model: str) -> None:

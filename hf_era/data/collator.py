@@ -1,4 +1,4 @@
-"""Pads examples to a batch: `input_ids`, `attention_mask`, `labels` and `routing_weight`; and checks them first."""
+"""Pads examples to a batch: `input_ids`, `attention_mask`, `labels`, `routing_weight` and more; and checks them first."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ IGNORE_INDEX = -100
 PADDING = {
     "attention_mask": 0, "labels": IGNORE_INDEX, "routing_weight": 1.0, "is_forget_word": False, "is_unassigned": False,
 }  # fmt: skip
+MODULE_INDEX = "module_index"
+"""One number per example, not per token: the place of its module among those of the model, -1 for none."""
 PACKING_INPUTS = frozenset({
     "position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_lengths",
 })  # fmt: skip
@@ -36,6 +38,7 @@ _KINDS: dict[str, tuple[str, str, Any]] = {
     "routing_weight": ("floating numbers in [0, 1]", "fiu", np.float32),
     "is_forget_word": ("true or false", "biu", np.bool_),
     "is_unassigned": ("true or false", "biu", np.bool_),
+    MODULE_INDEX: ("an integer of at least -1 (no module)", "iu", np.int64),
 }
 
 
@@ -82,6 +85,28 @@ def check_examples(examples: Sequence[dict[str, Any]]) -> list[str]:
                     "batch. It needs one value per token."
                 )
     return present
+
+
+def _module_indices(examples: Sequence[dict[str, Any]]) -> Tensor | None:
+    """(batch,), int64; `None` if no example says which module it belongs to.
+
+    Raises:
+        ValueError: if only some do, or a value is no integer of at least -1; it names the row.
+    """
+    if not any(MODULE_INDEX in example for example in examples):
+        return None
+    spelled, kinds, dtype = _KINDS[MODULE_INDEX]
+    if not all(MODULE_INDEX in example for example in examples):
+        raise ValueError(
+            f"Some examples of the batch have `{MODULE_INDEX}` and some do not. Give it to all (-1: no module), or to none."
+        )
+    values = [np.asarray(example[MODULE_INDEX]) for example in examples]
+    for row, value in enumerate(values):
+        if value.ndim or value.dtype.kind not in kinds or not -1 <= value <= _LARGEST_ID:
+            raise ValueError(
+                f"`{MODULE_INDEX}` of row {row} should be {spelled}, got {short_repr(examples[row][MODULE_INDEX])}."
+            )
+    return torch.from_numpy(np.array(values, dtype))
 
 
 def _length(name: str, row: int, example: dict[str, Any]) -> int:
@@ -148,12 +173,14 @@ class RoutingCollator:
             not given, only negative ones are.
 
     Raises (from a call):
-        ValueError: for an empty batch or example, columns of unlike length, a routing weight that is not in [0, 1], ids and
-            labels that no vocabulary has, or inputs of causal LMs that it does not know (`position_ids`, say), which it
-            would otherwise leave out. Columns that are no inputs (`text`, `length`) are left out.
+        ValueError: for an empty batch or example, columns of unlike length or that some examples lack, a routing weight that
+            is not in [0, 1], a module index that is no integer of at least -1, ids and labels that no vocabulary has, or
+            inputs of causal LMs that it does not know (`position_ids`, say), which it would otherwise leave out. Columns
+            that are no inputs (`text`, `length`) are left out.
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 and, if the examples have it, `routing_weight`
-    fp32 (1 on padding) and `is_forget_word` bool, each (batch, seq). Labels are not shifted; the model shifts them.
+    fp32 (1 on padding), `is_forget_word` and `is_unassigned` bool, each (batch, seq); and `module_index` int64, (batch,).
+    Labels are not shifted; the model shifts them.
     """
 
     pad_token_id: int
@@ -184,6 +211,8 @@ class RoutingCollator:
             "attention_mask": torch.from_numpy(is_token.astype(np.int64)),
             **{name: padded(name, PADDING[name]) for name in present},
         }
+        if (modules := _module_indices(examples)) is not None:
+            batch[MODULE_INDEX] = modules
         if "labels" not in present:
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
         return batch

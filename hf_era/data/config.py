@@ -51,6 +51,9 @@ class DataConfig:
         label_column, forget_labels, retain_labels, score_column, forget_words (*optional*): which examples are to be
             forgotten, in one of these ways: see `hf_era.data.labelling`. A forget word is looked for as a whole word, in any
             case and spelling; in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) it need not be whole.
+        modules (`dict[str, list[str]]`, *optional*): which forget labels, or without a label column forget words, belong to
+            which auxiliary module: `{biology: [cell biology, genetics], chemistry: [chemistry]}`. `forget_labels`, or
+            `forget_words`, may then be left out. An example belongs to one module, or to none.
         max_train_stories (`int`, *optional*): at most so many training examples, the first ones.
         generator_stories (`int`, *optional*, defaults to `6000`): examples that a built-in source makes.
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training examples that keep their
@@ -94,6 +97,9 @@ class DataConfig:
     score_column: str | None = setting(
         None, "Column with the probability (0 to 1) that an example is to be forgotten.", identity=False
     )
+    modules: dict[str, list[str]] = setting(
+        dict, "Auxiliary module -> its forget labels, or without a label column its forget words.", identity=False
+    )
     max_train_stories: int | None = setting(None, "At most so many training examples.", identity=True)
     generator_stories: int = setting(6_000, "Examples that the generator makes.", identity=False)
     forget_words: list[str] = setting(list, "Examples with one of these words are to be forgotten.", identity=True)
@@ -116,7 +122,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         self._label_built_in_source()
         self._check_sources()
-        _ = self.labels  # checks what is given
+        labels = self.labels  # checks what is given
+        # Those that the modules name, where they were left out.
+        self.forget_labels, self.forget_words = list(labels.forget_labels), list(labels.forget_words)
         if not 0 < self.labelled_fraction <= 1:
             raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
         for name in ("train", "validation", "forget", "retain"):
@@ -135,6 +143,7 @@ class DataConfig:
             retain_labels=self.retain_labels,
             score_column=self.score_column,
             has_two_sources=self.has_two_sources,
+            modules=self.modules,
             section=self.section,
         )
 
@@ -153,10 +162,10 @@ class DataConfig:
     def _label_built_in_source(self) -> None:
         """What is to be forgotten of a source that is built in, unless something says so."""
         is_said = self.forget_words or self.label_column or self.score_column or self.has_two_sources
-        if self.train == GENERATOR and not is_said:
+        if self.train == GENERATOR and not is_said and not self.modules:
             self.forget_words = list(TREE_WORDS)
         elif self.train == TOPICS and not is_said and not self.forget_labels:
-            self.label_column, self.forget_labels = "topic", ["chemistry"]
+            self.label_column, self.forget_labels = "topic", [] if self.modules else ["chemistry"]
 
     def _check_sources(self) -> None:
         if not self.has_two_sources:

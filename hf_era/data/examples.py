@@ -231,9 +231,10 @@ def _label_reader(rows: Dataset, labels: Labels, field: str, source: str) -> _Re
         )
     feature = features[column]
     if not isinstance(feature, Value | ClassLabel):
+        of_modules = " An example belongs to one module at most." if labels.modules else ""
         raise ValueError(
             f"{setting}: the column `{column}` of {source} holds {_kind(feature)}, but every value should be one "
-            f"{'label' if labels.kind == 'column' else 'number'} (or null)."
+            f"{'label' if labels.kind == 'column' else 'number'} (or null).{of_modules}"
         )
     if labels.kind == "score":
         return lambda table: {SCORE: _scores(table[column], setting, column, source)}

@@ -37,7 +37,8 @@ class StoriesWithPaddingRows(Dataset):
         self.stories = stories
         self.padding_row: dict[str, Any] = {PADDING_ROW_MARK: True}
         for name, value in stories[0].items():
-            is_per_token = isinstance(value, (list, tuple)) or hasattr(value, "shape")
+            # A number of the whole example has a shape too, where the data set gives arrays: an empty one.
+            is_per_token = isinstance(value, (list, tuple)) or bool(getattr(value, "shape", ()))
             self.padding_row[name] = value[:PADDING_ROW_TOKENS] if is_per_token else value
 
     def __len__(self) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from hf_era.data.columns import arrow_batches, flat_column
 from hf_era.data.config import BUILT_IN, DataConfig
 from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE, examples_of
-from hf_era.data.labelling import FORGET, RETAIN, UNLABELLED
+from hf_era.data.labelling import FORGET, MODULE, RETAIN, UNLABELLED
 from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.data.sources import load_stories
 from hf_era.data.splits import PARTS, StorySplits, split_stories
@@ -30,13 +33,15 @@ class PreparedData:
     Attributes:
         train (`Dataset`): `input_ids`, `routing_weight` (position i: that of token i + 1), `is_forget_word`, `label`, and
             `is_unassigned` if there are examples without a label,
-            `length`, `text`; where there are prompts also `labels`, -100 on them.
+            `length`, `text`; where there are prompts also `labels`, -100 on them; where labels name modules also `module`
+            (text or null) and `module_index` (its place among those of the model, -1 for none).
         validation_forget, validation_retain, validation_unlabelled, attack_forget (`Dataset`): the same but for
-            `routing_weight`. All but the first two may be empty.
+            `routing_weight` and `module_index`. All but the first two may be empty.
         frequency_rows (`list[FrequencyRow]`): the frequency rule's table; empty under other rules.
         summary (`dict`): counts, for the result file and the model card. `train_forget_without_routed_token`: labelled
             forget examples of which no token has a weight below 1, under the rule `concept` mostly because their words lie
-            beyond `max_tokens`. `forget_word_pieces`: see `word_pieces`; under that rule only.
+            beyond `max_tokens`. `forget_word_pieces`: see `word_pieces`; under that rule only. `modules`: counts of each
+            module's examples and tokens; where labels name modules only.
     """
 
     train: Dataset
@@ -133,13 +138,19 @@ def load_splits(config: DataConfig, seed: int) -> StorySplits:
 
 
 def prepare_data(
-    splits: StorySplits, tokenizer: Any, config: DataConfig, rule: RoutingRuleConfig, vocabulary_size: int
+    splits: StorySplits,
+    tokenizer: Any,
+    config: DataConfig,
+    rule: RoutingRuleConfig,
+    vocabulary_size: int,
+    modules: Sequence[str] | None = None,
 ) -> PreparedData:
     """Tokenises the splits and gives each training token its routing weight.
 
     Args:
         tokenizer: a fast tokenizer.
         vocabulary_size (`int`): of the model; at least that of the tokenizer.
+        modules (`Sequence[str]`, *optional*): names of the model's modules, in order. Not given: those of `config.modules`.
 
     Warns: `ForgetWordPiecesWarning` if the rule `concept` routes tokens that mostly stand in other words.
     """
@@ -154,7 +165,8 @@ def prepare_data(
         rows = table.rows(lambda token: tokenizer.decode([token]), rule.table_minimum_per_10k)
     # Where forget examples alone lost their labels, a mark would give them away.
     has_unlabelled = splits.labels_dropped == 0 and UNLABELLED in splits.train["label"][:]
-    train = weigh_examples(train, rule, table, config.num_proc, has_unlabelled)
+    names = list(config.modules) if modules is None else modules
+    train = weigh_examples(train, rule, table, config.num_proc, has_unlabelled, names)
     summary = _summary(train, others, config, splits)
     if rule.rule == "concept":
         summary["forget_word_pieces"] = word_pieces(train, tokenizer, vocabulary_size)
@@ -173,7 +185,7 @@ def data_fingerprint(splits: StorySplits) -> str:
         columns = [
             "label",
             "text",
-            *(name for name in (SCORE, PROMPT_CHARACTERS, IS_CHAT) if name in examples.column_names),
+            *(name for name in (SCORE, PROMPT_CHARACTERS, IS_CHAT, MODULE) if name in examples.column_names),
         ]
         for table in arrow_batches(examples, columns):
             rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
@@ -202,7 +214,19 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         **{f"{name}_stories": len(part) for name, part in others.items()},
         # `map` adds no column to an empty part (no example may have been held back).
         **{f"{name}_tokens": sum(part["length"][:]) if len(part) else 0 for name, part in others.items()},
+        **({"modules": _module_counts(parts, config.modules)} if config.modules else {}),
     }
+
+
+def _module_counts(parts: Mapping[str, Dataset], modules: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Module -> how many examples and tokens of it there are in each part that has any."""
+    counts: dict[str, dict[str, int]] = {module: {} for module in modules}
+    for name in ("train", "validation_forget", "attack_forget"):
+        table = pa.concat_tables(arrow_batches(parts[name], [MODULE, "length"])) if len(parts[name]) else None
+        for module, found in counts.items():
+            own = [] if table is None else table["length"].filter(pc.equal(table[MODULE], module)).to_pylist()
+            found |= {f"{name}_stories": len(own), f"{name}_tokens": sum(own)}
+    return counts
 
 
 def _training_counts(train: Dataset, labels_dropped: int) -> dict[str, int]:

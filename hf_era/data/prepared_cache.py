@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,7 +33,7 @@ from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 from hf_era.version import __version__
 
-FORMAT = 5
+FORMAT = 6
 """To be raised with every change of what is made of the same examples, or of how it is kept."""
 
 _LIBRARIES = ("datasets", "tokenizers", "transformers")
@@ -58,12 +58,14 @@ def prepared_data_key(
     rule: RoutingRuleConfig,
     tokenizer: Any,
     vocabulary_size: int | None,
+    modules: Sequence[str] | None = None,
 ) -> str:
     """The key of prepared data: the contents of all that it is made of, and the versions that make it.
 
     Args:
         tokenizer: a fast tokenizer, or the vocabulary size to train one with on these examples.
         vocabulary_size (`int`, *optional*): of the model; `None`: that of the tokenizer.
+        modules (`Sequence[str]`, *optional*): of the model, in order, as `prepare_data` takes them.
     """
     # How many processes work at it changes nothing.
     settings = {name: value for name, value in config.to_dict().items() if name != "num_proc"}
@@ -72,7 +74,8 @@ def prepared_data_key(
         {"hf_era": __version__, **{name: metadata.version(name) for name in _LIBRARIES}},
         [None if part is None else _digest_of(part) for part in (sources.train, sources.validation)],
         sources.unused_columns,
-        [settings, seed, rule.to_dict(), vocabulary_size],
+        # In a mapping the order is lost.
+        [settings, seed, rule.to_dict(), vocabulary_size, list(config.modules if modules is None else modules)],
         tokenizer if isinstance(tokenizer, int) else _identity_of(tokenizer),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,17 +1,21 @@
-"""Which tokens are routed: the frequency table of the training examples, and the weight of each of their tokens."""
+"""Which tokens are routed, and to which module: the frequency table of the training examples, the weight of each of their
+tokens, and the place of each example's module among those of the model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
 from hf_era.data.columns import arrow_batches, flat_column, list_column, map_tables
 from hf_era.data.examples import SCORE
-from hf_era.data.labelling import FORGET, UNLABELLED
+from hf_era.data.labelling import FORGET, MODULE, UNLABELLED
 from hf_era.routing import (
     FrequencyTable,
     RoutingRuleConfig,
@@ -47,14 +51,17 @@ def weigh_examples(
     table: FrequencyTable | None,
     num_proc: int | None = None,
     marks_unlabelled: bool = False,
+    modules: Sequence[str] = (),
 ) -> Dataset:
     """Adds `routing_weight`, fp32, aligned to the predicted token: 1 on examples that are not labelled forget.
 
     Of examples with a score s (`hf_era.data.labelling`) it is 1 - s * (1 - w), w the rule's weight of a forget example's
     token: under uniform weighting 1 - s on every token, whichever side of the threshold they are on.
 
-    With `marks_unlabelled` also `is_unassigned` (one bool per token), for routers that treat such examples apart.
+    With `marks_unlabelled` also `is_unassigned` (one bool per token), for routers that treat such examples apart. Where
+    examples have a `module` also `module_index`, int64: its place in `modules`, those of the model in order; -1 for none.
     """
+    names = pa.array(modules, pa.string())
     vocabulary_weights = None if table is None else table.weights
 
     def weigh(batch: pa.Table) -> pa.Table:
@@ -76,6 +83,9 @@ def weigh_examples(
         if marks_unlabelled:
             is_unassigned = np.repeat(batch["label"].to_numpy() == UNLABELLED, lengths)
             batch = batch.append_column("is_unassigned", list_column(is_unassigned, lengths))
+        if MODULE in batch.column_names:
+            places = pc.fill_null(pc.index_in(batch[MODULE], names, skip_nulls=True), -1)
+            batch = batch.append_column("module_index", places.cast(pa.int64()))
         return batch
 
     return map_tables(stories, weigh, num_proc, "Weighing tokens")

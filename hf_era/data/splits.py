@@ -6,10 +6,11 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 from datasets import Dataset
 
 from hf_era.data.config import DataConfig
-from hf_era.data.labelling import FORGET, LABEL_COLUMN, RETAIN, UNLABELLED, Labels
+from hf_era.data.labelling import FORGET, LABEL_COLUMN, MODULE, RETAIN, UNLABELLED, Labels
 from hf_era.data.words import fold
 
 PARTS = ("train", "validation_forget", "validation_retain", "validation_unlabelled", "attack_forget")
@@ -39,10 +40,12 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     """Splits labelled examples (columns `text`, `label`); the same seed gives the same split.
 
     Validation and attack examples come from `validation` where it is given, else out of `train`. Examples that repeat an
-    earlier one are dropped, so that a validation example cannot have been trained on.
+    earlier one are dropped, so that a validation example cannot have been trained on. Where examples have a `module`, each
+    module has its share of every part.
 
     Raises:
-        ValueError: if there is no forget or no retain example, or fewer than asked for; the message says how many.
+        ValueError: if there is no forget or no retain example, or fewer than asked for; the message says how many. If no
+            example of a module is left to train on.
     """
     pool = validation if validation is not None else train
     first_of_train = set() if validation is None else {story_key(text) for text in train["text"][:]}
@@ -53,6 +56,8 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     for kind in (FORGET, RETAIN, UNLABELLED):
         chosen[kind] = [index for index in unique if labels[index] == kind]
         order.shuffle(chosen[kind])
+    if MODULE in pool.column_names:
+        chosen[FORGET] = _in_proportion(chosen[FORGET], pool[MODULE][:])
     _check_counts(train, chosen, config, from_train=validation is None)
 
     attack = chosen[FORGET][: config.attack_stories]
@@ -64,6 +69,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         held_out = {*attack, *forget, *retain, *unlabelled}
         train = train.select([index for index in unique if index not in held_out])
     with_labels, train = train, drop_labels(train, config.labelled_fraction, seed)
+    check_modules_occur(train, config.labels, "examples that are left to train on")
     return StorySplits(
         train=train,
         validation_forget=pool.select(forget),
@@ -87,9 +93,25 @@ def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
     keep = max(round(labelled_fraction * len(forget)), 1)
     if keep >= len(forget):
         return train
+    columns = {"label": labels} | ({MODULE: train[MODULE][:]} if MODULE in train.column_names else {})
     for index in random.Random(f"labels-{seed}").sample(forget, len(forget) - keep):
         labels[index] = UNLABELLED
-    return train.remove_columns("label").add_column("label", labels)  # type: ignore[call-arg]
+        if MODULE in columns:
+            columns[MODULE][index] = None
+    for name, values in columns.items():
+        train = train.remove_columns(name).add_column(name, values)  # type: ignore[call-arg]
+    return train
+
+
+def _in_proportion(indices: list[int], modules: list[str]) -> list[int]:
+    """The indices of examples so that the first few have of each module as great a share as all of them; within a module in
+    the given order."""
+    own = np.array(indices, dtype=np.int64)
+    _, codes, numbers = np.unique(np.array(modules)[own].astype(str), return_inverse=True, return_counts=True)
+    by_module = np.argsort(codes, kind="stable")
+    ranks = np.empty(len(own), dtype=np.int64)  # among those of its module
+    ranks[by_module] = np.arange(len(own)) - (np.cumsum(numbers) - numbers)[codes[by_module]]
+    return own[np.argsort((ranks + 0.5) / numbers[codes], kind="stable")].tolist()
 
 
 def story_key(text: str) -> str:
@@ -106,8 +128,18 @@ def check_labels(examples: Dataset, labels: Labels, where: str, field: str) -> N
         raise ValueError(labels.no_forget_message(len(given), values, where))
     if (message := labels.absent_label_message(len(given), values, where)) is not None:
         raise ValueError(message)
+    check_modules_occur(examples, labels, where)
     if RETAIN not in given:
         raise ValueError(f"{field}: {labels.no_retain_message(len(given), values, where)}")
+
+
+def check_modules_occur(examples: Dataset, labels: Labels, where: str) -> None:
+    """Raises `ValueError` if no example belongs to one of the modules that labels name."""
+    if MODULE in examples.column_names:
+        there = set(examples[MODULE][:])
+        for module in labels.modules:
+            if module not in there:
+                raise ValueError(labels.absent_module_message(module, len(examples), where))
 
 
 def _unique_indices(stories: Dataset, seen: set[str]) -> tuple[list[int], int]:

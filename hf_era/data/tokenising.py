@@ -14,7 +14,7 @@ from hf_era.data.collator import IGNORE_INDEX
 from hf_era.data.columns import list_column, map_tables
 from hf_era.data.config import DataConfig
 from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE
-from hf_era.data.labelling import FORGET, LABEL_COLUMN, LABEL_NAMES, RETAIN, Labels
+from hf_era.data.labelling import FORGET, LABEL_COLUMN, LABEL_NAMES, MODULE, RETAIN, Labels
 from hf_era.data.words import WordFinder
 
 _LABELLED = {"text": Value("string"), "label": Value("int64"), "is_whole": Value("bool")}
@@ -23,27 +23,33 @@ _KEPT = {
     SCORE: Value("float32"),
     PROMPT_CHARACTERS: Value("int32"),
     IS_CHAT: Value("bool"),
+    MODULE: Value("string"),
 }
 
 
 def label_examples(examples: Dataset, config: DataConfig, description: str) -> Dataset:
-    """Cuts texts at `max_characters`, adds `label` (0 forget, 1 retain, -1 unlabelled) where there is none yet, and
-    `is_whole`; drops blank examples, nulls too, and those whose completion is cut away.
+    """Cuts texts at `max_characters`, adds `label` (0 forget, 1 retain, -1 unlabelled) where there is none yet, with
+    `module` where labels name modules, and `is_whole`; drops blank examples, nulls too, and those whose completion is cut
+    away.
 
     Raises:
-        ValueError: if all examples are blank.
+        ValueError: if all examples are blank, or one has words of two modules.
     """
     labels, kept = config.labels, [name for name in _KEPT if name in examples.column_names]
-    finder = WordFinder(labels.forget_words) if labels.kind == "words" else None
-    features = Features(_LABELLED | {name: _KEPT[name] for name in kept})
+    has_labels = "label" in examples.column_names
+    of_modules = {MODULE: Value("string")} if labels.modules and not has_labels else {}
+    features = Features(_LABELLED | of_modules | {name: _KEPT[name] for name in kept})
+    words = list(labels.modules.values()) or [labels.forget_words]
+    finders = [WordFinder(one) for one in words] if labels.kind == "words" and not has_labels else []
 
     def label(table: pa.Table) -> pa.Table:
         texts, is_whole = _cut_texts(table, config.max_characters)
         table = table.set_column(table.column_names.index("text"), "text", pa.array(texts, pa.string()))
         table = table.append_column("is_whole", pa.array(is_whole))
         table = table.filter(pa.array([bool(text) for text in texts]))
-        if "label" not in table.column_names:
-            table = table.append_column("label", pa.array(_labels_of(table, labels, finder), pa.int64()))
+        if not has_labels:
+            for name, column in _labels_of(table, labels, finders).items():
+                table = table.append_column(name, column)
         return table.select(list(features)).cast(features.arrow_schema)
 
     labelled = map_tables(examples, label, config.num_proc, f"Labelling {description}", features)
@@ -68,13 +74,22 @@ def _cut_texts(table: pa.Table, max_characters: int | None) -> tuple[list[str], 
     return texts, is_whole
 
 
-def _labels_of(table: pa.Table, labels: Labels, finder: WordFinder | None) -> list[int]:
-    if finder is not None:
-        maybe = zip(table["text"].to_pylist(), finder.may_be_in(table["text"]), strict=True)
-        return [FORGET if may_be and finder.found_in(text) else RETAIN for text, may_be in maybe]
+def _labels_of(table: pa.Table, labels: Labels, finders: Sequence[WordFinder]) -> dict[str, pa.Array]:
+    """The columns `label` and, where labels name modules, `module`. `finders`: of each module's words, or of all."""
+    if finders:
+        texts = table["text"].to_pylist()
+        found = np.array([_have_words(table["text"], texts, finder) for finder in finders], dtype=bool)
+        columns = {"label": pa.array(np.where(found.any(0), FORGET, RETAIN), pa.int64())}
+        return columns | ({MODULE: labels.modules_of_words(found, texts)} if labels.modules else {})
     if labels.kind == "score":
-        return labels.of_scores(table[SCORE].to_numpy())
-    return labels.of_values(table[LABEL_COLUMN].to_pylist())
+        return {"label": pa.array(labels.of_scores(table[SCORE].to_numpy()), pa.int64())}
+    columns = {"label": pa.array(labels.of_values(table[LABEL_COLUMN].to_pylist()), pa.int64())}
+    return columns | ({MODULE: labels.modules_of_values(table[LABEL_COLUMN])} if labels.modules else {})
+
+
+def _have_words(column: pa.ChunkedArray, texts: list[str], finder: WordFinder) -> list[bool]:
+    maybe = zip(texts, finder.may_be_in(column), strict=True)
+    return [bool(may_be) and finder.found_in(text) for text, may_be in maybe]
 
 
 def tokenise_examples(examples: Dataset, tokenizer: Any, config: DataConfig, description: str) -> Dataset:

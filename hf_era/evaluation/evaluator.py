@@ -132,6 +132,10 @@ class Evaluator:
         )
         return StoryLosses(*(values[self._given_orders[name]] for values in losses))
 
+    def in_given_order(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """What a meter measured of each example of a set, (examples, ...), in the order given."""
+        return values[self._given_orders[name]]
+
     def _read(
         self, model: Any, name: str, description: str, meter: AuxiliaryActivationMeter | None, size: int
     ) -> StoryLosses:

@@ -32,6 +32,8 @@ from hf_era.evaluation.model_inputs import (
     load_model_inputs,
     shown_name,
 )  # fmt: skip
+from hf_era.evaluation.modules import examples_of_modules
+from hf_era.evaluation.profiles import measure_profiles, modules_to_switch
 from hf_era.evaluation.results import ABLATED
 from hf_era.evaluation.summary import comparison_values
 from hf_era.evaluation.tasks import Suite, load_suite, measure_in_main
@@ -82,10 +84,14 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer))
     evaluator = Evaluator(*measured, config.evaluation, unlabelled=inputs.unlabelled, **shared)
     experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared) if attack else None
-    console.print(_plan(config, inputs, experiment, suite))
+    modules = [] if config.profiles is None else modules_to_switch(inputs.model, config.profiles)
+    console.print(_plan(config, inputs, experiment, suite, modules))
     seconds: dict[str, float] = {}
     start = time.monotonic()
     result = _measured(config, inputs, evaluator)
+    if modules:
+        own = examples_of_modules(inputs.forget, inputs.model.module_names)
+        result.profiles = measure_profiles(evaluator, inputs.model, own, modules)
     seconds["evaluation"] = round(time.monotonic() - start, 1)
     result.generations = _generations(config, inputs, state)
     seconds["generation"] = round(time.monotonic() - start - seconds["evaluation"], 1)
@@ -105,7 +111,11 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
 
 
 def _plan(
-    config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment | None, suite: Suite | None
+    config: ModelEvaluationConfig,
+    inputs: ModelInputs,
+    experiment: RelearnExperiment | None,
+    suite: Suite | None,
+    modules: Sequence[str] = (),
 ) -> str:
     counts = {name: inputs.data.get(f"{name}_stories", 0) for name in ("forget", "retain", "unlabelled", "attack")}
     unlabelled = f", and {counts['unlabelled']:,} without a label" if counts["unlabelled"] else ""
@@ -116,6 +126,8 @@ def _plan(
         else "  measured on  tasks alone (losses need examples: --forget, --retain or --data)",
         f"  compared to  {config.before or 'nothing (name the model before the method with --before)'}",
     ]
+    if modules:
+        lines.append(f"  profiles     {2 ** len(modules)}, of the modules {', '.join(modules)}")
     if suite is not None:
         lines.append(f"  tasks        {suite.describe()}; in brackets the number of examples")
     if experiment is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -22,7 +23,7 @@ from hf_era.data import (
     examples_of,
     load_stories,
 )  # fmt: skip
-from hf_era.data.labelling import LABEL_NAMES
+from hf_era.data.labelling import LABEL_NAMES, MODULE
 from hf_era.data.splits import check_labels, story_key
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.evaluation import (
@@ -31,7 +32,7 @@ from hf_era.evaluation import (
     SamplingConfig,
 )
 from hf_era.models.loading import load_causal_lm, load_tokenizer
-from hf_era.utils.checks import unknown_value_message
+from hf_era.utils.checks import short_repr, unknown_value_message
 from hf_era.utils.files import local_path
 
 RUN_FOLDERS = ("model", "contracted", "expanded")
@@ -76,6 +77,8 @@ class ModelEvaluationConfig:
         device (`str`, *optional*, defaults to `"auto"`): `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype (`str`, *optional*, defaults to `"auto"`): `auto` (that of the checkpoint), `float32`, `bfloat16`, `float16`.
         seed (`int`, *optional*, defaults to `0`): of the attack's choice of examples, where `forget` is split.
+        profiles (`list[str]`, *optional*): modules of an expanded model, whose combinations are measured; empty: all. The
+            column `module` of the forget examples, if there is one, says whose they are. Not given: none are measured.
         evaluation, generation, relearn: the sections of a run's config.
 
     Raises:
@@ -103,6 +106,7 @@ class ModelEvaluationConfig:
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 0
+    profiles: list[str] | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     generation: SamplingConfig = field(default_factory=SamplingConfig)
     relearn: RelearnConfig = field(default_factory=RelearnConfig)
@@ -139,7 +143,8 @@ class ModelEvaluationConfig:
     @property
     def only_tasks(self) -> bool:
         """Whether tasks are all that is measured: there are some, and no examples."""
-        return bool(self.evaluation.tasks) and not any((self.data, self.forget, self.retain, self.attack))
+        given = (self.data, self.forget, self.retain, self.attack)
+        return bool(self.evaluation.tasks) and self.profiles is None and not any(given)
 
     def data_config(self, **changes: Any) -> DataConfig:
         """How examples are labelled and cut, as the section `data` of a run says it."""
@@ -254,7 +259,18 @@ def _read(
         unused[name] = columns
     if label is not None:
         examples = examples.add_column("label", np.full(len(examples), label))  # type: ignore[call-arg]
+    if config.profiles is not None and label == FORGET and MODULE in rows.column_names:
+        examples = examples.add_column(MODULE, _module_names(rows[MODULE][:], source))  # type: ignore[call-arg]
     return label_examples(examples, data, f"{name} examples")
+
+
+def _module_names(values: Sequence[Any], source: str) -> list[str | None]:
+    odd = next((value for value in values if not isinstance(value, str | None)), None)
+    if odd is not None:
+        raise ValueError(
+            f"`forget`: the column `{MODULE}` of {source} should hold names of modules (or null), got {short_repr(odd)}."
+        )
+    return list(values)
 
 
 def _parts_of_one(config: ModelEvaluationConfig, examples: Dataset) -> dict[str, Dataset]:

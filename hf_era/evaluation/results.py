@@ -14,8 +14,8 @@ from hf_era.evaluation.relearn.result import RelearnResult
 from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.files import write_json
 
-SCHEMA_VERSION = 3
-EARLIER_VERSION = 2
+SCHEMA_VERSION = 4
+EARLIER_VERSIONS = (2, 3)
 """Read as well: `upgraded` fills in what has been added since."""
 KINDS = {"run": "the `result.json` of `hf-era run`", "model": "a result of `hf-era eval` or `hf-era relearn`"}
 
@@ -32,9 +32,9 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is cut off or no JSON ({error}). Write it again: evaluate the run again.") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise ValueError(f"{path} is no result file of hf_era. Pass {' or '.join(KINDS.values())}.")
-    if values["schema_version"] not in (EARLIER_VERSION, SCHEMA_VERSION):
+    if values["schema_version"] not in (*EARLIER_VERSIONS, SCHEMA_VERSION):
         raise ValueError(
-            f"{path} has schema version {values['schema_version']}, this hf_era reads {EARLIER_VERSION} and "
+            f"{path} has schema version {values['schema_version']}, this hf_era reads {EARLIER_VERSIONS[0]} to "
             f"{SCHEMA_VERSION}. Evaluate again (give the same command; what was trained is kept), or use the hf_era that "
             "wrote it."
         )
@@ -73,12 +73,11 @@ EARLIER_METHODS = {
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a result file of schema version 2 as version 3 has them, without prose; those of version 3 as they are.
-    Raises `ValueError` for a method that version 2 did not have."""
-    if values.get("schema_version") != EARLIER_VERSION:
-        return values
-    values = {**values, "schema_version": SCHEMA_VERSION}
-    if values.get("kind", "run") != "run":
+    """The values of a result file of an earlier schema version as the present one has them, without prose. Version 3 had
+    nothing of several modules, version 2 nothing of methods and stages. Raises `ValueError` for a method that version 2 did
+    not have."""
+    version, values = values.get("schema_version"), {**values, "schema_version": SCHEMA_VERSION}
+    if version != 2 or values.get("kind", "run") != "run":
         return values
     method, losses = values.get("method", "gradient_routing"), values.get("losses")
     if method not in list(EARLIER_METHODS):  # in a file it may be anything
@@ -115,6 +114,9 @@ class Result:
             stage of its own, `ablated`, is that of an expanded model whose modules are switched off.
         attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
         data_filtering (`dict`, *optional*): of data filtering on the same examples, as `comparison_values` makes it.
+        modules (`dict`): where there are several, name -> what was measured of each by itself, see
+            `hf_era.evaluation.module_results`. profiles (`list[dict]`): losses under each combination of modules, as
+            `hf_era.evaluation.profiles` makes them; empty if not done.
         seconds (`dict[str, float]`): per phase.
     """
 
@@ -129,6 +131,8 @@ class Result:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     attack: dict[str, Any] | None = None
     data_filtering: dict[str, Any] | None = None
+    modules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     kind: str = ""
     schema_version: int = SCHEMA_VERSION
@@ -145,6 +149,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
+        for name in ("modules", "profiles"):  # most results have one module
+            if not values[name]:
+                del values[name]
         return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
 
     def save(self, path: str | Path) -> Path:

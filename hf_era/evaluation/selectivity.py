@@ -29,6 +29,7 @@ class AuxiliaryActivationMeter:
 
     def __init__(self, model: Any) -> None:
         self._modules = {layer: list(named.values()) for layer, named in model.auxiliary_modules().items()}
+        self._names = {layer: list(named) for layer, named in model.auxiliary_modules().items()}
         self._handles: list[Any] = []
         self._mask: Tensor | None = None
         self.reset()
@@ -75,12 +76,17 @@ class AuxiliaryActivationMeter:
 
         return measure
 
-    def story_rows(self) -> StoryRows:
+    def story_rows(self, module: str | None = None) -> StoryRows:
         """layer -> what was measured of each example, in the order of the batches, on the CPU; empty where no module ran.
-        Raises `RuntimeError` if a layer has several modules and they ran on different numbers of examples."""
+        All modules of a layer count together, or `module` alone in the layers that have it. Raises `RuntimeError` if a layer
+        has several modules and they ran on different numbers of examples."""
         found: StoryRows = {}
         for layer, measured in self._parts.items():
-            tables = [torch.cat(parts, dim=1).cpu().double() for parts in measured if parts]
+            named = zip(self._names[layer], measured, strict=True)
+            asked = [parts for name, parts in named if module in (None, name)]
+            if not asked:
+                continue
+            tables = [torch.cat(parts, dim=1).cpu().double() for parts in asked if parts]
             if len({table.shape for table in tables}) > 1:
                 raise RuntimeError(
                     f"The auxiliary modules of layer {layer} ran on different numbers of examples: one was ablated for a "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
+from hf_era.evaluation.module_results import result_of_module
 from hf_era.evaluation.relearn.result import AT_THE_START, STEPS, AttackSummary, RelearnResult
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
@@ -109,6 +110,9 @@ def comparison_values(result: AnyResult) -> dict[str, Any]:
     """What other results keep of a data-filtering result, to show it beside their own figures (JSON-like)."""
     figures = summary_of(result)
     attacks = [] if figures.relearning is None else [part.to_dict() for part in figures.relearning.summaries()]
+    of_modules = {}
+    if isinstance(result, RunResult):
+        of_modules = {name: comparison_values(result_of_module(result, name)) for name in result.modules}
     return {
         "name": result.name,
         "seed": result.seed,
@@ -117,6 +121,7 @@ def comparison_values(result: AnyResult) -> dict[str, Any]:
         "attacks": attacks,
         "strongest": None if figures.strongest is None else figures.strongest.to_dict(),
         "training": _what_it_shares(result),
+        **({"modules": of_modules} if of_modules else {}),
     }
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method
-from hf_era.models import get_family
+from hf_era.models import family_for
 from hf_era.models.loading import causal_lm_from_config
 from hf_era.models.measured import measure_activations
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig
@@ -25,8 +25,9 @@ def train_stock(
     set_seed(run.seed)
     model, coefficient = causal_lm_from_config(run.base_config, run.seed), run.control_l1_coefficient
     if coefficient > 0:
-        layers = get_family(run.base_config.model_type).layers_of(run.base_config)
-        measure_activations(model, run.expansion.resolve_layers(layers))
+        family = family_for(run.base_config, run.expansion)
+        resolve, layers = run.expansion.resolve_layers, family.layers_of(run.base_config)
+        measure_activations(model, resolve(layers), resolve(layers, "attention"), family)
     return run.train(CausalLMTrainer, model, arguments, folder, stories, l1_coefficient=coefficient)
 
 

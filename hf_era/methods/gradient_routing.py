@@ -32,6 +32,11 @@ class GradientRouting(Method):
     training_phase = "route"
 
     def check(self, settings: Settings) -> None:
+        if not settings.expansion.module_configs:
+            raise ValueError(
+                "`expansion.modules` is []: there is no module that could learn the forget examples. Leave it out for one, "
+                "or list the modules."
+            )
         given = {name: settings.training.get(name) for name in ("trainable", "lora")}
         freezes = given["lora"] is not None or given["trainable"] not in (None, "all")
         if freezes and settings.start == "scratch":
@@ -59,7 +64,7 @@ class GradientRouting(Method):
         lines = []
         for module in settings.expansion.module_configs:
             layers = "all layers" if module.target_layers is None else f"layers {module.target_layers}"
-            lines.append(("expansion", f"auxiliary module '{module.name}' of width {module.width}, {layers}"))
+            lines.append(("expansion", f"auxiliary module '{module.name}' of {module.width_text}, {layers}"))
         rule = settings.routing.rule
         lines.append(("routing", f"{rule} ({settings.routing.weighting})" if rule == "full_seq" else rule))
         router = settings.router if isinstance(settings.router, str) else settings.router["name"]
@@ -78,8 +83,9 @@ class GradientRouting(Method):
         expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
         routed = partial(run.remove_checkpoints, "route", route)
         tuned = partial(run.remove_checkpoints, "coherence", coherence)
-        # Every evaluation is made twice, with the module and without.
-        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=2)
+        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
+        passes = 2 if len(run.expansion.module_configs) < 2 else 3
+        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
         return [
             Phase(
                 "route",

@@ -61,12 +61,17 @@ def adapters_kept() -> Iterator[None]:
         _adapters_are_kept.reset(token)
 
 
+def are_adapters_kept() -> bool:
+    """Whether this is within `adapters_kept`: a checkpoint of a training is being written."""
+    return _adapters_are_kept.get()
+
+
 def saved_merged(
     model: Any, folder: Any, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
 ) -> bool:
     """Saves a model that has adapters with these merged, for its `save_pretrained`, and says whether it did: not if there
     are none, or within `adapters_kept`. Loaded with them beside the layers, the layers would be at random."""
-    if _adapters_are_kept.get() or not has_adapters(model):
+    if are_adapters_kept() or not has_adapters(model):
         return False
     without_adapters(model, state_dict).save_pretrained(folder, *args, **kwargs)
     return True

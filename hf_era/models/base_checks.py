@@ -17,8 +17,9 @@ from hf_era.utils.checks import short_repr
 
 def check_family(model_class: Any, base_config: Any) -> None:
     """Raises `ValueError` if `base_config` is not of the family that `model_class` expands."""
-    family, own = get_family(base_config.model_type), model_class.family
-    if family is not own:
+    own = model_class.family
+    if base_config.model_type != own.model_type:
+        family = get_family(base_config.model_type)
         raise ValueError(
             f"{model_class.__name__} expands `{own.model_type}`, but the base model is of type `{family.model_type}`. Use "
             f"{family.model_class.__name__}."

@@ -6,8 +6,7 @@ Which modules are added, one or several, says `hf_era.models.config`; what a mod
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,19 +16,32 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_era.models.adapters import has_adapters, saved_merged, without_adapters
+from hf_era.models.adapters import are_adapters_kept, has_adapters, saved_merged, without_adapters
+from hf_era.models.attention_heads import expand_attention
 from hf_era.models.base_checks import check_arguments
-from hf_era.models.config import ExpansionConfig
+from hf_era.models.config import ExpansionConfig, ModuleConfig
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
+from hf_era.models.folding import check_keep, widen
 from hf_era.models.generation_config import make_generation_config_savable
-from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, RoutingChannel, expand_layer
+from hf_era.models.layers import (
+    MODULE_KINDS,
+    AuxiliaryModule,
+    RoutingChannel,
+    collapse_block,
+    collapse_part,
+    expand_layer,
+)
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.loading_hint import write_readme
+from hf_era.models.module_files import ModuleFilesMixin, save_in_parts
+from hf_era.models.module_switches import ModuleSwitchesMixin
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
-from hf_era.utils.checks import unknown_key_message
+
+INITIALIZER_RANGE = 0.02
+"""Where a config has none, as in transformers."""
 
 
 @dataclass
@@ -37,15 +49,17 @@ class ExpandedCausalLMOutput(CausalLMOutputWithPast):
     """`CausalLMOutputWithPast` and the activations' L1 norm.
 
     Attributes:
+        cross_attentions (*optional*): what some stock classes (GPT-2) have a place for; always `None`.
         activation_l1 (`torch.FloatTensor`, *optional*): scalar, fp32 (fp64 for an fp64 model): sum of |activation| over
             real tokens, target layers, original dims and active auxiliary modules. Given with
             `output_activation_l1=True`.
     """
 
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
     activation_l1: torch.Tensor | None = None
 
 
-class ExpandedCausalLMMixin:
+class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
     """Mixed into a family's stock causal LM. The family is registered with `register_family`.
 
     Attributes:
@@ -54,6 +68,8 @@ class ExpandedCausalLMMixin:
             `GradientRoutingTrainer` sets it from its config.
         fast_paths (`FastPaths`): which parts of the family's fast path are on, where it has one.
         module_names (`list[str]`): of the auxiliary modules, in the config's order.
+
+    Switching modules on, off or to a dial: `ModuleSwitchesMixin`; modules as files: `ModuleFilesMixin`.
     """
 
     family: ClassVar[Family]
@@ -107,26 +123,40 @@ class ExpandedCausalLMMixin:
 
     def _expand_target_layers(self) -> None:
         """Adds the auxiliary modules that the config describes."""
-        config: Any = self.config  # type: ignore[attr-defined]
-        family, modules = self.family, config.expansion_config.module_configs
+        modules = self.config.expansion_config.module_configs  # type: ignore[attr-defined]
         self.routing_channel, self.module_names = RoutingChannel(), [module.name for module in modules]
-        number = family.layers_of(config)
+        number = self.family.layers_of(self.config)  # type: ignore[attr-defined]
         layers = {module.name: set(module.resolve_layers(number)) for module in modules}
-        for layer, block in enumerate(family.get_blocks(self)):  # type: ignore[arg-type]
-            auxiliary = {
-                module.name: MODULE_KINDS[module.kind](
-                    getattr(config, family.hidden_size),
-                    module.width,
-                    getattr(config, family.activation),
-                    config.initializer_range * module.initialization_scale,
-                    gated=family.gated,
-                    name=module.name,
-                )
-                for module in modules
-                if layer in layers[module.name]
-            }
+        for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
+            auxiliary = {module.name: self._new_module(module) for module in modules if layer in layers[module.name]}
             if auxiliary:
-                expand_layer(block, family.mlp, family.down_projection, auxiliary, self.routing_channel)
+                self._put_beside(block, auxiliary)
+
+    def _new_module(self, module: ModuleConfig) -> AuxiliaryModule:
+        """A module for one layer, as its config has it."""
+        return MODULE_KINDS[module.kind].for_model(module, self)
+
+    def _put_beside(self, block: nn.Module, auxiliary: dict[str, AuxiliaryModule]) -> None:
+        """Puts modules, by name, into a block, which becomes a target layer."""
+        family, heads = self.family, {name: part for name, part in auxiliary.items() if part.place == "attention"}
+        others = {name: part for name, part in auxiliary.items() if name not in heads}
+        call = expand_layer(block, family.mlp, family.down_projection, others, self.routing_channel)
+        if heads and family.attention is not None:
+            expand_attention(block, family.attention, heads, call)
+
+    def _take_out(self, block: nn.Module, name: str) -> None:
+        """Takes a module out of a block, which becomes a stock one with the last."""
+        parts = [part for part, _ in self.family.expanded_parts(block)]
+        for part in parts:
+            if name in part.auxiliary:
+                del part.auxiliary[name]
+        is_stock = not any(part.auxiliary for part in parts)
+        for part in parts:
+            # The MLP beside heads stays routed.
+            if is_stock or (not part.auxiliary and part is not self.family.get_mlp(block)):
+                collapse_part(part)
+        if is_stock:
+            collapse_block(block)
 
     def block_class_names(self) -> list[str]:
         """The classes of the blocks that are there: FSDP wraps each block, and refuses the name of one that is not there."""
@@ -171,79 +201,23 @@ class ExpandedCausalLMMixin:
             return self.family.fast_path.forward(self, stock_forward, inputs, skip_logits)
         return stock_losses(stock_forward, inputs, inputs.pop("loss_reduction", "mean"))
 
-    # ---- Modules: on, off, dialled ----
-
-    def auxiliary_modules(self) -> dict[int, dict[str, AuxiliaryModule]]:
-        """The auxiliary modules: layer index -> module name -> module."""
-        found: dict[int, dict[str, AuxiliaryModule]] = {}
-        for layer, block in enumerate(self.family.get_blocks(self)):  # type: ignore[arg-type]
-            auxiliary: Any = getattr(self.family.get_mlp(block), "auxiliary", None)
-            if auxiliary is not None:
-                found[layer] = dict(auxiliary.items())
-        return found
-
-    def is_auxiliary_parameter(self, name: str) -> bool:
-        """Whether a parameter or state-dict key belongs to an auxiliary module."""
-        return self.family.is_auxiliary_weight(name)
-
-    def set_ablated(self, ablated: bool, module: str | None = None) -> None:
-        """Switches a module, or all of them, off (`True`) or on (`False`) in all layers, in place."""
-        for part in self._modules_named(module):
-            part.active = not ablated
-
-    def set_dial(self, dial: float, module: str | None = None) -> None:
-        """Sets how much of the output of a module, or of all, takes part, from 0 (as ablated) to 1, in place.
-
-        For one per example pass `module_activity` to the forward pass; the two are multiplied.
-        """
-        if not 0 <= dial <= 1:
-            raise ValueError(f"`dial` should be in [0, 1], got {dial}. 0 is off, 1 is on.")
-        for part in self._modules_named(module):
-            part.dial = float(dial)
-
-    @contextmanager
-    def ablated(self, module: str | None = None) -> Iterator[Any]:
-        """Within this context a module, or all, is off; afterwards each is as it was before."""
-        with self._as_before_afterwards():
-            self.set_ablated(True, module)
-            yield self
-
-    @contextmanager
-    def dialled(self, dial: float, module: str | None = None) -> Iterator[Any]:
-        """Within this context the dial of a module, or of all, has this value; afterwards each is as it was before."""
-        with self._as_before_afterwards():
-            self.set_dial(dial, module)
-            yield self
-
-    @contextmanager
-    def _as_before_afterwards(self) -> Iterator[None]:
-        before = [(part, part.active, part.dial) for part in self._modules_named(None)]
-        try:
-            yield
-        finally:
-            for part, active, dial in before:
-                part.active, part.dial = active, dial
-
-    def _modules_named(self, name: str | None) -> list[AuxiliaryModule]:
-        """A module in each of its layers; all modules for `None`."""
-        if name is not None and name not in self.module_names:
-            raise ValueError(unknown_key_message("the model's modules", name, self.module_names))
-        named = [pair for layer in self.auxiliary_modules().values() for pair in layer.items()]
-        return [module for own, module in named if name in (None, own)]
-
     # ---- Save and contract ----
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers', with a `README.md` that says how to load it, unless there is one. Adapters (peft) are merged,
-        except in the checkpoints of a training, which goes on from them."""
+        """As transformers', with a `README.md` that says how to load it, unless there is one. A model of a family that is
+        not registered is saved in parts, as its base and a file for each module (`hf_era.models.load_expanded`). Adapters
+        (peft) are merged. Neither holds for the checkpoints of a training, which goes on from them."""
         if saved_merged(self, save_directory, *args, **kwargs):
+            return
+        if not self.family.is_registered and not are_adapters_kept():
+            save_in_parts(self, save_directory, *args, **kwargs)
             return
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True) and not has_adapters(self):
             write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def contract(self) -> Any:
+    def contract(self, keep: Sequence[str] = ()) -> Any:
         """A stock model without the auxiliary modules, with its own storage, on the same device and in the same dtype.
 
         Its weights are those of this model, bit for bit, and so are its logits those of this model while `ablated()`, up
@@ -253,21 +227,34 @@ class ExpandedCausalLMMixin:
 
         A model sharded by FSDP2 is gathered: every process must call this, and each gets a whole model, on the CPU.
 
+        Args:
+            keep (`list[str]`, *optional*): names of modules that stay, whether they are on or not: folded into the MLP, at
+                their dials, which makes it wider in all layers. The logits are those of this model with these modules on and
+                all others off, to rounding. Modules of the kind `mlp` alone, in families whose config has the MLP's width.
+
         Raises:
-            ValueError: for an adapter on a tied weight, or a config that cannot be saved.
+            ValueError: for an adapter on a tied weight, a config that cannot be saved, a name in `keep` that no module has,
+                or a module that cannot be folded in.
         """
-        return self.contract_weights(whole_weights(self))  # type: ignore[arg-type]
+        check_keep(self, keep)  # before anything is gathered
+        return self.contract_weights(whole_weights(self), keep)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def contract_weights(self, weights: dict[str, Tensor]) -> Any:
+    def contract_weights(self, weights: dict[str, Tensor], keep: Sequence[str] = ()) -> Any:
         """As `contract`, from whole weights (`whole_weights`) of this model."""
+        names = check_keep(self, keep)
         make_generation_config_savable(self)
         merged = without_adapters(self)
         if merged is not self:
-            return merged.contract()
-        # Cloned: a saved view of a shared storage could carry bytes of what was removed.
-        kept = {name: value.clone() for name, value in weights.items() if not self.is_auxiliary_parameter(name)}
+            return merged.contract(keep)
         config: Any = self.config.to_base_config()  # type: ignore[attr-defined]
+        widened = widen(config, self, weights, names) if names else {}
+        # Cloned: a saved view of a shared storage could carry bytes of what was removed.
+        kept = {
+            name: widened[name] if name in widened else value.clone()
+            for name, value in weights.items()
+            if not self.is_auxiliary_parameter(name)
+        }
         follow_attention(config, self, self.stock_class)
         return model_around(self.stock_class, config, kept, self)
 

@@ -12,13 +12,13 @@ empty, the recomputed layer would not route, and forget gradient would leak into
 
 What the MLP itself computes is its own business. Its down projection routes what it is given, whatever made it, and
 adds what the auxiliary modules made of the MLP's input: the same function as a wider MLP, before any dropout or norm
-that follows.
+that follows. A second place for modules, beside a layer's attention heads, is in `hf_era.models.attention_heads`.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import initialization
@@ -32,6 +32,10 @@ from hf_era.routing import (
     linear_with_scaled_weight_gradient,
     scale_gradient,
 )
+
+if TYPE_CHECKING:
+    from hf_era.models.config import ModuleConfig
+    from hf_era.models.families.family import Family
 
 LINEAR_CLASSES = (nn.Linear, Conv1D)
 
@@ -54,16 +58,18 @@ class RoutingChannel:
         return total
 
 
-class MLPCall:
-    """The call of a target layer's MLP that is running: what it lends to its projections and modules. Empty in between.
+class LayerCall:
+    """The call of a target layer that is running: what it lends to its projections and modules. Empty in between.
 
     A plain object that they share, so that it does not matter what wraps them in the meantime (an adapter, a shard).
 
     Attributes:
         routing (`TokenRouting`, *optional*): of the running forward pass. `None`: nothing is routed or measured.
-        auxiliary_outputs (`list[Tensor]`): (batch, seq, hidden) each: what the down projection adds to its own output.
+        auxiliary_outputs (`list[Tensor]`): (batch, seq, hidden) each: what the next down projection adds to its own output.
         l1 (`Tensor`, *optional*): the L1 norm of the activations so far.
         is_routed (`bool`): whether a fused activation has routed the activation that comes next.
+        heads (`list[AttentionHeads]`): the modules whose heads take part in the attention that is running.
+        wrapped (`frozenset[str]`): projections of that attention, by their part (`query`, ...), with an adapter around them.
     """
 
     def __init__(self) -> None:
@@ -71,9 +77,11 @@ class MLPCall:
         self.auxiliary_outputs: list[Tensor] = []
         self.l1: Tensor | None = None
         self.is_routed = False
+        self.heads: list[Any] = []
+        self.wrapped: frozenset[str] = frozenset()
 
     def part(self, module: str | None) -> PartRouting | None:
-        """The routing of an auxiliary module, or of the original MLP for `None`."""
+        """The routing of an auxiliary module, or of the original dims for `None`."""
         return None if self.routing is None else self.routing.of(module)
 
     def route(self, activation: Tensor, module: str | None) -> Tensor:
@@ -96,8 +104,9 @@ class MLPCall:
 
 class AuxiliaryModule(nn.Module):
     """A module beside the MLP of a target layer: it reads what the MLP reads and adds to what its down projection writes.
+    Or one beside its attention: `AttentionHeads`.
 
-    To add a kind: a subclass with this constructor, decorated with `@register_module_kind`.
+    To add a kind: a subclass with this constructor, or its own `for_model`, decorated with `@register_module_kind`.
 
     Args:
         hidden_size (`int`): width of the residual stream.
@@ -108,12 +117,14 @@ class AuxiliaryModule(nn.Module):
         name (`str`, *optional*, defaults to `"forget"`): of the module.
 
     Attributes:
+        kind (`str`): as it stands in a config. place (`str`): what it is beside, `mlp` or `attention`.
         active (`bool`): `False` while the module is ablated; it costs nothing then.
         dial (`float`): how much of its output takes part, in [0, 1], for every example.
         down_projection (`nn.Linear`): the last layer; its input is the module's activation.
     """
 
     kind: ClassVar[str]
+    place: ClassVar[str] = "mlp"
     down_projection: nn.Module
 
     def __init__(
@@ -129,7 +140,31 @@ class AuxiliaryModule(nn.Module):
         self.name, self.initialization_std = name, initialization_std
         self.active, self.dial = True, 1.0
 
-    def forward(self, hidden_states: Tensor, call: MLPCall | None = None) -> Tensor:
+    @classmethod
+    def width_in(cls, module: ModuleConfig, family: Family, config: Any) -> int:
+        """The width in units of a module of this kind, in a model of this family with this config; raises `ValueError` if it
+        has no place there."""
+        return module.units(family.mlp_width(config))
+
+    @classmethod
+    def for_model(cls, module: ModuleConfig, model: Any) -> AuxiliaryModule:
+        """The module that a config describes, for one layer of an expanded model."""
+        family, config = model.family, model.config
+        return cls(
+            getattr(config, family.hidden_size),
+            module.width or 0,  # the model's config has resolved it
+            getattr(config, family.activation),
+            config.initializer_range * module.initialization_scale,
+            gated=family.gated,
+            name=module.name,
+        )
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether it adds anything, to any example."""
+        return self.active and self.dial != 0
+
+    def forward(self, hidden_states: Tensor, call: LayerCall | None = None) -> Tensor:
         """(batch, seq, hidden) -> (batch, seq, hidden). Not given a `call`, nothing is routed."""
         raise NotImplementedError(f"{type(self).__name__} has no `forward`.")
 
@@ -138,9 +173,9 @@ class AuxiliaryModule(nn.Module):
         is set up, both leave parameters alone that were loaded from a checkpoint."""
         raise NotImplementedError(f"{type(self).__name__} has no `initialize`.")
 
-    def contribution(self, hidden_states: Tensor, call: MLPCall) -> Tensor | None:
+    def contribution(self, hidden_states: Tensor, call: LayerCall) -> Tensor | None:
         """What the module adds, dialled; `None` if it is off."""
-        if not self.active or self.dial == 0:
+        if not self.takes_part:
             return None
         output = self(hidden_states, call)
         part = call.part(self.name)
@@ -187,7 +222,7 @@ class AuxiliaryMLP(AuxiliaryModule):
         self.down_projection: nn.Linear = nn.Linear(width, hidden_size, bias=False)
         self.act = ACT2FN[activation]
 
-    def forward(self, hidden_states: Tensor, call: MLPCall | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, call: LayerCall | None = None) -> Tensor:
         part = None if call is None else call.part(self.name)
         factor = None if part is None else part.parameter_multiplier
         activation = apply_linear(self.up_projection, hidden_states, factor)
@@ -217,12 +252,17 @@ def apply_linear(layer: Any, inputs: Tensor, factor: Tensor | None) -> Tensor:
     return linear_with_scaled_weight_gradient(inputs, _weight_of(layer), layer.bias, factor)
 
 
+def is_bare(layer: Any) -> bool:
+    """Whether it is a linear layer itself, and not what an adapter has put around one."""
+    return isinstance(layer, LINEAR_CLASSES)
+
+
 def _check_bare(layer: Any) -> None:
-    if not isinstance(layer, LINEAR_CLASSES):
+    if not is_bare(layer):
         raise ValueError(
             f"A router that scales gradients at the parameters does not reach those of {type(layer).__module__}."
             f"{type(layer).__name__}, which was put around a linear layer. Merge the adapter, leave the MLPs of target "
-            "layers out of it, or take a router that scales at the activation."
+            "layers out of it (and attention with heads beside its own), or take a router that scales at the activation."
         )
 
 
@@ -263,10 +303,10 @@ def _new_layer(mixin: type, stock: type) -> Any:
 
 
 class RoutedBlockMixin(MixedIn):
-    """A transformer block that hands the routing of its call on to its MLP."""
+    """A transformer block that hands the routing of its call on to what is routed in it."""
 
     routing_channel: RoutingChannel
-    mlp_call: MLPCall
+    layer_call: LayerCall
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         channel = self.routing_channel
@@ -280,7 +320,7 @@ class RoutedBlockMixin(MixedIn):
         return outputs
 
     def forward(self, *args: Any, routing: TokenRouting | None = None, **kwargs: Any) -> Any:
-        call = self.mlp_call
+        call = self.layer_call
         call.routing = routing
         try:
             outputs = super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -296,16 +336,37 @@ class RoutedBlockMixin(MixedIn):
         return (*outputs, layer_l1) if isinstance(outputs, tuple) else (outputs, layer_l1)
 
 
-class ExpandedMLPMixin(MixedIn):
-    """An MLP with auxiliary modules beside it.
+class ExpandedPartMixin(MixedIn):
+    """A part of a block with auxiliary modules beside it.
 
     Attributes:
-        linear_paths (`list[str]`): in the MLP, to its own linear layers; the down projection's comes last.
+        linear_paths (`list[str]`): in the part, to its own linear layers; the down projection's comes last.
     """
 
     auxiliary: nn.ModuleDict
-    call: MLPCall
+    call: LayerCall
     linear_paths: list[str]
+
+    def _check_adapters(self, layers: list[Any]) -> None:
+        """Raises `ValueError` where the router wants to scale at the parameters of a layer that has an adapter around it."""
+        part = self.call.part(None)
+        if part is not None and part.parameter_multiplier is not None:
+            for layer in layers:
+                _check_bare(layer)
+
+    def _linear_layers(self) -> list[Any]:
+        return [self.get_submodule(path) for path in self.linear_paths]  # type: ignore[attr-defined]
+
+    def _route_input(self, _wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A hook. An adapter (peft) takes the place of the layer that it wraps, and reads the same input on a path of its
+        own. That path is routed too: the input is routed where it enters the wrapper."""
+        routed = self.call.route(inputs[0], None)
+        self.call.is_routed = self.call.routing is not None  # the layer inside leaves it alone
+        return (routed, *inputs[1:])
+
+
+class ExpandedMLPMixin(ExpandedPartMixin):
+    """An MLP with auxiliary modules beside it."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         modules: Any = self.auxiliary.values()
@@ -321,29 +382,18 @@ class ExpandedMLPMixin(MixedIn):
                 handle.remove()
 
     def _route_what_wraps_the_down_projection(self) -> Any:
-        """An adapter (peft) takes the place of the layer that it wraps, and reads the same input on a path of its own. That
-        path is routed too: the input is routed where it enters the wrapper. Returns the hook's handle, if one is needed."""
-        part = self.call.part(None)
-        if part is None:
+        """Returns the hook's handle, if one is needed."""
+        if self.call.routing is None:
             return None
-        layers: list[Any] = [self.get_submodule(path) for path in self.linear_paths]  # type: ignore[attr-defined]
-        if part.parameter_multiplier is not None:
-            for layer in layers:
-                _check_bare(layer)
-        return (
-            None if isinstance(layers[-1], LINEAR_CLASSES) else layers[-1].register_forward_pre_hook(self._route_input)
-        )
-
-    def _route_input(self, _wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        routed = self.call.route(inputs[0], None)
-        self.call.is_routed = True  # the layer inside leaves it alone
-        return (routed, *inputs[1:])
+        layers = self._linear_layers()
+        self._check_adapters(layers)
+        return None if is_bare(layers[-1]) else layers[-1].register_forward_pre_hook(self._route_input)
 
 
 class RoutedLinearMixin(MixedIn):
-    """A linear layer of a target layer's MLP, whose weights learn what the router says."""
+    """A linear layer of an expanded part, whose weights learn what the router says."""
 
-    call: MLPCall
+    call: LayerCall
     bias: Tensor | None
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -354,7 +404,7 @@ class RoutedLinearMixin(MixedIn):
 
 
 class RoutedDownProjectionMixin(RoutedLinearMixin):
-    """The down projection of a target layer's MLP: its input is routed, the auxiliary modules add to its output."""
+    """The down projection of an expanded part: its input is routed, the auxiliary modules add to its output."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         output = super().forward(self.call.route(inputs, None))
@@ -365,8 +415,9 @@ class RoutedDownProjectionMixin(RoutedLinearMixin):
 
 def expand_layer(
     block: Any, mlp_name: str, down_projection: str, auxiliary: dict[str, AuxiliaryModule], channel: RoutingChannel
-) -> None:
-    """Turns a stock block into an expanded one, in place.
+) -> LayerCall:
+    """Turns a stock block into an expanded one, in place, with modules beside its MLP; without any, that MLP is routed. To a
+    block that is expanded already, the modules are added.
 
     The block, its MLP and the MLP's linear layers change class and keep their parameters. A model built with a seed has
     therefore the same original weights as the stock model built with that seed, which makes the base control a fair one.
@@ -375,29 +426,56 @@ def expand_layer(
         block (`nn.Module`): the stock block.
         mlp_name (`str`): attribute that holds its MLP.
         down_projection (`str`): path in the MLP to its down projection.
-        auxiliary (`dict[str, AuxiliaryModule]`): the modules to add, by name.
+        auxiliary (`dict[str, AuxiliaryModule]`): the modules to add beside the MLP, by name.
         channel (`RoutingChannel`): the model's channel.
+
+    Returns: the block's call, which whatever else is to be routed in it shares.
 
     Raises:
         ValueError: if the down projection is no linear layer.
     """
     mlp = getattr(block, mlp_name)
+    if isinstance(mlp, ExpandedMLPMixin):
+        mlp.auxiliary.update(auxiliary)
+        return block.layer_call
     down = mlp.get_submodule(down_projection)
-    if not isinstance(down, LINEAR_CLASSES):
+    if not is_bare(down):
         raise ValueError(
             f"The down projection `{mlp_name}.{down_projection}` should be a linear layer, got {type(down).__name__}."
         )
-    call = MLPCall()
+    call = LayerCall()
     linear_layers: dict[str, Any] = {
-        path: part for path, part in mlp.named_modules() if isinstance(part, LINEAR_CLASSES) and part is not down
+        path: part for path, part in mlp.named_modules() if is_bare(part) and part is not down
     }
     linear_layers[down_projection] = down
     for layer in linear_layers.values():
-        layer.__class__ = mixed_class(RoutedDownProjectionMixin if layer is down else RoutedLinearMixin, type(layer))
-        layer.call = call
-    block.__class__, mlp.__class__ = (
-        mixed_class(RoutedBlockMixin, type(block)),
-        mixed_class(ExpandedMLPMixin, type(mlp)),
-    )
-    block.routing_channel, block.mlp_call, mlp.call = channel, call, call
-    mlp.auxiliary, mlp.linear_paths = nn.ModuleDict(auxiliary), list(linear_layers)
+        mix_in(RoutedDownProjectionMixin if layer is down else RoutedLinearMixin, layer, call=call)
+    mix_in(RoutedBlockMixin, block, routing_channel=channel, layer_call=call)
+    modules = nn.ModuleDict(auxiliary).train(mlp.training)
+    mix_in(ExpandedMLPMixin, mlp, call=call, auxiliary=modules, linear_paths=list(linear_layers))
+    return call
+
+
+def collapse_part(part: Any) -> None:
+    """Turns an expanded part of a block into the stock one that it was, in place, and drops the modules that are in it."""
+    for layer in (*part._linear_layers(), part):
+        _mix_out(layer, "call", "part", "parts", "auxiliary", "linear_paths")
+
+
+def collapse_block(block: Any) -> None:
+    """Turns an expanded block, whose parts are stock ones again, into the stock one that it was, in place."""
+    _mix_out(block, "routing_channel", "layer_call")
+
+
+def mix_in(mixin: type[MixedIn], layer: Any, **attributes: Any) -> None:
+    """Puts a mixin in front of a layer's class, in place, with the attributes that it needs."""
+    layer.__class__ = mixed_class(mixin, type(layer))
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+
+
+def _mix_out(layer: Any, *attributes: str) -> None:
+    for name in attributes:
+        if hasattr(layer, name):
+            delattr(layer, name)
+    layer.__class__ = type(layer).mixed_of[1]

@@ -17,9 +17,11 @@ from transformers.utils import logging
 
 from hf_era.models.base_checks import check_arguments, check_base_in_memory, check_family, check_not_quantised
 from hf_era.models.checkpoint_files import check_weight_files, read_json_object
-from hf_era.models.config import ExpansionConfig
-from hf_era.models.families.family import FAMILIES, Family, family_of, get_family
+from hf_era.models.config import NOT_OF_THE_BASE, ExpansionConfig
+from hf_era.models.families.family import EXPANDED_PREFIX, FAMILIES, Family, family_for, family_of
+from hf_era.models.families.unsupported import no_causal_lm_message, why_no_causal_lm
 from hf_era.models.generation_config import make_generation_config_savable
+from hf_era.models.self_check import check_opened
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.models.whole_weights import follow_attention, take_over
 from hf_era.utils.checks import check_path_text, error_text, first_and_more, short_repr
@@ -115,13 +117,25 @@ def load_base_config(base: str | os.PathLike[str], field: str = "model.base", **
     values = _config_values(field, source, subfolder, kwargs)
     check_config_numbers(f"{field}: config.json", values)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
+        config = _opened_config(values) or AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
         check_round_trip(config)
         return config
     except OSError as error:
         raise ValueError(unreachable_message(field, source, "model")) from error
     except Exception as error:  # whatever becomes of wrong values; there is a class of error for each
         raise ValueError(_unusable(field, source, values, error)) from error
+
+
+def _opened_config(values: dict[str, Any]) -> Any:
+    """The config of an expanded model of a family that was opened by the names of its parts, which only the checkpoints of a
+    training have; `None` of any other."""
+    expansion, model_type = values.get("expansion"), str(values.get("model_type"))
+    if not model_type.startswith(EXPANDED_PREFIX) or not isinstance(expansion, dict) or expansion.get("mlp") is None:
+        return None
+    own = {name: value for name, value in values.items() if name not in NOT_OF_THE_BASE}
+    base_config = AutoConfig.for_model(model_type.removeprefix(EXPANDED_PREFIX), **own)
+    family = family_for(base_config, ExpansionConfig.from_dict(expansion))
+    return family.model_class.config_class.from_dict(values)
 
 
 def check_round_trip(config: Any) -> None:
@@ -262,15 +276,26 @@ def load_causal_lm(name: str | os.PathLike[str], field: str = "model.base", **kw
     """Any causal LM from a local directory or a hub id, in the fast class of its family where there is one.
 
     Args:
-        name (`str` or path): a stock, a contracted or an expanded checkpoint.
+        name (`str` or path): a stock, a contracted or an expanded checkpoint, in one or (in a local directory) in parts.
         field (`str`, *optional*, defaults to `"model.base"`): the setting that errors name.
         kwargs: passed to `from_pretrained`. Only safetensors are read, and no code of the checkpoint is run.
 
     Raises:
-        ValueError: if it does not exist or cannot be reached, is damaged, lacks a weight, or does not fit in memory.
+        ValueError: if it does not exist or cannot be reached, is no causal LM, is damaged, lacks a weight, or does not fit
+            in memory.
     """
+    from hf_era.models.module_files import is_in_parts, load_expanded  # which load with this file
+
     check_options(field, kwargs)
-    config = load_base_config(name, field, **_hub_options(kwargs))
+    if is_in_parts(name):
+        return load_expanded(name, **kwargs)
+    config = load_base_config(name, field, **hub_options(kwargs))
+    opened = getattr(type(config), "opened_family", None)
+    if opened is not None:
+        return load_weights(opened.model_class, name, field, config, kwargs, config=config)
+    reason = None if getattr(config, "is_decoder", False) else why_no_causal_lm(config.model_type)
+    if reason is not None:
+        raise ValueError(f"`{field}`: {no_causal_lm_message(config.model_type, reason, FAMILIES)}")
     return load_weights(fast_class_of(config) or AutoModelForCausalLM, name, field, config, kwargs)
 
 
@@ -327,7 +352,7 @@ def load_tokenizer(name: str | os.PathLike[str], field: str = "model.tokenizer",
 def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion: ExpansionConfig, **kwargs: Any) -> Any:
     """Loads a stock checkpoint straight into the expanded class: the original weights have the same names and shapes."""
     check_options("model.base", kwargs)
-    base_config = load_base_config(base, **_hub_options(kwargs))
+    base_config = load_base_config(base, **hub_options(kwargs))
     check_family(model_class, base_config)
     check_not_quantised(base_config, kwargs)
     config = model_class.config_class.from_base_config(base_config, expansion)
@@ -345,7 +370,8 @@ def expand_checkpoint(model_class: Any, base: str | os.PathLike[str], expansion:
     return model
 
 
-def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options of `from_pretrained` that say where its files come from."""
     return {key: options[key] for key in HUB_OPTIONS if key in options}
 
 
@@ -368,13 +394,13 @@ def expand_base(
 ) -> Any:
     """Expands a base model with the class of its family; arguments and errors as in `from_base`."""
     check_arguments(base, expansion)
-    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **_hub_options(kwargs))
-    model_class = get_family(base_config.model_type).model_class
-    return model_class.from_base(base, expansion, **kwargs)
+    base_config: Any = base.config if isinstance(base, nn.Module) else load_base_config(base, **hub_options(kwargs))
+    model_class = family_for(base_config, expansion).model_class
+    return check_opened(model_class.from_base(base, expansion, **kwargs))
 
 
 def expanded_from_config(base_config: Any, expansion: ExpansionConfig, seed: int) -> Any:
     """An expanded model with random weights; its original weights equal those of the stock model with this seed."""
-    model_class = get_family(base_config.model_type).model_class
+    model_class = family_for(base_config, expansion).model_class
     torch.manual_seed(seed)
-    return model_class(model_class.config_class.from_base_config(base_config, expansion))
+    return check_opened(model_class(model_class.config_class.from_base_config(base_config, expansion)))

@@ -1,4 +1,4 @@
-"""A stock causal LM that reports the L1 norm of its MLPs' activations, as an expanded one does.
+"""A stock causal LM that reports the L1 norm of its layers' activations, as an expanded one does.
 
 A routed run is trained with an L1 term over the activations of its target layers. A control that is to differ from it in
 the routing and the auxiliary module alone needs the term over the same layers, and has no module. Its layers are measured
@@ -13,8 +13,10 @@ from collections.abc import Collection
 from typing import Any
 
 from hf_era.models.adapters import has_adapters, saved_merged
+from hf_era.models.attention_heads import expand_attention
 from hf_era.models.expanded import run_with_routing
-from hf_era.models.families.family import get_family
+from hf_era.models.families.family import Family, get_family
+from hf_era.models.fast.causal_lm import FastCausalLMMixin
 from hf_era.models.layers import MixedIn, RoutingChannel, expand_layer, mixed_class
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import model_around
@@ -50,7 +52,9 @@ class MeasuredCausalLMMixin(MixedIn):
         stock.save_pretrained(save_directory, *args, **kwargs)
 
 
-def measure_activations(model: Any, layers: Collection[int]) -> Any:
+def measure_activations(
+    model: Any, layers: Collection[int], attention_layers: Collection[int] = (), family: Family | None = None
+) -> Any:
     """Lets a stock causal LM report the L1 norm of the activations of some layers, in place; returns it.
 
     Parameters, their names and what it computes stay as they are, bit for bit; its forward pass also takes
@@ -58,15 +62,19 @@ def measure_activations(model: Any, layers: Collection[int]) -> Any:
 
     Args:
         model: a causal LM of a family that is known, in its stock or its fast class.
-        layers: indices of the layers, from 0.
+        layers: indices of the layers whose MLP is measured, from 0.
+        attention_layers: those whose attention is measured too, as it is where heads are beside it; they are among `layers`.
+        family (`Family`, *optional*): its own; not given: the one that is registered.
     """
-    family = get_family(model.config.model_type)
+    family = family or get_family(model.config.model_type)
     model.routing_channel = RoutingChannel()
     for layer, block in enumerate(family.get_blocks(model)):
         if layer in layers:
-            expand_layer(block, family.mlp, family.down_projection, {}, model.routing_channel)
-    if family.fast_path is not None:
-        family.fast_path.expand(model)
+            call = expand_layer(block, family.mlp, family.down_projection, {}, model.routing_channel)
+            if layer in attention_layers and family.attention is not None:
+                expand_attention(block, family.attention, {}, call)
+    if isinstance(model, FastCausalLMMixin):  # a stock one has no fast layers
+        model.family.fast_path.expand(model)
     # FSDP wraps each block, and refuses the name of one that is not there.
     model._no_split_modules = sorted({type(block).__name__ for block in family.get_blocks(model)})
     model.__class__ = mixed_class(MeasuredCausalLMMixin, type(model))

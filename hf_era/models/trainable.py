@@ -39,7 +39,7 @@ from hf_era.utils.fields import setting
 TRAINABLE = ("all", "routed", "modules")
 ALL_LINEAR = "all-linear"
 # Both are peft's own business: it asks transformers by an old name, and corrects a setting for GPT-2's layers by itself.
-PEFT_NOISE = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to False")
+PEFT_NOISE = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to ")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ def is_sharded(model: nn.Module) -> bool:
 def whole_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     """The state dict of a model with whole tensors, detached; what was sharded is gathered to the CPU, one at a time.
 
-    Under FSDP2 every process must call it. What is not sharded is not copied.
+    Under FSDP2 every process must call it. What is not sharded is not copied. Raises `ValueError` for weights that a
+    `device_map` left on the disk.
 
     Args:
         model (`nn.Module`): unwrapped; the result has its names.
@@ -29,6 +30,11 @@ def whole_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     gathered: dict[int, Tensor] = {}  # tied weights are gathered once, and stay one tensor
     for name, value in model.state_dict(keep_vars=True).items():
+        if value.is_meta:
+            raise ValueError(
+                f"The weight {name} is offloaded (`device_map`), so that the model cannot be contracted or saved whole. "
+                "Load it without `device_map`, or where it fits."
+            )
         if isinstance(value, DTensor):
             if id(value) not in gathered:
                 whole: Tensor = value.full_tensor().detach()

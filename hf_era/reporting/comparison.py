@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_era.evaluation.results import AnyResult
 from hf_era.evaluation.summary import DIFFERENCES, aggregate, figure_values, summary_of
-from hf_era.reporting import comparison_tables
+from hf_era.reporting import comparison_tables, module_tables
 from hf_era.reporting.html.comparison import write_comparison
 from hf_era.reporting.labels import edges_text
 from hf_era.reporting.markdown.tables import markdown_table
@@ -45,6 +45,8 @@ def comparison_markdown(results: Sequence[AnyResult]) -> str:
     attacks = comparison_tables.attack_tables(results, rows)
     if attacks:
         blocks += ["## Relearn attacks", *(block for table in attacks for block in _block(table))]
+    if of_modules := _block(module_tables.modules_of_results_table(results)):
+        blocks += ["## Modules", *of_modules]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -91,5 +93,7 @@ def _harmless(value: Any) -> Any:
 
 
 def comparison_json(results: Sequence[AnyResult]) -> dict[str, Any]:
-    """`results`: the rows; `over_seeds`: one entry per recipe."""
-    return {"results": comparison_rows(results), "over_seeds": aggregate(results)}
+    """`results`: the rows; `over_seeds`: one entry per recipe; `modules`, where a result has several: one entry each."""
+    modules = module_tables.module_rows(results)
+    found = {"results": comparison_rows(results), "over_seeds": aggregate(results)}
+    return {**found, "modules": modules} if modules else found

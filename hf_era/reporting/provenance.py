@@ -205,8 +205,12 @@ def _module(result: RunResult, module: dict[str, Any]) -> str:
     known = layers if layers is not None else sorted(result.selectivity, key=layer_order)
     named = ", ".join(map(name_of, known)) or NOT_RECORDED
     where = f"all layers ({named})" if layers is None else f"layers {named}"
-    what = "an MLP" if kind == "mlp" else name_of(kind)
-    return f"{what} with {recorded(module.get('width'))} hidden units beside the MLP of {where}"
+    width, ratio = recorded(module.get("width")), module.get("width_ratio")
+    if kind == "heads":
+        size = f"{width} units together" if ratio is None else f"{recorded(ratio)} times the units of the model's own"
+        return f"attention heads of {size} beside the heads of {where}"
+    size = f"{width} hidden units" if ratio is None else f"{recorded(ratio)} times the hidden units of the model's own"
+    return f"{'an MLP' if kind == 'mlp' else name_of(kind)} with {size} beside the MLP of {where}"
 
 
 def _router_row(router: Any, settings: dict[str, Any]) -> list[str]:

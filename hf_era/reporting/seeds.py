@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.results import AnyResult
-from hf_era.evaluation.summary import LOSS_KINDS, aggregate, estimate_of, figure_values, recipe_of, summary_of
+from hf_era.evaluation.summary import (
+    LOSS_KINDS,
+    ResultSummary,
+    aggregate,
+    estimate_of,
+    figure_values,
+    recipe_of,
+    summary_of,
+)
 from hf_era.reporting.labels import AT_MOST, ATTACK_DIFFERENCES, DIFFERENCES, KINDS
 from hf_era.reporting.numbers import format_estimate
 from hf_era.reporting.tables import Table
@@ -60,7 +68,7 @@ def seeds_table(result: AnyResult, others: Sequence[AnyResult]) -> Table | None:
     own_bounds, bounds = summary_of(result).at_most, _at_most(seeds)
     control_bounds = {name for part in summaries if part.control is not None for name in part.control.at_most}
     for name, title in _titles().items():
-        estimate, control = estimate_of(over[name]), of_control(name, seeds)
+        estimate, control = estimate_of(over[name]), of_control(name, summaries)
         if estimate.value is None:
             continue
         signed = name in _DIFFERENCES
@@ -94,10 +102,10 @@ def _titles() -> dict[str, str]:
     return {**losses, **{name: label.long for name, label in _DIFFERENCES.items()}}
 
 
-def of_control(name: str, seeds: Sequence[AnyResult]) -> Estimate:
+def of_control(name: str, seeds: Sequence[ResultSummary]) -> Estimate:
     """The same of data filtering; without a value unless each seed has it."""
     values = []
-    for control in (summary_of(one).control for one in seeds):
+    for control in (one.control for one in seeds):
         if control is None:
             return Estimate(None)
         kind = name.removesuffix("_loss_final")

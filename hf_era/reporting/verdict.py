@@ -71,6 +71,11 @@ def verdict(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> list[VerdictL
     return [VerdictLine(question, *answer) for question, answer in zip(QUESTIONS, answers, strict=True)]
 
 
+def is_judged(result: AnyResult) -> bool:
+    """Whether a verdict is shown: not of a model that was measured for its profiles, with nothing to compare it with."""
+    return not result.profiles or isinstance(result, RunResult) or result.before is not None
+
+
 QUESTIONS = ("Removed?", "Cost?", "Comes back?")
 Answer = tuple[str, str, str]
 """Answer, level, text."""
@@ -170,18 +175,19 @@ class _Facts:
 
 def _facts(result: AnyResult, others: Sequence[AnyResult]) -> _Facts:
     seeds = seeds_of(result, others)
-    own = summary_of(result)
+    summaries = [summary_of(one) for one in seeds]
+    own = summaries[seeds.index(result)]
     differences = own.differences
     if len(seeds) > 1:
         means = aggregate(seeds)[0]["figures"]
         differences = {name: estimate_of(means[name]) for name in differences}
     return _Facts(
         own=own,
-        seeds=[summary_of(one) for one in seeds],
+        seeds=summaries,
         minimum=minimum_gap(result),
         reference=reference_name(result),
         differences=differences,
-        filtering={name: of_control(name, seeds) for name in differences},
+        filtering={name: of_control(name, summaries) for name in differences},
     )
 
 

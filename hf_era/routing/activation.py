@@ -101,7 +101,8 @@ class ActivationRouter(Router):
 
     Forward, all modules take part, and nothing depends on the routing weights. Where it is said which module an example
     belongs to (`RoutingBatch.module_index`), it teaches the others nothing: their gradient from its tokens is zero, in front
-    of the down projection and in its weights too. Examples that belong to none teach all of them.
+    of the down projection and in its weights too. Examples that belong to none teach all of them. An optimizer with momentum
+    or weight decay, as AdamW, still moves a module whose gradient is zero.
 
     Args:
         multipliers (`GradientMultipliers` or `dict`, *optional*): what a forget and a retain token may teach to which part.

@@ -23,7 +23,7 @@ from hf_era.utils.checks import short_repr, unknown_key_message, unknown_value_m
 
 
 class PartRouting:
-    """What one forward pass does with one part of a target layer: its original MLP, or one of its auxiliary modules.
+    """What one forward pass does with one part of a target layer: its original dims, or one of its auxiliary modules.
 
     A plain object, neither loose tensors nor a dataclass: FSDP2's mixed precision casts every tensor that it finds among a
     block's arguments to the parameters' dtype, fields of dataclasses too, and 0.2 in bf16 is 0.2002.
@@ -34,7 +34,7 @@ class PartRouting:
         parameter_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradients of the part's linear weights and
             biases, that of the L1 term too; the gradient that flows on is whole. `None`: 1.
         dial (`Tensor`, *optional*): (batch,), fp32, range [0, 1]: how much of the part's output takes part in the forward
-            pass of each example. `None`: 1. The original MLP has none.
+            pass of each example. `None`: 1. The original dims have none.
     """
 
     __slots__ = ("activation_multiplier", "dial", "parameter_multiplier")
@@ -53,7 +53,8 @@ class TokenRouting:
     """The routing of one forward pass. It travels as an argument of each block, never as state that outlives the call.
 
     Attributes:
-        original (`PartRouting`): of the original MLP of every target layer.
+        original (`PartRouting`): of the original dims of every target layer: its MLP, and its attention where heads were
+            added beside it.
         modules (`dict[str, PartRouting]`): of the auxiliary modules, by name; one that is not named is left alone.
         measure_activation_l1 (`bool`): whether target layers return the L1 norm of their activations.
         activation_mask (`Tensor`, *optional*): (batch, seq), fp32, 1 on real tokens and 0 on padding. `None`: all 1.
@@ -72,7 +73,7 @@ class TokenRouting:
         self.measure_activation_l1, self.activation_mask = measure_activation_l1, activation_mask
 
     def of(self, module: str | None) -> PartRouting:
-        """The routing of an auxiliary module, or of the original MLP for `None`."""
+        """The routing of an auxiliary module, or of the original dims for `None`."""
         return self.original if module is None else self.modules.get(module, _LEFT_ALONE)
 
     def l1_mask(self, module: str | None, shape: torch.Size) -> Tensor | None:
@@ -231,7 +232,7 @@ def build_token_routing(
                 part.activation_multiplier, part.parameter_multiplier, dial if part.dial is None else part.dial * dial
             )
     mask = None
-    if measure_activation_l1 and attention_mask is not None and attention_mask.dim() == 2:
+    if measure_activation_l1 and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         mask = attention_mask.to(torch.float32)
     return TokenRouting(routed.original, parts, measure_activation_l1, mask)
 

@@ -1,7 +1,8 @@
 """Where the gradient is scaled: identity forward, multiplied backward. The only file that routes one.
 
-Let `a` be the input of an MLP's down projection, whatever makes it (`gelu(up(x))`, or `silu(gate(x)) * up(x)`). There are
-two places where the gradient of token `t` can be multiplied, and three functions for them:
+Let `a` be the input of an MLP's down projection, whatever makes it (`gelu(up(x))`, or `silu(gate(x)) * up(x)`), or that of
+attention's output projection, where heads are beside the layer's own (`hf_era.models.attention_heads`). There are two places
+where the gradient of token `t` can be multiplied, and three functions for them:
 
 * **at the activation** (section 3.1 of arXiv 2410.04332). Forward, `a` passes unchanged, bit for bit. Backward, its gradient
   at token `t` is multiplied by `factor[t]`. What follows from the place where it sits: everything *before* it on this

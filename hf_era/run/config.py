@@ -155,6 +155,8 @@ class RunConfig:
             check_path_text(name, getattr(self, name))
         self._check_base_dir()
         make_router(self.router)  # checks it
+        names = [module.name for module in self.expansion.module_configs]
+        self.data.labels.check_modules(names, "`expansion.modules`")
         if self.routing.rule == "concept" and self.data.labels.kind != "words":
             raise ValueError(
                 f"`routing.rule` is 'concept', which routes the tokens of forget words, but labels come from "
@@ -264,7 +266,8 @@ def _without_what_is_replaced(values: dict[str, Any], layer: Mapping[str, Any]) 
     data, new = values.get("data"), layer.get("data")
     if not isinstance(data, Mapping) or not isinstance(new, Mapping):
         return values
-    replaced: set[str] = set()
+    # Modules bring their labels, or words, along; a mapping would else be merged with the earlier one.
+    replaced = {"modules", "forget_labels", "forget_words"} if new.get("modules") else set()
     ways = [way for way in _LABELLING_FIELDS if any(new.get(name) for name in way)]
     if ways:
         replaced.update(name for way in _LABELLING_FIELDS if way not in ways for name in way)
@@ -302,7 +305,7 @@ _RESERVED_FIELDS = {
     "expansion": "Use the section `expansion`.",
     "routing": "Use the section `routing`.",
     **dict.fromkeys(
-        ("label_column", "forget_labels", "retain_labels", "score_column", "forget_words", "text_column"),
+        ("label_column", "forget_labels", "retain_labels", "score_column", "forget_words", "modules", "text_column"),
         "Use the section `data`.",
     ),
     "max_length": "Use `data.max_tokens`.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from hf_era.evaluation.modules import examples_of_modules
 from hf_era.evaluation.tasks import load_suite
 from hf_era.methods import Cost, get_method
-from hf_era.models import get_family
+from hf_era.models import family_for
 from hf_era.run.config import SECTIONS, RunConfig, without_routing
 from hf_era.run.inputs import RunInputs
 from hf_era.run.tracking import tracked_name, tracked_project
@@ -101,7 +102,8 @@ class Run:
         """What the training of a control has of the run's own; empty where that is nothing, as in earlier versions."""
         if self.control_l1_coefficient == 0:
             return {}
-        layers = self.expansion.resolve_layers(get_family(self.base_config.model_type).layers_of(self.base_config))
+        family = family_for(self.base_config, self.expansion)
+        layers = self.expansion.resolve_layers(family.layers_of(self.base_config))
         return {"l1_coefficient": self.control_l1_coefficient, "l1_layers": layers}
 
     def _stock_training(self) -> dict[str, Any]:
@@ -149,7 +151,7 @@ class Run:
             model,
             arguments,
             train_dataset=self.data.train if stories is None else stories,
-            eval_dataset={"forget": self.data.validation_forget, "retain": self.data.validation_retain},
+            eval_dataset=self._evaluation_sets(getattr(model, "module_names", [])),
             processing_class=self.tokenizer,
             **options,
         )
@@ -157,6 +159,15 @@ class Run:
         output = trainer.train(resume_from_checkpoint=True)
         self.save(trainer.save_whole_model, folder, all_take_part=True)
         return trainer, output
+
+    def _evaluation_sets(self, modules: Sequence[str]) -> dict[str, Dataset]:
+        """Forget and retain examples; of several modules also each one's own forget examples, if there are any."""
+        forget = self.data.validation_forget
+        own = examples_of_modules(forget, modules) if modules else {}
+        of_modules = {
+            name: forget.select(rows.nonzero().flatten().tolist()) for name, rows in own.items() if rows.any()
+        }
+        return {**of_modules, "forget": forget, "retain": self.data.validation_retain}
 
     def save(self, save: Callable[[Path], Any], folder: Path, all_take_part: bool = False) -> None:
         # Where the weights are sharded all processes take part in gathering them; the main one alone writes.

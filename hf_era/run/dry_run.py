@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -28,6 +29,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from hf_era.data import FORGET, RETAIN, UNLABELLED
 from hf_era.data.columns import arrow_batches, flat_column
+from hf_era.data.labelling import MODULE
 from hf_era.evaluation import EvaluationConfig, Evaluator, RelearnAttack, generate_texts
 from hf_era.evaluation.relearn.attack import MeasuredStories, measured_steps
 from hf_era.methods import Phase
@@ -56,7 +58,7 @@ class DryRun:
 
     Attributes:
         data (`list[dict]`): `part`, `label`, `examples`, `tokens` and, of what is trained on, `routed`: tokens with a
-            routing weight below 0.5.
+            routing weight below 0.5. Where labels name modules, also a row for each `module`: of the forget examples those.
         parameters (`dict[str, int]`): `total`, `auxiliary` and `trained`, of the model that is trained.
         memory (`dict[str, float]`): bytes of a training step in this process: `weights`, `gradients`, `optimizer`,
             `activations`, `logits`, `buffers` and their sum, `estimate`; `whole_logits`, what the logits would take without
@@ -119,22 +121,27 @@ def dry_run(config: RunConfig, console: Console | None = None) -> DryRun:
 
 
 def counts_by_label(run: Run) -> list[dict[str, Any]]:
-    """Examples and tokens of each part of the split and each label; of the training examples the routed tokens, too."""
-    examples, tokens, routed = (dict.fromkeys(LABELS, 0) for _ in range(3))
-    for table in arrow_batches(run.data.train, ["label", "routing_weight"]):
+    """Examples and tokens of each part of the split and each label, and of the forget examples of each module where labels
+    name modules; of the training examples the routed tokens, too."""
+    of_modules = run.data.summary.get("modules", {})
+    examples, tokens, routed = (dict.fromkeys([*LABELS, *of_modules], 0) for _ in range(3))
+    for table in arrow_batches(run.data.train, ["label", "routing_weight", *([MODULE] if of_modules else [])]):
         labels = table["label"].to_numpy()
         weights, lengths = flat_column(table, "routing_weight")
         below = np.bincount(np.repeat(np.arange(len(labels)), lengths)[weights < 0.5], minlength=len(labels))
-        for label in LABELS:
-            own = labels == label
-            examples[label] += int(own.sum())
-            tokens[label] += int(lengths[own].sum())
-            routed[label] += int(below[own].sum())
-    rows: list[dict[str, Any]] = [
-        {"part": "train", "label": name, "examples": examples[label], "tokens": tokens[label], "routed": routed[label]}
-        for label, name in LABELS.items()
-        if examples[label] or label != UNLABELLED
-    ]
+        groups = {label: labels == label for label in LABELS}
+        groups |= {name: pc.fill_null(pc.equal(table[MODULE], name), False).to_numpy() for name in of_modules}
+        for group, own in groups.items():
+            examples[group] += int(own.sum())
+            tokens[group] += int(lengths[own].sum())
+            routed[group] += int(below[own].sum())
+    rows: list[dict[str, Any]] = []
+    for label, name in LABELS.items():
+        if examples[label] or label != UNLABELLED:
+            for group in (label, *(of_modules if label == FORGET else ())):
+                counted = {"examples": examples[group], "tokens": tokens[group], "routed": routed[group]}
+                of_module = {"module": group} if isinstance(group, str) else {}
+                rows.append({"part": "train", "label": name, **of_module, **counted})
     held_out = {"validation": ("forget", "retain", "unlabelled"), "attack": ("forget",)}
     for part, names in held_out.items():
         for name in names:
@@ -143,6 +150,9 @@ def counts_by_label(run: Run) -> list[dict[str, Any]]:
                 continue
             size = sum(own_part["length"][:]) if len(own_part) else 0
             rows.append({"part": part, "label": name, "examples": len(own_part), "tokens": size})
+            for module, own in of_modules.items() if name == "forget" else ():
+                counted = {"examples": own[f"{part}_{name}_stories"], "tokens": own[f"{part}_{name}_tokens"]}
+                rows.append({"part": part, "label": name, "module": module, **counted})
     return rows
 
 
@@ -373,7 +383,11 @@ def show(found: DryRun, run: Run, console: Console) -> None:
     console.print()
     numbers = ("examples", "tokens", "routed")
     rows = [
-        [row["part"], row["label"], *(f"{row[name]:,}" if name in row else "" for name in numbers)]
+        [
+            row["part"],
+            f"  of {row['module']}" if "module" in row else row["label"],
+            *(f"{row[name]:,}" if name in row else "" for name in numbers),
+        ]
         for row in found.data
     ]
     console.print(_table("Data", ["part", "label"], ["examples", "tokens", "routed as forget (weight < 0.5)"], rows))

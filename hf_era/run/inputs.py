@@ -27,7 +27,7 @@ from hf_era.data.sources import check_source
 from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, prompts_for
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
-from hf_era.models import get_family
+from hf_era.models import family_for, get_family
 from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.run.config import RunConfig
@@ -64,7 +64,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
             check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base
     base_config = _base_config(config)
-    family = get_family(base_config.model_type)
+    family = family_for(base_config, config.expansion)
     config.expansion.resolve_layers(family.layers_of(base_config))
     _check_length(config, base_config)
     name = config.model.tokenizer or base
@@ -113,6 +113,11 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
             f"`training.warmup_steps` is {warmup:g}, and there are {steps} steps: the learning rate never gets to its peak. "
             "Lower the one or raise the other."
         )
+    for module, own in summary.get("modules", {}).items():
+        if not own["validation_forget_stories"]:
+            notes.append(
+                f"No example of the module '{module}' is among those to evaluate on. Raise `data.forget_validation_stories`."
+            )
     if contradictions := summary.get("contradictions_dropped"):
         notes.append(f"{contradictions:,} examples repeat an earlier one that has another label. The first one counts.")
     if long := summary.get("long_prompts_dropped"):
@@ -137,19 +142,24 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
 
 
 def _counts(summary: dict[str, Any]) -> str:
-    """Examples per label that are trained on."""
+    """Examples per label, and of those to be forgotten per module, that are trained on."""
     counts = {
         "forget": summary["train_forget_labelled"],
         "retain": summary["train_retain"],
         "unlabelled": summary["train_unlabelled"] + summary["train_forget_unlabelled"],
     }
-    told = ", ".join(f"{number:,} {name}" for name, number in counts.items() if number or name != "unlabelled")
+    names = {name: name for name in counts}
+    if of_modules := summary.get("modules"):
+        shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
+        names["forget"] = f"forget ({shares})"
+    told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
     return f"To be trained on: {told} examples."
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
     """The prepared data, kept from an earlier run or made now; with the tokenizer, if it is trained on the examples."""
     data, seed = config.data, config.seed
+    modules = [module.name for module in config.expansion.module_configs] if data.modules else None
     sources = load_sources(data, seed, given_tokenizer)
 
     def prepare() -> CachedData:
@@ -162,11 +172,13 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         if tokenizer is None:
             tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
             trained = tokenizer.backend_tokenizer.to_str()
-        prepared = prepare_data(splits, tokenizer, data, config.routing, vocabulary_size or len(tokenizer))
+        size = vocabulary_size or len(tokenizer)
+        prepared = prepare_data(splits, tokenizer, data, config.routing, size, modules)
         return CachedData(prepared, data_fingerprint(splits), trained)
 
     tokenizer = config.model.vocabulary_size if given_tokenizer is None else given_tokenizer
-    return cached_data(prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size), prepare)
+    key = prepared_data_key(sources, data, seed, config.routing, tokenizer, vocabulary_size, modules)
+    return cached_data(key, prepare)
 
 
 def _base_config(config: RunConfig) -> Any:
@@ -178,13 +190,15 @@ def _base_config(config: RunConfig) -> Any:
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
         raise ValueError(f"`model.architecture.model_type` should be text, got {short_repr(model_type)}.")
-    get_family(model_type)
+    if config.expansion.mlp is None:  # otherwise it is looked for in the model
+        get_family(model_type)
     check_config_numbers("model.architecture", {**values, "model_type": model_type})
     try:
         base_config = AutoConfig.for_model(model_type, **values)
         check_round_trip(base_config)
     except Exception as error:  # a field that does not exist or has a wrong type: each a class of error of its own
         raise ValueError(f"`model.architecture` does not fit `{model_type}`: {error_text(error)}") from error
+    family_for(base_config, config.expansion)  # before anything is built of it
     check_model_fits("model.architecture", base_config)
     return base_config
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
+
+from datasets import Dataset
 
 from hf_era.data import FORGET, RoutingCollator, padding_token_id
 from hf_era.data.columns import present
+from hf_era.data.labelling import MODULE
 from hf_era.evaluation import (
     AuxiliaryActivationMeter,
     EvaluationConfig,
@@ -24,13 +29,19 @@ from hf_era.evaluation import (
     selectivity_estimates,
 )
 from hf_era.evaluation.generation import longest_prompt
+from hf_era.evaluation.modules import (
+    examples_of_modules,
+    measure_module,
+    module_selectivity,
+    stage_figures,
+)
 from hf_era.evaluation.relearn.attack import measured_steps
 from hf_era.evaluation.relearn.config import PlannedAttack, plan_attacks
 from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
 from hf_era.evaluation.tasks import measure_in_main, suite_key
 from hf_era.methods import Cost, Method, Phase, Stage
 from hf_era.methods.method import stories_labelled
-from hf_era.models import get_family
+from hf_era.models import family_for
 from hf_era.models.loading import load_causal_lm
 from hf_era.run.context import Run
 from hf_era.training.report import mixed_precision
@@ -54,21 +65,29 @@ class Measuring:
         before = [Stage("before", run.before_model)] if run.before_kind is not None else []
         self.stages = {stage.name: stage for stage in (*before, *method.stages(run))}
         self.final_stage = list(self.stages)[-1]
+        expanded = any(stage.is_expanded for stage in self.stages.values())
+        self.module_configs = run.expansion.module_configs if expanded else []
+        self.own = examples_of_modules(run.data.validation_forget, [part.name for part in self.module_configs])
 
     def phases(self, model_key: str) -> list[Phase]:
         """Evaluation, generations, tasks of lm-eval where there are any, and relearn attack. `model_key`: of the phase that
         made the final model."""
         config, models = self.config, (model_key, self.run.base_key)
         sizes = identity_values(EvaluationConfig, asdict(config.evaluation)).values()
-        evaluation = fingerprint(*models, *sizes, "with the leak audit")
+        # What is newer than runs that should still be found goes into a key only where there is any of it.
+        apart = ["each module apart"] if self.own else []
+        evaluation = fingerprint(*models, *sizes, "with the leak audit", *apart)
         generation = fingerprint(
             *models, identity_values(SamplingConfig, asdict(config.generation)), config.data.forget_words
         )
         attacks = identity_values(RelearnConfig, config.relearn.to_dict())
         attack = fingerprint(
-            *models, attacks, "the first ten steps measured, the sweep at the largest number of stories"
-        )
+            *models, attacks, "the first ten steps measured, the sweep at the largest number of stories",
+            *(apart if config.relearn.each_module else []),
+        )  # fmt: skip
         title = "Attacking: relearning forget examples"
+        if len(self._pools()) > 1:
+            title += f", and those of each of {len(self.own)} modules"
         tasks = []
         if config.evaluation.tasks:
             key = fingerprint(*models, suite_key(config.evaluation), self.generating_stages())
@@ -83,10 +102,17 @@ class Measuring:
     def _evaluation_cost(self) -> Cost:
         held_out = len(self.run.data.validation_forget) + len(self.run.data.validation_retain)
         expanded = sum(stage.is_expanded for stage in self.stages.values())
-        family = get_family(self.run.base_config.model_type)
+        family = family_for(self.run.base_config, self.run.expansion)
         layers = len(self.run.expansion.resolve_layers(family.layers_of(self.run.base_config))) if expanded else 0
         unlabelled = len(self.stages) * len(self.run.data.validation_unlabelled)
-        return Cost(2 * AUDIT_STORIES * expanded, (len(self.stages) + layers) * held_out + unlabelled)
+        audits = 1
+        if (
+            expanded and self.own
+        ):  # each module by itself: its gradients, and switched off in all and in each of its layers
+            number = family.layers_of(self.run.base_config)
+            layers += sum(1 + len(module.resolve_layers(number)) for module in self.module_configs)
+            audits += len(self.own)
+        return Cost(2 * AUDIT_STORIES * expanded * audits, (len(self.stages) + layers) * held_out + unlabelled)
 
     def _generation_cost(self) -> Cost:
         settings = self.config.generation
@@ -112,12 +138,40 @@ class Measuring:
         return Cost(trained, measured, at_most=self.config.relearn.patience is not None)
 
     def attacks(self) -> list[PlannedAttack]:
-        """The attacks that will be made; on the model before the method at most the largest of them."""
-        config = self.config.relearn
-        attacks = plan_attacks(config, len(self.run.data.attack_forget)).attacks
-        if config.attack_before and self.run.before_kind is not None and self.final_stage != "before":
-            attacks.append(max(attacks, key=lambda attack: (attack.stories, attack.trials)))
-        return attacks
+        """The attacks that will be made, those of each module too; on the model before the method at most the largest."""
+        planned = []
+        for module, (pool, _) in self._pools().items():
+            attacks = plan_attacks(self._attack_settings(module), len(pool)).attacks
+            if self.config.relearn.attack_before and self._has_before:
+                attacks.append(max(attacks, key=lambda attack: (attack.stories, attack.trials)))
+            planned += attacks
+        return planned
+
+    @property
+    def _has_before(self) -> bool:
+        return self.run.before_kind is not None and self.final_stage != "before"
+
+    def _pools(self) -> dict[str | None, tuple[Dataset, Dataset]]:
+        """Forget examples to attack with, and to measure on: all of them (`None`), and each module's own. A module without
+        either is left out."""
+        data = self.run.data
+        pools: dict[str | None, tuple[Dataset, Dataset]] = {None: (data.attack_forget, data.validation_forget)}
+        if not self.own or not self.config.relearn.each_module:
+            return pools
+        given = data.attack_forget[MODULE][:] if MODULE in data.attack_forget.column_names else []
+        for module, own in self.own.items():
+            rows = [index for index, name in enumerate(given) if name == module]
+            if rows and own.any():
+                measured = data.validation_forget.select(own.nonzero().flatten().tolist())
+                pools[module] = (data.attack_forget.select(rows), measured)
+        return pools
+
+    def _attack_settings(self, module: str | None) -> RelearnConfig:
+        settings = self.config.relearn
+        if settings.bf16 is None:
+            settings = replace(settings, bf16=mixed_precision(self.run.arguments) == "bf16")
+        # What was set aside suffices for all modules together; of one there may be too few, and its notes say so.
+        return settings if module is None else replace(settings, allow_fewer=True)
 
     def attack_examples(self) -> int:
         """How many examples an attack is measured on."""
@@ -146,12 +200,19 @@ class Measuring:
         measured: dict[str, dict[str, StoryLosses]] = {}
         selectivity: dict[str, Any] = {}
         audit: dict[str, Any] = {}
+        modules: dict[str, dict[str, Any]] = {name: {} for name in self.own}
         for name, stage in self.stages.items():
             model = load_causal_lm(stage.model)
             description = name.replace("_", " ").capitalize()
             if stage.is_expanded:
-                measured[name], selectivity = self._with_selectivity(evaluator, model, description)
+                measured[name], meters = self._with_meters(evaluator, model, description)
+                rows = (meters["forget"].story_rows(), meters["retain"].story_rows())
+                estimates = selectivity_estimates(*rows, self.config.evaluation.bootstrap_samples)
+                selectivity = {str(layer): estimate.to_dict() for layer, estimate in estimates.items()}
                 audit = self._leak_audit(evaluator, model, measured[name])
+                modules = {
+                    part: self._measure_module(evaluator, model, part, measured[name], meters) for part in modules
+                }
             else:
                 measured[name] = evaluator.measure(model, description)
             del model
@@ -165,19 +226,18 @@ class Measuring:
             },
             "selectivity": selectivity,
             "leak_audit": audit,
+            **({"modules": self._with_stages(modules, measured)} if modules else {}),
         }
 
-    def _with_selectivity(
+    def _with_meters(
         self, evaluator: Evaluator, model: Any, description: str
-    ) -> tuple[dict[str, StoryLosses], dict[str, Any]]:
-        measured, rows = {}, {}
+    ) -> tuple[dict[str, StoryLosses], dict[str, AuxiliaryActivationMeter]]:
+        """The losses of each set, and what its meter measured of the auxiliary modules meanwhile."""
+        measured, meters = {}, {}
         for name in evaluator.sets:
-            with AuxiliaryActivationMeter(model) as meter:
-                measured[name] = evaluator.measure_set(model, name, description, meter)
-            rows[name] = meter.story_rows()
-        samples = self.config.evaluation.bootstrap_samples
-        estimates = selectivity_estimates(rows["forget"], rows["retain"], samples)
-        return measured, {str(layer): estimate.to_dict() for layer, estimate in estimates.items()}
+            with AuxiliaryActivationMeter(model) as meters[name]:
+                measured[name] = evaluator.measure_set(model, name, description, meters[name])
+        return measured, meters
 
     def _differences(
         self, evaluator: Evaluator, measured: dict[str, dict[str, StoryLosses]]
@@ -197,9 +257,51 @@ class Measuring:
                 found |= {name: differences[kind] for kind, name in names.items() if kind in differences}
         return found
 
+    def _measure_module(
+        self,
+        evaluator: Evaluator,
+        model: Any,
+        module: str,
+        all_on: dict[str, StoryLosses],
+        meters: dict[str, AuxiliaryActivationMeter],
+    ) -> dict[str, Any]:
+        """One module alone: switched off, its selectivity, and its leak audit."""
+        found = measure_module(evaluator, model, module, self.own, all_on)
+        found["selectivity"] = module_selectivity(evaluator, meters, module, self.own[module])
+        forget = stories_labelled(self.run.data, FORGET)
+        rows = (
+            [index for index, name in enumerate(forget[MODULE][:]) if name == module]
+            if MODULE in forget.column_names
+            else []
+        )
+        gradient = self._gradients(model, forget.select(rows[:AUDIT_STORIES]), module) if rows else {}
+        found["leak_audit"] = {"gradient": gradient, "ablation": found.pop("ablation")}
+        return found
+
+    def _with_stages(
+        self, modules: dict[str, dict[str, Any]], measured: dict[str, dict[str, StoryLosses]]
+    ) -> dict[str, Any]:
+        """With the losses of every stage on each module's own forget examples."""
+        samples = self.config.evaluation.bootstrap_samples
+        for name, found in modules.items():
+            stages = stage_figures(measured, self.own[name], self.final_stage, samples)
+            found["losses"] = {**stages.pop("losses"), **found.get("losses", {})}
+            found |= stages
+        return modules
+
     def _leak_audit(self, evaluator: Evaluator, trained: Any, all_on: dict[str, StoryLosses]) -> dict[str, Any]:
-        forget = stories_labelled(self.run.data, FORGET, most=AUDIT_STORIES)
-        stories = present(forget, "input_ids", "labels", "routing_weight")
+        gradient = self._gradients(trained, stories_labelled(self.run.data, FORGET, most=AUDIT_STORIES))
+        removed = ablation_audit(
+            trained,
+            lambda name: evaluator.measure_set(trained, name, "One layer ablated at a time"),
+            samples=self.config.evaluation.bootstrap_samples,
+            all_on=all_on,
+        )
+        return {"gradient": gradient, "ablation": removed}
+
+    def _gradients(self, trained: Any, forget: Dataset, module: str | None = None) -> dict[str, Any]:
+        """The gradient audit of these training examples, at the start of training and of the trained model."""
+        stories = present(forget, "input_ids", "labels", "routing_weight", "module_index")
         collator, size = RoutingCollator(self.padding), 8
         batches = [
             collator(list(stories.select(range(start, min(start + size, len(stories))))))
@@ -209,17 +311,10 @@ class Measuring:
         def audit(name: str) -> dict[str, Any]:
             model = self.method.start_model(self.run) if name == "start" else trained
             model.router = self.run.arguments.token_router
-            return gradient_audit(model, batches, device=self.device)
+            return gradient_audit(model, batches, device=self.device, module=module)
 
         names = ("start", "trained")
-        gradient = dict(zip(names, share_out(names, audit, self.state), strict=True))
-        removed = ablation_audit(
-            trained,
-            lambda name: evaluator.measure_set(trained, name, "One layer ablated at a time"),
-            samples=self.config.evaluation.bootstrap_samples,
-            all_on=all_on,
-        )
-        return {"gradient": gradient, "ablation": removed}
+        return dict(zip(names, share_out(names, audit, self.state), strict=True))
 
     # ---- Generations ----
 
@@ -257,40 +352,54 @@ class Measuring:
     # ---- Relearn attack ----
 
     def attack(self, key: str) -> dict[str, Any]:
-        """The relearn attacks on the final model; trials that a stopped run finished are not made again."""
+        """The relearn attacks on the final model, with all forget examples and with each module's own; trials that a stopped
+        run finished are not made again."""
         if not self.config.relearn.enabled:
             return {"attack": None}
-        data, settings = self.run.data, self.config.relearn
-        if settings.bf16 is None:
-            settings = replace(settings, bf16=mixed_precision(self.run.arguments) == "bf16")
-        experiment = RelearnExperiment(
-            data.attack_forget,
-            data.validation_forget,
-            data.validation_retain,
-            self.padding,
-            settings,
-            device=self.device,
-            progress=self.state.is_main_process,
-            state=self.state,
-        )
-        before = None
-        if self.run.before_kind is not None:
-            before = experiment.losses(load_causal_lm(self.run.before_model))
-        kept = KeptTrials(self.records, key, self.state)
-        model = load_causal_lm(self.stages[self.final_stage].model)
-        planned = sum(attack.trials for attack in experiment.plan())
-        through = len(kept.found)
+        experiments = {
+            module: RelearnExperiment(
+                pool,
+                forget,
+                self.run.data.validation_retain,
+                self.padding,
+                self._attack_settings(module),
+                device=self.device,
+                progress=self.state.is_main_process,
+                state=self.state,
+            )
+            for module, (pool, forget) in self._pools().items()
+        }
+        kept = {
+            module: KeptTrials(self.records, key if module is None else fingerprint(key, module), self.state, number)
+            for number, module in enumerate(experiments)
+        }
+        planned = sum(attack.trials for experiment in experiments.values() for attack in experiment.plan())
+        through = sum(len(part.found) for part in kept.values())
 
-        def on_trial(trial: RelearnTrial) -> None:
+        def on_trial(module: str | None, trial: RelearnTrial) -> None:
             nonlocal through
-            kept.add(trial)
+            kept[module].add(trial)
             through += self.state.num_processes  # the others are about as far
             self.run.progress(min(through / planned, 1.0))
 
-        result = experiment.run(model, before, done=kept.found, on_trial=on_trial)
+        found = {
+            module: self._attacked(experiment, kept[module].found, partial(on_trial, module))
+            for module, experiment in experiments.items()
+        }
+        attacks = {"attack": found.pop(None)}
+        return {**attacks, "module_attacks": found} if found else attacks
+
+    def _attacked(
+        self, experiment: RelearnExperiment, done: list[RelearnTrial], on_trial: Callable[[RelearnTrial], None]
+    ) -> dict[str, Any]:
+        before = None
+        if self.run.before_kind is not None:
+            before = experiment.losses(load_causal_lm(self.run.before_model))
+        model = load_causal_lm(self.stages[self.final_stage].model)
+        result = experiment.run(model, before, done=done, on_trial=on_trial)
         if before is not None and self.final_stage != "before":
             result = experiment.attack_before(load_causal_lm(self.run.before_model), result)
-        return {"attack": result.to_dict()}
+        return result.to_dict()
 
     def remove_kept_trials(self) -> None:
         """Once the attack is written down as done. Every process calls it; one removes."""

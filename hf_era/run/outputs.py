@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hf_era.data import PreparedData
 from hf_era.data.examples import PROMPT_CHARACTERS
+from hf_era.data.labelling import MODULE
 from hf_era.data.splits import PARTS
 from hf_era.evaluation import RunResult
 from hf_era.methods import get_method
@@ -47,6 +48,8 @@ def describe_plan(config: RunConfig, device: Any) -> str:
         stories = ", ".join(map(str, config.relearn.stories))
         limits = f"{config.relearn.steps} steps at most, {config.relearn.trials} trials each"
         attack = f"fine-tuning on {stories} forget examples, {limits}"
+        if config.relearn.each_module and len(config.data.modules) > 1:
+            attack += f"; with all forget examples, and with those of each of {len(config.data.modules)} modules"
     lines = [
         ("model", start),
         *get_method(config.method).plan(config),
@@ -74,7 +77,8 @@ def finish(
 
 def write_held_out(data: PreparedData, folder: Path) -> None:
     """Writes the examples that were never trained on, a file for each set, so that `hf-era eval` and `relearn` can measure
-    other models on them, and this one once more. Texts are cut as they were (`data.max_characters`)."""
+    other models on them, and this one once more. Texts are cut as they were (`data.max_characters`); of several modules it
+    is said whose a forget example is."""
     for name in PARTS[1:]:
         examples = getattr(data, name)
         if not len(examples):
@@ -86,6 +90,9 @@ def write_held_out(data: PreparedData, folder: Path) -> None:
                 {"prompt": row["text"][:end], "completion": row["text"][end:]}
                 for row, end in zip(rows, prompts, strict=True)
             ]
+        if MODULE in examples.column_names:
+            modules = examples[MODULE][:]
+            rows = [row | ({MODULE: name} if name else {}) for row, name in zip(rows, modules, strict=True)]
         lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
         write_text(folder / f"{HELD_OUT_FILES[name]}.jsonl", lines)
 

@@ -193,6 +193,8 @@ def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResul
     for phase in plan.measured:
         measured |= runner.run(phase)
     del measured["seconds"]
+    for module, attack in measured.pop("module_attacks", {}).items():
+        measured["modules"][module]["attack"] = attack
     return RunResult(
         name=run.config.name,
         seed=run.seed,

@@ -481,7 +481,8 @@ class CausalLMTrainer(CheckpointingTrainer):
         if is_sharded(model) or is_zero_3(self.accelerator):
             weights = self.full_state_dict()
             if self.is_world_process_zero():
-                whole_model(model, weights).save_pretrained(folder)
+                # A checkpoint is put back by the names that the model has.
+                whole_model(model, weights).save_pretrained(folder, save_original_format=self._staging is None)
         elif self.is_world_process_zero():
             without_adapters(model).save_pretrained(folder)
         self.accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput, has_length
 
@@ -204,7 +205,14 @@ class CheckpointingTrainer(Trainer):
     # ---- What a checkpoint holds ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        model: Any = self.model
+        if self._staging is not None and isinstance(model, PreTrainedModel):
+            # Put back by the names that the model has. A saved model may have others (GPT-NeoX), which would not be found.
+            model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)  # type: ignore
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            model.__dict__.pop("save_pretrained", None)
         if self.args.should_save:  # the Trainer's copy of its arguments is a pickle
             folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -6,11 +6,12 @@ Each of these would train to the end without a word, and otherwise than was aske
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -21,10 +22,12 @@ from transformers import (
 )
 
 from hf_era.data import RoutingCollator
-from hf_era.data.collator import check_all_are_collated
+from hf_era.data.collator import MODULE_INDEX, check_all_are_collated
+from hf_era.data.columns import arrow_batches
+from hf_era.data.labelling import MODULE
 from hf_era.data.padding_rows import PaddingRowCollator
 from hf_era.training.evaluation_sets import named_sets
-from hf_era.utils.checks import listed, unknown_key_message
+from hf_era.utils.checks import listed, short_repr, unknown_key_message
 
 OWN_COLLATOR = "`hf_era.data.RoutingCollator(tokenizer.pad_token_id)`"
 _PAD_NO_ROUTING_WEIGHT = (
@@ -94,6 +97,31 @@ def check_routing_weights_arrive(dataset: Any, collator: Any) -> None:
             unknown_key_message("`train_dataset`", "routing_weight", columns).replace("Unknown key", "No column")
             + " Without it nothing is routed; for a control without routing, add the column with 1.0 for every token."
         )
+
+
+def check_modules_match(dataset: Any, names: Sequence[str] | None) -> None:
+    """Raises `ValueError` if the `module_index` of a `Dataset` is of no module of the model, or of another one than its
+    column `module` says, as where it was made for a model with other modules.
+
+    Args:
+        names (`Sequence[str]`, *optional*): of the model's modules, in order. `None`: the model has none.
+    """
+    columns = columns_of(dataset) or []
+    if names is None or not isinstance(dataset, Dataset) or MODULE_INDEX not in columns:
+        return
+    found: set[tuple[int, str | None]] = set()
+    chosen = [name for name in (MODULE_INDEX, MODULE) if name in columns]
+    for table in arrow_batches(dataset, chosen):
+        distinct = table.group_by(chosen).aggregate([])
+        found.update((row[MODULE_INDEX], row.get(MODULE)) for row in distinct.to_pylist())
+    for index, module in found:
+        known = names[index] if 0 <= index < len(names) else None
+        if (index != -1 and known is None) or (module is not None and module != known):
+            named = f", for the module {short_repr(module)}" if module is not None else ""
+            raise ValueError(
+                f"`train_dataset` has the `module_index` {index}{named}, but the model's modules are {listed(names)}, from "
+                f"0 to {len(names) - 1}. Make it with the modules of this model, in this order (-1: none)."
+            )
 
 
 def _collates_like(collator: Any, kind: type) -> bool:

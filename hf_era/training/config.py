@@ -192,6 +192,11 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         label_column, forget_labels, retain_labels, score_column, forget_words (*optional*):
             Of a training set of text: which examples are to be forgotten, in one of these ways
             (`hf_era.data.labelling`).
+        modules (`dict` or `str`, *optional*):
+            Of such a set: module -> its forget labels, or without `label_column` its forget words, as a dict or JSON.
+            `forget_labels`, or `forget_words`, may then be left out. An example of one module teaches the others nothing:
+            their gradient from it is zero. AdamW moves a module all the same in a batch without an example of it, by its
+            momentum and by weight decay.
         text_column (`str`, *optional*):
             Of such a set. Not given: found.
         max_length (`int`, *optional*):
@@ -255,6 +260,9 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     forget_words: list[str] | None = setting(
         None, "Examples with one of these words are to be forgotten.", identity=UNLESS_DEFAULT
     )
+    modules: dict[str, Any] | str | None = setting(
+        None, "Module -> its forget labels, or its forget words, as a dict or JSON.", identity=UNLESS_DEFAULT
+    )
     text_column: str | None = setting(None, "Column with the text. Not given: found.", identity=UNLESS_DEFAULT)
     max_length: int | None = setting(
         None, "Tokens of an example at most. Not given: 1,024, or the model's positions.", identity=UNLESS_DEFAULT
@@ -281,7 +289,8 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
         self.lora = settings_from_text("training.lora", self.lora)
         self.lora_settings = None if self.lora is None else LoraSettings.from_dict(self.lora)
         check_trainable(self.trainable, self.lora)
-        routing_rule(self.routing, bool(self.forget_words))  # checks it
+        self.modules = settings_from_text("training.modules", self.modules)
+        routing_rule(self.routing, self.words_label)  # checks it
         check_count("training.validation_examples", self.validation_examples)
         check_count("training.max_length", self.max_length, 2)
         if isinstance(self.token_router, ActivationRouter):
@@ -295,6 +304,11 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             # transformers goes by the ending of the name, which `_ablated` hides.
             self.greater_is_better = False if self._is_better_if_smaller(self.metric_for_best_model) else None
         super().__post_init__()
+
+    @property
+    def words_label(self) -> bool:
+        """Whether words say what is to be forgotten."""
+        return bool(self.forget_words or (self.modules and self.label_column is None))
 
     def _is_better_if_smaller(self, metric: str) -> bool:
         name = metric.removeprefix("eval_")

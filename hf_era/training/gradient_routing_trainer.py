@@ -30,7 +30,12 @@ from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import load_tokenizer
 from hf_era.models.trainable import choose_trainable
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
-from hf_era.training.checks import check_has_effect, check_is_routed, check_routing_weights_arrive
+from hf_era.training.checks import (
+    check_has_effect,
+    check_is_routed,
+    check_modules_match,
+    check_routing_weights_arrive,
+)
 from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, GradientRoutingConfig
 from hf_era.training.evaluation_sets import check_names
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
@@ -45,12 +50,14 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """Trains an expanded causal LM with gradient routing.
 
     Differs from `CausalLMTrainer` in the training step in three places: the loss has the L1 term that `args` ask for, the
-    auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model. It logs
+    auxiliary modules have optimizer groups of their own, and the column `routing_weight` reaches the model, with
+    `module_index` where there is one: which of the model's modules an example belongs to. It logs
     `language_model_loss` and `l1_loss` apart; with `eval_dataset={"forget": ..., "retain": ...}` it logs each loss with the
     module on (`eval_forget_loss`) and ablated (`eval_forget_loss_ablated`), `eval_ablation_gap` (ablated minus on, forget),
     `eval_retain_ablation_gap`, and `eval_selectivity_layer_N`. Other names of the two sets: `forget_dataset_name` and
-    `retain_dataset_name` of the config. The user's `compute_metrics` stands beside these, with the module on
-    (`eval_forget_X`) and ablated (`eval_forget_X_ablated`).
+    `retain_dataset_name` of the config. Of several modules, a set that is called after one is measured with that one alone
+    ablated: `{"forget": ..., "retain": ..., "biology": ...}` also gives `eval_biology_ablation_gap`. The user's
+    `compute_metrics` stands beside these, with the module on (`eval_forget_X`) and ablated (`eval_forget_X_ablated`).
 
     A model with LoRA adapters (peft) trains these and its auxiliary modules, and the adapters are merged into all that is
     saved but the checkpoints of the training. Of a `PeftModel` the model inside is trained, whose adapters are the same:
@@ -78,7 +85,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     """
 
     config_class = GradientRoutingConfig
-    extra_columns = ("routing_weight", "is_unassigned")  # a wrapper of the model hides them
+    extra_columns = ("routing_weight", "is_unassigned", "module_index")  # a wrapper of the model hides them
     settings_of_optimizer = (
         *CausalLMTrainer.settings_of_optimizer, "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
     )  # fmt: skip
@@ -111,6 +118,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
             data = prepare_for_trainer(args, train_dataset, eval_dataset, processing_class, model)
             train_dataset, eval_dataset, self.data_summary = data
         kwargs |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
+        check_modules_match(train_dataset, getattr(model, "module_names", None))
         super().__init__(model=model, args=args, l1_coefficient=getattr(args, "l1_coefficient", 0.0), **kwargs)
         self._set_up_model(self.model)
         self._check_launch_and_columns()
@@ -121,6 +129,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         )
         self._made_optimizer = False
         self._auxiliary_means: dict[str, dict[int, float]] = {}
+        self._evaluation_prefix = "eval"
         self.last_ablation_gap: float | None = None
 
     def check_model(self) -> None:
@@ -128,6 +137,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
             raise ValueError(
                 f"`model` should be an expanded model, got {type(self.model).__name__}. Expand it first: "
                 "`hf_era.expand_base(model, ExpansionConfig(...))`."
+            )
+        if not self.model.module_names:
+            raise ValueError(
+                "`model` has no auxiliary module (`modules: []`), so nothing is routed. Attach one with "
+                "`model.attach_module(folder)`, or expand the stock model with an `ExpansionConfig` that has modules."
             )
 
     @staticmethod
@@ -171,7 +185,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
     # ---- Optimizer ----
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, its groups split so that the auxiliary modules have their own."""
+        """The Trainer's optimizer, its groups split so that the auxiliary modules have their own.
+
+        A module has no gradient from examples of another one, and AdamW moves it all the same in a batch without any of its
+        own: by the momentum of earlier batches, and by weight decay.
+        """
         existed = self.optimizer is not None
         if existed and not self._made_optimizer:  # assigned after the constructor had looked
             check_has_effect(self.args, self.settings_of_optimizer, "an optimizer")
@@ -219,7 +237,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def story_metrics(self, dataloader: Any, prefix: str) -> dict[str, float | None]:
         with AuxiliaryActivationMeter(self.model) as meter:
             loss = self.dataset_loss(dataloader, on_batch=meter.set_mask)
-        with self.model.ablated():
+        with self._ablated(prefix):
             ablated = self.dataset_loss(dataloader)
         self._auxiliary_means[prefix] = self._gathered_means(meter)
         return {f"{prefix}_loss": loss, f"{prefix}_loss_ablated": ablated}
@@ -227,14 +245,26 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def predictions(
         self, dataloader: Any, description: str, ignore_keys: list[str] | None, prefix: str
     ) -> EvalLoopOutput:
-        """With the module on; the user's metrics also with it ablated, under names that end in `_ablated`."""
+        """With all modules on; the user's metrics also with them ablated, under names that end in `_ablated`."""
         ablated: dict[str, float] = {}
         if self.compute_metrics is not None:
-            with self.model.ablated():
+            with self._ablated(prefix):
                 metrics = super().predictions(dataloader, description, ignore_keys, prefix).metrics or {}
             ablated = {f"{name}_ablated": value for name, value in metrics.items()}
         output = super().predictions(dataloader, description, ignore_keys, prefix)
         return output._replace(metrics={**(output.metrics or {}), **ablated})
+
+    def _ablated(self, prefix: str) -> Any:
+        """The context in which the set of this prefix is measured ablated: without all modules, or the one it is called
+        after."""
+        module = prefix.removeprefix(f"{self._evaluation_prefix}_")
+        return self.model.ablated(*([module] if module in self._modules_with_a_set_of_their_own else []))
+
+    @property
+    def _modules_with_a_set_of_their_own(self) -> list[str]:
+        """Of several modules, those that an evaluation set can be called after."""
+        names, others = self.model.module_names, (self.args.forget_dataset_name, self.args.retain_dataset_name)
+        return [name for name in names if name not in others] if len(names) > 1 else []
 
     def _gathered_means(self, meter: AuxiliaryActivationMeter) -> dict[int, float]:
         if self.args.world_size == 1:
@@ -248,22 +278,23 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As `CausalLMTrainer.evaluate`, with each loss and each of the user's metrics ablated too; and with a forget and a
-        retain set (`forget_dataset_name`, `retain_dataset_name`) the ablation gaps and the selectivity."""
+        retain set (`forget_dataset_name`, `retain_dataset_name`) the ablation gaps and the selectivity; with a set that is
+        called after one of several modules the ablation gap of that one."""
+        self._evaluation_prefix = metric_key_prefix
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         self.last_ablation_gap = metrics.get(f"{metric_key_prefix}_ablation_gap", self.last_ablation_gap)
         return metrics
 
     def derived_metrics(self, metrics: dict[str, float], prefix: str) -> dict[str, float]:
-        names = (self.args.forget_dataset_name, self.args.retain_dataset_name)
-        sets = [f"{prefix}_{name}" for name in names]
-        there = [f"{one}_loss" in metrics for one in sets]
+        own = {self.args.forget_dataset_name: "ablation_gap", self.args.retain_dataset_name: "retain_ablation_gap"}
+        gaps = own | {name: f"{name}_ablation_gap" for name in self._modules_with_a_set_of_their_own}
         found = {
-            f"{prefix}_{key}": metrics[f"{one}_loss_ablated"] - metrics[f"{one}_loss"]
-            for one, key, measured in zip(sets, ("ablation_gap", "retain_ablation_gap"), there, strict=True)
-            if measured
+            f"{prefix}_{key}": metrics[f"{prefix}_{name}_loss_ablated"] - metrics[f"{prefix}_{name}_loss"]
+            for name, key in gaps.items()
+            if f"{prefix}_{name}_loss" in metrics
         }
-        if all(there):
-            ratios = selectivity(*(self._auxiliary_means[one] for one in sets))
+        if all(f"{prefix}_{name}_loss" in metrics for name in own):
+            ratios = selectivity(*(self._auxiliary_means[f"{prefix}_{name}"] for name in own))
             named = {f"{prefix}_selectivity_layer_{layer}": ratio for layer, ratio in ratios.items()}
             found |= {name: ratio for name, ratio in named.items() if ratio is not None}
         return found

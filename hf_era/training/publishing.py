@@ -8,6 +8,7 @@ from typing import Any
 import huggingface_hub
 
 from hf_era.models.loading_hint import is_readme_of_an_expanded_model
+from hf_era.models.module_files import is_in_parts
 from hf_era.reporting.markdown.model_card import render_model_card
 from hf_era.training.report import trainer_result
 from hf_era.utils.files import fingerprint, write_text
@@ -26,6 +27,11 @@ def save_contracted(trainer: Any, folder: Path, card: dict[str, Any]) -> Path:
         folder (`Path`): where to.
         card (`dict`): arguments of `render_model_card`.
     """
+    if is_in_parts(folder):
+        raise ValueError(
+            f"`output_dir`: {folder} holds an expanded model, its modules in {folder / 'modules'}, beside which the "
+            "contracted one would lie. Pass another folder."
+        )
     weights = trainer.full_state_dict()
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model).contract_weights(weights)

@@ -26,6 +26,7 @@ from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.models.config import ExpandedConfigMixin, ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
 from hf_era.models.loading import expand_base, load_base_config, load_causal_lm, load_tokenizer
+from hf_era.models.module_files import is_in_parts
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training.config import GradientRoutingConfig, routing_rule, settings_from_text
 from hf_era.training.evaluation_sets import EvaluationSetWarning, named_sets
@@ -70,7 +71,7 @@ def expanded_model(model: Any, expansion: Any) -> Any:
         expansion = ExpansionConfig(**expansion)
     is_expanded = isinstance(model, ExpandedCausalLMMixin)
     if is_name:
-        is_expanded = isinstance(load_base_config(model, "model"), ExpandedConfigMixin)
+        is_expanded = is_in_parts(model) or isinstance(load_base_config(model, "model"), ExpandedConfigMixin)
     if is_expanded and expansion is not None:
         raise ValueError("`expansion` is given, but `model` is expanded already. Drop one of them.")
     if is_expanded:
@@ -126,9 +127,12 @@ def prepare_for_trainer(
             "Tokenise it first: `hf_era.add_routing_weights(...)`."
         )
     config = _data_config(args, tokenizer, model)
+    modules = getattr(model, "module_names", None)  # without any it is refused later, for what it is
+    if modules is not None:
+        config.labels.check_modules(modules, "the model")
     labelled = _labelled(train, config, "train_dataset", tokenizer)
     check_labels(labelled, config.labels, "training examples", "`train_dataset`")
-    rule = routing_rule(args.routing, bool(args.forget_words))
+    rule = routing_rule(args.routing, args.words_label)
     vocabulary = model.get_input_embeddings().num_embeddings
     splits, sets = _only_training(labelled), evaluation
     if isinstance(evaluation, Mapping):
@@ -141,7 +145,7 @@ def prepare_for_trainer(
         given = _labelled(evaluation, config, "eval_dataset", tokenizer)
         _warn_of_trained_examples("eval_dataset", given, labelled)
         splits = _with_evaluation(labelled, given)
-    prepared = prepare_data(splits, tokenizer, config, rule, vocabulary)
+    prepared = prepare_data(splits, tokenizer, config, rule, vocabulary, modules)
     sets = _evaluation_sets(args, prepared) if evaluation is None or is_raw(evaluation) else sets
     return TrainerData(prepared.train, sets, prepared.summary)
 
@@ -155,6 +159,7 @@ def add_routing_weights(
     retain_labels: list[str] | None = None,
     score_column: str | None = None,
     forget_words: list[str] | None = None,
+    modules: Mapping[str, list[str]] | None = None,
     text_column: str | None = None,
     max_length: int | None = None,
     routing: RoutingRuleConfig | dict[str, Any] | None = None,
@@ -167,6 +172,8 @@ def add_routing_weights(
         tokenizer: a fast tokenizer, or a path or hub id of one.
         label_column, forget_labels, retain_labels, score_column, forget_words (*optional*): what is to be forgotten, in one
             of these ways: `hf_era.data.labelling`.
+        modules (`Mapping[str, list[str]]`, *optional*): module -> its forget labels, or without a label column its
+            forget words; in the order of the model's modules (`model.module_names`).
         text_column (`str`, *optional*): not given: found.
         max_length (`int`, *optional*): tokens of an example at most. Not given: 1,024.
         routing (*optional*): fields of `RoutingRuleConfig`. Not given: every token of a forget example has the weight 0
@@ -174,7 +181,8 @@ def add_routing_weights(
         num_proc (`int`, *optional*): processes that work at it.
 
     Returns: `input_ids`, `routing_weight` (fp32; position i holds that of token i + 1), `label` (0 forget, 1 retain, -1
-        unlabelled), `is_forget_word`, `length`, `text`; and `labels`, -100 on prompts, where there are prompts.
+        unlabelled), `is_forget_word`, `length`, `text`; `labels`, -100 on prompts, where there are prompts; and with
+        `modules` `module` and `module_index`, -1 for none.
 
     Raises:
         ValueError: as `GradientRoutingTrainer` does for raw data.
@@ -184,10 +192,11 @@ def add_routing_weights(
         tokenizer = load_tokenizer(tokenizer, "tokenizer")
     config = _TrainerData(
         train=GIVEN, label_column=label_column, forget_labels=forget_labels or [], retain_labels=retain_labels or [],
-        score_column=score_column, forget_words=forget_words or [], text_column=text_column, num_proc=num_proc,
+        score_column=score_column, forget_words=forget_words or [], modules=dict(modules or {}), text_column=text_column,
+        num_proc=num_proc,
         max_characters=None, max_tokens=max_length or DEFAULT_MAX_LENGTH, **_special_tokens(tokenizer),
     )  # fmt: skip
-    rule = routing_rule(settings_from_text("routing", routing), bool(forget_words))
+    rule = routing_rule(settings_from_text("routing", routing), bool(config.forget_words))
     labelled = _labelled(dataset, config, "dataset", tokenizer)
     check_labels(labelled, config.labels, "examples", "`dataset`")
     return prepare_data(_only_training(labelled), tokenizer, config, rule, len(tokenizer)).train
@@ -207,7 +216,7 @@ def _data_config(args: GradientRoutingConfig, tokenizer: Any, model: Any) -> Dat
     return _TrainerData(
         train=GIVEN, label_column=args.label_column, forget_labels=args.forget_labels or [],
         retain_labels=args.retain_labels or [], score_column=args.score_column, forget_words=args.forget_words or [],
-        text_column=args.text_column, max_characters=None,
+        modules=settings_from_text("modules", args.modules) or {}, text_column=args.text_column, max_characters=None,
         max_tokens=args.max_length or min(DEFAULT_MAX_LENGTH, positions), **_special_tokens(tokenizer),
     )  # fmt: skip
 

@@ -28,8 +28,8 @@ GRADIENT_ROUTING_TEXTS = {
         "these files. What remains has a stock Transformers architecture and loads without hf_era."
     ),
     "training": (
-        "An auxiliary module was added beside the MLP of the target layers. The model was trained on all examples, but "
-        "how much of each token's gradient reached the original dims and the auxiliary module was decided by its "
+        "An auxiliary module was added in the target layers, beside what is there. The model was trained on all examples, "
+        "but how much of each token's gradient reached the original dims and the auxiliary module was decided by its "
         "routing weight (1 retain, 0 forget), as the table says. Then the module was cut out."
     ),
     "labels": "Those without a label were trained as retain examples and are counted apart.",

@@ -148,6 +148,7 @@ def changed_settings() -> dict[str, dict[str, Any]]:
         "score_column": {"forget_words": [], "score_column": "topic"},
         "forget": sources,
         "retain": {**sources, "retain": "other.jsonl"},
+        "modules": {**column, "modules": {"forget": ["a"]}},
     }
 
 

@@ -23,10 +23,9 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import GPTNeoConfig, TrainerCallback, set_seed
+from transformers import AutoConfig, TrainerCallback, set_seed
 
 from hf_era import (
-    ExpandedGPTNeoConfig,
     ExpandedGPTNeoForCausalLM,
     ExpansionConfig,
     FastGPTNeoForCausalLM,
@@ -34,10 +33,20 @@ from hf_era import (
     GradientRoutingTrainer,
 )
 from hf_era.data import RoutingCollator
+from hf_era.models import FAMILIES
 from hf_era.models.measured import measure_activations
 from hf_era.training import causal_lm_trainer
 
 VOCABULARY = 53
+DROPOUTS = (
+    "embed_dropout",
+    "attention_dropout",
+    "resid_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "hidden_dropout",
+)
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -48,27 +57,33 @@ FSDP2 = {
 }
 
 
-def make_model(seed: int = 0, dropout: float = 0.0) -> ExpandedGPTNeoForCausalLM:
-    """Three layers, two of them expanded; every parameter at random, so that no term is hidden."""
+def make_model(seed: int = 0, dropout: float = 0.0, model_type: str = "gpt_neo", two_modules: bool = False) -> Any:
+    """Three layers, two of them expanded; every parameter at random, so that no term is hidden. Of any family."""
     torch.manual_seed(seed)
-    base = GPTNeoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_layers=3,
-        num_heads=2,
-        attention_types=[[["global"], 1], [["local"], 1], [["global"], 1]],
-        max_position_embeddings=32,
-        window_size=4,
-        initializer_range=0.2,
-        embed_dropout=dropout,
-        attention_dropout=dropout,
-        resid_dropout=dropout,
-        bos_token_id=52,
-        eos_token_id=52,
-        use_cache=False,
-    )
-    expansion = ExpansionConfig(width=8, target_layers=[0, 1])
-    model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(base, expansion=expansion))
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.2,
+        "bos_token_id": 52,
+        "eos_token_id": 52,
+        "use_cache": False,
+        # Of some families:
+        "intermediate_size": None if model_type == "gpt_neo" else 24,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "attention_types": [[["global"], 1], [["local"], 1], [["global"], 1]],
+        "window_size": 4,
+        **dict.fromkeys(DROPOUTS, dropout),
+    }
+    known, family = AutoConfig.for_model(model_type), FAMILIES[model_type]
+    config = AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if hasattr(known, key)})
+    modules = [{"name": "a", "width": 8, "target_layers": [0, 1]}, {"name": "b", "width": 4, "target_layers": [1]}]
+    expansion = ExpansionConfig(modules=modules) if two_modules else ExpansionConfig(width=8, target_layers=[0, 1])
+    model = family.model_class(family.model_class.config_class.from_base_config(config, expansion=expansion))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -78,9 +93,12 @@ def make_model(seed: int = 0, dropout: float = 0.0) -> ExpandedGPTNeoForCausalLM
 
 def make_stories(number: int, seed: int = 0, kind: str = "mixed") -> Dataset:
     """Stories of 2 to 20 tokens. `halves`: two forget, then two retain stories, so that two processes with batches of two
-    get one kind each; `mixed`: forget, retain, partly routed and unlabelled (which are as retain) in turn."""
+    get one kind each; `mixed`: forget, retain, partly routed and unlabelled (which are as retain) in turn. `modules`: the
+    same, the first of the four of a module, the third of the other, and the rest of none."""
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Any]] = {"input_ids": [], "routing_weight": [], "length": []}
+    if kind == "modules":
+        rows["module_index"] = [(0, -1, 1, -1)[index % 4] for index in range(number)]
     for index in range(number):
         length = int(torch.randint(2, 21, (1,), generator=generator))
         weights = {
@@ -215,8 +233,9 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder (`Path`): for files; the same on all ranks.
-        case (`dict`): `way` (see `launch`), `name`, and, optionally, `stories`, `kind`, `dropout`, `eval_stories`, `save`,
-            and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second trainer continues from.
+        case (`dict`): `way` (see `launch`), `name`, and, optionally, `model_type`, `stories`, `kind`, `dropout`,
+            `eval_stories`, `save`, and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second
+            trainer continues from.
     """
     with launch(case["way"]) as relabel:
         set_seed(0)
@@ -229,7 +248,11 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
         def make_trainer(callbacks: list[TrainerCallback]) -> GradientRoutingTrainer:
             return TRAINERS[case.get("trainer", "GradientRoutingTrainer")](
-                make_model(dropout=case.get("dropout", 0.0)),
+                make_model(
+                    dropout=case.get("dropout", 0.0),
+                    model_type=case.get("model_type", "gpt_neo"),
+                    two_modules=case.get("kind") == "modules",
+                ),
                 args,
                 train_dataset=make_stories(case.get("stories", 8), kind=case.get("kind", "mixed")),
                 eval_dataset=sets,
@@ -261,6 +284,7 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
             trainer.save_contracted(folder / f"{case['name']}-contracted")
             if case["way"] != "deepspeed":
                 result["contracted"] = dict(trainer.model.contract().state_dict())
+                trainer.model.save_module("forget", folder / f"{case['name']}-module", is_main_process=args.should_save)
         return result
 
 

@@ -226,7 +226,7 @@ def test_ablation_against_modules_cut_out_by_hand(
     audit = ablation_audit(model, measure, samples=200)
     assert list(audit) == ["all", "0", "2"]
     assert activity(model) == {0: False, 2: True}
-    model.set_ablated(False)
+    model.set_active(None, True)
     whole = {name: measure(name) for name in KINDS}
     for key, layers in {"0": [0], "2": [2], "all": [0, 2]}.items():
         weights = [model.transformer.h[layer].mlp.auxiliary["forget"].down_projection.weight for layer in layers]

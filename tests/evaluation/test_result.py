@@ -62,9 +62,9 @@ def test_round_trip_and_refusals(tmp_path: Path) -> None:
     values = json.loads(path.read_text())
     assert values["derived"]["ablation_gap"] == pytest.approx(1.0)
     path.write_text(json.dumps({**values, "schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this hf_era reads 2 and 3"):
+    with pytest.raises(ValueError, match="schema version 99, this hf_era reads 2 to 4"):
         RunResult.load(path)
-    path.write_text(json.dumps({"schema_version": 3, "name": "x"}))
+    path.write_text(json.dumps({"schema_version": 4, "name": "x"}))
     with pytest.raises(ValueError, match="lacks fields of a result file"):
         RunResult.load(path)
     path.write_text("[]")
@@ -102,19 +102,19 @@ def test_a_run_of_version_2_says_what_its_method_is(
     path = tmp_path / "result.json"
     path.write_text(json.dumps(earlier(method)))
     result = RunResult.load(path)
-    assert (result.schema_version, result.method, result.method_title, result.method_role) == (3, method, title, role)
+    assert (result.schema_version, result.method, result.method_title, result.method_role) == (4, method, title, role)
     assert list(result.stage_titles) == STAGES_OF[method]
     assert result.final_stage == STAGES_OF[method][-1]
     assert (result.has_module, result.has_checkpoint) == (has_module, has_checkpoint)
     assert result.method_texts == {}  # prose that such a file did not hold
-    assert RunResult.load(result.save(path)) == result  # and from then on as version 3
+    assert RunResult.load(result.save(path)) == result  # and from then on as the present version
 
 
 def test_stages_of_version_2_follow_what_was_measured() -> None:
     losses = {"before_ablation": {}, "after_ablation": {}}
     values = upgraded({**earlier("gradient_routing"), "losses": losses})
     assert [stage["name"] for stage in values["stages"]] == ["before_ablation", "after_ablation"]
-    assert upgraded(values) == values  # version 3 is left alone
+    assert upgraded(values) == values  # the present one is left alone
     old = earlier("gradient_routing")
     del old["method"]  # files from before there were others
     assert upgraded(old)["method_title"] == "gradient routing"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTNeoForCausalLM
 
-from hf_era import ExpandedGPTNeoForCausalLM, FastGPTNeoForCausalLM, GradientMultipliers
+from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
+from hf_era.models import get_family
 from hf_era.models.fast.causal_lm import ALL_SLOW
 
 Gradients = dict[str, Tensor | None]
@@ -18,19 +19,20 @@ Gradients = dict[str, Tensor | None]
 
 @dataclass(frozen=True)
 class Paths:
-    """The fast paths (attention too) on or off, and the model without auxiliary modules that takes the same paths."""
+    """The fast paths (GPT-Neo's attention too) on or off, and the model without modules that takes the same paths."""
 
     fast: bool
 
     def set(self, model: Any) -> Any:
         if not self.fast:
             model.set_fast_paths(ALL_SLOW)
-            model.set_attn_implementation("eager")
+            if not model.stock_class._supports_sdpa:
+                model.set_attn_implementation("eager")
         return model
 
-    def reference(self, stock: GPTNeoForCausalLM) -> GPTNeoForCausalLM:
+    def reference(self, stock: Any) -> Any:
         """What an ablated model equals bit for bit: the stock class itself, or the fast one with the same weights."""
-        return FastGPTNeoForCausalLM.from_stock(stock) if self.fast else stock
+        return get_family(stock.config.model_type).fast_class.from_stock(stock) if self.fast else stock
 
 
 @pytest.fixture

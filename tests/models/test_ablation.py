@@ -1,4 +1,4 @@
-"""`ablated()` and `set_ablated()`, and generation with the auxiliary module on and off."""
+"""`ablated()` and `set_active()`, and generation with the auxiliary module on and off."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,13 +63,13 @@ def test_ablated_context_restores_after_an_error(make_expanded: MakeExpanded) ->
     assert activity(model) == [True, True]
 
 
-def test_set_ablated_lasts(make_expanded: MakeExpanded) -> None:
+def test_set_active_lasts(make_expanded: MakeExpanded) -> None:
     model = make_expanded([0, 2])
-    model.set_ablated(True)
+    model.set_active(None, False)
     with model.ablated():
         pass
     assert activity(model) == [False, False]
-    model.set_ablated(False)
+    model.set_active(None, True)
     assert activity(model) == [True, True]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig, expand_base
 from hf_era.models.loading import load_base_config, load_causal_lm
@@ -15,19 +15,6 @@ from hf_era.models.loading import load_base_config, load_causal_lm
 EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
 
 MakeExpanded = Callable[..., ExpandedGPTNeoForCausalLM]
-
-
-def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=53, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    for argument in (tmp_path, str(tmp_path), LlamaForCausalLM(config)):
-        for expand in (ExpandedGPTNeoForCausalLM.from_base, expand_base):
-            with pytest.raises(
-                ValueError, match=r"The base model's type `llama` is of no family that hf_era knows\. Known: gpt_neo"
-            ):
-                expand(argument, EXPANSION)
 
 
 def test_an_expanded_model_is_no_base(make_expanded: MakeExpanded, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, GPTNeoConfig
 
 from hf_era import ExpandedGPTNeoConfig, ExpansionConfig
+from hf_era.models import ModuleConfig
 
 
 def test_defaults() -> None:
@@ -61,6 +62,27 @@ def test_target_layers_are_sorted_and_may_be_a_tuple() -> None:
         ({"initialization_scale": 0}, "`expansion.initialization_scale` should be positive, got 0."),
         ({"initialization_scale": -1.0}, "`expansion.initialization_scale` should be positive, got -1.0."),
         ({"initialization_scale": float("nan")}, "`expansion.initialization_scale` should be positive, got nan."),
+        (
+            {"width_ratio": 0.0},
+            "`expansion.width_ratio` should be positive, a share of the MLP's hidden units such as 0.125, got 0.0.",
+        ),
+        (
+            {"width_ratio": float("nan")},
+            "`expansion.width_ratio` should be positive, a share of the MLP's hidden units such as 0.125, got nan.",
+        ),
+        (
+            {"width_ratio": True},
+            "`expansion.width_ratio` should be positive, a share of the MLP's hidden units such as 0.125, got True.",
+        ),
+        (
+            {"width_ratio": 0.5, "width": 8},
+            "`expansion.width` and `expansion.width_ratio` are both given, 8 and 0.5. Give one of them, and null for the "
+            "other where a recipe has it.",
+        ),
+        (
+            {"width_ratio": 0.5, "modules": [{}]},
+            r"`expansion.modules` and `expansion.module_name` \(or width, .*\) are both given. .*",
+        ),
         ({"module_name": "a b"}, "`expansion.module_name` should be an identifier such as 'forget', got 'a b'."),
         ({"module_name": "a.b"}, "`expansion.module_name` should be an identifier such as 'forget', got 'a.b'."),
         ({"module_name": ""}, "`expansion.module_name` should be an identifier such as 'forget', got ''."),
@@ -76,8 +98,54 @@ def test_unknown_key_has_a_suggestion() -> None:
         ExpansionConfig.from_dict({"target_layer": [0]})
     assert str(caught.value) == (
         "Unknown key `target_layer` in `expansion`. Did you mean `target_layers`? "
-        "Known: module_name, width, target_layers, initialization_scale, modules."
+        "Known: module_name, width, target_layers, initialization_scale, modules, width_ratio, "
+        "mlp, down_projection."
     )
+
+
+@pytest.mark.parametrize(("intermediate_size", "width"), [(None, 16), (24, 6), (3, 1)])
+def test_a_width_ratio_is_a_share_of_the_mlps_width(
+    intermediate_size: int | None, width: int, make_config: Callable[..., GPTNeoConfig]
+) -> None:
+    """The hidden size is 16, and no intermediate size means four times that; there is at least one unit."""
+    base = make_config(intermediate_size=intermediate_size)
+    one = ExpandedGPTNeoConfig.from_base_config(base, ExpansionConfig(width_ratio=0.25, target_layers=[1]))
+    assert one.expansion == ExpansionConfig(width=width, target_layers=[1]).to_dict()
+    modules = [{"name": "sea", "width_ratio": 0.25}, {"name": "forest", "width": 5}]
+    several = ExpandedGPTNeoConfig.from_base_config(base, ExpansionConfig(modules=modules))
+    assert [module.width for module in several.expansion_config.module_configs] == [width, 5]
+
+
+def test_a_width_ratio_stays_one_until_the_model_is_known() -> None:
+    expansion = ExpansionConfig(width_ratio=0.25)
+    assert expansion.to_dict()["width_ratio"] == 0.25
+    assert ExpansionConfig(**asdict(expansion)) == ExpansionConfig.from_dict(expansion.to_dict()) == expansion
+    assert expansion.module_configs[0].width_text == "0.25 times the MLP's width"
+
+
+def test_a_module_has_a_width_or_a_ratio() -> None:
+    with pytest.raises(ValueError, match=r"are both given, 64 and 0\.5"):
+        ModuleConfig(width=64, width_ratio=0.5)
+    assert ExpansionConfig(width=64, width_ratio=0.5).width is None  # its default gives way, as recipes write it
+
+
+def test_a_width_ratio_of_more_than_a_machine_holds_is_refused(make_config: Callable[..., GPTNeoConfig]) -> None:
+    with pytest.raises(ValueError, match=r"^`expansion\.width`: .* needs at least .* of memory"):
+        ExpandedGPTNeoConfig.from_base_config(make_config(), ExpansionConfig(width_ratio=1e300))
+
+
+def test_a_width_ratio_of_what_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"how wide the MLPs are is not known of this family\. Give `width`"):
+        ModuleConfig(width_ratio=0.5).units(None)
+
+
+def test_an_empty_list_is_no_module_and_none_is_the_one() -> None:
+    assert ExpansionConfig(modules=None).module_configs == [ModuleConfig(width=64)]
+    none = ExpansionConfig(modules=[])
+    assert none.module_configs == []
+    assert none.resolve_layers(3) == []
+    assert none.to_dict() == {"modules": []}
+    assert ExpansionConfig.from_dict(none.to_dict()) == ExpansionConfig(**asdict(none)) == none
 
 
 def test_target_layer_out_of_range() -> None:

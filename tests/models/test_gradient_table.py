@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.models.layers import ExpandedMLPMixin, MLPCall
+from hf_era.models.layers import ExpandedMLPMixin, LayerCall
 from hf_era.routing import scale_gradient
 
 SCALE = -0.5
@@ -195,7 +195,7 @@ def test_table(
 ) -> None:
     settings, weight, table = MODES[mode]
     model = paths.set(make_expanded([target], tie_word_embeddings=False))
-    model.set_ablated(ablated)
+    model.set_active(None, not ablated)
     vanilla, around = routed_gradients(model), gradients_around(model, target)
     routed = routed_gradients(model, settings, routing_weight_of(weight, concept_weight))
     expected = expected_table(ABLATED_TABLES[mode] if ablated else table, target)
@@ -214,7 +214,7 @@ def test_the_table_notices_a_scaling_point_behind_the_down_projection(
     model = make_expanded([1], tie_word_embeddings=False)
     model.set_fast_paths(ALL_SLOW)
     vanilla, around = routed_gradients(model), gradients_around(model, 1)
-    original_forward, original_route = ExpandedMLPMixin.forward, MLPCall.route
+    original_forward, original_route = ExpandedMLPMixin.forward, LayerCall.route
 
     def forward_with_misplaced_scaling(self: Any, hidden_states: Tensor) -> Tensor:
         part = self.call.part(None)
@@ -222,7 +222,7 @@ def test_the_table_notices_a_scaling_point_behind_the_down_projection(
         return scale_gradient(output, None if part is None else part.activation_multiplier)
 
     monkeypatch.setattr(
-        MLPCall,
+        LayerCall,
         "route",
         lambda call, activation, module: original_route(call, activation, module) if module else activation,
     )

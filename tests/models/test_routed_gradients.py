@@ -99,7 +99,7 @@ def test_forward_is_bit_equal_with_and_without_routing(
     paths: Any,
 ) -> None:
     model, batch = paths.set(make_expanded(width=width).to(dtype)), make_batch()
-    model.set_ablated(ablated)
+    model.set_active(None, not ablated)
     inputs = {**batch, "skip_logits": skip_logits}
     plain = model(**{**inputs, "routing_weight": None})
     for with_l1 in (False, True):

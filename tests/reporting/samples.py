@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.profiles import combinations_of, profile_name
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
 from hf_era.evaluation.results import ModelResult, RunResult, upgraded
 from hf_era.methods import METHODS, get_method
@@ -46,12 +47,16 @@ def curve(start: tuple[float, float], drop: float, steps: int, seed: int) -> Rel
 
 
 def attack(
-    start: tuple[float, float], drop: float, before: dict[str, float] | None = BEFORE, trials: int = 5
+    start: tuple[float, float],
+    drop: float,
+    before: dict[str, float] | None = BEFORE,
+    trials: int = 5,
+    sizes: tuple[int, ...] = (1, 4, 16, 64),
 ) -> RelearnResult:
     """Full and LoRA attacks with 1 to 64 stories, two learning rates each; later trials stop earlier."""
     made = []
     for kind, factor in (("full", 1.0), ("lora", 0.7)):
-        for stories in (1, 4, 16, 64):
+        for stories in sizes:
             for rate, strength in ((5e-5, 0.4), (2e-4, 1.0)):
                 share = drop * factor * strength * (0.4 + 0.1 * math.log2(stories))
                 made += [
@@ -216,6 +221,41 @@ def run_values(name: str = "posttrain_fullseq", seed: int = 0, shift: float = 0.
         "attack": attack((3.29 + shift, 3.01), 0.35).to_dict(),
         "data_filtering": data_filtering_values(),
     }  # fmt: skip
+
+
+MODULES = ("biology", "chemistry")
+
+
+def module_values(names: tuple[str, ...] = MODULES) -> dict[str, dict[str, Any]]:
+    """What a run with several modules measured of each: the first one holds its examples, the last one does not."""
+    stages = ("before", "before_ablation", "after_ablation", "after_coherence")
+    found: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(names):
+        rise = 0.5 / (number + 1) if number + 1 < len(names) else 0.02
+        losses = {kind: {"forget": loss(3.0 + number + (rise if at > 1 else 0))} for at, kind in enumerate(stages)}
+        losses["alone_off"] = {"forget": loss(2.9 + number + rise), "retain": loss(2.7)}
+        found[name] = {
+            "losses": losses, "ablation_gap": estimate(rise), "retain_ablation_gap": estimate(0.03, 0.01),
+            "crosstalk": {other: estimate(0.011 * (number + 1), 0.004) for other in names if other != name},
+            "unlearning": estimate(rise), "selectivity": {str(layer): estimate(2.4 - number, 0.2) for layer in range(2)},
+            "leak_audit": leak_audit(2), "attack": attack((3.0 + number + rise, 3.01), 0.2, trials=1, sizes=(64,)).to_dict(),
+        }  # fmt: skip
+    return found
+
+
+def profile_values(names: tuple[str, ...] = MODULES) -> list[dict[str, Any]]:
+    """Losses with each combination of modules: one that is off raises the loss on its own examples."""
+    found = []
+    for on in combinations_of(names):
+        modules = {name: loss(3.0 + 0.2 * at + (0 if name in on else 0.5)) for at, name in enumerate(names)}
+        losses = {"forget": loss(3.3 - 0.2 * len(on)), "retain": loss(2.7 - 0.01 * len(on)), "modules": modules}
+        found.append({"name": profile_name(on), "on": list(on), "losses": losses})
+    return found
+
+
+def run_of_modules(**overrides: Any) -> RunResult:
+    """A run with two modules, everything measured of each."""
+    return run_result(**{"modules": module_values(), "profiles": profile_values(), **overrides})
 
 
 def made_of(values: dict[str, Any]) -> RunResult:

@@ -11,6 +11,8 @@ from hf_era.evaluation.results import RunResult
 from hf_era.reporting.comparison import comparison_markdown
 from hf_era.reporting.markdown.model_card import render_model_card
 
+from .samples import module_values, profile_values
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -43,7 +45,8 @@ def hostile(value: Any, text: str, key: str = "") -> Any:
 
 
 def hostile_result(make_result: Callable[..., RunResult], text: str) -> RunResult:
-    values = vars(make_result())
+    names = (text, "biology")
+    values = vars(make_result(modules=module_values(names), profiles=profile_values(names)))
     stages = [{**stage, "title": text} for stage in values["stages"]]  # their names are keys of other fields
     return RunResult(**{**hostile(values, text), "kind": "run", "stages": stages})
 

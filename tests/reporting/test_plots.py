@@ -29,6 +29,8 @@ from .samples import (
     estimate,
     hostile_run,
     model_result,
+    profile_values,
+    run_of_modules,
     run_result,
     stock_result,
 )  # fmt: skip
@@ -43,7 +45,8 @@ def texts(figure):
 
 
 def test_which_kinds_there_are_data_for():
-    assert [kind.name for kind in plot_kinds([run_result()])] == list(KINDS)
+    assert [kind.name for kind in plot_kinds([run_of_modules()])] == list(KINDS)
+    assert [kind.name for kind in plot_kinds([run_result()])] == [name for name in KINDS if name != "profiles"]
     assert [kind.name for kind in plot_kinds([stock_result()])] == ["relearn_curves", "trade_off", "training"]
     assert [kind.name for kind in plot_kinds([model_result()])] == ["relearn_curves", "trade_off"]
     assert [kind.name for kind in plot_kinds(comparison())] == ["relearn_curves", "trade_off", "selectivity"]
@@ -60,7 +63,7 @@ def test_without_data_a_figure_says_so(kind):
 
 def test_files_are_the_same_every_time(tmp_path):
     paths = save_plots([run_result()], tmp_path / "plots")
-    assert [path.name for path in paths] == [f"{name}.svg" for name in KINDS]
+    assert [path.name for path in paths] == [f"{name}.svg" for name in KINDS if name != "profiles"]
     again = figure_svg(KINDS["leak_audit"].draw([run_result()]))
     assert paths[-1].read_text(encoding="utf-8") == again
     assert all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in paths)
@@ -229,3 +232,13 @@ def test_inline_plots_follow_the_page_and_share_no_ids():
     assert "var(--series-1, #d55e00)" in first
     assert "#1a1a1b" not in first
     assert not re.search(r"<(style|metadata|script)|https?://(?!www\.w3\.org/)", first)
+
+
+def test_the_profiles_are_a_heat_map_whose_columns_are_dark_where_their_module_is_off():
+    result = run_of_modules(profiles=profile_values(("biology", "$x_1$")))
+    figure = KINDS["profiles"].draw([result])
+    assert {"core", "core + biology + $x_1$", "3.50", "biology", "$x_1$", "Retain examples"} <= set(texts(figure))
+    dark = {(patch.get_x(), patch.get_y()): patch.get_alpha() for patch in figure.axes[0].patches}
+    column = [dark[-0.5, row - 0.5] for row in range(4)]  # biology, from core to all on
+    assert column == [pytest.approx(part) for part in (0.75, 0, 0.75, 0)]
+    assert max(dark[1.5, row - 0.5] for row in range(4)) < 0.1  # retain examples hardly differ

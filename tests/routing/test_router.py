@@ -1,12 +1,10 @@
 """What a forward pass tells its target layers, and the L1 norm."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
 from torch.distributed.utils import _apply_to_tensors
 
 from hf_era.routing import (
@@ -14,6 +12,7 @@ from hf_era.routing import (
     GradientMultipliers,
     PartRouting,
     Router,
+    RoutingBatch,
     TokenRouting,
     activation_l1,
     build_token_routing,
@@ -48,7 +47,7 @@ def test_factors_follow_the_multipliers_in_fp32() -> None:
 def test_fsdp_finds_no_tensors_to_cast() -> None:
     """FSDP2's mixed precision calls this on a block's arguments; it walks lists, dicts and dataclasses."""
     routing = build_token_routing(
-        torch.tensor([[0.2, 1.0]]), ActivationRouter(), ["forget"], {"forget": torch.ones(1)}, torch.ones(1, 2), True
+        torch.tensor([[0.2, 1.0]]), ActivationRouter(), ["forget"], torch.ones(1, 1), torch.ones(1, 2), True
     )
     found: list[torch.Tensor] = []
     _apply_to_tensors(found.append, {"routing": routing, "hidden_states": torch.zeros(1)})
@@ -121,8 +120,8 @@ class OneForAll(Router):
 
     name = "one for all"
 
-    def route(self, routing_weight: torch.Tensor, modules: Sequence[str]) -> TokenRouting:
-        return TokenRouting(modules=dict.fromkeys(modules, SHARED))
+    def route(self, batch: RoutingBatch) -> TokenRouting:
+        return TokenRouting(modules=dict.fromkeys(batch.modules, SHARED))
 
 
 SHARED = PartRouting(parameter_multiplier=torch.zeros(2, 3), dial=torch.tensor([1.0, 0.5]))
@@ -130,7 +129,7 @@ SHARED = PartRouting(parameter_multiplier=torch.zeros(2, 3), dial=torch.tensor([
 
 def test_a_dial_is_of_the_module_it_names_alone_and_of_this_forward_pass() -> None:
     arguments: Any = (torch.ones(2, 3), OneForAll(), ["forest", "sea"])
-    routing = build_token_routing(*arguments, {"sea": torch.tensor([0.5, 0.5])})
+    routing = build_token_routing(*arguments, torch.tensor([[1.0, 0.5], [1.0, 0.5]]))
     assert routing is not None
     dials = [routing.of(name).dial for name in ("sea", "forest")]
     assert [dial.tolist() for dial in dials if dial is not None] == [[0.5, 0.25], [1.0, 0.5]]
@@ -141,16 +140,15 @@ def test_a_dial_is_of_the_module_it_names_alone_and_of_this_forward_pass() -> No
 
 def test_the_l1_norm_leaves_out_examples_that_a_module_is_off_for() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    dials = {"sea": torch.tensor([0.5, 0.0])}
+    activity = torch.tensor([[1.0, 0.5], [1.0, 0.0]])
     for attention_mask, whole in ((mask, mask), (None, None)):
-        routing = build_token_routing(None, ROUTER, ["forest", "sea"], dials, attention_mask, True)
+        routing = build_token_routing(None, ROUTER, ["forest", "sea"], activity, attention_mask, True)
         assert routing is not None
+        assert routing.activation_mask is None or torch.equal(routing.activation_mask, mask.float())
         counted = {name: routing.l1_mask(name, torch.Size((2, 3))) for name in (None, "forest", "sea")}
-        sea = counted.pop("sea")
-        assert sea is not None
-        assert sea.tolist() == [[1.0, 1.0, float(whole is None)], [0.0, 0.0, 0.0]]
-        for other in counted.values():
-            assert (None if other is None else other.tolist()) == (None if whole is None else whole.float().tolist())
+        assert counted[None] is routing.activation_mask
+        assert torch.equal(counted["forest"], torch.ones(2, 3) if whole is None else mask.float())  # type: ignore
+        assert counted["sea"].tolist() == [[1.0, 1.0, float(whole is None)], [0.0, 0.0, 0.0]]  # type: ignore
 
 
 def test_a_router_may_treat_tokens_without_a_label_apart() -> None:
@@ -160,13 +158,9 @@ def test_a_router_may_treat_tokens_without_a_label_apart() -> None:
     class Apart(Router):
         name: ClassVar[str] = "apart"
 
-        def route(self, routing_weight: Tensor, modules: Sequence[str]) -> TokenRouting:
-            return TokenRouting(PartRouting(routing_weight))
-
-        def route_partly_labelled(
-            self, routing_weight: Tensor, modules: Sequence[str], is_unassigned: Tensor
-        ) -> TokenRouting:
-            return self.route(torch.where(is_unassigned, 0.5, routing_weight), modules)
+        def route(self, batch: RoutingBatch) -> TokenRouting:
+            assert batch.is_unassigned is not None
+            return TokenRouting(PartRouting(torch.where(batch.is_unassigned, 0.5, batch.routing_weight)))
 
     weights = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     unlabelled = torch.tensor([[False, False], [True, True]])

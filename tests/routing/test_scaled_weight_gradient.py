@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_era.models.layers import MLPCall, RoutedLinearMixin, mixed_class
+from hf_era.models.layers import LayerCall, RoutedLinearMixin, mixed_class
 from hf_era.routing import PartRouting, TokenRouting, linear_with_scaled_weight_gradient
 
 Linear = tuple[Tensor, Tensor, Tensor | None, Tensor]
@@ -158,7 +158,7 @@ def test_a_routed_layer_scales_whatever_layout_its_weight_has(
             layer.bias.copy_(torch.arange(6.0))
     plain = layer(inputs)
     layer.__class__ = mixed_class(RoutedLinearMixin, layer_class)
-    call: Any = MLPCall()
+    call: Any = LayerCall()
     layer.call = call
     assert torch.equal(layer(inputs), plain)  # not routed
     call.routing = TokenRouting(PartRouting(parameter_multiplier=factor))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from hf_era import RunConfig, run_pipeline
 from hf_era.cli import main
@@ -28,7 +28,7 @@ BAD_INPUT: list[tuple[dict[str, Any], str]] = [
     ({"coherence": {"stories": 5000}}, r"`coherence.stories` asks for 5000 retain examples"),
     ({"model": {"architecture": {}, "base": "./no/such/model"}}, r"the directory no/such/model does not exist"),
     ({"model": {"architecture": {}, "base": "someone/model"}}, r"could not get the model `someone/model` from the hub"),
-    ({"model": {"architecture": {"model_type": "bert"}}}, r"is of no family that hf_era knows. Known: gpt_neo"),
+    ({"model": {"architecture": {"model_type": "bert"}}}, r"type `bert` is an encoder, no causal LM\."),
     (
         {"model": {"architecture": {"hidden_size": 15, "num_heads": 2}}},
         r"`model.architecture` cannot be built: .*divisible",
@@ -59,21 +59,19 @@ def test_bad_input_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def saved_llama(folder: Path) -> str:
+def saved_stablelm(folder: Path) -> str:
     """A stock model of another architecture; no tokenizer is needed to refuse it."""
-    config = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    StableLmForCausalLM(StableLmConfig(vocab_size=20, num_hidden_layers=1, **sizes)).save_pretrained(folder)
     return str(folder)
 
 
 def test_other_architectures_and_expanded_bases_are_refused(
     tmp_path: Path, finished: tuple[RunConfig, RunResult], make_run_config: Callable[..., RunConfig]
 ) -> None:
-    llama = saved_llama(tmp_path / "llama")
-    with pytest.raises(
-        ValueError, match=r"The base model's type `llama` is of no family that hf_era knows. Known: gpt_neo"
-    ):
-        run_pipeline(make_run_config(tmp_path, model={"architecture": {}, "base": llama}))
+    unknown = saved_stablelm(tmp_path / "stablelm")
+    with pytest.raises(ValueError, match=r"type `stablelm` is of no family that hf_era knows\. .*eval.* work for it"):
+        run_pipeline(make_run_config(tmp_path, model={"architecture": {}, "base": unknown}))
     expanded = str(finished[0].output_path / "expanded")
     with pytest.raises(ValueError, match=r"is expanded already"):
         run_pipeline(make_run_config(tmp_path, model={"architecture": {}, "base": expanded}))

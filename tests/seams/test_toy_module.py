@@ -19,7 +19,7 @@ from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionCon
 from hf_era.evaluation import AuxiliaryActivationMeter, gradient_audit
 from hf_era.models import AuxiliaryModule, ModuleConfig, register_module_kind
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.models.layers import MODULE_KINDS, MLPCall, apply_linear
+from hf_era.models.layers import MODULE_KINDS, LayerCall, apply_linear
 
 # ---- The toy ----
 
@@ -34,7 +34,7 @@ class ToyModule(AuxiliaryModule):
         self.up_projection = nn.Linear(hidden_size, width, bias=False)
         self.down_projection: nn.Linear = nn.Linear(width, hidden_size, bias=False)
 
-    def forward(self, hidden_states: Tensor, call: MLPCall | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, call: LayerCall | None = None) -> Tensor:
         part = None if call is None else call.part(self.name)
         factor = None if part is None else part.parameter_multiplier
         activation = apply_linear(self.up_projection, hidden_states, factor)
@@ -94,6 +94,16 @@ def batch(make_batch: Callable[..., Batch]) -> Batch:
 def inputs_of(batch: Batch, row: int | None = None) -> Batch:
     rows = slice(None) if row is None else slice(row, row + 1)
     return {name: batch[name][rows] for name in ("input_ids", "attention_mask")}
+
+
+def activity_of(dials: dict[str, Tensor]) -> Tensor:
+    """(batch, modules), in the model's order."""
+    return torch.stack([dials[name] for name in ("forest", "sea")], dim=1)
+
+
+def sea_at(*dials: float) -> Tensor:
+    """(batch, modules): `sea` at these dials, one per example, and `forest` on."""
+    return activity_of({"forest": torch.ones(len(dials)), "sea": torch.tensor(dials)})
 
 
 def logits(model: Any, batch: Batch, **options: Any) -> Tensor:
@@ -198,16 +208,18 @@ def test_one_module_still_writes_the_four_keys_it_always_did() -> None:
 def test_a_module_is_switched_off_alone(name: str, make_model: Callable[..., Any], batch: Batch) -> None:
     model, other = make_model(), {"forest": "sea", "sea": "forest"}[name]
     on, expected = logits(model, batch), logits(without(make_model(), name), batch)
-    model.set_ablated(True, name)
+    model.set_active(name, False)
     off = logits(model, batch)
     torch.testing.assert_close(off, expected, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(off, on, atol=1e-3)
     with model.ablated():
         none = logits(model, batch)
     assert torch.equal(logits(model, batch), off)  # as it was before, the other one on
-    with model.ablated(module=other):
+    with model.ablated(other):
         assert torch.equal(logits(model, batch), none)
-    model.set_ablated(False, name)
+    with model.ablated(other, name):
+        assert torch.equal(logits(model, batch), none)
+    model.set_active(name, True)
     assert torch.equal(logits(model, batch), on)
 
 
@@ -220,11 +232,11 @@ def test_dials_of_a_module(make_model: Callable[..., Any], batch: Batch) -> None
     for named in halved.auxiliary_modules().values():
         named["sea"].down_projection.weight.data.mul_(0.5)
     for dial, expected in ((0, off), (1.0, on), (0.5, logits(halved, batch))):
-        with model.dialled(dial, "sea"):
+        with model.dialled("sea", dial):
             assert torch.equal(logits(model, batch), expected)
     assert torch.equal(logits(model, batch), on)
-    model.set_dial(0.5, "sea")
-    with model.dialled(0.0), model.dialled(1.0, "forest"):
+    model.set_dial("sea", 0.5)
+    with model.dialled(None, 0.0), model.dialled("forest", 1.0):
         torch.testing.assert_close(logits(model, batch), off, rtol=0, atol=0)
     assert {module.dial for named in model.auxiliary_modules().values() for module in named.values()} == {1.0, 0.5}
     assert torch.equal(logits(model, batch), logits(halved, batch))
@@ -233,35 +245,50 @@ def test_dials_of_a_module(make_model: Callable[..., Any], batch: Batch) -> None
 # ---- On, off, dialled: each example ----
 
 
+def test_one_batch_holds_every_subset_of_the_modules(make_model: Callable[..., Any], batch: Batch) -> None:
+    """2^N rows of the same tokens, each with other modules on: each row is the model with these modules on."""
+    model = make_model().eval()
+    subsets = [[], ["forest"], ["sea"], ["forest", "sea"]]
+    activity = torch.tensor([[float(name in subset) for name in model.module_names] for subset in subsets])
+    rows = {name: value[:1].expand(4, -1) for name, value in batch.items()}
+    together = logits(model, rows, module_activity=activity)
+    for row, subset in enumerate(subsets):
+        model.set_active(None, False)
+        for name in subset:
+            model.set_active(name, True)
+        assert torch.equal(together[row], logits(model, rows)[row])
+    assert len({row.sum().item() for row in together}) == 4
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_mixed_batch_is_row_by_row_the_batch_with_that_dial(
     training: bool, make_model: Callable[..., Any], batch: Batch
 ) -> None:
     model = make_model().train(training)
-    dials = {"sea": torch.tensor([0.0, 1.0, 0.5]), "forest": torch.tensor([1, 0, 0.25])}
-    mixed = model(**inputs_of(batch), module_dials=dials, output_activation_l1=True)
+    dials = {"forest": torch.tensor([1, 0, 0.25]), "sea": torch.tensor([0.0, 1.0, 0.5])}
+    mixed = model(**inputs_of(batch), module_activity=activity_of(dials), output_activation_l1=True)
     for row in range(3):
-        model.set_dial(dials["sea"][row].item(), "sea")
-        model.set_dial(dials["forest"][row].item(), "forest")
+        model.set_dial("sea", dials["sea"][row].item())
+        model.set_dial("forest", dials["forest"][row].item())
         assert torch.equal(mixed.logits[row].detach(), logits(model, batch)[row])
-    model.set_dial(1.0)
+    model.set_dial(None, 1.0)
     norms = []
     for row in range(3):
         for name, dial in dials.items():
-            model.set_dial(dial[row].item(), name)
+            model.set_dial(name, dial[row].item())
         norms.append(model(**inputs_of(batch, row), output_activation_l1=True).activation_l1)
     torch.testing.assert_close(mixed.activation_l1, torch.stack(norms).sum(), rtol=1e-5, atol=0)
 
 
 def test_dials_of_the_model_and_of_an_example_are_multiplied(make_model: Callable[..., Any], batch: Batch) -> None:
     model = make_model()
-    with model.dialled(0.5, "sea"):
-        both = logits(model, batch, module_dials={"sea": torch.full((3,), 0.5)})
-    with model.dialled(0.25, "sea"):
+    with model.dialled("sea", 0.5):
+        both = logits(model, batch, module_activity=sea_at(0.5, 0.5, 0.5))
+    with model.dialled("sea", 0.25):
         assert torch.equal(both, logits(model, batch))
     with model.ablated("sea"):
         off = logits(model, batch)
-        assert torch.equal(logits(model, batch, module_dials={"sea": torch.ones(3)}), off)
+        assert torch.equal(logits(model, batch, module_activity=sea_at(1.0, 1.0, 1.0)), off)
 
 
 @pytest.mark.parametrize("routed", [True, False])
@@ -273,9 +300,9 @@ def test_a_dial_of_zero_for_every_example_is_ablation(
     options: dict[str, Any] = {"output_activation_l1": True}
     if routed:
         options["routing_weight"] = batch["routing_weight"]
-    zero = {"sea": torch.zeros(3)}
-    dialled = model(**inputs_of(batch), **options, module_dials=zero)
-    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_dials=zero))
+    zero = sea_at(0.0, 0.0, 0.0)
+    dialled = model(**inputs_of(batch), **options, module_activity=zero)
+    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_activity=zero))
     with model.ablated("sea"):
         ablated = model(**inputs_of(batch), **options)
         expected = gradients_after(model, lambda: summed_loss(model, batch, **options))
@@ -298,8 +325,8 @@ def test_an_example_teaches_nothing_to_a_module_that_is_off_for_it(
     model = make_model().double()
     tolerance = 1e-10 if model.fast_paths.fused_activation else 1e-5
     options = {"output_activation_l1": with_l1, "routing_weight": batch["routing_weight"].double()}
-    dials = {"sea": torch.tensor([1.0, 0.0, 0.0])}
-    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_dials=dials))
+    activity = sea_at(1.0, 0.0, 0.0)
+    found = gradients_after(model, lambda: summed_loss(model, batch, **options, module_activity=activity))
     first = {name: value[:1] for name, value in batch.items()}
     own = {**options, "routing_weight": options["routing_weight"][:1]}
     alone = gradients_after(model, lambda: summed_loss(model, first, **own))
@@ -367,11 +394,10 @@ def test_gradients_equal_a_formula(make_model: Callable[..., Any], batch: Batch)
     model = make_model().double()
     slow = not model.fast_paths.fused_activation
     model.gradient_multipliers = GradientMultipliers(-1.75, 0.625, 2.25, -0.375)
-    dials = {"sea": torch.tensor([0.0, 1.0, 0.5]), "forest": torch.tensor([1.0, 0.25, 0.0])}
+    dials = {"forest": torch.tensor([1.0, 0.25, 0.0]), "sea": torch.tensor([0.0, 1.0, 0.5])}
     expected = by_hand(model, batch, dials, model.gradient_multipliers)
-    found = gradients_after(
-        model, lambda: summed_loss(model, batch, routing_weight=batch["routing_weight"], module_dials=dials)
-    )
+    options = {"routing_weight": batch["routing_weight"], "module_activity": activity_of(dials)}
+    found = gradients_after(model, lambda: summed_loss(model, batch, **options))
     assert sorted(found) == sorted(expected)
     for name, gradient in expected.items():
         largest = gradient.abs().max()  # type: ignore[union-attr]
@@ -392,7 +418,7 @@ def test_generation_with_dials(make_model: Callable[..., Any]) -> None:
         "use_cache": True,
         "pad_token_id": 52,
     }
-    mixed = model.generate(prompt, **options, module_dials={"sea": torch.tensor([0.0, 1.0])})
+    mixed = model.generate(prompt, **options, module_activity=sea_at(0.0, 1.0))
     on = model.generate(prompt, **options)
     with model.ablated("sea"):
         off = model.generate(prompt, **options)
@@ -406,9 +432,9 @@ def test_the_selectivity_meter_adds_up_the_modules_of_a_layer(make_model: Callab
     model = make_model().eval()
     found: dict[str | None, Any] = {}
     for off in (None, "forest", "sea"):
-        model.set_ablated(False)
+        model.set_active(None, True)
         if off is not None:
-            model.set_ablated(True, off)
+            model.set_active(off, False)
         with AuxiliaryActivationMeter(model) as meter:
             meter.set_mask(batch["attention_mask"])
             logits(model, batch)
@@ -458,7 +484,7 @@ def test_the_leak_audit_takes_all_modules_of_a_layer_together(make_model: Callab
         (
             [{"name": "sea", "kind": "tay"}],
             "`expansion.modules[0]`: Unknown value for `expansion.modules.kind`: 'tay'. Did you mean `toy`? "
-            "Known: mlp, toy.",
+            "Known: heads, mlp, toy.",
         ),
         (
             [SEA, {"name": "forest", "kind": ["toy"]}],
@@ -467,7 +493,7 @@ def test_the_leak_audit_takes_all_modules_of_a_layer_together(make_model: Callab
         (
             [SEA, {"nam": "forest"}],
             "Unknown key `nam` in `expansion.modules[1]`. Did you mean `name`? "
-            "Known: name, width, target_layers, initialization_scale, kind.",
+            "Known: name, width, target_layers, initialization_scale, kind, width_ratio.",
         ),
         (
             [{"name": "sea", "width": 0}],
@@ -503,43 +529,76 @@ def test_a_kind_is_registered_once() -> None:
         register_module_kind(Other)
 
 
-@pytest.mark.parametrize("call", ["set_ablated", "set_dial", "ablated", "dialled"])
+@pytest.mark.parametrize("call", ["set_active", "set_dial", "ablated", "dialled"])
 def test_an_unknown_module_is_refused(call: str, make_model: Callable[..., Any]) -> None:
     model = make_model()
-    arguments = {"set_ablated": (True, "see"), "set_dial": (0.5, "see"), "ablated": ("see",), "dialled": (0.5, "see")}
+    arguments = {
+        "set_active": ("see", True),
+        "set_dial": ("see", 0.5),
+        "ablated": ("sea", "see"),
+        "dialled": ("see", 0.5),
+    }
     with pytest.raises(ValueError, match="Unknown key") as caught:
         getattr(model, call)(*arguments[call]).__enter__()
     assert str(caught.value) == "Unknown key `see` in the model's modules. Did you mean `sea`? Known: forest, sea."
     assert all(module.active for named in model.auxiliary_modules().values() for module in named.values())
 
 
+@pytest.mark.parametrize(
+    ("call", "arguments", "message"),
+    [
+        (
+            "set_dial",
+            (0.5, "sea"),
+            "`set_dial` takes the name of a module first, then the value, got 0.5 as the name. Write "
+            "`set_dial('forest', 0.5)`, or None as the name for all modules.",
+        ),
+        (
+            "set_active",
+            (True, "sea"),
+            "`set_active` takes the name of a module first, then the value, got True as the name. Write "
+            "`set_active('forest', True)`, or None as the name for all modules.",
+        ),
+        ("set_active", ("sea", 0.5), "`active` should be True (on) or False (off), got 0.5."),
+        ("set_dial", ("sea", "half"), "`dial` should be in [0, 1], got 'half'. 0 is off, 1 is on."),
+        ("set_dial", ("sea", None), "`dial` should be in [0, 1], got None. 0 is off, 1 is on."),
+    ],
+)
+def test_arguments_in_another_order_are_refused(
+    call: str, arguments: Any, message: str, make_model: Callable[..., Any]
+) -> None:
+    with pytest.raises(ValueError, match="got") as caught:
+        getattr(make_model(), call)(*arguments)
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("dial", [-0.1, 1.5, float("nan")])
 def test_a_dial_out_of_range_is_refused(dial: float, make_model: Callable[..., Any], batch: Batch) -> None:
     model = make_model()
     with pytest.raises(ValueError, match=rf"^`dial` should be in \[0, 1\], got {dial}\. 0 is off, 1 is on\.$"):
-        model.set_dial(dial, "sea")
-    with pytest.raises(ValueError, match=r"^`module_dials`: `sea` should be in \[0, 1\] \(0 is off, 1 is on\), got"):
-        model(**inputs_of(batch), module_dials={"sea": torch.tensor([1.0, dial, 0.0])})
+        model.set_dial("sea", dial)
+    with pytest.raises(ValueError, match=r"^`module_activity` should be in \[0, 1\] \(0 is off, 1 is on\), got"):
+        model(**inputs_of(batch), module_activity=sea_at(1.0, dial, 0.0))
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("activity", "got"),
     [
-        ({"see": torch.ones(3)}, "Unknown key `see` in `module_dials`. Did you mean `sea`? Known: forest, sea."),
-        (
-            {"sea": torch.ones(2)},
-            "`module_dials`: `sea` should be a tensor of numbers (one per example, 3), got the shape (2,).",
-        ),
-        (
-            {"sea": torch.ones(3, 12)},
-            "`module_dials`: `sea` should be a tensor of numbers (one per example, 3), got the shape (3, 12).",
-        ),
-        ({"sea": 0.5}, "`module_dials`: `sea` should be a tensor of numbers (one per example, 3), got 0.5."),
+        (torch.ones(3), "the shape (3,)"),
+        (torch.ones(2, 2), "the shape (2, 2)"),
+        (torch.ones(3, 1), "the shape (3, 1)"),
+        ({"sea": torch.ones(3)}, "{'sea': tensor([1., 1., 1.])}"),
+        (0.5, "0.5"),
     ],
-)  # fmt: skip
-def test_wrong_dials_are_refused(dials: Any, message: str, make_model: Callable[..., Any], batch: Batch) -> None:
+)
+def test_an_activity_that_is_not_one_number_per_example_and_module_is_refused(
+    activity: Any, got: str, make_model: Callable[..., Any], batch: Batch
+) -> None:
     model = make_model()
-    with pytest.raises(ValueError, match="module_dials") as caught:
-        model(**inputs_of(batch), module_dials=dials)
-    assert str(caught.value) == message
+    with pytest.raises(ValueError, match="module_activity") as caught:
+        model(**inputs_of(batch), module_activity=activity)
+    assert str(caught.value) == (
+        "`module_activity` should be a tensor (3, 2): a number in [0, 1] for each example and module (forest, sea), got "
+        f"{got}."
+    )
     assert model.routing_channel.routing is None

@@ -21,7 +21,7 @@ from hf_era import ExpandedGPTNeoForCausalLM, GradientRoutingConfig, GradientRou
 from hf_era.data import RoutingCollator
 from hf_era.evaluation.relearn.attack import with_lora
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.routing import PartRouting, Router, TokenRouting, make_router, register_router
+from hf_era.routing import PartRouting, Router, RoutingBatch, TokenRouting, make_router, register_router
 from hf_era.routing.router import ROUTERS
 
 # ---- The toy ----
@@ -35,15 +35,16 @@ class ToyRouter(Router):
     original_forget: float = 0.25
     module_forget: float = 1.0
 
-    def route(self, routing_weight: Tensor, modules: Sequence[str]) -> TokenRouting:
-        forget = 1 - routing_weight  # (batch, seq)
+    def route(self, batch: RoutingBatch) -> TokenRouting:
+        routing_weight = batch.routing_weight  # (batch, seq)
+        forget = 1 - routing_weight
         module = PartRouting(
             parameter_multiplier=None if self.module_forget == 1 else routing_weight + forget * self.module_forget,
             dial=forget.amax(dim=1),
         )
         return TokenRouting(
             PartRouting(parameter_multiplier=routing_weight + forget * self.original_forget),
-            dict.fromkeys(modules, module),
+            dict.fromkeys(batch.modules, module),
         )
 
 
@@ -190,7 +191,7 @@ def test_weights_learn_the_scaled_sum_over_tokens(
     dials); every parameter outside of the target MLPs has the gradient of that pass, to the last bits of float64."""
     model = model.double()
     router: Any = model.router
-    dials = {"forget": 1 - batch["routing_weight"][:, 0]}
+    activity = 1 - batch["routing_weight"][:, :1]  # (batch, 1)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def remember(name: str) -> Callable[..., None]:
@@ -207,7 +208,7 @@ def test_weights_learn_the_scaled_sum_over_tokens(
     assert len(handles) == 4 * len(TARGETS)
     expected = gradients_after(
         model,
-        lambda: summed_loss(model, batch, routed=False, module_dials=dials, output_activation_l1=with_l1),
+        lambda: summed_loss(model, batch, routed=False, module_activity=activity, output_activation_l1=with_l1),
     )
     for handle in handles:
         handle.remove()
@@ -250,7 +251,7 @@ def test_gradient_table(row: str, model: ExpandedGPTNeoForCausalLM, batch: Batch
     model.router = ToyRouter(*numbers)
     pure = uniform(batch, weight)
     found = gradients_after(model, lambda: summed_loss(model, pure))
-    model.set_ablated(weight == 1)
+    model.set_active(None, weight != 1)
     whole = gradients_after(model, lambda: summed_loss(model, pure, routed=False))
     table: dict[str, set[str]] = {"original": set(), "module": set(), "rest": set()}
     for name, gradient in found.items():
@@ -341,7 +342,7 @@ def test_compiled(make_expanded: Callable[..., Any], batch: Batch) -> None:
     model = make_expanded([0], tie_word_embeddings=False, num_layers=1, attention_types=[[["global"], 1]])
     model.router = ToyRouter(original_forget=-0.5, module_forget=0.75)
     swapped = {**batch, "routing_weight": 1 - batch["routing_weight"]}
-    dialled = {**batch, "module_dials": {"forget": torch.tensor([0.5, 1.0, 0.0])}}
+    dialled = {**batch, "module_activity": torch.tensor([[0.5], [1.0], [0.0]])}
     plain = {name: value for name, value in batch.items() if name != "routing_weight"}
     inputs: list[dict[str, Any]] = [batch, swapped, dialled, plain]
     expected = [gradients_after(model, lambda values=values: model(**values).loss) for values in inputs]
@@ -424,7 +425,7 @@ def test_adapters_that_it_would_not_reach_are_refused(model: ExpandedGPTNeoForCa
     message = r"at the parameters does not reach those of peft\..*\. Merge the adapter"
     with pytest.raises(ValueError, match=message):
         adapted(**batch)
-    adapted.set_ablated(True)  # of the original MLP alone
+    adapted.set_active(None, False)  # of the original MLP alone
     with pytest.raises(ValueError, match=message):
         adapted(**batch)
     adapted(**{name: value for name, value in batch.items() if name != "routing_weight"}).loss.backward()

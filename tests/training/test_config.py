@@ -22,7 +22,7 @@ ROUTING_ALONE = {
     "router", "multipliers", "l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
     "minimum_ablation_gap", "forget_dataset_name", "retain_dataset_name",
     # Of text that the trainer labels, tokenises and weighs itself, and of a model that it expands.
-    "label_column", "forget_labels", "retain_labels", "score_column", "forget_words", "text_column", "max_length",
+    "label_column", "forget_labels", "retain_labels", "score_column", "forget_words", "modules", "text_column", "max_length",
     "validation_examples", "routing", "expansion",
 }  # fmt: skip
 

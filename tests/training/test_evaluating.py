@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
 from hf_era.data import RoutingCollator
 from hf_era.training import EvaluationSetWarning, LocalizationWarning
 
@@ -116,7 +118,7 @@ def test_the_users_metrics_stand_beside_ours_with_the_module_on_and_ablated(
     ours = [name for name in expected if "loss" in name or "gap" in name or "selectivity" in name]
     assert {name: found[name] for name in ours} == pytest.approx({name: expected[name] for name in ours}, abs=1e-6)
     assert found["eval_forget_logit"] != found["eval_forget_logit_ablated"]
-    trainer.model.set_ablated(True)
+    trainer.model.set_active(None, False)
     assert trainer.evaluate()["eval_forget_logit"] == found["eval_forget_logit_ablated"]
     assert json.dumps(found)
 
@@ -257,3 +259,33 @@ def test_the_last_gap_is_that_of_the_weights_that_were_loaded(
     gaps = [entry["eval_ablation_gap"] for entry in trainer.state.log_history if "eval_ablation_gap" in entry]
     assert trainer.last_ablation_gap == max(gaps) != gaps[-1]
     assert trainer.last_ablation_gap == trainer.evaluate()["eval_ablation_gap"]
+
+
+# ---- Sets of one of several modules ----
+
+
+def test_a_set_called_after_a_module_is_measured_with_that_one_alone_ablated(
+    make_trainer: Callable[..., Any],
+    make_config: Callable[..., Any],
+    make_stories: Callable[..., Dataset],
+    sets: dict[str, Dataset],
+) -> None:
+    torch.manual_seed(0)
+    expansion = ExpansionConfig(modules=[{"name": "biology", "width": 4}, {"name": "forget", "width": 4}])
+    model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(make_config(), expansion))
+    trainer = make_trainer(model=model, evaluation={**sets, "biology": make_stories(4, seed=7, routed=False)})
+    trainer.compute_metrics = lambda prediction: {"logit": float(prediction.predictions.max())}
+    found = trainer.evaluate(metric_key_prefix="mine")
+    trainer.model.set_active("biology", False)
+    alone = trainer.evaluate(metric_key_prefix="mine")
+    trainer.model.set_active("forget", False)
+    both = trainer.evaluate(metric_key_prefix="mine")
+    assert found["mine_biology_loss_ablated"] == pytest.approx(alone["mine_biology_loss"], abs=1e-6)
+    assert found["mine_biology_logit_ablated"] == pytest.approx(alone["mine_biology_logit"], abs=1e-6)
+    gap = alone["mine_biology_loss"] - found["mine_biology_loss"]
+    assert found["mine_biology_ablation_gap"] == pytest.approx(gap, abs=1e-6)
+    assert abs(gap) > 1e-4
+    # The forget set is that of all modules, whatever one of them is called.
+    assert found["mine_forget_loss_ablated"] == pytest.approx(both["mine_forget_loss"], abs=1e-6)
+    assert "mine_forget_ablation_gap" not in found
+    assert found["mine_ablation_gap"] == pytest.approx(both["mine_forget_loss"] - found["mine_forget_loss"], abs=1e-6)

@@ -87,6 +87,11 @@ class RelearnConfig(RelearnAttackConfig):
         "Make the strongest attack on the model before the method too.",
         identity=UNLESS_DEFAULT,
     )
+    each_module: bool = setting(
+        True,
+        "In a run with several modules: attack with each module's forget examples too, each as often as with all.",
+        identity=UNLESS_DEFAULT,
+    )
     allow_fewer: bool = setting(
         False, "With too few examples: fewer trials or examples instead of an error.", identity=True
     )

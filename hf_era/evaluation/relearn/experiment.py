@@ -249,16 +249,17 @@ class KeptTrials:
     """The trials of an unfinished attack, in files of a folder: one a process, so that none waits for another.
 
     The folder need not be shared between machines: each process reads what it finds, and all get the trials of all. `key` is
-    a fingerprint of the attack's inputs; trials that were kept under another one are not found.
+    a fingerprint of the attack's inputs; trials that were kept under another one are not found. Experiments that are kept at
+    the same time have different numbers: `number`.
 
     Attributes:
         found (`list[RelearnTrial]`): those kept before, the same in every process, none twice.
     """
 
-    def __init__(self, folder: Path, key: str, state: PartialState) -> None:
+    def __init__(self, folder: Path, key: str, state: PartialState, number: int = 0) -> None:
         self._folder, self._key, self._state = folder, key, state
-        number = "" if state.is_main_process else f"-{state.process_index}"
-        self._own = folder / f"{_NAME}{number}.json"
+        process = "" if state.is_main_process else f"-{state.process_index}"
+        self._own = folder / f"{_NAME}{f'-experiment{number}' if number else ''}{process}.json"
         # Gathering is waiting, too: all have read before one of them writes.
         everyones = in_all(lambda: list(self._read()), state)
         self.found = list({trial.key: trial for trials in everyones for trial in trials}.values())

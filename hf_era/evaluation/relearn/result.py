@@ -271,7 +271,8 @@ def _ran_out_of_steps(curve: RelearnCurve, settings: Mapping[str, Any]) -> bool:
     last = curve.points[-1].step
     if not 0 < last >= (settings.get("steps") or last):
         return False
-    since = [point for point in curve.points if point.step > curve.lowest.step]
+    lowest = curve.lowest.step
+    since = [point for point in curve.points if point.step > lowest]
     patience = settings.get("patience")
     return not since if patience is None else len(spaced(since, settings.get("evaluate_every") or 1)) < patience
 

@@ -26,5 +26,6 @@ register_family(
         blocks="transformer.h",
         down_projection="c_proj",
         activation="activation_function",
+        intermediate_size="n_inner",
     )
 )

@@ -1,7 +1,8 @@
 """Llama, and those whose MLP is Llama's: SwiGLU, `down_proj(silu(gate_proj(x)) * up_proj(x))`, in `model.layers.N.mlp`.
 
 Mistral (windowed attention), Qwen2 (biases in attention), Qwen3 (norms on queries and keys), SmolLM2 (is a Llama), SmolLM3
-(layers without positions), OLMo2 (norms *after* attention and MLP: the auxiliary module adds before the norm).
+(layers without positions), OLMo2 (norms *after* attention and MLP: the auxiliary module adds before the norm). Where nothing
+is between the projections and the heads of attention, there can be heads beside these.
 """
 
 from transformers import (
@@ -21,7 +22,7 @@ from transformers import (
 
 from hf_era.models.config import ExpandedConfigMixin
 from hf_era.models.expanded import ExpandedCausalLMMixin
-from hf_era.models.families.family import Family, register_family
+from hf_era.models.families.family import AttentionLayout, Family, register_family
 
 
 class ExpandedLlamaConfig(ExpandedConfigMixin, LlamaConfig):
@@ -37,7 +38,7 @@ class ExpandedLlamaForCausalLM(ExpandedCausalLMMixin, LlamaForCausalLM):
     config_class = ExpandedLlamaConfig
 
 
-register_family(Family(model_class=ExpandedLlamaForCausalLM, gated=True))
+register_family(Family(model_class=ExpandedLlamaForCausalLM, gated=True, attention=AttentionLayout()))
 
 
 class ExpandedMistralConfig(ExpandedConfigMixin, MistralConfig):
@@ -53,7 +54,7 @@ class ExpandedMistralForCausalLM(ExpandedCausalLMMixin, MistralForCausalLM):
     config_class = ExpandedMistralConfig
 
 
-register_family(Family(model_class=ExpandedMistralForCausalLM, gated=True))
+register_family(Family(model_class=ExpandedMistralForCausalLM, gated=True, attention=AttentionLayout()))
 
 
 class ExpandedQwen2Config(ExpandedConfigMixin, Qwen2Config):
@@ -69,7 +70,7 @@ class ExpandedQwen2ForCausalLM(ExpandedCausalLMMixin, Qwen2ForCausalLM):
     config_class = ExpandedQwen2Config
 
 
-register_family(Family(model_class=ExpandedQwen2ForCausalLM, gated=True))
+register_family(Family(model_class=ExpandedQwen2ForCausalLM, gated=True, attention=AttentionLayout()))
 
 
 class ExpandedQwen3Config(ExpandedConfigMixin, Qwen3Config):
@@ -101,7 +102,7 @@ class ExpandedSmolLM3ForCausalLM(ExpandedCausalLMMixin, SmolLM3ForCausalLM):
     config_class = ExpandedSmolLM3Config
 
 
-register_family(Family(model_class=ExpandedSmolLM3ForCausalLM, gated=True))
+register_family(Family(model_class=ExpandedSmolLM3ForCausalLM, gated=True, attention=AttentionLayout()))
 
 
 class ExpandedOlmo2Config(ExpandedConfigMixin, Olmo2Config):

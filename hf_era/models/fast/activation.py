@@ -25,7 +25,7 @@ class RoutedActivation(nn.Module):
 
     Attributes:
         fused (`bool`): `False` takes transformers' own form, and leaves the routing to the down projection.
-        call (`MLPCall`, *optional*): of the target layer that it belongs to.
+        call (`LayerCall`, *optional*): of the target layer that it belongs to.
         module (`str`, *optional*): the auxiliary module that it belongs to; `None`: the original MLP.
     """
 

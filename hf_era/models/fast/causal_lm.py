@@ -38,7 +38,8 @@ _OTHER_LOSS_ARGUMENTS = ("shift_labels", "ignore_index", "weight")
 class FastPaths:
     """The fast paths beside attention, whose switch is transformers' own (`attn_implementation`: `sdpa` or `eager`).
 
-    A setting of the running model, not saved with it. What each buys is in `docs/speed.md`.
+    A setting of the running model, not saved with it. What each buys is in `docs/speed.md`. With both off, all is computed
+    as the stock class does: padding on the right is not dropped before attention either.
 
     Args:
         fused_activation (`bool`, *optional*, defaults to `True`):
@@ -86,7 +87,8 @@ class FastPath:
                 getattr(mlp, family.activation_module).call = mlp.call
                 for name, module in mlp.auxiliary.items():
                     if type(module) is AuxiliaryMLP:
-                        module.act = RoutedActivation(getattr(model.config, family.activation))
+                        act = RoutedActivation(getattr(model.config, family.activation))
+                        module.act = act.train(module.training)
                         module.act.call, module.act.module = mlp.call, name
 
     def forward(
@@ -180,25 +182,34 @@ def _takes_chunked_loss(model: Any, skip_logits: bool | None, labels: Tensor | N
         return False
     as_tuple = inputs.get("return_dict") is False or not model.config.return_dict
     head = model.get_output_embeddings()
-    # An adapter on the head, or a loss of the user's own, is honoured.
+    # An adapter on the head, a loss of the user's own, and a head that is on the disk until it is called, are honoured.
     is_plain = type(head) is nn.Linear and head.bias is None and "_loss_function" not in model.__dict__
+    is_plain = is_plain and not head.weight.is_meta
     return is_plain and not as_tuple and all(inputs.get(name) is None for name in _OTHER_LOSS_ARGUMENTS)
 
 
 def _mask_for_attention(model: Any, inputs: dict[str, Any]) -> Any:
     mask = inputs.get("attention_mask")
     if (
-        mask is None
+        not isinstance(mask, Tensor)  # a static cache comes with a mask for each kind of layer, by name
         or mask.dim() != 2
         or inputs.get(CACHE_NAME) is not None
         # Without a mask, transformers takes positions that start anew for documents packed into one row.
         or inputs.get("position_ids") is not None
         or model.config._attn_implementation != "sdpa"
+        or model.fast_paths == ALL_SLOW
         or torch.compiler.is_compiling()
     ):
         return mask
-    only_right_padding = not (mask[:, 1:] > mask[:, :-1]).any()
-    return None if only_right_padding else mask
+    if (mask[:, 1:] > mask[:, :-1]).any():
+        return mask
+    # GPT-2 would tell the user to pass a mask.
+    model.base_model.warn_if_padding_and_no_attention_mask = _no_warning
+    return None
+
+
+def _no_warning(*_inputs: Any) -> None:
+    """In place of transformers' look for padding without a mask: there was one."""
 
 
 def _labelled(labels: Any) -> tuple[Tensor, Tensor | None]:

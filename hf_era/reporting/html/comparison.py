@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_era.evaluation.results import AnyResult
 from hf_era.evaluation.summary import aggregate
-from hf_era.reporting import comparison_tables
+from hf_era.reporting import comparison_tables, module_tables
 from hf_era.reporting.html.generations import generation_parts
 from hf_era.reporting.html.parts import Folded, Section, Sortable, plots_of, render_page
 from hf_era.reporting.numbers import counted
@@ -57,6 +57,7 @@ def _sections(results: Results) -> list[Section]:
         Section("results", "All results", [Sortable(results_table, "results-by")]),
         Section("plots", "Plots", plots),
         Section("attacks", "Relearn attacks", attacks),
+        Section("modules", "Modules", [*filter(None, [module_tables.modules_of_results_table(results)])]),
         Section("generations", "What they write", _generations(results)),
     ]
 

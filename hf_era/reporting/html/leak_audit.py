@@ -37,6 +37,10 @@ def _sentences(moment: str, audit: dict[str, Any]) -> list[str]:
             f"layers and {on_auxiliary} on the auxiliary module with routing on; {off} and {off_auxiliary} with routing "
             "off. The rest falls on everything else: attention, embeddings, norms, and the MLPs of other layers."
         )
+    others = [part.get("other_modules_share") for part in (routed, unrouted)]
+    if all(map(is_number, others)):
+        on, off = map(format_share, others)
+        found.append(f"On all other modules fall {on} with routing on, and {off} with routing off.")
     layers = audit.get("alignment") or {}
     known = {name: part.get("original") for name, part in layers.items() if is_number(part.get("original"))}
     if known:

@@ -15,12 +15,13 @@ from hf_era.evaluation.summary import summary_of
 from hf_era.reporting import provenance, tables
 from hf_era.reporting.html.generations import generation_parts
 from hf_era.reporting.html.leak_audit import leak_audit_parts
+from hf_era.reporting.html.modules import module_parts
 from hf_era.reporting.html.parts import Folded, Listing, Paragraphs, Section, plots_of, render_page
 from hf_era.reporting.labels import STARTS
 from hf_era.reporting.seeds import seeds_table
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of
-from hf_era.reporting.verdict import verdict
+from hf_era.reporting.verdict import is_judged, verdict
 from hf_era.utils.files import write_text
 from hf_era.version import __version__
 
@@ -44,7 +45,7 @@ def render_report(result: AnyResult, seeds: Sequence[AnyResult] = ()) -> str:
         subtitle=name_of(", ".join(part for part in about if part)),
         about=str(result.method_texts.get("summary") or ""),
         warnings=provenance.data_warnings(result),
-        verdict=verdict(result, seeds),
+        verdict=verdict(result, seeds) if is_judged(result) else [],
         sections=[section for section in _sections(result, seeds_table(result, seeds)) if section.parts],
         version=__version__,
     )
@@ -62,6 +63,7 @@ def _sections(result: AnyResult, over_seeds: Table | None) -> list[Section]:
     return [
         Section("generations", "What it writes", generation_parts(result)),
         Section("plots", "Plots", plots_of([result], kinds)),
+        Section("modules", "Modules", module_parts(result)),
         Section("losses", "Losses", _losses(result)),
         Section("tasks", "Tasks", [*filter(None, [tables.tasks_table(result)])]),
         Section("seeds", "Over seeds", [*filter(None, [over_seeds])]),

@@ -17,7 +17,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
-from hf_era.reporting import provenance, tables
+from hf_era.reporting import module_tables, provenance, tables
 from hf_era.reporting.labels import AT_MOST, stage_title
 from hf_era.reporting.markdown.licences import licence_fields
 from hf_era.reporting.markdown.tables import escape_markdown, markdown_prose, markdown_table
@@ -153,6 +153,9 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "ablation_table": tables.ablation_table(result),
         "selectivity_table": tables.selectivity_table(result) if result.has_module else None,
         "routing_table": tables.routing_table(result, ROUTED_TOKENS),
+        "modules_table": module_tables.modules_table(result),
+        "crosstalk_table": module_tables.crosstalk_table(result),
+        "module_selectivity_table": module_tables.module_selectivity_table(result),
         "seeds_table": seeds_table(result, seeds),
         "attack_table": tables.attacks_table(result),
         "data_table": provenance.data_table(result),
@@ -184,6 +187,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
         "lacks_control": figures.control is None and not figures.is_control,
         "counts": escape_markdown(tables.counts_text(result)),
+        "module_notes": [escape_markdown(note) for note in module_tables.attack_notes(result)],
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hf_era.reporting.plots import leak_audit, relearn, selectivity, token_weights, trade_off, training
+from hf_era.reporting.plots import leak_audit, profiles, relearn, selectivity, token_weights, trade_off, training
 from hf_era.reporting.plots.style import Results, nothing_to_show, own_style
 from hf_era.reporting.plots.svg import figure_svg
 from hf_era.utils.files import write_text
@@ -50,6 +50,9 @@ PLOT_KINDS = (
     PlotKind(
         "leak_audit", "Where the gradient of forget examples goes, and what ablation removes", leak_audit, False,
         "No leak audit was made.",
+    ),
+    PlotKind(
+        "profiles", "Losses with each combination of modules on", profiles, False, "No profiles were measured."
     ),
 )  # fmt: skip
 

@@ -47,3 +47,13 @@ def test_trials_of_other_inputs_and_broken_files_are_not_found(tmp_path: Path) -
     assert kept.found == []
     kept.add(trial(1))
     assert numbers(KeptTrials(tmp_path, "key", process(0))) == [1]
+
+
+def test_experiments_that_are_kept_at_the_same_time_do_not_write_over_each_other(tmp_path: Path) -> None:
+    keys = ["all examples", "those of a module"]
+    for number, key in enumerate(keys):
+        KeptTrials(tmp_path, key, process(0), number).add(trial(number))
+    found = [numbers(KeptTrials(tmp_path, key, process(0), number)) for number, key in enumerate(keys)]
+    assert found == [[0], [1]]
+    remove_kept_trials(tmp_path)
+    assert list(tmp_path.iterdir()) == []

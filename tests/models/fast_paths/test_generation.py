@@ -27,7 +27,7 @@ def pair(
     if request.param == "fast":
         return fast.eval(), stock.eval()
     contracted = expanded.eval().contract()
-    expanded.set_ablated(True)
+    expanded.set_active(None, False)
     return expanded, contracted
 
 

@@ -13,7 +13,7 @@ from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
 def test_multipliers_of_one_equal_no_routing_bit_for_bit(
     ablated: bool, model: ExpandedGPTNeoForCausalLM, batch: dict[str, Tensor], check: Any
 ) -> None:
-    model.set_ablated(ablated)
+    model.set_active(None, not ablated)
     plain = check.gradients_after(model, lambda: check.total_loss(model, {**batch, "routing_weight": None}))  # type: ignore
     model.gradient_multipliers = GradientMultipliers(1.0, 1.0, 1.0, 1.0)
     for weight in (torch.ones(3, 12), torch.zeros(3, 12)):

@@ -85,5 +85,5 @@ def test_a_deep_copy_routes_on_its_own(model: ExpandedGPTNeoForCausalLM, batch: 
     with torch.no_grad():
         twin.transformer.h[0].mlp.auxiliary["forget"].up_projection.weight.zero_()
     assert torch.count_nonzero(model.transformer.h[0].mlp.auxiliary["forget"].up_projection.weight) > 0
-    twin.set_ablated(True)
+    twin.set_active(None, False)
     assert model.transformer.h[0].mlp.auxiliary["forget"].active

@@ -137,14 +137,25 @@ def test_every_module_is_named_and_the_router_that_was_chosen(make_result):
     result = make_result()
     one = {"name": "forget", "width": 7, "target_layers": [0], "kind": "mlp"}
     two = {"name": "biology", "width": 9, "target_layers": [1, 2], "kind": "lens"}
-    result.config["expansion"] = {"width": 64, "target_layers": None, "modules": [one, two]}
+    three = {"name": "sea", "width": 16, "target_layers": [1], "kind": "heads"}
+    four = {"name": "river", "width": None, "width_ratio": 0.5, "target_layers": [2], "kind": "heads"}
+    result.config["expansion"] = {"width": 64, "target_layers": None, "modules": [one, two, three, four]}
     result.config["router"] = {"name": "toy", "share": 0.25}
     text = render_model_card(result)
     assert "| Auxiliary module forget | an MLP with 7 hidden units beside the MLP of layers 0 |" in text
     assert "| Auxiliary module biology | lens with 9 hidden units beside the MLP of layers 1, 2 |" in text
+    assert "| Auxiliary module sea | attention heads of 16 units together beside the heads of layers 1 |" in text
+    assert "attention heads of 0.5 times the units of the model's own beside the heads of layers 2 |" in text
     assert "| Router | toy, share 0.25 |" in text
     assert "64 hidden units" not in text
     assert "Gradient multipliers" not in text
+
+
+def test_a_width_that_is_a_share_is_said_to_be_one(make_result):
+    result = make_result()
+    result.config["expansion"] = {"width": None, "width_ratio": 0.125, "target_layers": [0]}
+    text = render_model_card(result)
+    assert "an MLP with 0.125 times the hidden units of the model's own beside the MLP of layers 0 |" in text
 
 
 def test_the_settings_of_a_method_are_shown(make_result):
