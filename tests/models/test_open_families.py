@@ -80,6 +80,7 @@ NOT_EACH_TIME = ("glm4", "stablelm", "granite", "nemotron", "exaone4")
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in NOT_EACH_TIME else ()) for name in OPENED]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # gpt_bigcode's own
 @pytest.mark.parametrize("model_type", EACH)
 def test_a_family_is_opened_by_the_names_of_its_parts(model_type: str, tokens: Tensor) -> None:
     down, gated, activation = OPENED[model_type]
@@ -282,9 +283,9 @@ def test_gradients_that_are_routed_wrongly_are_refused(
             return routed
         return routed + (activation - activation.detach()) * 0.5
 
-    layers_scale, own_route = layers.scale_gradient, layers.MLPCall.route
+    layers_scale, own_route = layers.scale_gradient, layers.LayerCall.route
     if fault == "down projection too":
-        monkeypatch.setattr(layers.MLPCall, "route", route)
+        monkeypatch.setattr(layers.LayerCall, "route", route)
     else:
         monkeypatch.setattr(layers, "scale_gradient", scale)
     with pytest.raises(

@@ -130,7 +130,8 @@ def test_a_tuple_is_given_where_it_is_asked_for(model: Any, ids: Tensor) -> None
 
 
 def test_eager_and_sdpa_attention_agree(model: Any, ids: Tensor) -> None:
-    if not type(model)._supports_sdpa:
+    # 5.17 says that it has, and leaves the cap out.
+    if not type(model)._supports_sdpa or getattr(model.config, "attn_logit_softcapping", None):
         pytest.skip("transformers has no sdpa for this family: its attention caps its scores")
     found = {}
     for attention in ("eager", "sdpa"):
