@@ -32,7 +32,7 @@ def test_gradient_checkpointing(
     model, calls = paths.set(make_expanded()), []
     expected = check.gradients_after(model, lambda: check.total_loss(model, batch))
     error_without_routing(check, model, batch, expected)
-    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.18
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.23
         model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     else:
         model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
