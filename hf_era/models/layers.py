@@ -17,6 +17,7 @@ that follows. A second place for modules, beside a layer's attention heads, is i
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,7 +41,15 @@ if TYPE_CHECKING:
 LINEAR_CLASSES = (nn.Linear, Conv1D)
 
 
-class RoutingChannel:
+class RunningCall(threading.local):
+    """What a call that is running says to the layers in it; empty in between. Each thread sees its own, so that several may
+    call one model at once. Copied and pickled, it is a new one."""
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class RoutingChannel(RunningCall):
     """Holds the routing of the forward pass that is running now, and gathers the L1 norms that its layers measure."""
 
     def __init__(self) -> None:
@@ -58,10 +67,11 @@ class RoutingChannel:
         return total
 
 
-class LayerCall:
-    """The call of a target layer that is running: what it lends to its projections and modules. Empty in between.
+class LayerCall(RunningCall):
+    """The call of a target layer that is running: what it lends to its projections and modules.
 
-    A plain object that they share, so that it does not matter what wraps them in the meantime (an adapter, a shard).
+    One object that they share, so that it does not matter what wraps them in the meantime (an adapter, a shard). A copy of a
+    layer shares it too: peft puts copies in the layers' places (`modules_to_save`), and these are to be routed as well.
 
     Attributes:
         routing (`TokenRouting`, *optional*): of the running forward pass. `None`: nothing is routed or measured.
@@ -79,6 +89,9 @@ class LayerCall:
         self.is_routed = False
         self.heads: list[Any] = []
         self.wrapped: frozenset[str] = frozenset()
+
+    def __deepcopy__(self, memo: Any) -> LayerCall:
+        return self
 
     def part(self, module: str | None) -> PartRouting | None:
         """The routing of an auxiliary module, or of the original dims for `None`."""

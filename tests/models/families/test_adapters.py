@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -32,3 +33,27 @@ def test_lora_adapters_train(check: Any, make_expanded: Callable[..., Any], batc
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.01
     assert all(part.grad is not None for part in trained.values())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neo"])
+@pytest.mark.parametrize("whole_mlp", [False, True])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
+def test_a_layer_that_peft_copies_is_routed(
+    whole_mlp: bool, check: Any, family: Any, make_expanded: Callable[..., Any], batch: dict[str, Tensor]
+) -> None:
+    """`modules_to_save`: the copy that is trained in a layer's place adds what the modules add, and is routed."""
+    from peft import LoraConfig, get_peft_model
+
+    model = make_expanded()
+    logits = model(**check.inputs(batch)).logits
+    expected = check.gradients_after(model, lambda: check.total_loss(model, batch))
+    copied = family.mlp if whole_mlp else family.down_projection
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["k_proj"], modules_to_save=[copied]))
+    assert torch.equal(adapted(**check.inputs(batch)).logits, logits)
+    found = check.gradients_after(model, lambda: check.total_loss(model, batch))
+    learning = {name: value for name, value in found.items() if ".modules_to_save.default." in name}
+    assert len(learning) > 2
+    for name, gradient in learning.items():
+        assert torch.equal(gradient, expected[name.replace(".modules_to_save.default", "")]), name
+    with model.ablated():
+        assert not torch.equal(adapted(**check.inputs(batch)).logits, logits)
