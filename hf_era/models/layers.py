@@ -79,7 +79,8 @@ class LayerCall(RunningCall):
         l1 (`Tensor`, *optional*): the L1 norm of the activations so far.
         is_routed (`bool`): whether a fused activation has routed the activation that comes next.
         heads (`list[AttentionHeads]`): the modules whose heads take part in the attention that is running.
-        wrapped (`frozenset[str]`): projections of that attention, by their part (`query`, ...), with an adapter around them.
+        wrapped (`frozenset[str]`): what has an adapter around it: `output`, the next down projection, and of the attention
+            that is running its other projections, `query`, `key`, `value`.
     """
 
     def __init__(self) -> None:
@@ -107,6 +108,12 @@ class LayerCall(RunningCall):
         if self.routing.measure_activation_l1:
             self.add_l1(activation_l1(activation, self.routing.l1_mask(module, activation.shape[:2])))
         return scale_gradient(activation, self.routing.of(module).activation_multiplier)
+
+    def add_outputs(self, output: Tensor) -> Tensor:
+        """The output of a down projection, (batch, seq, hidden), and what the modules add."""
+        for added in self.auxiliary_outputs:
+            output = output + added
+        return output
 
     def add_l1(self, norm: Tensor) -> None:
         self.l1 = norm if self.l1 is None else self.l1 + norm
@@ -370,12 +377,19 @@ class ExpandedPartMixin(MixedIn):
     def _linear_layers(self) -> list[Any]:
         return [self.get_submodule(path) for path in self.linear_paths]  # type: ignore[attr-defined]
 
+    def _hooks_around(self, down_projection: Any) -> list[Any]:
+        """For an adapter (peft) around the down projection. It reads the same input on a path of its own, and may scale what
+        the layer inside gives (DoRA): the input is routed where it enters the adapter, and what the modules add comes after
+        it. Returns the hooks' handles; none for a bare layer."""
+        if is_bare(down_projection):
+            return []
+        return [
+            down_projection.register_forward_pre_hook(self._route_input),
+            down_projection.register_forward_hook(lambda _wrapper, _inputs, output: self.call.add_outputs(output)),
+        ]
+
     def _route_input(self, _wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A hook. An adapter (peft) takes the place of the layer that it wraps, and reads the same input on a path of its
-        own. That path is routed too: the input is routed where it enters the wrapper."""
-        routed = self.call.route(inputs[0], None)
-        self.call.is_routed = self.call.routing is not None  # the layer inside leaves it alone
-        return (routed, *inputs[1:])
+        return (self.call.route(inputs[0], None), *inputs[1:])
 
 
 class ExpandedMLPMixin(ExpandedPartMixin):
@@ -386,21 +400,16 @@ class ExpandedMLPMixin(ExpandedPartMixin):
         added = [module.contribution(hidden_states, self.call) for module in modules]
         # An ablated module leaves the output bit for bit.
         self.call.auxiliary_outputs = [output for output in added if output is not None]
-        handle = self._route_what_wraps_the_down_projection()
+        layers = self._linear_layers()
+        self._check_adapters(layers)
+        handles = self._hooks_around(layers[-1])
+        self.call.wrapped = frozenset({"output"} if handles else ())
         try:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         finally:
-            self.call.auxiliary_outputs = []
-            if handle is not None:
+            self.call.auxiliary_outputs, self.call.wrapped = [], frozenset()
+            for handle in handles:
                 handle.remove()
-
-    def _route_what_wraps_the_down_projection(self) -> Any:
-        """Returns the hook's handle, if one is needed."""
-        if self.call.routing is None:
-            return None
-        layers = self._linear_layers()
-        self._check_adapters(layers)
-        return None if is_bare(layers[-1]) else layers[-1].register_forward_pre_hook(self._route_input)
 
 
 class RoutedLinearMixin(MixedIn):
@@ -420,10 +429,9 @@ class RoutedDownProjectionMixin(RoutedLinearMixin):
     """The down projection of an expanded part: its input is routed, the auxiliary modules add to its output."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output = super().forward(self.call.route(inputs, None))
-        for added in self.call.auxiliary_outputs:
-            output = output + added
-        return output
+        if "output" in self.call.wrapped:  # by an adapter: its hooks do both
+            return super().forward(inputs)
+        return self.call.add_outputs(super().forward(self.call.route(inputs, None)))
 
 
 def expand_layer(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_era.evaluation.relearn.attack import with_lora
+from hf_era.models.fast.causal_lm import ALL_SLOW
 
 
 def test_lora_adapters_train(check: Any, make_expanded: Callable[..., Any], batch: dict[str, Tensor]) -> None:
@@ -57,3 +58,24 @@ def test_a_layer_that_peft_copies_is_routed(
         assert torch.equal(gradient, expected[name.replace(".modules_to_save.default", "")]), name
     with model.ablated():
         assert not torch.equal(adapted(**check.inputs(batch)).logits, logits)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neo"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_that_scales_its_layer_leaves_what_modules_add(
+    model_type: str, family: Any, check: Any, make_expanded: Callable[..., Any], batch: dict[str, Tensor]
+) -> None:
+    """DoRA multiplies what the down projection gives: merged, it is the function that was trained."""
+    from peft import LoraConfig, get_peft_model
+
+    model, inputs = make_expanded().double().eval(), check.inputs(batch)
+    model.set_fast_paths(ALL_SLOW)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=[family.down_projection], use_dora=True))
+    for part in adapted.parameters():
+        if part.requires_grad:
+            part.data.add_(torch.rand_like(part))
+    with torch.no_grad():
+        logits = model(**inputs, routing_weight=batch["routing_weight"]).logits
+        assert torch.equal(model(**inputs).logits, logits)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).logits, logits, rtol=0, atol=1e-9)
