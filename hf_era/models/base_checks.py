@@ -67,6 +67,12 @@ def check_base_in_memory(stock_class: type, base: Any) -> None:
             f"`base` should be a {stock_class.__name__}, got a {type(base).__name__}, which is another model or wrapped. "
             f"Load it as `{stock_class.__name__}` (its language-model head is part of what is trained), or unwrap it."
         )
+    devices = sorted({str(value.device) for value in base.parameters()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"`base` is spread over devices (`device_map`): {', '.join(devices)}, where meta is offloaded. Load it without "
+            "`device_map`; or pass its folder, and `device_map` with it: the expanded model is then spread when it is loaded."
+        )
 
 
 def check_not_quantised(config: Any, options: Mapping[str, Any] | None = None) -> None:

@@ -282,9 +282,9 @@ def test_gradients_that_are_routed_wrongly_are_refused(
             return routed
         return routed + (activation - activation.detach()) * 0.5
 
-    layers_scale, own_route = layers.scale_gradient, layers.MLPCall.route
+    layers_scale, own_route = layers.scale_gradient, layers.LayerCall.route
     if fault == "down projection too":
-        monkeypatch.setattr(layers.MLPCall, "route", route)
+        monkeypatch.setattr(layers.LayerCall, "route", route)
     else:
         monkeypatch.setattr(layers, "scale_gradient", scale)
     with pytest.raises(
@@ -424,7 +424,14 @@ def test_what_is_not_in_parts_is_not_loaded_as_such(saved: Path, starcoder2: Any
         load_expanded(tmp_path)
 
 
-def test_a_model_in_parts_is_not_pushed(saved: Path) -> None:
+def test_a_model_in_parts_is_not_pushed(opened: Any, saved: Path, tmp_path: Path) -> None:
+    for push in (
+        lambda: opened.push_to_hub("me/model"),
+        lambda: opened.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/model"),
+    ):
+        with pytest.raises(ValueError, match=r"would push the base alone\. Push `model\.contract\(\)`; or"):
+            push()
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"biology is the file of a module: what was to be removed"):
         _check_has_no_module(saved)
 

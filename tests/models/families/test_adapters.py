@@ -54,6 +54,7 @@ def test_a_layer_that_peft_copies_is_routed(
     found = check.gradients_after(model, lambda: check.total_loss(model, batch))
     learning = {name: value for name, value in found.items() if ".modules_to_save.default." in name}
     assert len(learning) > 2
+    assert any(map(model.is_auxiliary_parameter, learning)) == whole_mlp
     for name, gradient in learning.items():
         assert torch.equal(gradient, expected[name.replace(".modules_to_save.default", "")]), name
     with model.ablated():
