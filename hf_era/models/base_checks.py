@@ -71,7 +71,7 @@ def check_base_in_memory(stock_class: type, base: Any) -> None:
     if len(devices) > 1:
         raise ValueError(
             f"`base` is spread over devices (`device_map`): {', '.join(devices)}, where meta is offloaded. Load it without "
-            "`device_map`; or pass its folder, and `device_map` with it: the expanded model is then spread when it is loaded."
+            "`device_map`; or pass its folder, and `device_map` with it, so that the expanded model is spread."
         )
 
 

@@ -217,8 +217,8 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
             write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', with the modules in it, which publishes what they can. Raises `ValueError` for a model of a family
-        that is not registered, which is saved in parts."""
+        """As transformers', with the modules in it, which publishes what they can. Raises `ValueError` for a model of a
+        family that is not registered, which is saved in parts."""
         if not self.family.is_registered:
             refuse_push()
         return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]

@@ -238,8 +238,8 @@ def _put_together(
 
 def save_in_parts(model: Any, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
     """Saves an expanded model as its contracted base, which plain transformers loads, and a file for each module, in the
-    folder `modules`. Arguments as in `save_pretrained`, but `push_to_hub`, which is refused; every process must call it for a
-    sharded model."""
+    folder `modules`. Arguments as in `save_pretrained`, but `push_to_hub`, which is refused; every process must call it for
+    a sharded model."""
     if kwargs.get("push_to_hub"):
         refuse_push()
     path, weights = local_path(folder), kwargs.pop("state_dict", None)
@@ -261,8 +261,8 @@ def save_in_parts(model: Any, folder: str | os.PathLike[str], *args: Any, **kwar
 def refuse_push() -> NoReturn:
     """Raises `ValueError`: transformers would push the base, and leave its modules out."""
     raise ValueError(
-        "`push_to_hub`: a model of a family that hf_era does not know is a base and a file for each module, and transformers "
-        "would push the base alone. Push `model.contract()`; or, if what is in the modules is to be published, save it to a "
+        "`push_to_hub`: a model of a family that hf_era does not know is a base and a file for each module, and "
+        "transformers would push the base alone. Push `model.contract()`; or, if what is in the modules is to be published, save it to a "
         "folder and upload that with `huggingface_hub.upload_folder`."
     )
 
