@@ -34,7 +34,7 @@ from hf_era.models.layers import (
 )
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.loading_hint import write_readme
-from hf_era.models.module_files import ModuleFilesMixin, refuse_push, save_in_parts
+from hf_era.models.module_files import ModuleFilesMixin, save_in_parts
 from hf_era.models.module_switches import ModuleSwitchesMixin
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
@@ -215,13 +215,6 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True) and not has_adapters(self):
             write_readme(Path(save_directory), self.config)  # type: ignore[attr-defined]
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', with the modules in it, which publishes what they can. Raises `ValueError` for a model of a
-        family that is not registered, which is saved in parts."""
-        if not self.family.is_registered:
-            refuse_push()
-        return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
 
     @torch.no_grad()
     def contract(self, keep: Sequence[str] = ()) -> Any:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -241,7 +241,11 @@ def save_in_parts(model: Any, folder: str | os.PathLike[str], *args: Any, **kwar
     folder `modules`. Arguments as in `save_pretrained`, but `push_to_hub`, which is refused; every process must call it for
     a sharded model."""
     if kwargs.get("push_to_hub"):
-        refuse_push()
+        raise ValueError(  # transformers would push the base alone, without a word
+            "`push_to_hub`: a model of a family that hf_era does not know is a base and a file for each module, of which "
+            "only the base would be pushed. Push `model.contract()`; or, to publish what is in the modules too, save it to "
+            "a folder and upload that with `huggingface_hub.upload_folder`."
+        )
     path, weights = local_path(folder), kwargs.pop("state_dict", None)
     if weights is not None:  # given where the model's own weights are not whole
         whole_model(model, weights).save_pretrained(folder, *args, **kwargs)
@@ -256,15 +260,6 @@ def save_in_parts(model: Any, folder: str | os.PathLike[str], *args: Any, **kwar
     if is_main_process:
         write_json(path / PARTS / ORDER, {"modules": model.module_names, "opened_by": _opened_by(model)})
         write_readme(path, model.config, in_parts=True)
-
-
-def refuse_push() -> NoReturn:
-    """Raises `ValueError`: transformers would push the base, and leave its modules out."""
-    raise ValueError(
-        "`push_to_hub`: a model of a family that hf_era does not know is a base and a file for each module, and "
-        "transformers would push the base alone. Push `model.contract()`; or, if what is in the modules is to be published, save it to a "
-        "folder and upload that with `huggingface_hub.upload_folder`."
-    )
 
 
 def _opened_by(model: Any) -> dict[str, Any]:
