@@ -54,7 +54,7 @@ def check_arguments(base: Any, expansion: Any) -> None:
     raise ValueError(f"`base` should be a local directory, a hub id or a causal LM of transformers, got {kind}. {way}")
 
 
-def check_base_in_memory(stock_class: type, base: Any) -> None:
+def check_base_in_memory(stock_class: Any, base: Any) -> None:
     """Raises `ValueError` for a model that cannot be copied weight by weight into an expanded one."""
     if has_adapters(base):
         raise ValueError(
