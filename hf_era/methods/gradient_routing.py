@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
 from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
-from hf_era.models import expand_base, get_family
+from hf_era.models import expand_base, family_for
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.models.trainable import choose_trainable
 from hf_era.training import GradientRoutingTrainer
@@ -164,7 +164,9 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     arguments = run.training_arguments("coherence", key, **changes)
     # What there is memory to train is what the routing trained. Adapters of the routing are merged by now; these are new.
     torch.manual_seed(run.seed)
-    choose_trainable(model, arguments.trainable, arguments.lora_settings, run.expansion.resolve_layers(_layers(run)))
+    family = family_for(run.base_config, run.expansion)
+    layers = run.expansion.resolve_layers(family.layers_of(run.base_config))
+    choose_trainable(model, arguments.trainable, arguments.lora_settings, layers, family)
     best, report = fine_tune_for_coherence(
         model,
         arguments,
@@ -177,10 +179,6 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     run.state.wait_for_everyone()
     run.save(load_causal_lm(best).save_pretrained, run.folder("model"))
     return {"enabled": True, **report}
-
-
-def _layers(run: Run) -> int:
-    return get_family(run.base_config.model_type).layers_of(run.base_config)
 
 
 def _begin_anew_if_damaged(run: Run, key: str) -> None:
