@@ -213,9 +213,7 @@ def _linear_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def _adapted_layers(
-    model: Any, lora: LoraSettings, layers: Sequence[int] | None, family: Family | None
-) -> list[str]:
+def _adapted_layers(model: Any, lora: LoraSettings, layers: Sequence[int] | None, family: Family | None) -> list[str]:
     linear, wanted = _linear_layers(model), lora.target_modules
     if wanted == ALL_LINEAR:
         return linear

@@ -46,4 +46,6 @@ def _limits_of(folder: Path) -> dict[str, Any]:
     config = found.get("config") if isinstance(found, dict) else None
     data = config.get("data") if isinstance(config, dict) else None
     kinds = {"max_tokens": int, "add_bos": bool, "add_eos": bool}
-    return {name: data[name] for name, kind in kinds.items() if isinstance(data, dict) and isinstance(data.get(name), kind)}
+    return {
+        name: data[name] for name, kind in kinds.items() if isinstance(data, dict) and isinstance(data.get(name), kind)
+    }
