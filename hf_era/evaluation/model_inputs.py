@@ -73,8 +73,8 @@ class ModelEvaluationConfig:
             where no forget example holds one of them. With `data` and no other label they label the examples too.
         max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): an example is cut there.
             Without `max_tokens`: at 256, or at the model's context if that is shorter.
-        add_bos, add_eos (`bool`, *optional*): one BOS in front, one EOS at the end of an example that was not cut. Not given:
-            a BOS where the tokenizer has one, and no EOS.
+        add_bos, add_eos (`bool`, *optional*): one BOS in front, one EOS at the end of an example that was not cut. Not
+            given: a BOS where the tokenizer has one, and no EOS.
         split, text_column (`str`, *optional*): as in the section `data` of a run.
         device (`str`, *optional*, defaults to `"auto"`): `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype (`str`, *optional*, defaults to `"auto"`): `auto` (that of the checkpoint), `float32`, `bfloat16`, `float16`.

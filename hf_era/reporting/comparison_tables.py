@@ -84,9 +84,9 @@ def results_table(results: Sequence[AnyResult]) -> Table:
 
 
 def task_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
-    """One flat dict per result, task of lm-eval and metric, as a comparison's JSON has them: `name`, `seed`, `task`, `metric`,
-    `examples`, `chance`, and of each of `TASK_STAGES` an `Estimate` as a dict or `None`. Members of a group that has figures
-    of its own are left out."""
+    """One flat dict per result, task of lm-eval and metric, as a comparison's JSON has them: `name`, `seed`, `task`,
+    `metric`, `examples`, `chance`, and of each of `TASK_STAGES` an `Estimate` as a dict or `None`. Members of a group that
+    has figures of its own are left out."""
     rows = []
     for result in results:
         tasks = {stage: result.tasks.get(name) or {} for stage, name in _task_stages(result).items()}

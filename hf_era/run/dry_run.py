@@ -63,8 +63,8 @@ class DryRun:
         parameters (`dict[str, int]`): `total`, `auxiliary` and `trained`, of the model that is trained.
         memory (`dict[str, float]`): bytes of a training step in this process: `weights`, `gradients`, `optimizer`,
             `activations`, `logits`, `buffers` and their sum, `estimate`; `whole_logits`, what the logits would take without
-            the chunked loss; `machine`, what there is for a process; `peak`, measured, unless the estimate is more than there is. Empty
-            where nothing is trained.
+            the chunked loss; `machine`, what there is for one process; `peak`, measured, unless the estimate is more than
+            there is. Empty where nothing is trained.
         advice (`list[str]`): what would make it smaller.
         phases (`list[dict]`): `name`, `title`, `seconds` (`None`: not known), `done`, `at_most` (it may end earlier).
         files (`list[dict]`): `path` and `bytes` (`None`: not known beforehand) of what would be written.

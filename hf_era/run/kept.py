@@ -41,7 +41,7 @@ def _examples_of(folder: Path) -> dict[str, str]:
 
 
 def _limits_of(folder: Path) -> dict[str, Any]:
-    """An example is cut where the run cut it, and begins and ends as it did there: other figures would be of other examples."""
+    """An example is cut where the run cut it, and begins and ends as it did there: else the figures were not the run's."""
     found = read_json(folder / "result.json")
     config = found.get("config") if isinstance(found, dict) else None
     data = config.get("data") if isinstance(config, dict) else None

@@ -114,8 +114,8 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 
 def memory_of(device: torch.device, processes: int = 1) -> float:
-    """Bytes of memory that there are for each of the processes of a machine: of its GPU; without one a share of the machine's,
-    or of what the container may take of it."""
+    """Bytes of memory that there are for each of the processes of a machine: of its GPU; without one a share of the
+    machine's, or of what the container may take of it."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return min([float(psutil.virtual_memory().total), *filter(None, map(_limit, LIMITS))]) / processes

@@ -144,7 +144,7 @@ def check_is_routed(batch: Mapping[str, Any], collator: Any) -> None:
 
 
 def check_modules_arrive(batch: Mapping[str, Any], dataset: Any, collator: Any) -> None:
-    """Raises `ValueError` for a training batch that lost the `module_index` of its examples: each would teach all modules."""
+    """Raises `ValueError` for a training batch that lost the `module_index` of its examples: each would teach all."""
     if batch.get(MODULE_INDEX) is None and MODULE_INDEX in (columns_of(dataset) or ()):
         own = _unwrapped(collator)
         raise ValueError(

@@ -171,8 +171,8 @@ def test_a_collator_that_loses_the_modules(make: Callable[..., Any], tokenised: 
 
     trainer = make(tokenised, data_collator=my_collator)
     message = (
-        r"`train_dataset` has the column `module_index`, but the batch that `data_collator` `my_collator` gave has none, and "
-        r"without it every example teaches all modules\. Make it a tensor of one integer per example"
+        r"`train_dataset` has the column `module_index`, but the batch that `data_collator` `my_collator` gave has none, "
+        r"and without it every example teaches all modules\. Make it a tensor of one integer per example"
     )
     with pytest.raises(ValueError, match=message):
         trainer.train()
