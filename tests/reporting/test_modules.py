@@ -152,6 +152,13 @@ def test_a_comparison_has_a_row_per_result_and_module() -> None:
     assert rows[0]["ablation_gap"]["value"] == 0.5
     assert rows[1]["largest_crosstalk"]["value"] == pytest.approx(0.022)
     assert "Largest crosstalk" in comparison_markdown(results)
+    bounds = [row["at_most"] for row in rows]
+    shown = [line for line in comparison_markdown(results).split("## Modules")[1].splitlines() if "| 0 |" in line]
+    assert ["≤" in line for line in shown] == [bool(one) for one in bounds]
+    negative = module_values()
+    negative["biology"]["crosstalk"] = {"chemistry": {"value": -0.4, "low": -0.5, "high": -0.3}}
+    (row, _) = comparison_json([run_of_modules(modules=negative)])["modules"]
+    assert row["largest_crosstalk"]["value"] == -0.4
     assert 'id="modules"' in render_comparison(results)
 
 
