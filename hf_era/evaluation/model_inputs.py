@@ -73,6 +73,8 @@ class ModelEvaluationConfig:
             where no forget example holds one of them. With `data` and no other label they label the examples too.
         max_characters (`int`, *optional*, defaults to `1029`), max_tokens (`int`, *optional*): an example is cut there.
             Without `max_tokens`: at 256, or at the model's context if that is shorter.
+        add_bos, add_eos (`bool`, *optional*): one BOS in front, one EOS at the end of an example that was not cut. Not
+            given: a BOS where the tokenizer has one, and no EOS.
         split, text_column (`str`, *optional*): as in the section `data` of a run.
         device (`str`, *optional*, defaults to `"auto"`): `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype (`str`, *optional*, defaults to `"auto"`): `auto` (that of the checkpoint), `float32`, `bfloat16`, `float16`.
@@ -101,6 +103,8 @@ class ModelEvaluationConfig:
     forget_words: list[str] = field(default_factory=list)
     max_characters: int | None = 1_029
     max_tokens: int | None = None
+    add_bos: bool | None = None
+    add_eos: bool = False
     split: str = "train"
     text_column: str | None = None
     device: str = "auto"
@@ -237,7 +241,8 @@ def _data_config(config: ModelEvaluationConfig, model: Any, tokenizer: Any) -> D
             f"`max_tokens` is {max_tokens}, but {config.model} has {positions} positions. Lower it, or leave it out: "
             "examples are then cut at the model's context."
         )
-    return config.data_config(max_tokens=max_tokens, add_bos=tokenizer.bos_token_id is not None)
+    add_bos = tokenizer.bos_token_id is not None if config.add_bos is None else config.add_bos
+    return config.data_config(max_tokens=max_tokens, add_bos=add_bos, add_eos=config.add_eos)
 
 
 def _read(

@@ -93,6 +93,10 @@ class ModuleConfig:
         # Two weights of at least one number each and a bias for every hidden unit, in fp32, whatever the model.
         check_memory("expansion.width", short_repr(width), 12 * width, "Lower it; 64 is the default.")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; without `width_ratio` where there is none, as runs and checkpoints have it that are older than that."""
+        return {name: value for name, value in asdict(self).items() if name != "width_ratio" or value is not None}
+
     @property
     def width_text(self) -> str:
         """The width in words, for a plan or a card."""
@@ -216,7 +220,7 @@ class ExpansionConfig:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"`expansion.modules`: two modules are called {twice!r}. Give each a name of its own.")
-        self.modules = [asdict(module) for module in self._modules]
+        self.modules = [module.to_dict() for module in self._modules]
 
     @property
     def module_configs(self) -> list[ModuleConfig]:

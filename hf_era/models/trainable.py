@@ -180,18 +180,18 @@ def _is_auxiliary(model: Any, name: str) -> bool:
     return hasattr(model, "is_auxiliary_parameter") and model.is_auxiliary_parameter(name)
 
 
-def _family(model: Any) -> Family:
-    family = family_of(model.config)
+def _family(model: Any, given: Family | None) -> Family:
+    family: Family | None = given or getattr(model, "family", None) or family_of(model.config)
     if family is None:
         raise ValueError(f"`training.trainable`: {type(model).__name__} is of no family that hf_era knows.")
     return family
 
 
 def _routed_parts(
-    model: Any, layers: Sequence[int] | None, family: Family | None, whole_blocks: bool = False
+    model: Any, layers: Sequence[int] | None, given: Family | None, whole_blocks: bool = False
 ) -> dict[str, nn.Module]:
     """Path -> what stands beside an auxiliary module, or its whole block."""
-    family, paths = family or _family(model), {id(module): path for path, module in model.named_modules()}
+    family, paths = _family(model, given), {id(module): path for path, module in model.named_modules()}
     chosen = list(model.auxiliary_modules()) if hasattr(model, "auxiliary_modules") else list(layers or ())
     if not chosen:
         raise ValueError("`training.trainable`: no layer of the model has an auxiliary module, so nothing is routed.")

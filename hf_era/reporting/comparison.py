@@ -45,6 +45,8 @@ def comparison_markdown(results: Sequence[AnyResult]) -> str:
     attacks = comparison_tables.attack_tables(results, rows)
     if attacks:
         blocks += ["## Relearn attacks", *(block for table in attacks for block in _block(table))]
+    if of_tasks := _block(comparison_tables.tasks_of_results_table(results)):
+        blocks += ["## Tasks", *of_tasks]
     if of_modules := _block(module_tables.modules_of_results_table(results)):
         blocks += ["## Modules", *of_modules]
     return "\n\n".join(blocks) + "\n"
@@ -93,7 +95,8 @@ def _harmless(value: Any) -> Any:
 
 
 def comparison_json(results: Sequence[AnyResult]) -> dict[str, Any]:
-    """`results`: the rows; `over_seeds`: one entry per recipe; `modules`, where a result has several: one entry each."""
-    modules = module_tables.module_rows(results)
+    """`results`: the rows; `over_seeds`: one entry per recipe; `tasks`, where some were measured: one entry for each figure;
+    `modules`, where a result has several: one entry each."""
     found = {"results": comparison_rows(results), "over_seeds": aggregate(results)}
-    return {**found, "modules": modules} if modules else found
+    more = {"tasks": comparison_tables.task_rows(results), "modules": module_tables.module_rows(results)}
+    return {**found, **{name: rows for name, rows in more.items() if rows}}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.results import CONTROL, AnyResult
+from hf_era.evaluation.results import ABLATED, CONTROL, AnyResult
 from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, recipe_of, summary_of
 from hf_era.reporting.labels import (
     AT_MOST,
@@ -20,6 +20,7 @@ from hf_era.reporting.labels import (
     ATTACK_LOSSES,
     DIFFERENCES,
     LOSSES,
+    METRICS,
     attack_title,
     edges_text,
     effort_text,
@@ -28,7 +29,7 @@ from hf_era.reporting.labels import (
     recovered_text,
     short_attack_title,
 )
-from hf_era.reporting.numbers import format_estimate, format_number
+from hf_era.reporting.numbers import format_count, format_estimate, format_number
 from hf_era.reporting.seeds import seeds_of
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of
@@ -80,6 +81,61 @@ def results_table(results: Sequence[AnyResult]) -> Table:
     controls = frozenset(number for number, figures in enumerate(shown) if figures.is_control)
     table = Table(_with_control(caption, controls), header, rows, 2, controls, dict(enumerate(columns, 2)))
     return _measured(table)
+
+
+def task_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
+    """One flat dict per result, task of lm-eval and metric, as a comparison's JSON has them: `name`, `seed`, `task`,
+    `metric`, `examples`, `chance`, and of each of `TASK_STAGES` an `Estimate` as a dict or `None`. Members of a group that
+    has figures of its own are left out."""
+    rows = []
+    for result in results:
+        tasks = {stage: result.tasks.get(name) or {} for stage, name in _task_stages(result).items()}
+        for name, found in {name: found for part in tasks.values() for name, found in part.items()}.items():
+            if found.get("group") is not None:
+                continue
+            for metric in found["metrics"]:
+                measured = [(part.get(name) or {}).get("metrics", {}).get(metric) for part in tasks.values()]
+                figures = dict(zip(tasks, map(_figure, measured), strict=True))
+                about = {"examples": found.get("examples"), "chance": found.get("chance")}
+                rows.append(
+                    {"name": result.name, "seed": result.seed, "task": name, "metric": metric, **about, **figures}
+                )
+    return rows
+
+
+TASK_STAGES = {"before": "Before the method", "final": "This model", "ablated": "Its modules ablated"}
+"""What a comparison says of tasks: key of `task_rows` -> title."""
+
+
+def _task_stages(result: AnyResult) -> dict[str, str]:
+    """Key of `TASK_STAGES` -> stage of the result."""
+    return {"before": "before", "final": result.final_stage, "ablated": ABLATED}
+
+
+def _figure(metric: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if metric is None else {name: metric.get(name) for name in ("value", "low", "high")}
+
+
+def tasks_of_results_table(results: Sequence[AnyResult]) -> Table | None:
+    """One row per result, task of lm-eval and metric; `None` if no task was measured."""
+    found = task_rows(results)
+    stages = [stage for stage in TASK_STAGES if any(row[stage] for row in found)]
+    rows = [
+        [
+            *(name_of(row[key]) for key in ("name", "seed", "task")),
+            METRICS.get(row["metric"], name_of(row["metric"])),
+            *(_cell(estimate_of(row[stage])) for stage in stages),
+            format_count(row["examples"]),
+            format_number(row["chance"]) if row["chance"] else "-",
+        ]
+        for row in found
+    ]
+    header = ["Result", "Seed", "Task", "Metric", *(TASK_STAGES[stage] for stage in stages), "Examples", "Chance"]
+    caption = (
+        "Tasks of lm-evaluation-harness, with 95 % intervals over their examples: none says how much another seed would "
+        "differ. Chance is the accuracy of guessing."
+    )
+    return Table(caption, header, rows, text_columns=4) if rows else None
 
 
 def _measured(table: Table) -> Table:

@@ -129,6 +129,12 @@ COUNTS = {
     "blanks_dropped": "Empty examples that were dropped",
 }
 """What is counted of the data of a run, or of a model's evaluation."""
+OF_MODULES = {
+    "train": "forget examples to train on",
+    "validation_forget": "to evaluate on",
+    "attack_forget": "held back for a relearn attack",
+}
+"""The same of each module's own forget examples, where there are several modules."""
 SETTINGS = {
     "optim": "optimizer",
     "learning_rate": "peak learning rate",

@@ -104,19 +104,20 @@ OF_A_MODULE = ("unlearning", ROBUST, "ablation_gap", "retain_ablation_gap")
 
 def module_rows(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One flat dict per result and module, as a comparison's JSON has them: `name`, `seed`, `module`, `OF_A_MODULE` and
-    `largest_crosstalk`, each an `Estimate` as a dict."""
+    `largest_crosstalk` (the one farthest from 0), each an `Estimate` as a dict; `at_most`: which of these are bounds."""
     rows = []
     for result in (one for one in results if isinstance(one, RunResult)):
         for name, own in result.modules.items():
             figures = summary_of(result_of_module(result, name))
             crosstalk = [part for part in (own.get("crosstalk") or {}).values() if is_number(part.get("value"))]
-            largest = estimate_of(max(crosstalk, key=lambda part: part["value"], default=None))
+            largest = estimate_of(max(crosstalk, key=lambda part: abs(part["value"]), default=None))
             rows.append({
                 "name": result.name,
                 "seed": result.seed,
                 "module": name,
                 **{kind: figures.differences[kind].to_dict() for kind in OF_A_MODULE},
                 "largest_crosstalk": largest.to_dict(),
+                "at_most": [kind for kind in OF_A_MODULE if kind in figures.at_most],
             })  # fmt: skip
     return rows
 
@@ -127,7 +128,10 @@ def modules_of_results_table(results: Sequence[AnyResult]) -> Table | None:
     rows = [
         [
             *(name_of(row[key]) for key in ("name", "seed", "module")),
-            *(format_estimate(estimate_of(row[key]), True, missing="-") for key in figures),
+            *(
+                format_estimate(estimate_of(row[key]), True, missing="-", at_most=key in row["at_most"])
+                for key in figures
+            ),
         ]
         for row in module_rows(results)
     ]
@@ -135,7 +139,8 @@ def modules_of_results_table(results: Sequence[AnyResult]) -> Table | None:
     header = ["Result", "Seed", "Module", *(titles[kind] for kind in OF_A_MODULE), "Largest crosstalk"]
     caption = (
         "Each module on its own forget examples, switched off alone; differences, nats a token, each with the 95 % interval "
-        "of its own run, over examples. Crosstalk: the gap on another module's forget examples."
+        "of its own run, over examples. Crosstalk: the gap on another module's forget examples. "
+        f"{AT_MOST}."
     )
     return Table(caption, header, rows, text_columns=3) if rows else None
 

@@ -10,7 +10,17 @@ from typing import Any
 from hf_era.evaluation.model_evaluation import words_message
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import rule_label, summary_of
-from hf_era.reporting.labels import ATTACK_KINDS, COUNTS, MACHINE, PARTS, RULE_TEXTS, SETTINGS, SOURCES, layer_order
+from hf_era.reporting.labels import (
+    ATTACK_KINDS,
+    COUNTS,
+    MACHINE,
+    OF_MODULES,
+    PARTS,
+    RULE_TEXTS,
+    SETTINGS,
+    SOURCES,
+    layer_order,
+)
 from hf_era.reporting.numbers import counted, format_count, format_share, is_number
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import NOT_RECORDED, cut, name_of, pairs_text, recorded, source_kind, source_text, visible
@@ -48,14 +58,14 @@ def labelling_kind(result: AnyResult) -> str:
 def labelling_text(result: AnyResult) -> str:
     """What made an example a forget example, and which have no label, in a sentence or two."""
     kind, labelling = labelling_kind(result), result.data.get("labelling") or {}
-    column = quoted([labelling.get("column")])
+    column, modules = quoted([labelling.get("column")]), _of_modules(labelling)
     if kind == "files":
         return "The file that an example is in says whether it is a forget or a retain example."
     if kind == "column":
         forget, retain = (quoted(labelling.get(f"{name}_labels") or []) for name in ("forget", "retain"))
         others = f"{retain} a retain example, and all others are unlabelled" if retain else ""
         others = others or "any other value a retain example, and those without a value are unlabelled"
-        return f"{forget} in the column {column} makes a forget example, {others}."
+        return f"{modules or forget} in the column {column} makes a forget example, {others}."
     if kind == "score":
         return (
             f"The column {column} holds the probability that it is a forget example: from 0.5 on it counts as one, and its "
@@ -67,9 +77,16 @@ def labelling_text(result: AnyResult) -> str:
     if not words:
         return NOT_RECORDED
     return (
-        f"A forget example has one of these words in its text, as a whole word in any case: {quoted(words)}. All others are "
-        "retain examples."
+        f"A forget example has one of these words in its text, as a whole word in any case: {modules or quoted(words)}. All "
+        "others are retain examples."
     )
+
+
+def _of_modules(labelling: dict[str, Any]) -> str:
+    """`"genetics", "anatomy" (module biology), "acids" (module chemistry)`; empty where labels name no modules."""
+    modules = labelling.get("modules")
+    given = modules.items() if isinstance(modules, dict) else ()
+    return ", ".join(f"{quoted(values or [])} (module {name_of(module)})" for module, values in given)
 
 
 def forget_words(result: AnyResult) -> list[str]:
@@ -93,6 +110,12 @@ def data_table(result: AnyResult) -> Table:
     if cuts:
         rows.append(["An example is cut at", cuts])
     rows += [[label, _count(data, key)] for key, label in COUNTS.items() if data.get(key) is not None]
+    rows += [
+        [f"Module {name_of(module)}: {label}", _count(own, f"{part}_stories")]
+        for module, own in (data.get("modules") or {}).items()
+        for part, label in OF_MODULES.items()
+        if own.get(f"{part}_stories") is not None
+    ]
     if data.get("fingerprint"):
         rows.append(["Fingerprint of the examples", name_of(data["fingerprint"])])
     return Table("Data", ["Data", "Value"], rows, text_columns=2)

@@ -7,6 +7,7 @@ examples, some generated tokens and two steps of an attack.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import tempfile
 import threading
@@ -62,8 +63,8 @@ class DryRun:
         parameters (`dict[str, int]`): `total`, `auxiliary` and `trained`, of the model that is trained.
         memory (`dict[str, float]`): bytes of a training step in this process: `weights`, `gradients`, `optimizer`,
             `activations`, `logits`, `buffers` and their sum, `estimate`; `whole_logits`, what the logits would take without
-            the chunked loss; `machine`, what there is; `peak`, measured, unless the estimate is more than there is. Empty
-            where nothing is trained.
+            the chunked loss; `machine`, what there is for one process; `peak`, measured, unless the estimate is more than
+            there is. Empty where nothing is trained.
         advice (`list[str]`): what would make it smaller.
         phases (`list[dict]`): `name`, `title`, `seconds` (`None`: not known), `done`, `at_most` (it may end earlier).
         files (`list[dict]`): `path` and `bytes` (`None`: not known beforehand) of what would be written.
@@ -192,7 +193,7 @@ class _Speed:
         self.parameters, self.memory = estimate.parameters, {}
         trains = any(phase.cost is not None and phase.cost.trained for phase in (*plan.base, *plan.own))
         if trains:
-            self.memory = memory_table(estimate, self.device)
+            self.memory = memory_table(estimate, self.device, processes_here(run.state))
         self.fits = self.memory.get("estimate", 0) <= self.memory.get("machine", 0)
         may_freeze = self.is_expanded and run.start == "pretrained"
         self.advice = [] if not trains else ways_out(estimate, run.arguments, may_freeze)
@@ -299,11 +300,16 @@ def _longest(run: Run) -> int:
     return int(max(run.data.train["length"][:], default=2))
 
 
-def memory_table(estimate: MemoryEstimate, device: torch.device) -> dict[str, float]:
+def processes_here(state: PartialState) -> int:
+    """How many processes of the launch share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+
+
+def memory_table(estimate: MemoryEstimate, device: torch.device, processes: int = 1) -> dict[str, float]:
     """`DryRun.memory`, without what is measured."""
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "whole_logits")
     found: dict[str, float] = {name: getattr(estimate, name) for name in parts}
-    return {**found, "estimate": estimate.total, "machine": memory_of(device)}
+    return {**found, "estimate": estimate.total, "machine": memory_of(device, processes)}
 
 
 def _some(stories: Dataset, number: int | None) -> Dataset:

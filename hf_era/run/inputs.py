@@ -113,6 +113,12 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
             f"`training.warmup_steps` is {warmup:g}, and there are {steps} steps: the learning rate never gets to its peak. "
             "Lower the one or raise the other."
         )
+    names = [module.name for module in config.expansion.module_configs]
+    if len(names) > 1 and not config.data.modules:
+        notes.append(
+            f"The modules {listed(names)} all learn the same: nothing says whose examples are whose. Give each its labels, "
+            "or words: `data.modules`."
+        )
     for module, own in summary.get("modules", {}).items():
         if not own["validation_forget_stories"]:
             notes.append(

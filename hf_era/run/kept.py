@@ -25,7 +25,7 @@ def expanded_model_of(model: str, needs_examples: bool = True) -> dict[str, Any]
             "if it was deleted, give the run's command again, and it is made anew. Or name an expanded model with "
             "`--forget FILE --retain FILE`."
         )
-    found: dict[str, Any] = {"model": str(folder / EXPANDED), **_max_tokens_of(folder)}
+    found: dict[str, Any] = {"model": str(folder / EXPANDED), **_limits_of(folder)}
     return {**found, **_examples_of(folder), "max_characters": None} if needs_examples else found
 
 
@@ -40,10 +40,12 @@ def _examples_of(folder: Path) -> dict[str, str]:
     return {name: str(path) for name, path in files.items()}
 
 
-def _max_tokens_of(folder: Path) -> dict[str, int]:
-    """An example is cut where the run cut it."""
+def _limits_of(folder: Path) -> dict[str, Any]:
+    """An example is cut where the run cut it, and begins and ends as it did there: else the figures were not the run's."""
     found = read_json(folder / "result.json")
     config = found.get("config") if isinstance(found, dict) else None
     data = config.get("data") if isinstance(config, dict) else None
-    size = data.get("max_tokens") if isinstance(data, dict) else None
-    return {"max_tokens": size} if isinstance(size, int) else {}
+    kinds = {"max_tokens": int, "add_bos": bool, "add_eos": bool}
+    return {
+        name: data[name] for name, kind in kinds.items() if isinstance(data, dict) and isinstance(data.get(name), kind)
+    }

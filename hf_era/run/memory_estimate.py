@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -108,11 +109,24 @@ def estimate_memory(make_model: Callable[[], Any], arguments: Any, length: int) 
         )
 
 
-def memory_of(device: torch.device) -> float:
-    """Bytes of memory that there are: of the GPU, or of the machine."""
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says what a container may take, in the second and the first version of its control groups."""
+
+
+def memory_of(device: torch.device, processes: int = 1) -> float:
+    """Bytes of memory that there are for each of the processes of a machine: of its GPU; without one a share of the
+    machine's, or of what the container may take of it."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(psutil.virtual_memory().total)
+    return min([float(psutil.virtual_memory().total), *filter(None, map(_limit, LIMITS))]) / processes
+
+
+def _limit(path: Path) -> float | None:
+    """`None` where there is no limit, which is `max` or a number beyond any machine."""
+    try:
+        return float(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def ways_out(estimate: MemoryEstimate, arguments: Any, may_freeze: bool) -> list[str]:

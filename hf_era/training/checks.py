@@ -143,6 +143,18 @@ def check_is_routed(batch: Mapping[str, Any], collator: Any) -> None:
         )
 
 
+def check_modules_arrive(batch: Mapping[str, Any], dataset: Any, collator: Any) -> None:
+    """Raises `ValueError` for a training batch that lost the `module_index` of its examples: each would teach all."""
+    if batch.get(MODULE_INDEX) is None and MODULE_INDEX in (columns_of(dataset) or ()):
+        own = _unwrapped(collator)
+        raise ValueError(
+            f"`train_dataset` has the column `{MODULE_INDEX}`, but the batch that `data_collator` "
+            f"`{getattr(own, '__name__', type(own).__name__)}` gave has none, and without it every example teaches all "
+            f"modules. Make it a tensor of one integer per example, as {OWN_COLLATOR} does; if that is what you want, take "
+            "the column out."
+        )
+
+
 def _unwrapped(collator: Any) -> Any:
     """The collator itself, whatever fills up its batches."""
     return collator.collator if isinstance(collator, PaddingRowCollator) else collator

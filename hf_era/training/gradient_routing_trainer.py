@@ -33,6 +33,7 @@ from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.checks import (
     check_has_effect,
     check_is_routed,
+    check_modules_arrive,
     check_modules_match,
     check_routing_weights_arrive,
 )
@@ -177,9 +178,10 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As `CausalLMTrainer.compute_loss`; refuses a training batch without routing weights."""
+        """As `CausalLMTrainer.compute_loss`; refuses a training batch without routing weights, or that lost the modules."""
         if model.training:
             check_is_routed(inputs, self.data_collator)
+            check_modules_arrive(inputs, self.train_dataset, self.data_collator)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     # ---- Optimizer ----

@@ -5,21 +5,25 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.starcoder2.modeling_starcoder2 import Starcoder2MLP
 
 from hf_era import ExpansionConfig, attach_module, expand_base
+from hf_era.methods import gradient_routing
 from hf_era.models import FAMILIES, UntestedFamilyWarning, family_for, load_expanded, self_check
 from hf_era.models.adapters import adapters_kept
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.run.push import _check_has_no_module
+from hf_era.training.coherence import CoherenceConfig
 from hf_era.training.raw_examples import expanded_model
 
 VALUES = {
@@ -439,3 +443,24 @@ def test_the_trainer_takes_a_folder_in_parts(opened: Any, saved: Path, tmp_path:
     assert type(model) is type(opened)
     with pytest.raises(ValueError, match="`expansion` is given, but `model` is expanded already"):
         expanded_model(str(saved), {"width": 3})
+
+
+def test_the_final_model_of_a_run_is_fine_tuned_where_the_run_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contracted model is a stock one of a family that nobody registered: what the expansion names has to be known."""
+    base, tuned = base_of("starcoder2"), []
+    expansion = expansion_of("starcoder2", target_layers=[1])
+    run = SimpleNamespace(
+        seed=0, base_config=base.config, expansion=expansion, coherence=CoherenceConfig(), tokenizer=None, progress=None,
+        folder=Path, checkpoints=lambda *names: Path("nowhere"), state=PartialState(), save=lambda *_: None,
+        data=SimpleNamespace(validation_retain=None), arguments=SimpleNamespace(per_device_train_batch_size=1, world_size=1),
+        training_arguments=lambda *_, **changes: SimpleNamespace(trainable="routed", lora_settings=None),
+    )  # fmt: skip
+    monkeypatch.setattr(gradient_routing, "load_causal_lm", lambda _: base)
+    monkeypatch.setattr(gradient_routing, "stories_labelled", lambda *_, **options: None)
+    monkeypatch.setattr(
+        gradient_routing, "fine_tune_for_coherence", lambda model, *_: tuned.append(model) or (Path("best"), {})
+    )
+    gradient_routing._coherence(run, "key")
+    trained = {name for name, value in tuned[0].named_parameters() if value.requires_grad}
+    assert trained
+    assert all(name.startswith("model.layers.1.mlp.") for name in trained)

@@ -1,6 +1,8 @@
 """Several modules in tables, terminal, page, card and comparison, by planted results."""
 
 import io
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -150,7 +152,49 @@ def test_a_comparison_has_a_row_per_result_and_module() -> None:
     assert rows[0]["ablation_gap"]["value"] == 0.5
     assert rows[1]["largest_crosstalk"]["value"] == pytest.approx(0.022)
     assert "Largest crosstalk" in comparison_markdown(results)
+    bounds = [row["at_most"] for row in rows]
+    shown = [line for line in comparison_markdown(results).split("## Modules")[1].splitlines() if "| 0 |" in line]
+    assert ["≤" in line for line in shown] == [bool(one) for one in bounds]
+    negative = module_values()
+    negative["biology"]["crosstalk"] = {"chemistry": {"value": -0.4, "low": -0.5, "high": -0.3}}
+    (row, _) = comparison_json([run_of_modules(modules=negative)])["modules"]
+    assert row["largest_crosstalk"]["value"] == -0.4
     assert 'id="modules"' in render_comparison(results)
+
+
+def test_a_comparison_shows_tasks() -> None:
+    """Each result's own figures, also of two results with one name and seed."""
+
+    def accuracy(value: float, **about: Any) -> dict[str, Any]:
+        metrics = {"acc": {"value": value, "standard_error": 0.01, "low": value - 0.1, "high": value + 0.1}}
+        return {"examples": 40, "shots": 0, "version": 1, "chance": 0.25, "group": None, "metrics": metrics, **about}
+
+    run = run_result(tasks={"before": {"wmdp": accuracy(0.6)}, "after_coherence": {"wmdp": accuracy(0.3)}})
+    again = run_result(tasks={"after_coherence": {"wmdp": accuracy(0.4), "part": accuracy(0.9, group="wmdp")}})
+    other = model_result(name="other", tasks={"final": {"wmdp": accuracy(0.5)}, "ablated": {"wmdp": accuracy(0.2)}})
+    results = [run, again, other, run_result(name="without")]
+    rows = comparison_json(results)["tasks"]
+    figures = [[row[stage] and row[stage]["value"] for stage in ("before", "final", "ablated")] for row in rows]
+    assert figures == [[0.6, 0.3, None], [None, 0.4, None], [None, 0.5, 0.2]]
+    text = comparison_markdown(results)
+    row = "| posttrain_fullseq | 0 | wmdp | Accuracy | 0.600 [0.500, 0.700] | 0.300 [0.200, 0.400] | - | 40 | 0.250 |"
+    assert row.lower() in text.lower()
+    assert 'id="tasks"' in render_comparison(results)
+    assert "tasks" not in comparison_json([run_result()])
+    assert "## Tasks" not in comparison_markdown([run_result()])
+
+
+def test_the_card_says_whose_labels_are_whose_and_what_a_module_file_is() -> None:
+    result = run_of_modules()
+    labelling = {"kind": "column", "column": "topic", "forget_labels": ["cells", "acids"], "retain_labels": []}
+    labelling["modules"] = {"biology": ["cells"], "chemistry": ["acids"]}
+    counts = {"biology": {"train_stories": 1200, "train_tokens": 34_000, "attack_forget_stories": 8}}
+    card = render_model_card(replace(result, data={**result.data, "labelling": labelling, "modules": counts}))
+    assert '"cells" (module biology), "acids" (module chemistry) in the column "topic" makes a forget example' in card
+    assert "| Module biology: forget examples to train on | 1,200 examples, 34,000 tokens |" in card
+    assert "A module file restores the capability, and publishing it publishes the capability" in " ".join(card.split())
+    control = render_model_card(run_result(stages=[{"name": "after_training", "title": "After training"}]))
+    assert "A module file" not in control
 
 
 def test_what_was_not_measured_of_a_module_is_left_out() -> None:

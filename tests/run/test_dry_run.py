@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from rich.console import Console
 
 from hf_era import RunConfig
 from hf_era.cli import main
 from hf_era.evaluation import RunResult
 from hf_era.run import dry_run as dry_run_module
+from hf_era.run import memory_estimate
 from hf_era.run.dry_run import dry_run
 from hf_era.run.inputs import load_inputs
 
@@ -60,7 +63,7 @@ def test_it_measures_and_writes_nothing(
 def test_what_does_not_fit_is_not_made(
     make_run_config: Callable[..., RunConfig], tmp_path: Path, screen: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dry_run_module, "memory_of", lambda device: 1e5)
+    monkeypatch.setattr(dry_run_module, "memory_of", lambda device, processes: 1e5)
     monkeypatch.setattr(dry_run_module._Speed, "_time_training", lambda self: pytest.fail("a model was made"))
     training = {"lora": {"rank": 2}, "per_device_train_batch_size": 6}
     found = dry_run(make_run_config(tmp_path, training=training), screen)
@@ -120,3 +123,16 @@ def test_the_option_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "mine.yaml").write_text("seed: 1\ndata: {forget_words: [tree]}\n")
     assert main(["run", str(tmp_path / "mine.yaml"), "--dry-run"]) == 0
     assert asked == ["mine"]
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And none has more than the container: what does not fit there would be said to fit."""
+    limit, without = tmp_path / "memory.max", tmp_path / "unlimited"
+    without.write_text("max\n")
+    cpu, whole = torch.device("cpu"), float(psutil.virtual_memory().total)
+    monkeypatch.setattr(memory_estimate, "LIMITS", (without, tmp_path / "not_there"))
+    assert memory_estimate.memory_of(cpu) == whole
+    assert memory_estimate.memory_of(cpu, 4) == whole / 4
+    limit.write_text("2000000\n")
+    monkeypatch.setattr(memory_estimate, "LIMITS", (without, limit))
+    assert memory_estimate.memory_of(cpu, 2) == 1e6

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from hf_era import GradientRoutingConfig, RunConfig
+from hf_era import ExpansionConfig, GradientRoutingConfig, RunConfig
 from hf_era.data import FORGET, RETAIN, UNLABELLED
 from hf_era.methods import get_method
 from hf_era.methods.method import stories_labelled
@@ -75,6 +75,19 @@ def test_the_settings_of_an_ordinary_run_are_those_that_earlier_versions_wrote_d
     assert sorted(found["model"]) == ["architecture", "base", "start", "tokenizer"]
     assert sorted(found["training"]) == ["max_steps", "per_device_train_batch_size", "warmup_steps"]
     assert found["launch"] == {"processes": 1, "mixed_precision": "no"}
+
+
+def test_so_are_several_modules() -> None:
+    """As revision 2ab1d4b wrote them down: a run that it began with several modules goes on."""
+    modules = [{"name": "zeta", "width": 8}, {"name": "alpha", "width": 4, "target_layers": [1]}]
+    found = identity_values(ExpansionConfig, ExpansionConfig(modules=modules).to_dict())
+    common = {"initialization_scale": 1.0, "kind": "mlp"}
+    assert found["modules"] == [
+        {"name": "zeta", "width": 8, "target_layers": None, **common},
+        {"name": "alpha", "width": 4, "target_layers": [1], **common},
+    ]
+    (by_ratio,) = ExpansionConfig(modules=[{"name": "zeta", "width_ratio": 0.5}]).modules or []
+    assert by_ratio == {"name": "zeta", "width": None, "target_layers": None, **common, "width_ratio": 0.5}
 
 
 @pytest.mark.parametrize(

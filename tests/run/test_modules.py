@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from hf_era import RunConfig, run_pipeline
+from hf_era import ExpansionConfig, RunConfig, run_pipeline
 from hf_era.run.config import load_run_config
 from hf_era.run.dry_run import counts_by_label
 from hf_era.run.inputs import _counts, input_notes, load_inputs
@@ -63,6 +63,20 @@ def test_a_run_says_how_many_examples_each_module_has(
     config = make_run_config(tmp_path, generation={"enabled": False})
     inputs: Any = SimpleNamespace(data=SimpleNamespace(summary=summary))
     assert "No example of the module 'boats' is among those to evaluate on" in input_notes(config, inputs)[1]
+
+
+def test_modules_that_nothing_tells_apart_are_said(make_run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    summary = {"train_forget_labelled": 3, "train_forget_without_routed_token": 0}
+    inputs: Any = SimpleNamespace(data=SimpleNamespace(summary=summary))
+    config = make_run_config(tmp_path, generation={"enabled": False})
+    assert input_notes(config, inputs) == []
+    config.expansion = ExpansionConfig(modules=[{"name": "acids"}, {"name": "boats"}])
+    assert input_notes(config, inputs) == [
+        "The modules `acids`, `boats` all learn the same: nothing says whose examples are whose. Give each its labels, or "
+        "words: `data.modules`."
+    ]
+    config.data.modules = {"acids": ["acid"], "boats": ["boat"]}
+    assert input_notes(config, inputs) == []
 
 
 def tiny(make_run_config: Callable[..., RunConfig], folder: Path, **changes: Any) -> RunConfig:

@@ -91,6 +91,22 @@ def test_the_profiles_of_a_run(finished_run: Path, evaluate: Any, tmp_path: Path
     assert "core + biology" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_examples_begin_and_end_as_in_the_run(finished_run: Path, evaluate: Any, tmp_path: Path) -> None:
+    """With a BOS and an EOS two tokens more of each example are predicted than without either."""
+    tokens = []
+    for has_them in (False, True):
+        folder = tmp_path / str(has_them)
+        shutil.copytree(finished_run, folder)
+        (folder / HELD_OUT / "retain.jsonl").write_text('{"text": "A cat sat."}\n')
+        data = {"max_tokens": MAX_TOKENS, "add_bos": has_them, "add_eos": has_them}
+        (folder / "result.json").write_text(json.dumps({"config": {"data": data}}))
+        status, _, error = evaluate(folder, "chemistry", "--output", str(folder / "out"))
+        assert status == 0, error
+        result = ModelResult.load(folder / "out" / "result.json")
+        tokens.append(result.profiles[0]["losses"]["retain"]["tokens"])
+    assert tokens[1] == tokens[0] + 2
+
+
 def test_some_modules_of_an_expanded_model_on_other_examples(finished_run: Path, evaluate: Any, tmp_path: Path) -> None:
     folder = finished_run / HELD_OUT
     options = ("chemistry", "--forget", str(folder / "retain.jsonl"), "--retain", str(folder / "forget.jsonl"))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GPTNeoForCausalLM, TrainerCallback
 
 from hf_era import ExpansionConfig, GradientRoutingConfig, GradientRoutingTrainer, add_routing_weights, expand_base
-from hf_era.data import train_tokenizer
+from hf_era.data import RoutingCollator, train_tokenizer
 
 TOPICS = ("chemistry", "music", "sailing", "music")
 TEXTS = [f"{TOPICS[row % 4]} number {row}{' and so on' * (row % 5)}." for row in range(48)]
@@ -46,7 +46,9 @@ class CatchGradients(TrainerCallback):
 
 @pytest.fixture
 def make(model: Any, rows: Dataset, tokenizer: Any, tmp_path: Path) -> Callable[..., GradientRoutingTrainer]:
-    def make(train: Any = None, callbacks: Any = None, **settings: Any) -> GradientRoutingTrainer:
+    def make(
+        train: Any = None, callbacks: Any = None, data_collator: Any = None, **settings: Any
+    ) -> GradientRoutingTrainer:
         values = {
             "use_cpu": True, "report_to": [], "disable_tqdm": True, "max_steps": 1, "learning_rate": 1e-9,
             "per_device_train_batch_size": 4, "minimum_ablation_gap": 0.0, "save_strategy": "no",
@@ -57,6 +59,7 @@ def make(model: Any, rows: Dataset, tokenizer: Any, tmp_path: Path) -> Callable[
             train_dataset=rows if train is None else train,
             processing_class=tokenizer,
             callbacks=callbacks,
+            data_collator=data_collator,
         )
 
     return make
@@ -156,3 +159,20 @@ def test_an_index_that_was_made_for_another_model(make: Callable[..., Any], rows
         ValueError, match=r"`train_dataset` has the `module_index` 2, but the model's modules are `boats`"
     ):
         make(beyond)
+
+
+def test_a_collator_that_loses_the_modules(make: Callable[..., Any], tokenised: Dataset) -> None:
+    """As one that was written for a single module does: all would train to the end, and every example teach both."""
+
+    def my_collator(rows: list[dict[str, Any]]) -> Any:
+        batch = RoutingCollator(0)(rows)
+        del batch["module_index"]
+        return batch
+
+    trainer = make(tokenised, data_collator=my_collator)
+    message = (
+        r"`train_dataset` has the column `module_index`, but the batch that `data_collator` `my_collator` gave has none, "
+        r"and without it every example teaches all modules\. Make it a tensor of one integer per example"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.train()

@@ -57,6 +57,7 @@ def _sections(results: Results) -> list[Section]:
         Section("results", "All results", [Sortable(results_table, "results-by")]),
         Section("plots", "Plots", plots),
         Section("attacks", "Relearn attacks", attacks),
+        Section("tasks", "Tasks", [*filter(None, [comparison_tables.tasks_of_results_table(results)])]),
         Section("modules", "Modules", [*filter(None, [module_tables.modules_of_results_table(results)])]),
         Section("generations", "What they write", _generations(results)),
     ]

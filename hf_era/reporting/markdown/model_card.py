@@ -184,6 +184,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "has_intervals": any_interval(losses),
         "has_difference_intervals": any_interval(list(figures.differences.values())),
         "has_coherence": "after_coherence" in result.losses,
+        "has_module": result.has_module,
         "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
         "lacks_control": figures.control is None and not figures.is_control,
         "counts": escape_markdown(tables.counts_text(result)),
