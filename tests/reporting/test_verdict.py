@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, RelearnResult, RelearnTrial
 from hf_era.evaluation.summary import is_localised, localised_lines
+from hf_era.training.gradient_routing_trainer import nothing_localised_message
 from hf_era.reporting import render_model_card
 from hf_era.reporting.comparison import comparison_markdown, comparison_rows
 from hf_era.reporting.html.comparison import render_comparison
@@ -301,4 +302,12 @@ def test_two_lines_after_training():
     assert first.endswith("by +nan nats a token, the retain loss was not measured.")
     assert second.startswith("Localised: no.")
     assert "`eval_dataset={" in localised_lines({}, 0.05)[1]
+
+
+def test_several_modules_are_ablated_together() -> None:
+    lines = localised_lines({"eval_ablation_gap": 0.1}, 0.05, modules=["acids", "boats"])
+    assert lines[0].startswith("Ablating the auxiliary modules (acids, boats) together changes the forget loss by +0.100")
+    text = nothing_localised_message(0.01, 0.05, ["acids", "boats"])
+    assert text.startswith("NOTHING WAS LOCALISED: ablating the auxiliary modules (acids, boats) together changes")
+    assert "ablating the auxiliary module changes" in nothing_localised_message(0.01, 0.05, ["acids"])
     assert is_localised(0.05, 0.05)
