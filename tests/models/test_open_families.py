@@ -283,9 +283,9 @@ def test_gradients_that_are_routed_wrongly_are_refused(
             return routed
         return routed + (activation - activation.detach()) * 0.5
 
-    layers_scale, own_route = layers.scale_gradient, layers.MLPCall.route
+    layers_scale, own_route = layers.scale_gradient, layers.LayerCall.route
     if fault == "down projection too":
-        monkeypatch.setattr(layers.MLPCall, "route", route)
+        monkeypatch.setattr(layers.LayerCall, "route", route)
     else:
         monkeypatch.setattr(layers, "scale_gradient", scale)
     with pytest.raises(
