@@ -170,7 +170,9 @@ class Labels:
         for module in self.modules:
             if module not in known:
                 message = unknown_key_message(f"{self.name('modules')} ({where} does not have it)", module, known)
-                raise ValueError(f"{message} Which modules there are, `expansion.modules` says: [{{name: {module}}}, ...].")
+                raise ValueError(
+                    f"{message} Which modules there are, `expansion.modules` says: [{{name: {module}}}, ...]."
+                )
         without = [module for module in known if module not in self.modules]
         if without:
             raise ValueError(

@@ -201,7 +201,9 @@ def modules_together(modules: Sequence[str]) -> str:
     return "the auxiliary module" if len(modules) < 2 else f"the auxiliary modules ({', '.join(modules)}) together"
 
 
-def localised_lines(metrics: Mapping[str, float], minimum_gap: float, prefix: str = "eval", modules: Sequence[str] = ()) -> list[str]:
+def localised_lines(
+    metrics: Mapping[str, float], minimum_gap: float, prefix: str = "eval", modules: Sequence[str] = ()
+) -> list[str]:
     """What ablation does to the forget and the retain loss, and whether that is localised: two lines, as plain text.
 
     Args:

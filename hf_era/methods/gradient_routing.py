@@ -64,7 +64,9 @@ class GradientRouting(Method):
         lines = []
         for module in settings.expansion.module_configs:
             layers = "all layers" if module.target_layers is None else f"layers {module.target_layers}"
-            lines.append(("expansion", f"auxiliary module '{module.name}' of {module.width_text}, {layers}"))
+            lines.append(
+                ("expansion", f"auxiliary module '{module.name}' ({module.kind}) of {module.width_text}, {layers}")
+            )
         rule = settings.routing.rule
         lines.append(("routing", f"{rule} ({settings.routing.weighting})" if rule == "full_seq" else rule))
         router = settings.router if isinstance(settings.router, str) else settings.router["name"]

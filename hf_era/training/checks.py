@@ -163,8 +163,8 @@ def check_has_effect(args: Any, names: Collection[str], argument: str) -> None:
 
 
 def check_special_tokens_are_known(tokenizer: Any, vocabulary_size: int | None) -> None:
-    """Raises `ValueError` if a special token has an id that the model has no embedding for: the Trainer writes these ids into
-    the model's config, and a checkpoint with such a padding id cannot be loaded."""
+    """Raises `ValueError` if a special token has an id that the model has no embedding for: the Trainer writes these ids
+    into the model's config, and a checkpoint with such a padding id cannot be loaded."""
     for name in ("bos_token", "eos_token", "pad_token"):
         token_id = getattr(tokenizer, f"{name}_id", None)
         if vocabulary_size is None or token_id is None or token_id < vocabulary_size:

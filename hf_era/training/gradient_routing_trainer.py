@@ -342,8 +342,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
 def nothing_localised_message(gap: float, minimum: float, modules: Sequence[str] = ()) -> str:
     """The warning's text for an ablation gap (nats a token) under the threshold."""
     return (
-        f"NOTHING WAS LOCALISED: ablating {modules_together(modules)} changes the forget loss by {gap:+.3f} nats a "
-        f"token, less than `minimum_ablation_gap` = {minimum}. Cutting it out will remove next to nothing. Check the routing table "
+        f"NOTHING WAS LOCALISED: ablating {modules_together(modules)} changes the forget loss by {gap:+.3f} nats a token, "
+        f"less than `minimum_ablation_gap` = {minimum}. Cutting it out will remove next to nothing. Check the routing table "
         "(are the forget words routed at all?), then try more steps, a higher learning rate, "
         "`routing.weighting: uniform`, or a lower `multipliers.original_forget`."
     )

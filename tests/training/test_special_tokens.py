@@ -30,9 +30,7 @@ def make(tokenizer: Any, model: Any, folder: Path) -> GradientRoutingTrainer:
     )
 
 
-def test_is_refused_before_anything_is_trained(
-    tokenizer: Any, make_config: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_is_refused_before_anything_is_trained(tokenizer: Any, make_config: Callable[..., Any], tmp_path: Path) -> None:
     known = len(tokenizer) - 1
     model = expand_base(GPTNeoForCausalLM(make_config(vocab_size=known)), ExpansionConfig(width=4))
     message = (
