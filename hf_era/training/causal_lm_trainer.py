@@ -76,10 +76,10 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     Raises:
         ValueError: for `args` of another class; a `train_dataset` that is a dict of splits; a column that the model takes
-            and the collator does not know (`position_ids`); a special token that the model has no embedding for; settings
-            of ours that an optimizer or schedule given in `optimizers` makes void (those of transformers are void then, as in
-            the `Trainer`); an L1 term where the model measures nothing; adapters on tied weights, or on a model that is sharded; or if FSDP was asked for where
-            nothing would be sharded.
+            and the collator does not know (`position_ids`); a special token that the model has no embedding for;
+            settings of ours that an optimizer or schedule given in `optimizers` makes void (those of transformers are void
+            then, as in the `Trainer`); an L1 term where the model measures nothing; adapters on tied weights, or on a model
+            that is sharded; or if FSDP was asked for where nothing would be sharded.
 
     Warns: if the weights that `train_dataset` is to train are bf16 or fp16.
     """
