@@ -218,9 +218,11 @@ class RoutingCollator:
         return batch
 
 
-def padding_token_id(tokenizer: Any) -> int:
-    """The id to pad with: the tokenizer's own, else its EOS, else 0. Padding is masked, so any valid id will do."""
+def padding_token_id(tokenizer: Any, vocabulary_size: int | None = None) -> int:
+    """The id to pad with: the tokenizer's own, else its EOS, else 0. Padding is masked, so any valid id will do; given the
+    `vocabulary_size` of a model, ids that it does not have are passed over (of a padding token that only the tokenizer got).
+    """
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
+        if token_id is not None and (vocabulary_size is None or token_id < vocabulary_size):
             return int(token_id)
     return 0

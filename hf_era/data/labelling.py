@@ -169,8 +169,9 @@ class Labels:
             return
         for module in self.modules:
             if module not in known:
+                message = unknown_key_message(f"{self.name('modules')} ({where} does not have it)", module, known)
                 raise ValueError(
-                    unknown_key_message(f"{self.name('modules')} ({where} does not have it)", module, known)
+                    f"{message} Which modules there are, `expansion.modules` says: [{{name: {module}}}, ...]."
                 )
         without = [module for module in known if module not in self.modules]
         if without:

@@ -193,13 +193,12 @@ def _vocabulary_size(model: Any) -> int:
 
 
 def _generation_config(model: Any, tokenizer: Any, new_tokens: int) -> GenerationConfig:
-    padding = padding_token_id(tokenizer)
     return GenerationConfig(
         do_sample=False,  # sampling is in the noise
         max_new_tokens=new_tokens,
         use_cache=True,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=padding if padding < _vocabulary_size(model) else 0,  # added to the tokenizer alone
+        pad_token_id=padding_token_id(tokenizer, _vocabulary_size(model)),
     )
 
 

@@ -81,7 +81,8 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     if message is not None and state.is_main_process:
         warnings.warn(message, ForgetWordsWarning, stacklevel=2)
     shared = {"device": config.resolved_device, "progress": state.is_main_process, "state": state}
-    measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer))
+    embeddings = inputs.model.get_input_embeddings().num_embeddings
+    measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer, embeddings))
     evaluator = Evaluator(*measured, config.evaluation, unlabelled=inputs.unlabelled, **shared)
     experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared) if attack else None
     modules = [] if config.profiles is None else modules_to_switch(inputs.model, config.profiles)

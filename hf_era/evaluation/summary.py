@@ -196,22 +196,31 @@ def is_localised(gap: float, minimum_gap: float) -> bool:
     return math.isfinite(gap) and gap >= minimum_gap
 
 
-def localised_lines(metrics: Mapping[str, float], minimum_gap: float, prefix: str = "eval") -> list[str]:
+def modules_together(modules: Sequence[str]) -> str:
+    """What is ablated, in a sentence: the one auxiliary module, or several by their names."""
+    return "the auxiliary module" if len(modules) < 2 else f"the auxiliary modules ({', '.join(modules)}) together"
+
+
+def localised_lines(
+    metrics: Mapping[str, float], minimum_gap: float, prefix: str = "eval", modules: Sequence[str] = ()
+) -> list[str]:
     """What ablation does to the forget and the retain loss, and whether that is localised: two lines, as plain text.
 
     Args:
         metrics: of `GradientRoutingTrainer.evaluate`: `eval_ablation_gap`, `eval_retain_ablation_gap`, nats a token.
         minimum_gap (`float`): the gap from which on the capability counts as localised.
         prefix (`str`, *optional*, defaults to `"eval"`): in front of the names in `metrics`.
+        modules (`list[str]`, *optional*): the model's; of several the lines say that they are ablated together.
     """
+    what = modules_together(modules)
     gap, retain_gap = (metrics.get(f"{prefix}_{name}") for name in DIFFERENCES[:2])
     if gap is None:
         return [
-            "What ablating the auxiliary module does was not measured.",
+            f"What ablating {what} does was not measured.",
             'Localised: not known. Give held-out examples: `eval_dataset={"forget": ..., "retain": ...}`.',
         ]
     retain = "the retain loss was not measured" if retain_gap is None else f"the retain loss by {retain_gap:+.3f}"
-    found = f"Ablating the auxiliary module changes the forget loss by {gap:+.3f} nats a token, {retain}."
+    found = f"Ablating {what} changes the forget loss by {gap:+.3f} nats a token, {retain}."
     if not is_localised(gap, minimum_gap):
         return [found, f"Localised: no. The forget loss changes by less than the minimum of {minimum_gap:g}."]
     if retain_gap is not None and retain_gap >= gap:

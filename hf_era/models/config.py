@@ -141,7 +141,7 @@ class ModuleConfig:
         too_large = [layer for layer in self.target_layers if layer >= number_of_layers]
         if too_large:
             raise ValueError(
-                f"`expansion.target_layers` names layer {short_repr(too_large[0])}, but the model has "
+                f"`expansion.target_layers` of {self.name!r} names layer {short_repr(too_large[0])}, but the model has "
                 f"{number_of_layers} layers. Choose from 0 to {number_of_layers - 1}."
             )
         return list(self.target_layers)

@@ -210,6 +210,11 @@ def attach_module(
     Raises:
         ValueError: as `expand_base` and `ModuleFilesMixin.attach_module`.
     """
+    if not folders or not all(isinstance(folder, (str, os.PathLike)) for folder in folders):
+        raise ValueError(
+            f"`folders` should be the folders of modules, one after the other, got {short_repr(list(folders))}. Write "
+            "`attach_module(model, 'biology', 'chemistry')`."
+        )
     files = [_ModuleFile.read(folder) for folder in folders]  # what cannot be read is refused before a model is loaded
     expanded: Any = model
     if isinstance(model, (str, os.PathLike)):
@@ -218,7 +223,7 @@ def attach_module(
     elif not _is_expanded(getattr(model, "config", None)):
         expanded = None
     if expanded is None:
-        return _put_together(model, files, files[0].opened_by if files else {}, check_base, **kwargs)
+        return _put_together(model, files, files[0].opened_by, check_base, **kwargs)
     for file in files:
         expanded.attach_module(file.folder, check_base=check_base)
     return expanded

@@ -66,6 +66,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     base_config = _base_config(config)
     family = family_for(base_config, config.expansion)
     config.expansion.resolve_layers(family.layers_of(base_config))
+    config.expansion.resolved(family, base_config)  # else known only after a base control was trained
     _check_length(config, base_config)
     name = config.model.tokenizer or base
     tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the examples

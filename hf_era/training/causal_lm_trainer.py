@@ -36,6 +36,7 @@ from hf_era.training.checks import (
     check_columns_are_used,
     check_has_effect,
     check_is_one_data_set,
+    check_special_tokens_are_known,
     warn_of_half_precision,
 )
 from hf_era.training.config import CausalLMTrainingConfig
@@ -75,10 +76,10 @@ class CausalLMTrainer(CheckpointingTrainer):
 
     Raises:
         ValueError: for `args` of another class; a `train_dataset` that is a dict of splits; a column that the model takes
-            and the collator does not know (`position_ids`); settings of ours that an optimizer or schedule given in
-            `optimizers` makes void (those of transformers are void then, as in the `Trainer`); an L1 term where the model
-            measures nothing; adapters on tied weights, or on a model that is sharded; or if FSDP was asked for where
-            nothing would be sharded.
+            and the collator does not know (`position_ids`); a special token that the model has no embedding for;
+            settings of ours that an optimizer or schedule given in `optimizers` makes void (those of transformers are void
+            then, as in the `Trainer`); an L1 term where the model measures nothing; adapters on tied weights, or on a model
+            that is sharded; or if FSDP was asked for where nothing would be sharded.
 
     Warns: if the weights that `train_dataset` is to train are bf16 or fp16.
     """
@@ -104,8 +105,10 @@ class CausalLMTrainer(CheckpointingTrainer):
         args = args if args is not None else self.config_class()
         if not isinstance(args, self.config_class):
             raise ValueError(f"`args` should be a {self.config_class.__name__}, got {type(args).__name__}.")
+        tokenizer = kwargs.get("processing_class")
+        if tokenizer is not None:
+            check_special_tokens_are_known(tokenizer, _vocabulary_size(model))
         if kwargs.get("data_collator") is None:
-            tokenizer = kwargs.get("processing_class")
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
             kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
         check_is_one_data_set(kwargs.get("train_dataset"))

@@ -174,6 +174,23 @@ def check_has_effect(args: Any, names: Collection[str], argument: str) -> None:
             )
 
 
+def check_special_tokens_are_known(tokenizer: Any, vocabulary_size: int | None) -> None:
+    """Raises `ValueError` if a special token has an id that the model has no embedding for: the Trainer writes these ids
+    into the model's config, and a checkpoint with such a padding id cannot be loaded."""
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token_id = getattr(tokenizer, f"{name}_id", None)
+        if vocabulary_size is None or token_id is None or token_id < vocabulary_size:
+            continue
+        other = "Pad with a token that is there, `tokenizer.pad_token = tokenizer.eos_token`, or else give" * (
+            name == "pad_token"
+        )
+        raise ValueError(
+            f"`processing_class`: its `{name}` {getattr(tokenizer, name)!r} has the id {token_id}, but the model has "
+            f"embeddings for {vocabulary_size} ids (0 to {vocabulary_size - 1}). {other or 'Give'} the base model more, "
+            f"before it is expanded: `resize_token_embeddings({len(tokenizer)})`."
+        )
+
+
 def warn_of_half_precision(model: nn.Module, learning_rate: float) -> None:
     """Warns if weights that are trained are bf16 or fp16: most of a small step is lost in rounding."""
     coarse = {value.dtype for value in model.parameters() if value.requires_grad} & {torch.bfloat16, torch.float16}

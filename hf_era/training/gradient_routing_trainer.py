@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, set_seed
 
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, selectivity
-from hf_era.evaluation.summary import localised_lines
+from hf_era.evaluation.summary import localised_lines, modules_together
 from hf_era.models.adapters import trained_in_place
 from hf_era.models.config import ExpansionConfig
 from hf_era.models.expanded import ExpandedCausalLMMixin
-from hf_era.models.loading import load_tokenizer
+from hf_era.models.loading import check_model_source, load_tokenizer
 from hf_era.models.trainable import choose_trainable
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.checks import (
@@ -111,6 +112,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         self.data_summary: dict[str, Any] = {}
         if isinstance(args, self.config_class):  # of another class it is refused below
             if self.base_name is not None and processing_class is None:
+                check_model_source("model", self.base_name)  # a folder without a model has no tokenizer either
                 processing_class = load_tokenizer(self.base_name, "model")
             if self.base_name is not None or expansion or args.expansion:
                 set_seed(args.seed)  # of the auxiliary modules; the Trainer does it after it was given a model
@@ -223,7 +225,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
             if self.last_ablation_gap is None:
                 self.evaluate()  # the gap at the end is what counts
         if self.last_ablation_gap is not None and self.is_world_process_zero():
-            print(*localised_lines(self.metrics_of_the_weights(), self.args.minimum_ablation_gap), sep="\n")
+            names, minimum = self.model.module_names, self.args.minimum_ablation_gap
+            print(*localised_lines(self.metrics_of_the_weights(), minimum, modules=names), sep="\n")
         self._warn_if_nothing_was_localised()
         return output
 
@@ -304,7 +307,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def _warn_if_nothing_was_localised(self) -> None:
         gap = self.last_ablation_gap
         if gap is not None and gap < self.args.minimum_ablation_gap:
-            text = nothing_localised_message(gap, self.args.minimum_ablation_gap)
+            text = nothing_localised_message(gap, self.args.minimum_ablation_gap, self.model.module_names)
             warnings.warn(text, LocalizationWarning, stacklevel=3)
 
     # ---- Save ----
@@ -338,11 +341,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
         """Nothing: checkpoints hold the auxiliary module, and a hub repository would keep it in its history."""
 
 
-def nothing_localised_message(gap: float, minimum: float) -> str:
+def nothing_localised_message(gap: float, minimum: float, modules: Sequence[str] = ()) -> str:
     """The warning's text for an ablation gap (nats a token) under the threshold."""
     return (
-        f"NOTHING WAS LOCALISED: ablating the auxiliary module changes the forget loss by {gap:+.3f} nats a token, less "
-        f"than `minimum_ablation_gap` = {minimum}. Cutting it out will remove next to nothing. Check the routing table "
+        f"NOTHING WAS LOCALISED: ablating {modules_together(modules)} changes the forget loss by {gap:+.3f} nats a token, "
+        f"less than `minimum_ablation_gap` = {minimum}. Cutting it out will remove next to nothing. Check the routing table "
         "(are the forget words routed at all?), then try more steps, a higher learning rate, "
         "`routing.weighting: uniform`, or a lower `multipliers.original_forget`."
     )

@@ -86,6 +86,12 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> 
 # ---- The file ----
 
 
+@pytest.mark.parametrize("folders", [(), (["biology"],)])
+def test_what_is_no_folder_of_a_module(folders: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`folders` should be the folders of modules, one after the other, got \["):
+        attach_module("nowhere", *folders)
+
+
 def test_the_folder_holds_the_module_and_nothing_else(model: Any, saved: Path) -> None:
     folder = saved / "biology"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "module.safetensors", "module_config.json"]

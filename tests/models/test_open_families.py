@@ -159,6 +159,7 @@ def opt_values() -> dict[str, Any]:
     ("model_type", "names", "message"),
     [
         ("phi", ("mpl", "fc2"), r"`expansion\.mlp` is 'mpl', but .*Did you mean `mlp`\? They have: `self_attn`, `mlp`"),
+        ("stablelm", ("mlp", "c_proj"), r"which is not there .*\. Did you mean `down_proj`\? Its linear layers: `gate"),
         ("phi", ("mlp", "fc3"), r"`expansion\.down_projection` is 'fc3', which is not there .*`fc2`.*layers: `fc1`"),
         ("phi", ("mlp", "activation_fn"), r"'activation_fn', which is a NewGELUActivation, no linear layer"),
         ("phi", ("mlp", "fc1"), r"width of the residual stream of `phi` is 24, and none of the fields .*`hidden_size`"),

@@ -17,6 +17,7 @@ from hf_era.reporting.html.report import render_report
 from hf_era.reporting.tables import attacks_table, losses_table
 from hf_era.reporting.terminal import print_result
 from hf_era.reporting.verdict import LEVELS, verdict
+from hf_era.training.gradient_routing_trainer import nothing_localised_message
 
 from .html.test_report import Page
 from .samples import bare_run, estimate, model_result, run_result, stage, stock_result
@@ -301,4 +302,14 @@ def test_two_lines_after_training():
     assert first.endswith("by +nan nats a token, the retain loss was not measured.")
     assert second.startswith("Localised: no.")
     assert "`eval_dataset={" in localised_lines({}, 0.05)[1]
+
+
+def test_several_modules_are_ablated_together() -> None:
+    lines = localised_lines({"eval_ablation_gap": 0.1}, 0.05, modules=["acids", "boats"])
+    assert lines[0].startswith(
+        "Ablating the auxiliary modules (acids, boats) together changes the forget loss by +0.100"
+    )
+    text = nothing_localised_message(0.01, 0.05, ["acids", "boats"])
+    assert text.startswith("NOTHING WAS LOCALISED: ablating the auxiliary modules (acids, boats) together changes")
+    assert "ablating the auxiliary module changes" in nothing_localised_message(0.01, 0.05, ["acids"])
     assert is_localised(0.05, 0.05)

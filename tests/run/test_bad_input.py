@@ -11,6 +11,7 @@ from hf_era import RunConfig, run_pipeline
 from hf_era.cli import main
 from hf_era.evaluation import RunResult
 
+NO_HEADS = {"width": None, "target_layers": None, "modules": [{"name": "a", "kind": "heads", "width": 8}]}
 BAD_INPUT: list[tuple[dict[str, Any], str]] = [
     ({"data": {"forget_words": ["xylophonist"]}}, r"none of the 120 training examples has one of xylophonist"),
     ({"data": {"forget_words": ["a", "the", "was"]}}, r"there is no retain example"),
@@ -20,6 +21,7 @@ BAD_INPUT: list[tuple[dict[str, Any], str]] = [
     ({"expansion": {"target_layers": [0, 0]}}, r"names layer 0 more than once"),
     ({"expansion": {"width": 0}}, r"`expansion.width` should be an integer of at least 1, got 0"),
     ({"expansion": {"widht": 4}}, r"Unknown key `widht` in section `expansion`. Did you mean `width`"),
+    ({"expansion": NO_HEADS}, r"models of type `gpt_neo` have no place for heads"),
     ({"routing": {"rule": "concpt"}}, r"Did you mean `concept`"),
     ({"data": {"forget_validation_stories": 4000}}, r"4000 forget examples .* but the training data has \d+ distinct"),
     ({"data": {"train": "no/such/stories.jsonl"}}, r"the file no/such/stories.jsonl does not exist"),

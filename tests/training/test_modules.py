@@ -131,7 +131,9 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(
     ("changes", "message"),
     [
         ({"modules": {"acid": ["chemistry"], "boats": ["sailing"]}},
-         r"Unknown key `acid` in `modules` \(the model does not have it\)\. Did you mean `acids`\? Known: boats, acids\."),
+         r"Unknown key `acid` in `modules` \(the model does not have it\)\. Did you mean `acids`\? "
+         r"Known: boats, acids\. "
+         r"Which modules there are, `expansion\.modules` says: \[\{name: acid\}, \.\.\.\]\."),
         ({"modules": {"acids": ["chemistry"]}}, r"`modules` names nothing for `boats` of the model, so no forget example"),
         ({"modules": {"acids": ["chemistri"], "boats": ["sailing"]}},
          r"`modules`: none of the 48 training examples has chemistri in the column `topic`\. Did you mean 'chemistry'\?"),

@@ -225,6 +225,13 @@ def test_bad_settings(make: Callable[..., Any], settings: dict[str, Any], messag
         make(**settings)
 
 
+def test_a_folder_without_a_model_is_told_as_that(make: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"`model`: the directory .*run holds no config\.json.* pass .*model\."):
+        make(tmp_path / "run")
+
+
 def test_text_for_a_model_that_is_made_later(base: Path, rows: Dataset, tokenizer: Any, tmp_path: Path) -> None:
     args = GradientRoutingConfig(str(tmp_path), label_column="topic", forget_labels=["chemistry"], **SHORT)
     options = {"train_dataset": rows, "processing_class": tokenizer, "model_init": lambda: expand_base(str(base))}

@@ -143,9 +143,10 @@ def _form(mlp: nn.Module, model_type: str, name: str, down_name: str) -> tuple[i
     if down_name not in linear:
         parts = dict(mlp.named_modules())
         kind = f" is a {type(parts[down_name]).__name__}, no linear layer" if down_name in parts else " is not there"
+        last = list(linear)[-1:]  # of the others none can be meant
         raise ValueError(
             f"`expansion.down_projection` is {down_name!r}, which{kind} in `{name}` of `{model_type}` "
-            f"({type(mlp).__name__}).{did_you_mean(down_name, list(linear))} Its linear layers: {listed(linear) or 'none'}."
+            f"({type(mlp).__name__}).{did_you_mean(down_name, last)} Its linear layers: {listed(linear) or 'none'}."
         )
     inner, hidden = _shape(linear.pop(down_name))
     shapes = {path: _shape(layer) for path, layer in linear.items()}

@@ -49,7 +49,8 @@ def unsupported_message(model_type: str, families: Mapping[str, Any]) -> str:
         return (
             f"The base model's type `{model_type}` is multimodal. Pass its text model as a model of its own: "
             f"`text = {text_class}(whole.config.text_config)`, `text.model = whole.model.language_model`, "
-            f"`text.lm_head = whole.lm_head`, of the `whole` one in memory. {known}"
+            f"`text.lm_head = whole.lm_head`, of the `whole` one in memory. A recipe takes the folder "
+            f"that it is saved in, beside its tokenizer (`save_pretrained`). {known}"
         )
     return (
         f"The base model's type `{model_type}` is of no family that hf_era knows. {known} `hf-era eval` and `hf-era "
