@@ -72,19 +72,21 @@ class Server:
     """Starts runs in processes that need not import everything again: they are forked from one that has."""
 
     def __init__(self, environment: dict[str, str], stderr: Path) -> None:
-        self.stderr = stderr
-        command = [sys.executable, str(WORKER), "serve"]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=ROOT)
+        self.environment, self.stderr = environment, stderr
+        self.process: subprocess.Popen[str] | None = None
 
     def start(self, arguments: list[str]) -> tuple[int, str]:
+        if self.process is None:
+            command, pipe = [sys.executable, str(WORKER), "serve"], subprocess.PIPE
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=self.environment, cwd=ROOT)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps([arguments, str(self.stderr)]), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline()), self.stderr.read_text()
 
     def close(self) -> None:
-        self.process.communicate()
+        if self.process is not None:
+            self.process.communicate()
 
 
 class FaultyRun:
