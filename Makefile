@@ -73,6 +73,7 @@ bench: install
 bench-more: install
 	$(BIN)/python benchmarks/switches.py --time-limit 150
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/families.py --rounds 3
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -79,6 +79,20 @@ def switches_table() -> str:
     return markdown(["routed step, 8 x 256", "s a step", "/ all on", "peak MiB", "/ all on"], rows)
 
 
+def families_table() -> str:
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{figure['seconds'][kind]['median_s']:.2f}" for kind in ("stock", "routed")),
+            f"{figure['time_ratio']:.2f}",
+            *(f"{figure['peak_bytes'][kind] / 2**20:,.0f}" for kind in ("stock", "routed")),
+            f"{figure['memory_ratio']:.2f}",
+        ]
+        for name, figure in read("families_cpu")["families"].items()
+    ]
+    return markdown(["family", "stock, s", "routed, s", "/ stock", "stock, MiB", "routed, MiB", "/ stock"], rows)
+
+
 def work_table() -> str:
     throughput, attack, data = read("throughput_cpu")["variants"], read("attack_cpu")["variants"], read("data")
     rows = [
@@ -196,6 +210,7 @@ TABLES = {
         "machine": machine_line,
         "step": step_table,
         "switches": switches_table,
+        "families": families_table,
         "work": work_table,
         "routing": routing_table,
         "estimates": estimates_table,
