@@ -11,10 +11,10 @@ from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
 from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
-from hf_era.models import expand_base, get_family
+from hf_era.models import expand_base, family_for
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.models.trainable import choose_trainable
-from hf_era.training import GradientRoutingTrainer
+from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
 from hf_era.training.report import GRADIENT_ROUTING_TEXTS
@@ -162,9 +162,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     _begin_anew_if_damaged(run, key)
     changes = coherence_settings(settings, run.arguments.per_device_train_batch_size, run.arguments.world_size)
     arguments = run.training_arguments("coherence", key, **changes)
-    # What there is memory to train is what the routing trained. Adapters of the routing are merged by now; these are new.
-    torch.manual_seed(run.seed)
-    choose_trainable(model, arguments.trainable, arguments.lora_settings, run.expansion.resolve_layers(_layers(run)))
+    _choose_trainable(run, model, arguments)
     best, report = fine_tune_for_coherence(
         model,
         arguments,
@@ -179,8 +177,12 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     return {"enabled": True, **report}
 
 
-def _layers(run: Run) -> int:
-    return get_family(run.base_config.model_type).layers_of(run.base_config)
+def _choose_trainable(run: Run, model: Any, arguments: GradientRoutingConfig) -> None:
+    """What there is memory to train is what the routing trained. Its adapters are merged by now; these are new."""
+    torch.manual_seed(run.seed)
+    family = family_for(run.base_config, run.expansion)
+    layers = run.expansion.resolve_layers(family.layers_of(run.base_config))
+    choose_trainable(model, arguments.trainable, arguments.lora_settings, layers, family)
 
 
 def _begin_anew_if_damaged(run: Run, key: str) -> None:

@@ -175,10 +175,10 @@ class ExpandedAttentionMixin(ExpandedPartMixin):
             return []
         self._check_adapters(list(layers.values()))
         self.call.wrapped = frozenset(wrapped)
-        output = wrapped.pop("output", None)
-        handles = [] if output is None else [output.register_forward_pre_hook(self._route_input)]
+        handles = self._hooks_around(layers["output"])
         for part, layer in wrapped.items():
-            handles.append(layer.register_forward_hook(_adding_heads(part, self.call)))
+            if part != "output":
+                handles.append(layer.register_forward_hook(_adding_heads(part, self.call)))
         return handles
 
     def _route_input(self, _wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ def check_arguments(base: Any, expansion: Any) -> None:
     raise ValueError(f"`base` should be a local directory, a hub id or a causal LM of transformers, got {kind}. {way}")
 
 
-def check_base_in_memory(stock_class: type, base: Any) -> None:
+def check_base_in_memory(stock_class: Any, base: Any) -> None:
     """Raises `ValueError` for a model that cannot be copied weight by weight into an expanded one."""
     if has_adapters(base):
         raise ValueError(
@@ -66,6 +66,12 @@ def check_base_in_memory(stock_class: type, base: Any) -> None:
         raise ValueError(
             f"`base` should be a {stock_class.__name__}, got a {type(base).__name__}, which is another model or wrapped. "
             f"Load it as `{stock_class.__name__}` (its language-model head is part of what is trained), or unwrap it."
+        )
+    devices = sorted({str(value.device) for value in base.parameters()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"`base` is spread over devices (`device_map`): {', '.join(devices)}, where meta is offloaded. Load it without "
+            "`device_map`; or pass its folder, and `device_map` with it, so that the expanded model is spread."
         )
 
 

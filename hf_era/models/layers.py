@@ -17,6 +17,7 @@ that follows. A second place for modules, beside a layer's attention heads, is i
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,7 +41,15 @@ if TYPE_CHECKING:
 LINEAR_CLASSES = (nn.Linear, Conv1D)
 
 
-class RoutingChannel:
+class RunningCall(threading.local):
+    """What a call that is running says to the layers in it; empty in between. Each thread sees its own, so that several may
+    call one model at once. Copied and pickled, it is a new one."""
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class RoutingChannel(RunningCall):
     """Holds the routing of the forward pass that is running now, and gathers the L1 norms that its layers measure."""
 
     def __init__(self) -> None:
@@ -58,10 +67,11 @@ class RoutingChannel:
         return total
 
 
-class LayerCall:
-    """The call of a target layer that is running: what it lends to its projections and modules. Empty in between.
+class LayerCall(RunningCall):
+    """The call of a target layer that is running: what it lends to its projections and modules.
 
-    A plain object that they share, so that it does not matter what wraps them in the meantime (an adapter, a shard).
+    One object that they share, so that it does not matter what wraps them in the meantime (an adapter, a shard). A copy of a
+    layer shares it too: peft puts copies in the layers' places (`modules_to_save`), and these are to be routed as well.
 
     Attributes:
         routing (`TokenRouting`, *optional*): of the running forward pass. `None`: nothing is routed or measured.
@@ -69,7 +79,8 @@ class LayerCall:
         l1 (`Tensor`, *optional*): the L1 norm of the activations so far.
         is_routed (`bool`): whether a fused activation has routed the activation that comes next.
         heads (`list[AttentionHeads]`): the modules whose heads take part in the attention that is running.
-        wrapped (`frozenset[str]`): projections of that attention, by their part (`query`, ...), with an adapter around them.
+        wrapped (`frozenset[str]`): what has an adapter around it: `output`, the next down projection, and of the attention
+            that is running its other projections, `query`, `key`, `value`.
     """
 
     def __init__(self) -> None:
@@ -79,6 +90,9 @@ class LayerCall:
         self.is_routed = False
         self.heads: list[Any] = []
         self.wrapped: frozenset[str] = frozenset()
+
+    def __deepcopy__(self, memo: Any) -> LayerCall:
+        return self
 
     def part(self, module: str | None) -> PartRouting | None:
         """The routing of an auxiliary module, or of the original dims for `None`."""
@@ -94,6 +108,12 @@ class LayerCall:
         if self.routing.measure_activation_l1:
             self.add_l1(activation_l1(activation, self.routing.l1_mask(module, activation.shape[:2])))
         return scale_gradient(activation, self.routing.of(module).activation_multiplier)
+
+    def add_outputs(self, output: Tensor) -> Tensor:
+        """The output of a down projection, (batch, seq, hidden), and what the modules add."""
+        for added in self.auxiliary_outputs:
+            output = output + added
+        return output
 
     def add_l1(self, norm: Tensor) -> None:
         self.l1 = norm if self.l1 is None else self.l1 + norm
@@ -357,12 +377,19 @@ class ExpandedPartMixin(MixedIn):
     def _linear_layers(self) -> list[Any]:
         return [self.get_submodule(path) for path in self.linear_paths]  # type: ignore[attr-defined]
 
+    def _hooks_around(self, down_projection: Any) -> list[Any]:
+        """For an adapter (peft) around the down projection. It reads the same input on a path of its own, and may scale what
+        the layer inside gives (DoRA): the input is routed where it enters the adapter, and what the modules add comes after
+        it. Returns the hooks' handles; none for a bare layer."""
+        if is_bare(down_projection):
+            return []
+        return [
+            down_projection.register_forward_pre_hook(self._route_input),
+            down_projection.register_forward_hook(lambda _wrapper, _inputs, output: self.call.add_outputs(output)),
+        ]
+
     def _route_input(self, _wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A hook. An adapter (peft) takes the place of the layer that it wraps, and reads the same input on a path of its
-        own. That path is routed too: the input is routed where it enters the wrapper."""
-        routed = self.call.route(inputs[0], None)
-        self.call.is_routed = self.call.routing is not None  # the layer inside leaves it alone
-        return (routed, *inputs[1:])
+        return (self.call.route(inputs[0], None), *inputs[1:])
 
 
 class ExpandedMLPMixin(ExpandedPartMixin):
@@ -373,21 +400,16 @@ class ExpandedMLPMixin(ExpandedPartMixin):
         added = [module.contribution(hidden_states, self.call) for module in modules]
         # An ablated module leaves the output bit for bit.
         self.call.auxiliary_outputs = [output for output in added if output is not None]
-        handle = self._route_what_wraps_the_down_projection()
+        layers = self._linear_layers()
+        self._check_adapters(layers)
+        handles = self._hooks_around(layers[-1])
+        self.call.wrapped = frozenset({"output"} if handles else ())
         try:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         finally:
-            self.call.auxiliary_outputs = []
-            if handle is not None:
+            self.call.auxiliary_outputs, self.call.wrapped = [], frozenset()
+            for handle in handles:
                 handle.remove()
-
-    def _route_what_wraps_the_down_projection(self) -> Any:
-        """Returns the hook's handle, if one is needed."""
-        if self.call.routing is None:
-            return None
-        layers = self._linear_layers()
-        self._check_adapters(layers)
-        return None if is_bare(layers[-1]) else layers[-1].register_forward_pre_hook(self._route_input)
 
 
 class RoutedLinearMixin(MixedIn):
@@ -407,10 +429,9 @@ class RoutedDownProjectionMixin(RoutedLinearMixin):
     """The down projection of an expanded part: its input is routed, the auxiliary modules add to its output."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output = super().forward(self.call.route(inputs, None))
-        for added in self.call.auxiliary_outputs:
-            output = output + added
-        return output
+        if "output" in self.call.wrapped:  # by an adapter: its hooks do both
+            return super().forward(inputs)
+        return self.call.add_outputs(super().forward(self.call.route(inputs, None)))
 
 
 def expand_layer(

@@ -169,10 +169,10 @@ class ModuleFilesMixin:
         _check_can_be_changed(model, "attach_module")
         file = _ModuleFile.read(folder)
         file.check_fits(model, check_base)
+        built, blocks = file.build_for(model), model.family.get_blocks(model)  # before anything is changed
         expansion = model.config.expansion_config
         model.config.expansion = expansion.with_modules([*expansion.module_configs, file.module]).to_dict()
-        blocks = model.family.get_blocks(model)
-        for layer, part in file.build_for(model).items():
+        for layer, part in built.items():
             model._put_beside(blocks[layer], {file.module.name: part})
         model.module_names.append(file.module.name)
         _layers_changed(model)
@@ -238,7 +238,14 @@ def _put_together(
 
 def save_in_parts(model: Any, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
     """Saves an expanded model as its contracted base, which plain transformers loads, and a file for each module, in the
-    folder `modules`. Arguments as in `save_pretrained`; every process must call it for a sharded model."""
+    folder `modules`. Arguments as in `save_pretrained`, but `push_to_hub`, which is refused; every process must call it for
+    a sharded model."""
+    if kwargs.get("push_to_hub"):
+        raise ValueError(  # transformers would push the base alone, without a word
+            "`push_to_hub`: a model of a family that hf_era does not know is a base and a file for each module, of which "
+            "only the base would be pushed. Push `model.contract()`; or, to publish what is in the modules too, save it to "
+            "a folder and upload that with `huggingface_hub.upload_folder`."
+        )
     path, weights = local_path(folder), kwargs.pop("state_dict", None)
     if weights is not None:  # given where the model's own weights are not whole
         whole_model(model, weights).save_pretrained(folder, *args, **kwargs)
@@ -375,6 +382,10 @@ class _ModuleFile:
 
     def _check_shapes(self, model: Any, where: str) -> None:
         expected: dict[str, list[int]] = {}
+        try:
+            self.module.resolved(model.family, model.config).resolve_layers(self.base.number_of_layers)
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be attached: {error} {_AGAIN}") from error
         with torch.device("meta"):
             for layer in self.module.resolve_layers(self.base.number_of_layers):
                 state = model._new_module(self.module).state_dict()

@@ -118,7 +118,11 @@ def check_trainable(trainable: str | None, lora: Any) -> None:
 
 
 def choose_trainable(
-    model: Any, trainable: str | None, lora: LoraSettings | None = None, layers: Sequence[int] | None = None
+    model: Any,
+    trainable: str | None,
+    lora: LoraSettings | None = None,
+    layers: Sequence[int] | None = None,
+    family: Family | None = None,
 ) -> None:
     """Freezes, in place, all weights of a model but those that are to be trained.
 
@@ -129,6 +133,7 @@ def choose_trainable(
         trainable (`str`, *optional*): see above. `None`: with `lora` as `modules`, else the model is left as it is.
         lora (`LoraSettings`, *optional*): adapters to put on.
         layers (`Sequence[int]`, *optional*): of a stock model: the layers that count as routed. An expanded one knows them.
+        family (`Family`, *optional*): of a stock model that nobody registered: the one that was opened.
 
     Raises:
         ValueError: for settings that contradict each other, a model that has adapters already, or layers that it has not.
@@ -142,14 +147,14 @@ def choose_trainable(
             "say what is trained. Drop one of them."
         )
     if lora is not None:
-        _add_adapters(model, lora, _adapted_layers(model, lora, layers))
+        _add_adapters(model, lora, _adapted_layers(model, lora, layers, family))
     else:
         model.requires_grad_(trainable == "all")
     for name, value in model.named_parameters():
         if trainable != "all" and _is_auxiliary(model, name):
             value.requires_grad_(True)
     if trainable == "routed":
-        for part in _routed_parts(model, layers).values():
+        for part in _routed_parts(model, layers, family).values():
             part.requires_grad_(True)
 
 
@@ -182,9 +187,11 @@ def _family(model: Any) -> Family:
     return family
 
 
-def _routed_parts(model: Any, layers: Sequence[int] | None, whole_blocks: bool = False) -> dict[str, nn.Module]:
+def _routed_parts(
+    model: Any, layers: Sequence[int] | None, family: Family | None, whole_blocks: bool = False
+) -> dict[str, nn.Module]:
     """Path -> what stands beside an auxiliary module, or its whole block."""
-    family, paths = _family(model), {id(module): path for path, module in model.named_modules()}
+    family, paths = family or _family(model), {id(module): path for path, module in model.named_modules()}
     chosen = list(model.auxiliary_modules()) if hasattr(model, "auxiliary_modules") else list(layers or ())
     if not chosen:
         raise ValueError("`training.trainable`: no layer of the model has an auxiliary module, so nothing is routed.")
@@ -206,12 +213,12 @@ def _linear_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def _adapted_layers(model: Any, lora: LoraSettings, layers: Sequence[int] | None) -> list[str]:
+def _adapted_layers(model: Any, lora: LoraSettings, layers: Sequence[int] | None, family: Family | None) -> list[str]:
     linear, wanted = _linear_layers(model), lora.target_modules
     if wanted == ALL_LINEAR:
         return linear
     if wanted is None:
-        parts = _routed_parts(model, layers, whole_blocks=lora.attention)
+        parts = _routed_parts(model, layers, family, whole_blocks=lora.attention)
         return [path for path in linear if any(path.startswith(f"{part}.") for part in parts)]
     for name in wanted:
         if not any(path == name or path.endswith(f".{name}") for path in linear):

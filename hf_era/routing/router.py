@@ -248,13 +248,10 @@ def _check_module_activity(activity: Tensor, modules: Sequence[str], shape: tupl
             f"`module_activity` should be a tensor {wanted}: a number in [0, 1] for each example and module ({names}), got "
             f"{got}."
         )
-    if torch.compiler.is_compiling() or activity.device.type != "cpu" or not activity.numel():
-        return
-    lowest, highest = torch.aminmax(activity.detach().to(torch.float32))
+    lowest, highest = _range_of(activity) or (0, 1)
     if not (lowest >= 0 and highest <= 1):  # NaN is neither
         raise ValueError(
-            f"`module_activity` should be in [0, 1] (0 is off, 1 is on), got values from {lowest.item():g} to "
-            f"{highest.item():g}."
+            f"`module_activity` should be in [0, 1] (0 is off, 1 is on), got values from {lowest:g} to {highest:g}."
         )
 
 
@@ -265,14 +262,20 @@ def _check_module_index(index: Tensor, modules: Sequence[str], rows: int) -> Non
             f"`module_index` should be integers, one per example ({rows}): the place of its module in {list(modules)}, or "
             f"-1 for none, got {got}."
         )
-    if torch.compiler.is_compiling() or index.device.type != "cpu" or not index.numel():
-        return
-    lowest, highest = torch.aminmax(index)
+    lowest, highest = _range_of(index) or (-1, -1)
     if lowest < -1 or highest >= len(modules):
         raise ValueError(
             f"`module_index` should be from -1 (none) to {len(modules) - 1}, of the modules {list(modules)}, got values "
-            f"from {lowest.item()} to {highest.item()}."
+            f"from {lowest} to {highest}."
         )
+
+
+def _range_of(values: Tensor) -> tuple[float, float] | None:
+    """The lowest and the highest value; `None` where it would cost to look (compiled, or on a GPU), or there are none."""
+    if torch.compiler.is_compiling() or values.device.type != "cpu" or not values.numel():
+        return None
+    lowest, highest = torch.aminmax(values.detach())
+    return lowest.item(), highest.item()
 
 
 def check_routing_weight(routing_weight: Tensor, shape: tuple[int, ...] | None = None) -> None:
@@ -296,12 +299,10 @@ def check_routing_weight(routing_weight: Tensor, shape: tuple[int, ...] | None =
             f"`routing_weight` needs one value per token, shape {tuple(shape)}, got {tuple(routing_weight.shape)}. Pass a "
             "`routing_weight` of the same (batch, seq) as the input ids."
         )
-    if torch.compiler.is_compiling() or routing_weight.device.type != "cpu" or not routing_weight.numel():
-        return
-    lowest, highest = torch.aminmax(routing_weight.detach())
+    lowest, highest = _range_of(routing_weight) or (0, 1)
     if not (lowest >= 0 and highest <= 1):  # NaN is neither
         row = int(((routing_weight >= 0) & (routing_weight <= 1)).flatten(1).all(1).long().argmin())
         raise ValueError(
-            f"`routing_weight` should be in [0, 1] (1 is retain, 0 is forget), got values from {lowest.item()} to "
-            f"{highest.item()}, for instance in row {row} of the batch."
+            f"`routing_weight` should be in [0, 1] (1 is retain, 0 is forget), got values from {lowest} to {highest}, "
+            f"for instance in row {row} of the batch."
         )

@@ -166,8 +166,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def _check_launch_and_columns(self) -> None:
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, and the Trainer would use torch's DataParallel, whose "
-                "threads share one model's routing. Start one process per GPU with `accelerate launch`, or set "
+                f"{self.args.n_gpu} GPUs are visible to one process, and the Trainer would use torch's DataParallel, which "
+                "routing was never tried with. Start one process per GPU with `accelerate launch`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
         check_routing_weights_arrive(self.train_dataset, self.data_collator)

@@ -480,7 +480,7 @@ def test_checkpointed_gradients_are_routed(use_reentrant: bool, make_model: Call
     activity = torch.tensor([[1.0, 1, 1], [0.25, 0, 1], [1, 1, 0.5]])
     options = {"module_activity": activity, "output_activation_l1": True}
     expected = routed_gradients(model, batch, **options)
-    # The name since transformers 5.18, and before.
+    # The name since transformers 5.23, and before.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": use_reentrant})
     calls: list[int] = []

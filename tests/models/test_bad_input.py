@@ -84,6 +84,13 @@ def test_a_quantised_base(base: GPTNeoForCausalLM, base_folder: Path) -> None:
             expand_base(base_folder, EXPANSION, **option)
 
 
+def test_a_base_in_memory_that_is_spread_over_devices(base: GPTNeoForCausalLM) -> None:
+    base.transformer.h[1].to("meta")  # as what a `device_map` offloads
+    for expand in (ExpandedGPTNeoForCausalLM.from_base, expand_base):
+        with pytest.raises(ValueError, match=r"`base` is spread over devices .*: cpu, meta, .*or pass its folder"):
+            expand(base, EXPANSION)
+
+
 def test_the_directory_of_an_adapter(tmp_path: Path) -> None:
     """As peft saves it, without a config.json; `hf-era eval` and the base of a run load it by the same way."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))

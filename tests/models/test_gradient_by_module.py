@@ -187,7 +187,7 @@ def test_a_mixed_batch_and_accumulated_ones_are_the_sum_of_their_rows(model: Any
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing(model: Any, alone: dict[str, Gradients], use_reentrant: bool) -> None:
-    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # since transformers 5.18
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # since transformers 5.23
     getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": use_reentrant})
     try:
         assert_same(model, gradients(model, batch_of("of a")), alone["of a"])

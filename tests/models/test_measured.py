@@ -122,7 +122,7 @@ def test_the_term_survives_gradient_checkpointing(
     model = make_measured(is_fast)
     expected = gradients(model, measured_loss(model, batch))
     options = {"use_reentrant": use_reentrant}
-    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.18
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.23
         model.activation_checkpointing_enable(options)
     else:
         model.gradient_checkpointing_enable(options)

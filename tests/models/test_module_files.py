@@ -407,7 +407,11 @@ def flip(folder: Path) -> None:
         ),
         (
             lambda folder: change_config(folder, lambda values: values["module"].update(target_layers=[0, 7])),
-            "names layer 7, but the model has 3 layers",
+            r"the module `biology` in .* cannot be attached: .* names layer 7, but the model has 3 layers",
+        ),
+        (
+            lambda folder: change_config(folder, lambda values: values["module"].update(kind="heads")),
+            r"the module `biology` in .* cannot be attached: .* `gpt_neo` have no place for heads .* Save it again",
         ),
     ],
 )
@@ -416,6 +420,16 @@ def test_a_damaged_module_is_refused(damage: Callable[[Path], Any], message: str
     with pytest.raises(ValueError, match=message):
         bare.attach_module(copied)
     assert bare.auxiliary_modules() == {}
+
+
+def test_an_attachment_that_fails_changes_nothing(bare: Any, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module_files._ModuleFile, "build_for", fail)
+    with pytest.raises(MemoryError):
+        bare.attach_module(saved / "biology")
+    assert bare.config.expansion_config.module_configs == bare.module_names == []
 
 
 def test_a_name_that_is_there_is_refused(model: Any, saved: Path) -> None:

@@ -80,6 +80,7 @@ NOT_EACH_TIME = ("glm4", "stablelm", "granite", "nemotron", "exaone4")
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in NOT_EACH_TIME else ()) for name in OPENED]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # gpt_bigcode's own
 @pytest.mark.parametrize("model_type", EACH)
 def test_a_family_is_opened_by_the_names_of_its_parts(model_type: str, tokens: Tensor) -> None:
     down, gated, activation = OPENED[model_type]
@@ -282,9 +283,9 @@ def test_gradients_that_are_routed_wrongly_are_refused(
             return routed
         return routed + (activation - activation.detach()) * 0.5
 
-    layers_scale, own_route = layers.scale_gradient, layers.MLPCall.route
+    layers_scale, own_route = layers.scale_gradient, layers.LayerCall.route
     if fault == "down projection too":
-        monkeypatch.setattr(layers.MLPCall, "route", route)
+        monkeypatch.setattr(layers.LayerCall, "route", route)
     else:
         monkeypatch.setattr(layers, "scale_gradient", scale)
     with pytest.raises(
@@ -424,7 +425,10 @@ def test_what_is_not_in_parts_is_not_loaded_as_such(saved: Path, starcoder2: Any
         load_expanded(tmp_path)
 
 
-def test_a_model_in_parts_is_not_pushed(saved: Path) -> None:
+def test_a_model_in_parts_is_not_pushed(opened: Any, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"only the base would be pushed\. Push `model\.contract\(\)`; or"):
+        opened.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/model")
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"biology is the file of a module: what was to be removed"):
         _check_has_no_module(saved)
 

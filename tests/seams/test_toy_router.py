@@ -323,7 +323,7 @@ def test_gradient_checkpointing(use_reentrant: bool, model: ExpandedGPTNeoForCau
     plain = gradients_after(model, lambda: summed_loss(model, batch, routed=False, output_activation_l1=True))
     assert largest_deviation(expected, plain) > 1e-2
     wrapped: Any = model
-    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.18
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.23
         wrapped.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     else:
         wrapped.gradient_checkpointing_enable({"use_reentrant": use_reentrant})

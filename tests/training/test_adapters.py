@@ -163,6 +163,7 @@ def test_an_adapter_on_a_tied_weight_is_refused(
         model.get_base_model().contract()
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")  # peft 0.19 asks the class alone
 def test_the_way_out_of_tied_weights_keeps_the_model(
     make_expanded: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
 ) -> None:

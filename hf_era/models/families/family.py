@@ -143,9 +143,9 @@ class Family:
         return re.search(rf"{self.stored_buffers}$", name) is not None
 
     def is_auxiliary_weight(self, name: str) -> bool:
-        """Whether a parameter or state-dict key belongs to an auxiliary module."""
+        """Whether a parameter or state-dict key belongs to an auxiliary module, in an adapter's copy of its MLP too."""
         places = [self.mlp] if self.attention is None else [self.mlp, self.attention.attribute]
-        return any(f".{place}.auxiliary." in name for place in places)
+        return any(re.search(rf"\.{place}\.(.+\.)?auxiliary\.", name) is not None for place in places)
 
     def get_blocks(self, model: nn.Module) -> nn.ModuleList:
         return attrgetter(self.blocks)(model)

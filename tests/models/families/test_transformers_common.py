@@ -130,7 +130,8 @@ def test_a_tuple_is_given_where_it_is_asked_for(model: Any, ids: Tensor) -> None
 
 
 def test_eager_and_sdpa_attention_agree(model: Any, ids: Tensor) -> None:
-    if not type(model)._supports_sdpa:
+    # Older versions (5.17) say that they have, and leave the cap out.
+    if not type(model)._supports_sdpa or getattr(model.config, "attn_logit_softcapping", None):
         pytest.skip("transformers has no sdpa for this family: its attention caps its scores")
     found = {}
     for attention in ("eager", "sdpa"):
@@ -185,7 +186,7 @@ def test_assisted_decoding_gives_the_model_its_own_tokens(model: Any, ids: Tenso
 
 
 def test_checkpointing_does_without_a_cache(model: Any, ids: Tensor) -> None:
-    enable = getattr(model.train(), "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
+    enable = getattr(model.train(), "activation_checkpointing_enable", None)  # its name since transformers 5.23
     (enable or model.gradient_checkpointing_enable)()
     outputs = model(ids, labels=ids, use_cache=True)
     outputs.loss.backward()

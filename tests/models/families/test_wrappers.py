@@ -21,7 +21,7 @@ def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
 def error_without_routing(check: Any, model: Any, batch: Batch, routed: dict[str, Tensor]) -> float:
     """How far off the gradients would be that are not routed. A comparison of two unrouted passes would prove nothing."""
     error = relative_error(check.gradients_after(model, lambda: check.total_loss(model, batch, routed=False)), routed)
-    assert error > 0.3
+    assert error > 0.2
     return error
 
 
@@ -32,7 +32,7 @@ def test_gradient_checkpointing(
     model, calls = paths.set(make_expanded()), []
     expected = check.gradients_after(model, lambda: check.total_loss(model, batch))
     error_without_routing(check, model, batch, expected)
-    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.18
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.23
         model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     else:
         model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})

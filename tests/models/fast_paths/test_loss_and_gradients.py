@@ -157,7 +157,7 @@ def test_gradient_checkpointing(
     expected = compare.result(compare.slow(expanded), routed_inputs)
     plain = compare.result(expanded, routed_inputs)
     options = {"use_reentrant": use_reentrant}
-    if hasattr(expanded, "activation_checkpointing_enable"):  # transformers 5.18 and later
+    if hasattr(expanded, "activation_checkpointing_enable"):  # transformers 5.23 and later
         expanded.activation_checkpointing_enable(options)
     else:
         expanded.gradient_checkpointing_enable(options)

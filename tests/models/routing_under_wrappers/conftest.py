@@ -22,7 +22,7 @@ class RoutingCheck:
     @staticmethod
     def enable_checkpointing(model: ExpandedGPTNeoForCausalLM, use_reentrant: bool) -> None:
         options = {"use_reentrant": use_reentrant}
-        # transformers 5.18 and later have a new name, and the old one warns.
+        # transformers 5.23 and later have a new name, and the old one warns.
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable(options)
         else:

@@ -1,6 +1,7 @@
 """Each forward pass keeps its own routing until its backward pass, whatever happens in between."""
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -87,3 +88,27 @@ def test_a_deep_copy_routes_on_its_own(model: ExpandedGPTNeoForCausalLM, batch: 
     assert torch.count_nonzero(model.transformer.h[0].mlp.auxiliary["forget"].up_projection.weight) > 0
     twin.set_active(None, False)
     assert model.transformer.h[0].mlp.auxiliary["forget"].active
+
+
+def test_two_threads_call_one_model_at_once(
+    model: ExpandedGPTNeoForCausalLM, batch: dict[str, Tensor], other_batch: dict[str, Tensor], check: Any
+) -> None:
+    """One runs whole in the middle of the other's MLP: neither adds, nor routes by, what is the other's."""
+    plain = {**other_batch, "routing_weight": None}
+    expected = check.gradients_after(model, lambda: check.total_loss(model, batch, with_l1=True))
+    with torch.no_grad():
+        expected_plain = model(**plain, skip_logits=False).logits
+    found = []
+
+    def run_another(*arguments: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: found.append(model(**plain, skip_logits=False).logits))
+            thread.start()
+            thread.join()
+
+    hooks = [block.mlp.c_fc.register_forward_hook(run_another) for block in model.transformer.h]
+    check.assert_same_gradients(
+        check.gradients_after(model, lambda: check.total_loss(model, batch, with_l1=True)), expected
+    )
+    assert len(found) == len(hooks)
+    assert all(torch.equal(logits, expected_plain) for logits in found)
