@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Passed on to the demo, e.g. make demo OPTIONS='--seed 1'
 OPTIONS ?=
-# Test files side by side, on as many cores as there are, four at most, in their order: left to itself xdist keeps the files with
-# few but long tests for the end, where one core waits. PYTEST='-n 0' for one after the other.
+# Test files side by side, on as many cores as there are, four at most, in the order of tests/conftest.py: left to itself xdist
+# keeps the files with few but long tests for the end, where one core waits. PYTEST='-n 0' for one after the other.
 PYTEST ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 RESULTS := benchmarks/results/matrix_small/seed0
 

@@ -25,6 +25,21 @@ from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionCon
 torch.set_num_threads(1)
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
+# More than ten seconds each, with the slow tests.
+LONGEST_FILES = (
+    "faults/test_two_processes.py",
+    "distributed/test_two_processes.py",
+    "faults/test_killed_and_continued.py",
+    "test_recipes.py",
+    "test_examples.py",
+    "distributed/test_three_processes.py",
+    "distributed/test_measuring.py",
+    "faults/test_storage.py",
+    "test_lm_eval.py",
+    "models/families/test_wrappers.py",
+    "run/test_continuing.py",
+    "models/families/test_stock_models.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +182,13 @@ def gradients_of() -> Callable[[nn.Module], dict[str, Tensor | None]]:
         }
 
     return gradients
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end, one core would wait for them."""
+    places = {REPOSITORY_ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FILES)}
+    assert [path for path in places if not path.is_file()] == []
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:

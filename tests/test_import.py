@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from hf_era.models import FAMILIES
 
 HEAVY = (
     "datasets",
@@ -24,9 +25,22 @@ NO_EFFECT: dict[str, Any] = {
     "logging": False,
     "defaults": False,
 }
+TYPES = (
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+)
 REGISTERED = {
-    "CONFIG_MAPPING": ["expanded_gpt_neo"],
-    "MODEL_FOR_CAUSAL_LM_MAPPING": ["ExpandedGPTNeoConfig"],
+    "CONFIG_MAPPING": [f"expanded_{name}" for name in TYPES],
+    "MODEL_FOR_CAUSAL_LM_MAPPING": sorted(FAMILIES[name].model_class.config_class.__name__ for name in TYPES),
 }
 
 # First everything that any user of GPT-Neo imports, so that what is seen afterwards comes from the package itself.
@@ -63,52 +77,61 @@ def snapshot():
     }
 
 
-name, heavy = sys.argv[1], json.loads(sys.argv[2])
-sys.path[:0] = sys.argv[3:]
-before = snapshot()
-assert len(before["auto classes"]) > 10 and not [module for module in heavy if module in sys.modules]
-importlib.import_module(name)
-after = snapshot()
-effects = {kind: after[kind] != before[kind] for kind in ("random state", "warning filters", "logging", "defaults")}
-effects["heavy"] = [module for module in heavy if module in sys.modules]
-effects["environment"] = sorted(
-    key
-    for key in {**before["environment"], **after["environment"]}
-    if before["environment"].get(key) != after["environment"].get(key)
-)
-effects["auto classes"] = {
-    key: value for key, value in after["auto classes"].items() if value != before["auto classes"][key]
-}
-print(json.dumps(effects))
+def effects_of_importing(name, heavy):
+    before = snapshot()
+    assert len(before["auto classes"]) > 10 and not [module for module in heavy if module in sys.modules]
+    importlib.import_module(name)
+    after = snapshot()
+    effects = {kind: after[kind] != before[kind] for kind in ("random state", "warning filters", "logging", "defaults")}
+    effects["heavy"] = [module for module in heavy if module in sys.modules]
+    effects["environment"] = sorted(
+        key
+        for key in {**before["environment"], **after["environment"]}
+        if before["environment"].get(key) != after["environment"].get(key)
+    )
+    effects["auto classes"] = {
+        key: [one for one in value if one not in before["auto classes"][key]]
+        for key, value in after["auto classes"].items()
+        if value != before["auto classes"][key]
+    }
+    return effects
+
+
+sys.path.insert(0, sys.argv[1])
+print(json.dumps({name: effects_of_importing(name, json.loads(sys.argv[2])) for name in sys.argv[3:]}))
+"""
+# Planted: a package that imports something heavy and touches everything that an import should leave alone.
+BADLY_BEHAVED = """
+import logging, os, warnings
+import torch
+from transformers import AutoConfig, GPTNeoConfig
+import matplotlib
+class OtherConfig(GPTNeoConfig):
+    model_type = 'other'
+AutoConfig.register('other', OtherConfig)
+os.environ['TOKENIZERS_PARALLELISM'] = 'changed'
+torch.manual_seed(0)
+warnings.simplefilter('ignore')
+logging.basicConfig(level=logging.DEBUG)
+torch.set_default_dtype(torch.bfloat16)
 """
 
 
-def effects_of_importing(run_python: Callable[..., str], name: str, *folders: Path) -> dict[str, Any]:
-    return json.loads(run_python(LOOK_AT_AN_IMPORT, name, json.dumps(HEAVY), *map(str, folders)))
+@pytest.fixture(scope="module")
+def effects(run_python: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of importing `hf_era`, and then `badly_behaved`, in one process."""
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "matplotlib.py").write_text("")
+    (folder / "badly_behaved.py").write_text(BADLY_BEHAVED)
+    return json.loads(run_python(LOOK_AT_AN_IMPORT, str(folder), json.dumps(HEAVY), "hf_era", "badly_behaved"))
 
 
-def test_importing_registers_the_auto_classes_and_does_nothing_else(run_python: Callable[..., str]) -> None:
-    assert effects_of_importing(run_python, "hf_era") == {**NO_EFFECT, "auto classes": REGISTERED}
+def test_importing_registers_the_auto_classes_and_does_nothing_else(effects: dict[str, Any]) -> None:
+    assert effects["hf_era"] == {**NO_EFFECT, "auto classes": REGISTERED}
 
 
-def test_the_check_notices_every_kind_of_side_effect(run_python: Callable[..., str], tmp_path: Path) -> None:
-    """Planted: a package that imports something heavy and touches everything that an import should leave alone."""
-    (tmp_path / "matplotlib.py").write_text("")
-    (tmp_path / "badly_behaved.py").write_text(
-        "import logging, os, warnings\n"
-        "import torch\n"
-        "from transformers import AutoConfig, GPTNeoConfig\n"
-        "import matplotlib\n"
-        "class OtherConfig(GPTNeoConfig):\n"
-        "    model_type = 'other'\n"
-        "AutoConfig.register('other', OtherConfig)\n"
-        "os.environ['TOKENIZERS_PARALLELISM'] = 'changed'\n"
-        "torch.manual_seed(0)\n"
-        "warnings.simplefilter('ignore')\n"
-        "logging.basicConfig(level=logging.DEBUG)\n"
-        "torch.set_default_dtype(torch.bfloat16)\n"
-    )
-    assert effects_of_importing(run_python, "badly_behaved", tmp_path) == {
+def test_the_check_notices_every_kind_of_side_effect(effects: dict[str, Any]) -> None:
+    assert effects["badly_behaved"] == {
         "heavy": ["matplotlib"],
         "environment": ["TOKENIZERS_PARALLELISM"],
         "auto classes": {"CONFIG_MAPPING": ["other"]},

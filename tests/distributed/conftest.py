@@ -39,7 +39,7 @@ def run_several(repository_root: Path) -> Callable[..., dict[str, Any]]:
             env={**os.environ, "PYTHONPATH": str(repository_root), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=280,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

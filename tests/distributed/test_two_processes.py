@@ -20,8 +20,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated": {"settings": ACCUMULATED},
     "halves": {"kind": "halves", "settings": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
-    "reentrant": {"settings": {**WHOLE, "use_reentrant": True}},
-    "non-reentrant": {"settings": {**WHOLE, "use_reentrant": False}},
     "accumulated-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": True}},
     "accumulated-non-reentrant": {"settings": {**ACCUMULATED, "use_reentrant": False}},
     "control": {"trainer": "Control", "settings": WHOLE, "save": True},
@@ -37,9 +35,9 @@ CHECKPOINTING: dict[str, dict[str, Any]] = {
     "non-reentrant": {"use_reentrant": False},
 }
 # 9 stories in batches of 4 over all: the last batch has one story, so one process gets filler rows alone.
-TWENTY_STEPS = {"stories": 9, "settings": {"max_steps": 20, "logging_steps": 3}}
-GROUPED = {"stories": 23, "settings": {"max_steps": 12, "train_sampling_strategy": "group_by_length"}}
-RANDOM = {"stories": 9, "settings": {"max_steps": 7, "train_sampling_strategy": "random"}}
+UNEVEN = {"stories": 9, "settings": {"max_steps": 8, "logging_steps": 3}}
+GROUPED = {"stories": 23, "settings": {"max_steps": 8, "train_sampling_strategy": "group_by_length"}}
+RANDOM = {"stories": 9, "settings": {"max_steps": 5, "train_sampling_strategy": "random"}}
 EAGER = {"stories": 9, "settings": {"max_steps": 3, "attn_implementation": "eager"}}
 SINGLE = {"stories": 1, "settings": {"max_steps": 2}}
 EVALUATED = {
@@ -52,7 +50,7 @@ RESUMED = {
     "stories": 9,
     "resume": "checkpoint-4",
     "settings": {
-        "max_steps": 8,
+        "max_steps": 7,
         "logging_steps": 3,
         "save_strategy": "steps",
         "save_steps": 4,
@@ -63,7 +61,7 @@ BEST_LOADED = {
     "stories": 9,
     "eval_stories": 5,
     "settings": {
-        "max_steps": 6,
+        "max_steps": 4,
         **{f"{what}_{how}": value for what in ("eval", "save") for how, value in (("strategy", "steps"), ("steps", 2))},
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_forget_loss",
@@ -72,7 +70,7 @@ BEST_LOADED = {
 }
 LONG: dict[str, dict[str, Any]] = {
     "best": BEST_LOADED,
-    "twenty": TWENTY_STEPS,
+    "uneven": UNEVEN,
     "grouped": GROUPED,
     "random": RANDOM,
     "eager": EAGER,
@@ -96,12 +94,28 @@ def all_cases() -> list[dict[str, Any]]:
         for name, layout in LAYOUTS.items():
             cases.append({"settings": WHOLE, **layout, "way": way, "name": f"{way}-{name}"})
         for name, case in LONG.items():
-            cases.append({**with_batch(case, 2), "way": way, "name": f"{way}-{name}", "save": name == "twenty"})
+            cases.append({**with_batch(case, 2), "way": way, "name": f"{way}-{name}", "save": name == "uneven"})
     planted: dict[str, Any] = {"way": "ddp", "settings": WHOLE}
     cases.append({**planted, "name": "l1-per-rank", "trainer": "L1PerRank"})
     cases.append({**planted, "name": "tokens-per-rank", "trainer": "TokensPerRank"})
-    cases.append({**with_batch(TWENTY_STEPS, 2), "way": "ddp", "name": "repeated", "trainer": "RepeatedStories"})
+    cases.append({**with_batch(UNEVEN, 2), "way": "ddp", "name": "repeated", "trainer": "RepeatedStories"})
     return cases
+
+
+def slow_cases() -> list[dict[str, Any]]:
+    """Every family that is not among the layouts, and bf16."""
+    families = [name for name in FAMILIES if name not in ("gpt_neo", "llama", "gpt2")]
+    cases = [
+        {"way": way, "model_type": name, "name": f"{way}-family-{name}", "settings": WHOLE}
+        for way in WAYS
+        for name in families
+    ]
+    return cases + [
+        {"way": way, "name": f"{way}-bf16-{layout}-{mode}", "settings": {**settings, "bf16": True, **extra}}
+        for way in WAYS
+        for layout, settings in (("whole", WHOLE), ("accumulated", ACCUMULATED))
+        for mode, extra in CHECKPOINTING.items()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +124,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(run_several: Callable[..., Any], folder: Path) -> dict[str, Any]:
-    results = run_several(folder, all_cases())
+def two(request: pytest.FixtureRequest, run_several: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    """One launch for all: starting the processes takes as long as twenty cases."""
+    chosen = [item for item in request.session.items if item.path == request.path]
+    slow = any(item.get_closest_marker("slow") for item in chosen)
+    results = run_several(folder, all_cases() + (slow_cases() if slow else []))
     assert all(result["processes"] == 2 for result in results.values())
     return results
 
@@ -173,20 +190,12 @@ def test_a_model_of_another_family_is_saved_contracted(
 
 
 @pytest.mark.slow
-def test_every_family_has_the_gradients_of_one_process(
-    run_several: Callable[..., Any], run_one: Callable[..., Any], tmp_path: Path
-) -> None:
-    cases = [
-        {"way": way, "model_type": model_type, "name": f"{way}-{model_type}", "settings": WHOLE}
-        for way in WAYS
-        for model_type in FAMILIES
-    ]
-    results = run_several(tmp_path, cases)
+def test_every_family_has_the_gradients_of_one_process(two: dict[str, Any], run_one: Callable[..., Any]) -> None:
+    cases = [case for case in slow_cases() if "model_type" in case]
+    assert len(cases) == 2 * (len(FAMILIES) - 3)
     for case in cases:
-        expected, result = (
-            run_one(model_type=case["model_type"], settings={"per_device_train_batch_size": 8}),
-            results[case["name"]],
-        )
+        expected = run_one(model_type=case["model_type"], settings={"per_device_train_batch_size": 8})
+        result = two[case["name"]]
         assert relative_error(result["gradients"][0], expected["gradients"][0]) < 1e-5, case["name"]
         assert_same_losses(losses(result), losses(expected), 1e-6)
 
@@ -228,7 +237,7 @@ def test_continued_from_a_checkpoint_nothing_differs(way: str, two: dict[str, An
 
 
 def test_stories_that_are_counted_twice_would_be_seen(two: dict[str, Any], run_one: Callable[..., Any]) -> None:
-    expected = run_one(**with_batch(TWENTY_STEPS, 4))
+    expected = run_one(**with_batch(UNEVEN, 4))
     assert difference(two["repeated"]["weights"], expected["weights"]) > 1e-3
 
 
@@ -246,44 +255,37 @@ def test_evaluation_counts_every_story_once(way: str, two: dict[str, Any], run_o
 def test_saved_models_are_whole_and_hold_nothing_that_was_removed(
     way: str, two: dict[str, Any], folder: Path, run_one: Callable[..., Any]
 ) -> None:
-    expected, result = run_one(**with_batch(TWENTY_STEPS, 4), save=True), two[f"{way}-twenty"]
-    contracted = AutoModelForCausalLM.from_pretrained(folder / f"{way}-twenty-contracted")
+    expected, result = run_one(**with_batch(UNEVEN, 4), save=True), two[f"{way}-uneven"]
+    contracted = AutoModelForCausalLM.from_pretrained(folder / f"{way}-uneven-contracted")
     assert type(contracted) is GPTNeoForCausalLM
     assert difference(contracted.state_dict(), expected["contracted"]) < 1e-5
     assert difference(result["contracted"], contracted.state_dict()) == 0
-    whole = AutoModelForCausalLM.from_pretrained(folder / f"{way}-twenty-whole")
+    whole = AutoModelForCausalLM.from_pretrained(folder / f"{way}-uneven-whole")
     assert difference(whole.state_dict(), result["weights"]) == 0
-    attached = attach_module(folder / f"{way}-twenty-contracted", folder / f"{way}-twenty-module")
+    attached = attach_module(folder / f"{way}-uneven-contracted", folder / f"{way}-uneven-module")
     assert difference(attached.state_dict(), result["weights"]) == 0
 
     removed = {name: value for name, value in result["weights"].items() if ".auxiliary." in name}
     assert removed
-    written = (folder / f"{way}-twenty-contracted" / "model.safetensors").read_bytes()
+    written = (folder / f"{way}-uneven-contracted" / "model.safetensors").read_bytes()
     for name, value in removed.items():
         assert value.numpy().tobytes()[:64] not in written, name
     # The check sees such bytes where they are.
-    kept = (folder / f"{way}-twenty-whole" / "model.safetensors").read_bytes()
+    kept = (folder / f"{way}-uneven-whole" / "model.safetensors").read_bytes()
     assert all(value.numpy().tobytes()[:64] in kept for value in removed.values())
-    with safe_open(folder / f"{way}-twenty-contracted" / "model.safetensors", "pt") as opened:
+    with safe_open(folder / f"{way}-uneven-contracted" / "model.safetensors", "pt") as opened:
         assert not any("auxiliary" in name for name in opened.keys())  # noqa: SIM118
 
 
 @pytest.mark.slow
-def test_bf16_gradients_are_near_those_of_one_process(
-    run_several: Callable[..., Any], run_one: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_bf16_gradients_are_near_those_of_one_process(two: dict[str, Any], run_one: Callable[..., Any]) -> None:
     """Relative error of each gradient's norm. bf16 itself is 3 % from fp32 here; DDP adds up fp32 gradients, FSDP2's mixed
     precision also holds the parameters in bf16 and adds up bf16 gradients. Routing that got lost is 100 % off."""
-    cases = [
-        {"way": way, "name": f"{way}-{layout}-{mode}", "settings": {**settings, "bf16": True, **extra}}
-        for way in WAYS
-        for layout, settings in (("whole", WHOLE), ("accumulated", ACCUMULATED))
-        for mode, extra in CHECKPOINTING.items()
-    ]
     whole = {"per_device_train_batch_size": 8, "bf16": True}
     one_process = run_one(settings=whole)
     expected = one_process["gradients"][0]
-    results = run_several(tmp_path, cases)
+    results = {name: result for name, result in two.items() if "-bf16-" in name}
+    assert len(results) == 12
     for mode, extra in CHECKPOINTING.items():
         alone = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "bf16": True, **extra}
         results[f"one-accumulated-{mode}"] = run_one(settings=alone)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 WORKER = Path(__file__).with_name("worker.py")
+ROOT = WORKER.parents[2]
 # Times, where a run was, and the checkout's revision, which a commit in the meantime changes. All else has to be the same.
 TIMES = ("seconds", "created", "output_dir", "base_dir", "git_revision")
 TIME_ENDINGS = ("_runtime", "_per_second")
@@ -67,6 +68,27 @@ def tiny_values(folder: Path) -> dict[str, Any]:
     }
 
 
+class Server:
+    """Starts runs in processes that need not import everything again: they are forked from one that has."""
+
+    def __init__(self, environment: dict[str, str], stderr: Path) -> None:
+        self.environment, self.stderr = environment, stderr
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, arguments: list[str]) -> tuple[int, str]:
+        if self.process is None:
+            command, pipe = [sys.executable, str(WORKER), "serve"], subprocess.PIPE
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=self.environment, cwd=ROOT)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([arguments, str(self.stderr)]), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline()), self.stderr.read_text()
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.communicate()
+
+
 class FaultyRun:
     """A tiny run in a folder, started as often as needed, with a signal at a chosen event or without.
 
@@ -74,8 +96,8 @@ class FaultyRun:
         output (`Path`): its output directory. stderr (`str`): what the last start said.
     """
 
-    def __init__(self, folder: Path, cache: Path, **sections: Any) -> None:
-        self.folder, self.cache = folder, cache
+    def __init__(self, folder: Path, environment: dict[str, str], server: Server | None, **sections: Any) -> None:
+        self.folder, self.environment, self.server = folder, environment, server
         folder.mkdir(parents=True, exist_ok=True)
         values = tiny_values(folder)
         for section, fields in sections.items():
@@ -96,17 +118,18 @@ class FaultyRun:
 
         `command` starts the worker in place of Python itself; of several processes, that of `rank` gets the signal.
         """
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(self.cache), "PYTHONWARNINGS": "default"}
-        root = str(WORKER.parents[2])
-        environment |= {"PYTHONPATH": root, "HF_ERA_TEST_SIGNAL_RANK": str(rank)}
+        arguments = [str(self.config), str(self.trace), *map(str, plan)]
+        if self.server and not command:
+            code, self.stderr = self.server.start(arguments)
+            return code
         done = subprocess.run(
-            [sys.executable, *command, str(worker), str(self.config), str(self.trace), *map(str, plan)],
-            env=environment,
+            [sys.executable, *command, str(worker), *arguments],
+            env={**self.environment, "HF_ERA_TEST_SIGNAL_RANK": str(rank)},
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
-            cwd=root,
+            cwd=ROOT,
         )
         self.stderr = done.stderr
         return done.returncode
@@ -130,14 +153,29 @@ def without_times(value: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def faulty_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FaultyRun]:
-    cache = tmp_path_factory.mktemp("cache")
-    return lambda folder, **sections: FaultyRun(folder, cache, **sections)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of all runs; they share the caches."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": cache, "PYTHONWARNINGS": "default"}
+    return {**os.environ, **own}
 
 
 @pytest.fixture(scope="session")
-def undisturbed(faulty_run: Callable[..., FaultyRun], tmp_path_factory: pytest.TempPathFactory) -> FaultyRun:
-    """The run that nothing happened to. To be read only."""
-    run = faulty_run(tmp_path_factory.mktemp("undisturbed"))
+def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(environment, tmp_path_factory.mktemp("server") / "stderr.txt")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def faulty_run(environment: dict[str, str], server: Server) -> Callable[..., FaultyRun]:
+    return lambda folder, **sections: FaultyRun(folder, environment, server, **sections)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> FaultyRun:
+    """The run that nothing happened to. To be read only. In an interpreter of its own, which orders the strings of a set in
+    another way than that which the others are forked from."""
+    run = FaultyRun(tmp_path_factory.mktemp("undisturbed"), environment, server=None)
     assert run.start() == 0, run.stderr
     return run

@@ -1,6 +1,11 @@
 """Runs `hf-era run CONFIG` and, at a chosen event of a chosen phase, sends itself a signal. Started by the tests.
 
 worker.py CONFIG TRACE [PHASE WHICH NUMBER SIGNAL]
+worker.py serve
+
+The second form starts one run after the other, each in a process of its own that was forked once everything is imported: a
+line of stdin holds the arguments of the first form, and the file for what the run says on stderr; a line of stdout answers
+with the exit status, negative for a signal.
 
 An event is a call of one of the functions below, just before or just after it. They are counted within their phase, all
 of them ("any") and those of saving ("saving"); the counts of a run that ends by itself go to the file TRACE. A file that
@@ -86,9 +91,7 @@ class Events:
         PhaseRunner.run = run  # type: ignore[method-assign]
 
 
-def main() -> int:
-    config, trace, *plan = sys.argv[1:]
-    torch.set_num_threads(1)
+def run(config: str, trace: str, *plan: str) -> int:
     events = Events(*plan)
     events.follow_phases()
     for owner, function in OWNERS:
@@ -100,5 +103,20 @@ def main() -> int:
     return code
 
 
+def serve(limit: int = 240) -> int:
+    for line in sys.stdin:
+        arguments, stderr = json.loads(line)
+        child = os.fork()
+        if not child:
+            signal.alarm(limit)  # a run that hangs ends by this signal
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+            return run(*arguments)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    sys.exit(serve() if sys.argv[1:] == ["serve"] else run(*sys.argv[1:]))

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoConfig, GPTNeoForCausalLM
 
 from hf_era import ExpandedGPTNeoForCausalLM, ExpansionConfig
-from hf_era.models.fast.causal_lm import ALL_SLOW
 
 EXPANSION = ExpansionConfig(width=8, target_layers=[0, 2])
 # Of the largest logit; the fast paths round in another order.
@@ -241,36 +240,3 @@ def test_the_byte_check_fails_on_safetensors_with_one_view_too_wide(
     assert leftovers(tmp_path, model) == [
         "model.safetensors: transformer.h.0.mlp.auxiliary.forget.up_projection.weight[0]"
     ]
-
-
-LOAD_WITHOUT_HF_ERA = """
-import sys
-import torch
-from transformers import AutoModelForCausalLM
-
-folder = sys.argv[1]
-model = AutoModelForCausalLM.from_pretrained(folder + "/contracted")
-with torch.no_grad():
-    logits = model(**torch.load(folder + "/inputs.pt")).logits
-torch.save(logits, folder + "/logits.pt")
-tokens = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=52)
-assert "hf_era" not in sys.modules
-print(type(model).__module__, type(model).__name__, tuple(tokens.shape)[0])
-"""
-
-
-def test_the_checkpoint_loads_where_hf_era_was_never_imported(
-    make_expanded: MakeExpanded, make_batch: Callable, run_python: Callable[..., str], tmp_path: Path
-) -> None:
-    model, batch = make_expanded([0, 2]).eval(), make_batch()
-    inputs, real = inputs_of(batch), batch["attention_mask"].bool()
-    model.contract().save_pretrained(tmp_path / "contracted")
-    torch.save(inputs, tmp_path / "inputs.pt")
-    printed = run_python(LOAD_WITHOUT_HF_ERA, str(tmp_path), cwd=tmp_path)
-    assert printed.split() == ["transformers.models.gpt_neo.modeling_gpt_neo", "GPTNeoForCausalLM", "1"]
-    logits = torch.load(tmp_path / "logits.pt")
-    with torch.no_grad(), model.ablated():
-        assert (model(**inputs).logits - logits)[real].abs().max() <= LOGITS_TOLERANCE * logits.abs().max()
-        model.set_fast_paths(ALL_SLOW)
-        model.set_attn_implementation("eager")
-        assert torch.equal(model(**inputs).logits, logits)

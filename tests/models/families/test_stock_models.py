@@ -104,7 +104,10 @@ for folder in sorted(Path(sys.argv[1]).glob("*/")):
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     with torch.no_grad():
-        torch.save((type(model).__name__, model(**inputs).logits), folder / "read.pt")
+        logits = model(**inputs).logits
+    generated = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=52)
+    assert 3 < generated.shape[1] <= 7
+    torch.save((type(model).__module__, type(model).__name__, logits), folder / "read.pt")
 assert not [name for name in sys.modules if name.startswith("hf_era")]
 """
 
@@ -140,7 +143,8 @@ def test_a_contracted_checkpoint_is_read_where_there_is_no_hf_era(
     model_type: str, family: Any, contracted_folder: Path
 ) -> None:
     folder = contracted_folder / model_type
-    name, logits = torch.load(folder / "read.pt")
+    module, name, logits = torch.load(folder / "read.pt")
+    assert module.startswith("transformers.models.")
     assert name == family.model_class.stock_class.__name__
     assert torch.equal(logits, torch.load(folder / "expected.pt"))
     values = json.loads((folder / "config.json").read_text())
