@@ -120,7 +120,7 @@ def main() -> None:
     if options.memory_of:
         measure_memory(options.memory_of, options.families[0], (rows, tokens))
         return
-    print(f"{len(options.families)} families, about 20 seconds each on 2 cores", file=sys.stderr)
+    print(f"{len(options.families)} families, about 40 seconds each on 2 cores", file=sys.stderr)
     figures: dict[str, Any] = {}
     for model_type in options.families:
         figures[model_type] = measure(model_type, (rows, tokens), options)
