@@ -40,9 +40,6 @@ from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
 
-INITIALIZER_RANGE = 0.02
-"""Where a config has none, as in transformers."""
-
 
 @dataclass
 class ExpandedCausalLMOutput(CausalLMOutputWithPast):

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from hf_era.models.families.family import Family
 
 LINEAR_CLASSES = (nn.Linear, Conv1D)
+INITIALIZER_RANGE = 0.02
+"""Where a config has none, as in transformers."""
 
 
 class RunningCall(threading.local):
@@ -174,7 +176,7 @@ class AuxiliaryModule(nn.Module):
             getattr(config, family.hidden_size),
             module.width or 0,  # the model's config has resolved it
             getattr(config, family.activation),
-            config.initializer_range * module.initialization_scale,
+            getattr(config, "initializer_range", INITIALIZER_RANGE) * module.initialization_scale,
             gated=family.gated,
             name=module.name,
         )

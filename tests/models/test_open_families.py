@@ -19,7 +19,15 @@ from transformers.models.starcoder2.modeling_starcoder2 import Starcoder2MLP
 
 from hf_era import ExpansionConfig, attach_module, expand_base
 from hf_era.methods import gradient_routing
-from hf_era.models import FAMILIES, UntestedFamilyWarning, family_for, load_expanded, self_check
+from hf_era.models import (
+    FAMILIES,
+    AuxiliaryMLP,
+    ModuleConfig,
+    UntestedFamilyWarning,
+    family_for,
+    load_expanded,
+    self_check,
+)
 from hf_era.models.adapters import adapters_kept
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.run.push import _check_has_no_module
@@ -465,3 +473,10 @@ def test_the_final_model_of_a_run_is_fine_tuned_where_the_run_trained(monkeypatc
     trained = {name for name, value in tuned[0].named_parameters() if value.requires_grad}
     assert trained
     assert all(name.startswith("model.layers.1.mlp.") for name in trained)
+
+
+def test_a_config_may_say_nothing_of_how_weights_start() -> None:
+    family = SimpleNamespace(hidden_size="hidden_size", activation="hidden_act", gated=True)
+    model = SimpleNamespace(family=family, config=SimpleNamespace(hidden_size=16, hidden_act="silu"))
+    module = AuxiliaryMLP.for_model(ModuleConfig(width=4, initialization_scale=3.0), model)
+    assert module.initialization_std == pytest.approx(3 * 0.02)  # what transformers takes then
