@@ -1,0 +1,117 @@
+"""What methods for a model that exists have in common: they train the model before the method further, in one phase.
+
+Two of them are controls. `continue_all` trains on with all examples, `continue_retain` with those that are not labelled
+forget: what any method for a trained model has to be compared with, for further training alone changes both losses. One
+method a file for the rest; each is a subclass of `PostTraining`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from transformers import set_seed
+
+from hf_era.data import RETAIN, UNLABELLED
+from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
+from hf_era.models.loading import load_causal_lm
+from hf_era.training import CausalLMTrainer
+from hf_era.utils.files import fingerprint
+
+
+class PostTraining(Method):
+    """Trains the model before the method further. A subclass gives its trainer, and what else differs.
+
+    Attributes:
+        trainer_class (`type`): a `CausalLMTrainer`, whose loss is the method.
+        phase_title (`str`): what is said while it trains.
+    """
+
+    training_phase = "train"
+    trainer_class: ClassVar[type[CausalLMTrainer]] = CausalLMTrainer
+    phase_title: ClassVar[str] = "Training the model further"
+
+    def check(self, settings: Settings) -> None:
+        if settings.start != "pretrained":
+            raise ValueError(
+                f"`method: {self.name}` changes a model that exists, but `model.start` is {settings.start!r}. Set "
+                "`model.start: pretrained`, and name the model with `model.base`, or leave that out to train one here."
+            )
+
+    def stories(self, run: Run) -> Dataset | None:
+        """The examples that it trains on; `None`: all."""
+        return None
+
+    def options(self, run: Run) -> dict[str, Any]:
+        """Arguments of the trainer beside the usual ones."""
+        return {}
+
+    def changes(self, run: Run) -> dict[str, Any]:
+        """Training arguments that differ from those of the section `training`."""
+        return {}
+
+    def start_weights(self, run: Run) -> Any:
+        """The model that its training starts from: a stock one, in fp32."""
+        return load_causal_lm(run.before_model).to(torch.float32)
+
+    def phases(self, run: Run) -> list[Phase]:
+        key = fingerprint(run.identity, run.base_key)
+        clean_up = partial(run.remove_checkpoints, "train", key)
+        outputs = (run.folder("model"),)
+        return [Phase("train", self.phase_title, key, partial(self.train, run), outputs, clean_up, self.cost(run))]
+
+    def cost(self, run: Run) -> Cost | None:
+        stories = self.stories(run)
+        return run.training_cost(run.arguments, len(run.data.train if stories is None else stories))
+
+    def train(self, run: Run, key: str) -> dict[str, Any]:
+        """The work of its phase."""
+        arguments = run.training_arguments("train", key, **self.changes(run))
+        set_seed(run.seed)
+        model = self.start_weights(run)
+        trainer, _ = run.train(
+            self.trainer_class, model, arguments, run.folder("model"), self.stories(run), **self.options(run)
+        )
+        return run.training_report(trainer, arguments)
+
+    def stages(self, run: Run) -> list[Stage]:
+        return [Stage("after_training", run.folder("model"))]
+
+
+class ContinueAll(PostTraining):
+    """Further training on all examples."""
+
+    name = "continue_all"
+    title = "further training on all examples"
+    role = "control"
+    texts = {
+        "summary": "This is a control: the model before the method, trained further on all examples.",
+        "training": "Trained further on all examples, as a model is that nobody wants to make forget anything.",
+    }
+
+
+class ContinueRetain(PostTraining):
+    """Further training on what is not labelled forget; examples without a label are taken for retain, as everywhere."""
+
+    name = "continue_retain"
+    title = "further training on retain examples"
+    role = "control"
+    texts = {
+        "summary": "This is a control: the model before the method, trained further without the examples labelled forget.",
+        "training": "Trained further on all examples but those labelled forget.",
+    }
+
+    def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        if not retain_stories + unlabelled_stories:
+            raise ValueError(
+                f"`method: {self.name}` trains on what is not labelled forget, but every training example is. Give others."
+            )
+
+    def stories(self, run: Run) -> Dataset:
+        return stories_labelled(run.data, RETAIN, UNLABELLED)
+
+
+register_method(ContinueAll())
+register_method(ContinueRetain())
