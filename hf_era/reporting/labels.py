@@ -102,6 +102,7 @@ RULE_TEXTS = {
 }
 SOURCES = {
     "source": "Training data",
+    "stories_source": "Texts that it is made of",
     "validation_source": "Validation data",
     "forget_source": "Forget examples",
     "retain_source": "Retain examples",

@@ -62,7 +62,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
     # First of all: the hub may take long to say that it cannot be reached.
-    for field in (*config.data.sources, "validation"):
+    for field in (*config.data.sources, "stories_file", "validation"):
         if getattr(config.data, field) is not None:
             check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base

@@ -185,7 +185,8 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "has_difference_intervals": any_interval(list(figures.differences.values())),
         "has_coherence": "after_coherence" in result.losses,
         "has_module": result.has_module,
-        "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
+        "is_synthetic": source_kind(result.data.get("source"))[0] == "generator"
+        and not result.data.get("stories_source"),
         "lacks_control": figures.control is None and not figures.is_control,
         "counts": escape_markdown(tables.counts_text(result)),
         "module_notes": [escape_markdown(note) for note in module_tables.attack_notes(result)],
