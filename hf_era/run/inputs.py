@@ -87,7 +87,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     counts = kept.data.summary
     unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
     get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
-    check_attack(config.relearn, len(kept.data.attack_forget))
+    check_attack(config.relearn, len(kept.data.attack_forget), len(kept.data.validation_forget), counts["train_retain"])
     cuts = identity_values(DataConfig, config.data.to_dict())
     local = base is not None and local_path(base).is_dir()
     return RunInputs(
@@ -178,7 +178,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         # Again once the data is there, kept or not; here too, because tokenising can take long.
         labels = splits.train["label"][:]
         get_method(config.method).check_data(config, labels.count(RETAIN), labels.count(UNLABELLED))
-        check_attack(config.relearn, len(splits.attack_forget))
+        check_attack(config.relearn, len(splits.attack_forget), len(splits.validation_forget), labels.count(RETAIN))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:
             tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
