@@ -28,8 +28,8 @@ _EXPONENTS = (0.01, 10.0)
 
 @dataclass(frozen=True)
 class ComputeRatio:
-    """A share of the base control's compute, > 0. `bound` is `at least` or `at most` where the loss lies outside those of the
-    base runs: `value` is then that of the largest or smallest budget; else it is empty."""
+    """A share of the base control's compute, > 0. `bound` is `at least` or `at most` where the loss lies outside those of
+    the base runs: `value` is then that of the largest or smallest budget; else it is empty."""
 
     value: float
     bound: str = ""

@@ -115,5 +115,5 @@ def range_of_testbed(all_data: ReferenceCurve, filtered: ReferenceCurve) -> Filt
     # The difference of two lines of straight pieces has its corners where one of them has.
     places = np.unique([least, *(r for r in (*all_data.retain, *filtered.retain) if least <= r <= most), most])
     gaps = np.interp(places, filtered.retain, filtered.forget) - np.interp(places, all_data.retain, all_data.forget)
-    mean = np.trapezoid(gaps, places) / (most - least) if most > least else gaps[0]
+    mean = float(((gaps[1:] + gaps[:-1]) * np.diff(places)).sum() / 2 / (most - least)) if most > least else gaps[0]
     return FilteringRange(float(mean), float(gaps.min()), float(gaps.max()), (float(least), float(most)))

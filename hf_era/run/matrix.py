@@ -7,18 +7,20 @@ was. `hf_era.run.matrix_running` runs them, `hf_era.run.matrix_results` says wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hf_era.evaluation import RunResult
+from hf_era.evaluation.cell_lines import Key
+from hf_era.evaluation.yardsticks import References, check_references
 from hf_era.run.config import RunConfig, lay_over, without_secrets
 from hf_era.run.parsing import build, merge, read_yaml
 from hf_era.run.recipes import find_config
 from hf_era.utils.checks import check_count, check_name, check_path_text, short_repr, unknown_value_message
-from hf_era.utils.files import real_path
+from hf_era.utils.files import fingerprint, real_path
 
 MAXIMUM_CELLS = 10_000
 MAXIMUM_JOBS = 256
@@ -36,6 +38,8 @@ class MatrixRun:
         settings (`dict`, *optional*): what this row changes, e.g. `{routing: {rule: none}}`.
         testbeds (`list[str]`, *optional*): the only testbeds that it is in. Not given: all.
         seeds (`list[int]`, *optional*): the only ones of the matrix's seeds that it is run with. Not given: all.
+        data_filtering (`str`, *optional*): the row of data filtering that it is compared with, that with as many labels,
+            say. Not given: the matrix's.
     """
 
     name: str
@@ -43,6 +47,7 @@ class MatrixRun:
     settings: dict[str, Any] = field(default_factory=dict)
     testbeds: list[str] | None = None
     seeds: list[int] | None = None
+    data_filtering: str | None = None
 
 
 @dataclass
@@ -62,6 +67,11 @@ class MatrixConfig:
         keep_models (`bool`, *optional*, defaults to `True`): `False`: once a cell has its result, its models and checkpoints
             are removed, but never a base that others use; and a cell that is done is not looked at again.
         data_filtering (`str`, *optional*): name of the row whose figures stand beside the others', seed by seed.
+        base_curve (`list[str]`, *optional*): rows of base controls with several budgets, at least 3: what compute ratios are
+            measured on, and, at least 4 of them, shares of filtering (`hf_era.evaluation.yardsticks`).
+        filtering_curve (`list[str]`, *optional*): rows of data filtering with at least 4 budgets, for shares of filtering.
+        base_control (`str`, *optional*): the row whose compute is 1, and over whose retain loss a retain tax is. Not given:
+            that of `base_curve` with the most, and each run's own model before the method.
         launcher (`list[str]`, *optional*): command that runs a config file. Not given: `hf-era run` in this Python. A
             matrix file says what is run, as a Makefile does: look at it before you run somebody else's.
 
@@ -78,6 +88,9 @@ class MatrixConfig:
     jobs: int = 1
     keep_models: bool = True
     data_filtering: str | None = None
+    base_curve: list[str] = field(default_factory=list)
+    filtering_curve: list[str] = field(default_factory=list)
+    base_control: str | None = None
     launcher: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,14 +108,26 @@ class MatrixConfig:
         )
         check_count("jobs", self.jobs, 1, MAXIMUM_JOBS)
         check_path_text("output_dir", self.output_dir)
-        self.check_rows("data_filtering", [] if self.data_filtering is None else [self.data_filtering])
+        for where in ("data_filtering", "base_control", "base_curve", "filtering_curve"):
+            given = getattr(self, where)
+            for name in given if isinstance(given, list) else [given]:
+                if name is not None and name not in names:
+                    raise ValueError(unknown_value_message(where, name, names))
+        for run in self.runs:
+            if run.data_filtering is not None and run.data_filtering not in names:
+                raise ValueError(unknown_value_message(f"runs.{run.name}.data_filtering", run.data_filtering, names))
+        check_references(self.references)
 
-    def check_rows(self, field: str, names: Iterable[str]) -> None:
-        """Raises `ValueError` for a name that is none of a row."""
-        known = [run.name for run in self.runs]
-        for name in names:
-            if name not in known:
-                raise ValueError(unknown_value_message(field, name, known))
+    @property
+    def references(self) -> References:
+        """The rows that others are measured against."""
+        controls = {run.name: run.data_filtering or self.data_filtering for run in self.runs}
+        return References(
+            tuple(dict.fromkeys(self.base_curve)),
+            tuple(dict.fromkeys(self.filtering_curve)),
+            self.base_control,
+            {row: control for row, control in controls.items() if control is not None},
+        )
 
     def _check_testbeds(self) -> None:
         for name, settings in self.testbeds.items():
@@ -156,6 +181,17 @@ class Cell:
     def file_name(self) -> str:
         """A name for files of its own, without suffix."""
         return f"{self.testbed + '-' if self.testbed else ''}{self.row}-seed{self.seed}"
+
+    @property
+    def key(self) -> Key:
+        return self.testbed, self.row, self.seed
+
+    @property
+    def settings_key(self) -> str:
+        """Fingerprint of what it was made of, but where it is kept."""
+        model = {name: value for name, value in (self.values.get("model") or {}).items() if name != "base_dir"}
+        kept = {name: value for name, value in self.values.items() if name != "output_dir"}
+        return fingerprint({**kept, "model": model})
 
     @property
     def result_file(self) -> Path:

@@ -34,7 +34,8 @@ def run_cells(
     cells: Sequence[Cell],
     console: Console,
     base_paths: Iterable[Path] = (),
-    on_result: Callable[[Cell], None] = lambda cell: None,
+    on_result: Callable[[Cell], object] = lambda cell: None,
+    is_done: Callable[[Cell], bool] = Cell.is_done,
 ) -> list[Cell]:
     """Runs cells, `matrix.jobs` of them side by side, and returns those that failed; the others still run.
 
@@ -43,7 +44,8 @@ def run_cells(
         console: where it says what it does. Of cells side by side each has a file for what it says, beside its output
             directory.
         base_paths (*optional*): models that cells start from: no clean-up removes them.
-        on_result (*optional*): is called after each cell that ended well.
+        on_result (*optional*): is called after each cell that ended well, before its models are removed.
+        is_done (*optional*): whether a cell need not be run; asked where `matrix.keep_models` is off.
 
     Raises:
         StoppedError: if a cell, or the matrix, was asked to stop; all that were running have saved what there was to save.
@@ -56,7 +58,7 @@ def run_cells(
             while waiting or running.processes:
                 while waiting and len(running.processes) < matrix.jobs:
                     number, cell = waiting.pop(running.next_of([cell for _, cell in waiting]))
-                    if not matrix.keep_models and cell.is_done():
+                    if not matrix.keep_models and is_done(cell):
                         console.print(f"{cell.title}: done already")
                         remove_models(cell, kept)
                         continue
@@ -68,9 +70,9 @@ def run_cells(
                         running.say_failure(cell)
                         failed.append(cell)
                         continue
+                    on_result(cell)
                     if not matrix.keep_models:
                         remove_models(cell, kept)
-                    on_result(cell)
         except Exception:
             running.terminate()  # they save; leaving the block waits for them
             raise
