@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
@@ -154,11 +155,17 @@ def _coherence_key(run: Run, contract: str) -> str:
     return fingerprint(*parts)
 
 
+def _chosen_on(run: Run) -> Dataset:
+    """The retain examples that choose the best weights: neither trained on nor reported, unless there are none to spare."""
+    own: Dataset = run.data.coherence_validation
+    return own if len(own) else run.data.validation_retain
+
+
 def _coherence_cost(run: Run) -> Cost:
     settings = run.coherence
     if not settings.enabled:
         return Cost()
-    measured = (settings.steps + 1) * len(run.data.validation_retain)
+    measured = (settings.steps + 1) * len(_chosen_on(run))
     return Cost(settings.steps * settings.stories, measured, at_most=settings.patience is not None)
 
 
@@ -178,7 +185,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
         arguments,
         settings,
         stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
-        run.data.validation_retain,
+        _chosen_on(run),
         run.tokenizer,
         run.progress,
     )

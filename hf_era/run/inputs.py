@@ -106,9 +106,13 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     unrouted, labelled = (summary[f"train_forget_{name}"] for name in ("without_routed_token", "labelled"))
     if config.routing.rule == "concept" and unrouted:
         # They keep their label: what an example is about does not change where it is cut. But it has to be said.
+        mistaken = summary.get("train_retain_labelled_forget", 0)
+        or_mistaken = (
+            f", or they are among the {mistaken:,} retain examples that are labelled forget" if mistaken else ""
+        )
         notes.append(
             f"Of the {labelled:,} labelled forget examples {unrouted:,} route no token: their forget words lie beyond the "
-            f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
+            f"cut at `data.max_tokens` {limit}{or_mistaken}. What is left of them is trained as retain examples are. Raise "
             "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
         )
     warmup, steps = (config.training.get(name) for name in ("warmup_steps", "max_steps"))
@@ -164,7 +168,14 @@ def _counts(summary: dict[str, Any]) -> str:
         shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
         names["forget"] = f"forget ({shares})"
     told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
-    return f"To be trained on: {told} examples."
+    wrong = ""
+    if lost := summary["train_forget_unlabelled"]:
+        first = {"short": "the shortest", "score": "those with the lowest scores"}
+        which = first.get(summary.get("label_errors", {}).get("kind"), "drawn at random")
+        wrong = f" Of the unlabelled ones {lost:,} are forget examples that lost their label, {which}."
+    if mistaken := summary.get("train_retain_labelled_forget"):
+        wrong += f" Of those labelled forget {mistaken:,} are retain examples, by mistake."
+    return f"To be trained on: {told} examples.{wrong}"
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
