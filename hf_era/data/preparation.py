@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from hf_era.data.columns import arrow_batches, flat_column
-from hf_era.data.config import BUILT_IN, FROM_STORIES, GENERATOR, DataConfig
+from hf_era.data.config import BUILT_IN, FACTS, FROM_STORIES, DataConfig
 from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE, examples_of
+from hf_era.data.facts import CHANCE
 from hf_era.data.labelling import FORGET, MODULE, RETAIN, UNLABELLED, Labels
 from hf_era.data.routing_weights import frequency_table, weigh_examples
-from hf_era.data.second_language import in_two_languages
-from hf_era.data.sources import load_stories
+from hf_era.data.sources import load_stories, made_of_texts
 from hf_era.data.splits import PARTS, StorySplits, split_stories
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.data.word_pieces import check_words_have_tokens, warn_of_pieces, word_pieces
@@ -83,9 +83,9 @@ def load_sources(config: DataConfig, seed: int, tokenizer: Any = None) -> Source
 
     def load(name: str, source: str, split: str, labels: Labels = config.labels) -> Dataset:
         field, size, text_column = f"data.{name}", config.generator_stories, config.text_column
-        if source in FROM_STORIES:
-            stories = load("stories_file", config.stories_file or GENERATOR, split, _NO_COLUMN)
-            rows, text_column = Dataset.from_dict(in_two_languages(stories["text"][:], seed)), None
+        if source in FROM_STORIES and config.stories_file is not None:
+            texts = load("stories_file", config.stories_file, split, _NO_COLUMN)["text"][:]
+            rows, text_column = made_of_texts(source, texts, seed), None
         else:
             rows = load_stories(
                 source, field=field, split=split, subset=config.subset, generator_stories=size, seed=seed
@@ -209,6 +209,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
     return {
         "source": None if config.has_two_sources else config.train,
         "stories_source": config.stories_file,
+        **({"chance_accuracy": CHANCE} if config.train == FACTS and not config.has_two_sources else {}),
         "forget_source": config.forget,
         "retain_source": config.retain,
         "unlabelled_source": config.sources.get("train") if config.has_two_sources else None,
