@@ -38,7 +38,7 @@ from hf_era.utils.files import (
 from hf_era.utils.storage_errors import as_storage_error, check_writable
 
 RUN_FILE = "run.json"
-OWN_FOLDERS = ("phases", "checkpoints", "expanded", "contracted", "model", "held_out")
+OWN_FOLDERS = ("phases", "checkpoints", "expanded", "contracted", "teacher", "elicitor", "model", "held_out")
 """Folders that a run fills and replaces: nothing else may live in them."""
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
 
