@@ -8,13 +8,15 @@ from hf_era.methods import (  # each registers itself
     gradient_routing,
     npo,
     post_training,
+    repselect,
     rmu,
+    undo,
 )
 from hf_era.methods.method import METHODS, Cost, Method, Phase, Run, Settings, Stage, get_method, register_method
 
 __all__ = [
-    "METHODS",
     "Cost",
+    "METHODS",
     "Method",
     "Phase",
     "Run",
@@ -29,5 +31,7 @@ __all__ = [
     "npo",
     "post_training",
     "register_method",
+    "repselect",
     "rmu",
+    "undo",
 ]
