@@ -1,6 +1,6 @@
 """What a run can do: gradient routing and the controls it is compared with, one file each. To add one: `method.py`."""
 
-from hf_era.methods import base, data_filtering, gradient_routing, post_training  # each registers itself
+from hf_era.methods import base, data_filtering, gradient_routing, post_training, slgr  # each registers itself
 from hf_era.methods.method import METHODS, Cost, Method, Phase, Run, Settings, Stage, get_method, register_method
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "gradient_routing",
     "post_training",
     "register_method",
+    "slgr",
 ]
