@@ -10,7 +10,10 @@ from hf_era.utils.fields import setting
 
 GENERATOR = "generator"
 TOPICS = "topics"
-BUILT_IN = (GENERATOR, TOPICS)
+SECOND_LANGUAGE = "second_language"
+BUILT_IN = (GENERATOR, TOPICS, SECOND_LANGUAGE)
+FROM_STORIES = (SECOND_LANGUAGE,)
+"""Built-in sources that are made of texts: those of `data.stories_file`, or of the generator."""
 GIVEN = "given"
 """As a source: examples that a program hands over; nothing is read."""
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
@@ -37,8 +40,12 @@ class DataConfig:
         train (`str`, *optional*, defaults to `"generator"`):
             A local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, compressed ones too), a directory of such files,
             of a saved data set or of a snapshot of the hub, a hub data set id, or built in: `generator` (stories; without
-            other labels those about trees are to be forgotten) and `topics` (short texts on several topics; without
-            other labels those on chemistry). Files are read by the very name that is given: nothing in it is a pattern.
+            other labels those about trees are to be forgotten), `topics` (short texts on several topics; without
+            other labels those on chemistry) and `second_language` (a quarter of the stories goes through a letter
+            substitution; without other labels these). Files are read by the very name that is given: nothing in it is a
+            pattern.
+        stories_file (`str`, *optional*): where the texts of `second_language` come from, read as `train` is. Not given: the
+            generator.
         validation (`str`, *optional*): likewise. Not given: the validation examples are taken out of the training examples.
         forget, retain (`str`, *optional*): two sources instead, one of forget and one of retain examples. `train`, if it is
             given too, is then of examples without a label.
@@ -79,7 +86,10 @@ class DataConfig:
     """
 
     train: str = setting(
-        GENERATOR, "A file, a directory, a hub data set id; or built in: generator, topics.", identity=False
+        GENERATOR, f"A file, a directory, a hub data set id; or built in: {', '.join(BUILT_IN)}.", identity=False
+    )
+    stories_file: str | None = setting(
+        None, f"Texts of the built-in {', '.join(FROM_STORIES)}. Not given: the generator's.", identity=False
     )
     validation: str | None = setting(None, "Likewise. Not given: taken out of the training data.", identity=False)
     forget: str | None = setting(None, "A source of forget examples, with data.retain.", identity=False)
@@ -127,7 +137,7 @@ class DataConfig:
         self.forget_labels, self.forget_words = list(labels.forget_labels), list(labels.forget_words)
         if not 0 < self.labelled_fraction <= 1:
             raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
-        for name in ("train", "validation", "forget", "retain"):
+        for name in ("train", "stories_file", "validation", "forget", "retain"):
             value = getattr(self, name)
             if value is not None and "\0" in value:
                 raise ValueError(f"`data.{name}` should be a path or an id, got {short_repr(value)}.")
@@ -153,7 +163,7 @@ class DataConfig:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Setting -> source, of those that are read for training."""
+        """Setting -> source, of those that are examples to train on."""
         names = ["train"] if not self.has_two_sources else ["forget", "retain"]
         if self.has_two_sources and self.train != GENERATOR:
             names.append("train")
@@ -166,8 +176,17 @@ class DataConfig:
             self.forget_words = list(TREE_WORDS)
         elif self.train == TOPICS and not is_said and not self.forget_labels:
             self.label_column, self.forget_labels = "topic", [] if self.modules else ["chemistry"]
+        elif self.train == SECOND_LANGUAGE and not is_said and not self.forget_labels:
+            self.label_column, self.forget_labels = "language", [] if self.modules else ["second"]
 
     def _check_sources(self) -> None:
+        if self.train in FROM_STORIES and self.validation is not None:
+            raise ValueError(
+                f"`data.validation` is {short_repr(self.validation)}, but with `data.train: {self.train}` the validation "
+                "examples are taken out of the training examples. Leave it out."
+            )
+        if self.stories_file is not None:
+            self._check_stories_file(self.stories_file)
         if not self.has_two_sources:
             return
         for name, other in (("forget", "retain"), ("retain", "forget")):
@@ -185,6 +204,18 @@ class DataConfig:
             raise ValueError(
                 f"`data.validation` is {short_repr(self.validation)}, but with `data.forget` and `data.retain` the "
                 "validation examples are taken out of these two. Leave it out, or give files with a label column."
+            )
+
+    def _check_stories_file(self, given: str) -> None:
+        if self.train not in FROM_STORIES:
+            raise ValueError(
+                f"`data.stories_file` is {short_repr(given)}, but `data.train: {short_repr(self.train)}` does not read it. "
+                f"Give it as `data.train`, or set `data.train` to {' or '.join(FROM_STORIES)}."
+            )
+        if given in BUILT_IN or not given.strip():
+            raise ValueError(
+                f"`data.stories_file` should be a file, a directory or a hub data set id, got {short_repr(given)}. Leave it "
+                "out for stories of the generator."
             )
 
     def to_dict(self) -> dict[str, Any]:

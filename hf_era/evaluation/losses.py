@@ -128,6 +128,25 @@ def story_losses(
     return StoryLosses(*table.unbind(1))
 
 
+@torch.inference_mode()
+def answers_right(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], Any] = nullcontext) -> Tensor:
+    """Whether all labels of an example are the likeliest tokens, each after the true ones before it: (examples,), bool.
+
+    Args:
+        model: any causal LM that returns `logits`. batch: of `input_ids` and `labels`, -100 where nothing is asked, each
+            (batch, seq), and other inputs of the model. autocast (*optional*): makes the context of the forward pass.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast():
+            logits = model(**{name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}).logits
+    finally:
+        model.train(was_training)
+    targets = batch["labels"][:, 1:]
+    return ((logits[:, :-1].argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1).cpu()
+
+
 def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:
     """The losses of all examples of the parts, in order."""
     return StoryLosses(*map(torch.cat, zip(*parts, strict=True)))

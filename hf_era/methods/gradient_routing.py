@@ -14,6 +14,7 @@ from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, reg
 from hf_era.models import expand_base, family_for
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.models.trainable import choose_trainable
+from hf_era.routing import make_router
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
@@ -67,6 +68,13 @@ class GradientRouting(Method):
             )
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        router = make_router(settings.router)
+        if router.needs_labels and unlabelled_stories:
+            raise ValueError(
+                f"The router `{router.name}` has nothing to do with examples without a label, of which there are "
+                f"{unlabelled_stories:,}. Say what they run with, for instance `router: {{name: {router.name}, unlabelled: "
+                "retain}`, label them, or choose another router."
+            )
         wanted = settings.coherence.stories
         available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)
         if settings.coherence.enabled and available < wanted:
@@ -84,9 +92,9 @@ class GradientRouting(Method):
             )
         rule = settings.routing.rule
         lines.append(("routing", f"{rule} ({settings.routing.weighting})" if rule == "full_seq" else rule))
-        router = settings.router if isinstance(settings.router, str) else settings.router["name"]
-        if router != "activation":
-            lines.append(("router", router))
+        values = make_router(settings.router).to_dict()
+        if (name := values.pop("name")) != "activation":
+            lines.append(("router", ", ".join([name, *(f"{key} {value}" for key, value in values.items())])))
         coherence = f"{settings.coherence.steps} steps at most" if settings.coherence.enabled else "left out"
         return [*lines, ("coherence", coherence)]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.data import (
@@ -28,8 +30,9 @@ from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, pro
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
 from hf_era.models import family_for, get_family
-from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
+from hf_era.models.loading import check_round_trip, expanded_from_config, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
+from hf_era.routing import make_router
 from hf_era.run.config import RunConfig
 from hf_era.training import GradientRoutingConfig
 from hf_era.utils.checks import error_text, listed, short_repr
@@ -59,7 +62,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
     # First of all: the hub may take long to say that it cannot be reached.
-    for field in (*config.data.sources, "validation"):
+    for field in (*config.data.sources, "stories_file", "validation"):
         if getattr(config.data, field) is not None:
             check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base
@@ -67,6 +70,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     family = family_for(base_config, config.expansion)
     config.expansion.resolve_layers(family.layers_of(base_config))
     config.expansion.resolved(family, base_config)  # else known only after a base control was trained
+    _check_core(config, base_config)
     _check_length(config, base_config)
     name = config.model.tokenizer or base
     tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the examples
@@ -83,7 +87,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     counts = kept.data.summary
     unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
     get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
-    check_attack(config.relearn, len(kept.data.attack_forget))
+    check_attack(config.relearn, len(kept.data.attack_forget), len(kept.data.validation_forget), counts["train_retain"])
     cuts = identity_values(DataConfig, config.data.to_dict())
     local = base is not None and local_path(base).is_dir()
     return RunInputs(
@@ -174,7 +178,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         # Again once the data is there, kept or not; here too, because tokenising can take long.
         labels = splits.train["label"][:]
         get_method(config.method).check_data(config, labels.count(RETAIN), labels.count(UNLABELLED))
-        check_attack(config.relearn, len(splits.attack_forget))
+        check_attack(config.relearn, len(splits.attack_forget), len(splits.validation_forget), labels.count(RETAIN))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:
             tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
@@ -208,6 +212,14 @@ def _base_config(config: RunConfig) -> Any:
     family_for(base_config, config.expansion)  # before anything is built of it
     check_model_fits("model.architecture", base_config)
     return base_config
+
+
+def _check_core(config: RunConfig, base_config: Any) -> None:
+    """Raises `ValueError` for a router whose core this model has parameters of that cannot be reached."""
+    router = make_router(config.router)
+    if router.core is not None and config.expansion.module_configs:
+        with torch.device("meta"):
+            expanded_from_config(copy.deepcopy(base_config), config.expansion, config.seed).router = router
 
 
 def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:

@@ -149,6 +149,7 @@ def changed_settings() -> dict[str, dict[str, Any]]:
         "forget": sources,
         "retain": {**sources, "retain": "other.jsonl"},
         "modules": {**column, "modules": {"forget": ["a"]}},
+        "stories_file": {"train": "second_language", "stories_file": "s.jsonl"},
     }
 
 
