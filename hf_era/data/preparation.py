@@ -14,16 +14,20 @@ import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from hf_era.data.columns import arrow_batches, flat_column
-from hf_era.data.config import BUILT_IN, DataConfig
+from hf_era.data.config import BUILT_IN, FACTS, FROM_STORIES, DataConfig
 from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE, examples_of
-from hf_era.data.labelling import FORGET, MODULE, RETAIN, UNLABELLED
+from hf_era.data.facts import CHANCE
+from hf_era.data.labelling import FORGET, MODULE, RETAIN, UNLABELLED, Labels
 from hf_era.data.routing_weights import frequency_table, weigh_examples
-from hf_era.data.sources import load_stories
+from hf_era.data.sources import load_stories, made_of_texts
 from hf_era.data.splits import PARTS, StorySplits, split_stories
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.data.word_pieces import check_words_have_tokens, warn_of_pieces, word_pieces
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.utils.checks import listed
+
+_NO_COLUMN = Labels(has_two_sources=True, section=DataConfig.section)
+"""Of texts that get their labels later: nothing is read but the texts."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,17 @@ def load_sources(config: DataConfig, seed: int, tokenizer: Any = None) -> Source
     """
     unused: dict[str, list[str]] = {}
 
-    def load(name: str, source: str, split: str) -> Dataset:
-        field, size = f"data.{name}", config.generator_stories
-        rows = load_stories(source, field=field, split=split, subset=config.subset, generator_stories=size, seed=seed)
-        options: dict[str, Any] = {"text_column": config.text_column, "num_proc": config.num_proc}
-        labels = {"labels": config.labels, "tokenizer": tokenizer}
-        examples, unused[field] = examples_of(rows, field=field, source=source, **labels, **options)
+    def load(name: str, source: str, split: str, labels: Labels = config.labels) -> Dataset:
+        field, size, text_column = f"data.{name}", config.generator_stories, config.text_column
+        if source in FROM_STORIES and config.stories_file is not None:
+            texts = load("stories_file", config.stories_file, split, _NO_COLUMN)["text"][:]
+            rows, text_column = made_of_texts(source, texts, seed), None
+        else:
+            rows = load_stories(
+                source, field=field, split=split, subset=config.subset, generator_stories=size, seed=seed
+            )
+        options: dict[str, Any] = {"text_column": text_column, "num_proc": config.num_proc, "tokenizer": tokenizer}
+        examples, unused[field] = examples_of(rows, labels, field=field, source=source, **options)
         return examples
 
     parts = {name: load(name, source, config.train_split) for name, source in config.sources.items()}
@@ -201,6 +210,8 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
     parts = {"train": train, **others}
     return {
         "source": None if config.has_two_sources else config.train,
+        "stories_source": config.stories_file,
+        **({"chance_accuracy": CHANCE} if config.train == FACTS and not config.has_two_sources else {}),
         "forget_source": config.forget,
         "retain_source": config.retain,
         "unlabelled_source": config.sources.get("train") if config.has_two_sources else None,

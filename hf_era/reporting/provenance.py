@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_era.evaluation.model_evaluation import words_message
+from hf_era.evaluation.relearn.result import FORGET
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import rule_label, summary_of
 from hf_era.reporting.labels import (
@@ -352,9 +353,10 @@ def not_tested(result: AnyResult, has_seeds: bool = False) -> list[str]:
         kinds, most = {trial.kind for trial in relearning.trials}, max(trial.stories for trial in relearning.trials)
         found += [cut(note, 500) for note in relearning.notes]
         found += [f"No attack by {label.long}." for kind, label in ATTACK_KINDS.items() if kind not in kinds]
-        found.append(
-            f"Attacks with more than {format_count(most)} forget examples, or with other data than held-back examples."
-        )
+        others = "other data than held-back forget examples"
+        if any(trial.mixture != FORGET for trial in relearning.trials):
+            others = "other data than held-back forget examples and retain examples"
+        found.append(f"Attacks with more than {format_count(most)} forget examples, or with {others}.")
     if figures.control is None and not figures.is_control and not figures.is_untouched:
         found.append(
             "No comparison with data filtering: how much a model would forget that never saw the data is not known."

@@ -33,7 +33,7 @@ def test_result_has_every_stage_with_intervals(finished: tuple[RunConfig, RunRes
     assert result.data["train_stories"] == 120 - 5 - 6 - 3 - 4
     assert result.routing_table
     stored = json.loads((config.output_path / "result.json").read_text())
-    assert stored["schema_version"] == 4
+    assert stored["schema_version"] == 5
     assert stored["config"]["expansion"]["width"] == 4
     assert {"torch", "transformers", "python"} <= set(stored["versions"])
     assert RunResult.load(config.output_path / "result.json") == result
