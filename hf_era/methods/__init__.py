@@ -16,8 +16,8 @@ from hf_era.methods import (  # each registers itself
 from hf_era.methods.method import METHODS, Cost, Method, Phase, Run, Settings, Stage, get_method, register_method
 
 __all__ = [
-    "Cost",
     "METHODS",
+    "Cost",
     "Method",
     "Phase",
     "Run",

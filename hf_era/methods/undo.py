@@ -227,7 +227,7 @@ class Undo(PostTraining):
     title = "UNDO"
     phase_title = "Noising the weights, and distilling"
     texts = {
-        "summary": "This model was made by UNDO: made to forget, its weights noised, and trained on its outputs before that.",
+        "summary": "This model was made by UNDO: made to forget, its weights noised, and trained on what it said before.",
         "introduction": (
             "A causal language model that hf_era {version} made to forget with *UNDO* "
             "([arXiv 2506.06278](https://arxiv.org/abs/2506.06278)): a teacher that forgot, and a student with noised "
