@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
-NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word", "is_unassigned", "module_index")
+NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word", "is_unassigned", "module_index", "is_forget")
 """Columns of a batch that a measured model is not given; all others are inputs, as they are in training."""
 
 
@@ -126,6 +126,25 @@ def story_losses(
         model.train(was_training)
     table = torch.cat(parts) if parts else torch.zeros(0, 4, dtype=torch.float64)
     return StoryLosses(*table.unbind(1))
+
+
+@torch.inference_mode()
+def answers_right(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], Any] = nullcontext) -> Tensor:
+    """Whether all labels of an example are the likeliest tokens, each after the true ones before it: (examples,), bool.
+
+    Args:
+        model: any causal LM that returns `logits`. batch: of `input_ids` and `labels`, -100 where nothing is asked, each
+            (batch, seq), and other inputs of the model. autocast (*optional*): makes the context of the forward pass.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast():
+            logits = model(**{name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}).logits
+    finally:
+        model.train(was_training)
+    targets = batch["labels"][:, 1:]
+    return ((logits[:, :-1].argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1).cpu()
 
 
 def concatenated(parts: Sequence[StoryLosses]) -> StoryLosses:

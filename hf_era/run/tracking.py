@@ -172,6 +172,8 @@ def final_figures(result: RunResult) -> dict[str, float]:
     found = {f"final/{name}": value for name, value in figure_values(summary_of(result)).items() if value is not None}
     for stage, losses in result.losses.items():
         found |= {f"loss_{kind}/{stage}": part["loss"] for kind, part in losses.items() if part.get("loss") is not None}
+    for stage, accuracies in result.accuracies.items():
+        found |= {f"{name}/{stage}": part["value"] for name, part in accuracies.items()}
     return found
 
 
@@ -179,7 +181,7 @@ def attack_curves(relearning: RelearnResult | None) -> dict[int, dict[str, float
     """Step -> forget and retain loss under each attack, means over its trials, as far as all of them came."""
     groups: dict[str, list[dict[int, Any]]] = {}
     for trial in relearning.trials if relearning is not None else []:
-        name = f"{trial.kind}_{trial.stories}_examples_{trial.learning_rate:g}"
+        name = trial.attack.name.replace(" ", "_").replace(f"_{trial.stories}_", f"_{trial.stories}_examples_", 1)
         groups.setdefault(name, []).append({point.step: point for point in trial.curve.points})
     found: dict[int, dict[str, float]] = {}
     for name, trials in groups.items():
