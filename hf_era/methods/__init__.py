@@ -10,6 +10,7 @@ from hf_era.methods import (  # each registers itself
     post_training,
     repselect,
     rmu,
+    slgr,
     undo,
 )
 from hf_era.methods.method import METHODS, Cost, Method, Phase, Run, Settings, Stage, get_method, register_method
@@ -33,5 +34,6 @@ __all__ = [
     "register_method",
     "repselect",
     "rmu",
+    "slgr",
     "undo",
 ]
