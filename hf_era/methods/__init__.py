@@ -8,7 +8,10 @@ from hf_era.methods import (  # each registers itself
     gradient_routing,
     npo,
     post_training,
+    repselect,
     rmu,
+    slgr,
+    undo,
 )
 from hf_era.methods.method import METHODS, Cost, Method, Phase, Run, Settings, Stage, get_method, register_method
 
@@ -29,5 +32,8 @@ __all__ = [
     "npo",
     "post_training",
     "register_method",
+    "repselect",
     "rmu",
+    "slgr",
+    "undo",
 ]

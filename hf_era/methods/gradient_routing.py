@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -27,12 +27,27 @@ from hf_era.utils.files import fingerprint
 
 
 class GradientRouting(Method):
-    """Route, contract, coherence. The sections `expansion`, `router`, `routing` and `coherence` are its settings."""
+    """Route, contract, coherence. The sections `expansion`, `router`, `routing` and `coherence` are its settings.
+
+    A subclass may route with another trainer, its loss for instance.
+
+    Attributes:
+        trainer_class (`type`): a `GradientRoutingTrainer`.
+    """
 
     name = "gradient_routing"
     title = "gradient routing"
     texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
+    trainer_class: ClassVar[type[GradientRoutingTrainer]] = GradientRoutingTrainer
+
+    def options(self, run: Run) -> dict[str, Any]:
+        """Arguments of the trainer beside the usual ones."""
+        return {}
+
+    def changes(self, run: Run) -> dict[str, Any]:
+        """Training arguments of the routing that differ from those of the section `training`."""
+        return {}
 
     def check(self, settings: Settings) -> None:
         if not settings.expansion.module_configs:
@@ -90,13 +105,18 @@ class GradientRouting(Method):
         contract = fingerprint(route, "contract")
         expanded, contracted = run.folder("expanded"), run.folder("contracted")
         routed = partial(run.remove_checkpoints, "route", route)
-        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
-        passes = 2 if len(run.expansion.module_configs) < 2 else 3
-        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
         work = partial(self._route, run)
         cut = Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost())
         return [
-            Phase("route", "Training with gradient routing", route, work, (expanded,), routed, routing),
+            Phase(
+                "route",
+                "Training with gradient routing",
+                route,
+                work,
+                (expanded,),
+                routed,
+                self.routing_cost(run),
+            ),
             cut,
             coherence_phase(run, cut),
         ]
@@ -116,11 +136,17 @@ class GradientRouting(Method):
         # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
         return expand_base(run.before_model, run.expansion, dtype=torch.float32)
 
+    def routing_cost(self, run: Run) -> Cost:
+        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
+        passes = 2 if len(run.expansion.module_configs) < 2 else 3
+        return run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
+
     def _route(self, run: Run, key: str) -> dict[str, Any]:
         """Expands the model and trains it with gradient routing."""
-        arguments = run.training_arguments("route", key)
+        arguments = run.training_arguments("route", key, **self.changes(run))
         set_seed(run.seed)
-        trainer, _ = run.train(GradientRoutingTrainer, self.start_model(run), arguments, run.folder("expanded"))
+        model, folder = self.start_model(run), run.folder("expanded")
+        trainer, _ = run.train(self.trainer_class, model, arguments, folder, **self.options(run))
         return run.training_report(trainer, arguments)
 
 

@@ -180,14 +180,22 @@ def _counts(summary: dict[str, Any]) -> str:
         shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
         names["forget"] = f"forget ({shares})"
     told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
-    wrong = ""
-    if lost := summary["train_forget_unlabelled"]:
-        first = {"short": "the shortest", "score": "those with the lowest scores"}
-        which = first.get(summary.get("label_errors", {}).get("kind"), "drawn at random")
-        wrong = f" Of the unlabelled ones {lost:,} are forget examples that lost their label, {which}."
-    if mistaken := summary.get("train_retain_labelled_forget"):
-        wrong += f" Of those labelled forget {mistaken:,} are retain examples, by mistake."
-    return f"To be trained on: {told} examples.{wrong}"
+    return f"To be trained on: {told} examples.{_wrong_labels(summary)}"
+
+
+def _wrong_labels(summary: dict[str, Any]) -> str:
+    """Which labels are wrong because the settings say so."""
+    lost, errors = summary["train_forget_unlabelled"], summary.get("label_errors", {})
+    if "threshold" in errors:
+        mistaken = summary["train_retain_labelled_forget"]
+        return (
+            f" A classifier labelled them: {lost:,} forget examples are unlabelled, and {mistaken:,} retain examples are "
+            "labelled forget."
+        )
+    which = {"short": "the shortest", "score": "those with the lowest scores"}.get(
+        errors.get("kind"), "drawn at random"
+    )
+    return f" Forget examples that lost their label: {lost:,}, {which}." if lost else ""
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
