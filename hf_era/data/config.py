@@ -3,17 +3,19 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from hf_era.data.facts import ATTACKED, MEASURED
 from hf_era.data.generator import MAXIMUM_STORIES
 from hf_era.data.label_errors import LABEL_ERRORS
-from hf_era.data.labelling import Labels
+from hf_era.data.labelling import Labels, label_text
 from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr, unknown_value_message
 from hf_era.utils.fields import setting
 
 GENERATOR = "generator"
 TOPICS = "topics"
 SECOND_LANGUAGE = "second_language"
-BUILT_IN = (GENERATOR, TOPICS, SECOND_LANGUAGE)
-FROM_STORIES = (SECOND_LANGUAGE,)
+FACTS = "facts"
+BUILT_IN = (GENERATOR, TOPICS, SECOND_LANGUAGE, FACTS)
+FROM_STORIES = (SECOND_LANGUAGE, FACTS)
 """Built-in sources that are made of texts: those of `data.stories_file`, or of the generator."""
 GIVEN = "given"
 """As a source: examples that a program hands over; nothing is read."""
@@ -43,11 +45,11 @@ class DataConfig:
             A local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, compressed ones too), a directory of such files,
             of a saved data set or of a snapshot of the hub, a hub data set id, or built in: `generator` (stories; without
             other labels those about trees are to be forgotten), `topics` (short texts on several topics; without
-            other labels those on chemistry) and `second_language` (a quarter of the stories goes through a letter
-            substitution; without other labels these). Files are read by the very name that is given: nothing in it is a
-            pattern.
-        stories_file (`str`, *optional*): where the texts of `second_language` come from, read as `train` is. Not given: the
-            generator.
+            other labels those on chemistry), `second_language` (a quarter of the stories goes through a letter
+            substitution; without other labels these) and `facts` (with a chance level, among stories; without other labels
+            those about animals). Files are read by the very name that is given: nothing in it is a pattern.
+        stories_file (`str`, *optional*): where the texts of `second_language` and `facts` come from, read as `train` is. Not
+            given: the generator.
         validation (`str`, *optional*): likewise. Not given: the validation examples are taken out of the training examples.
         forget, retain (`str`, *optional*): two sources instead, one of forget and one of retain examples. `train`, if it is
             given too, is then of examples without a label.
@@ -60,6 +62,8 @@ class DataConfig:
         label_column, forget_labels, retain_labels, score_column, forget_words (*optional*): which examples are to be
             forgotten, in one of these ways: see `hf_era.data.labelling`. A forget word is looked for as a whole word, in any
             case and spelling; in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) it need not be whole.
+        attack_labels (`list[str]`, *optional*): those of the forget labels whose examples the attacker is given. The model
+            is then measured on the others alone, and trained on all: what an attack brings back, it did not teach.
         modules (`dict[str, list[str]]`, *optional*): which forget labels, or without a label column forget words, belong to
             which auxiliary module: `{biology: [cell biology, genetics], chemistry: [chemistry]}`. `forget_labels`, or
             `forget_words`, may then be left out. An example belongs to one module, or to none.
@@ -116,6 +120,9 @@ class DataConfig:
     retain_labels: list[str] = setting(
         list, "Its values to retain; all others are then unlabelled. Not given: all others.", identity=False
     )
+    attack_labels: list[str] = setting(
+        list, "Forget labels whose examples the attacker is given; all others are measured.", identity=False
+    )
     score_column: str | None = setting(
         None, "Column with the probability (0 to 1) that an example is to be forgotten.", identity=False
     )
@@ -156,6 +163,7 @@ class DataConfig:
         labels = self.labels  # checks what is given
         # Those that the modules name, where they were left out.
         self.forget_labels, self.forget_words = list(labels.forget_labels), list(labels.forget_words)
+        self._check_attack_labels()
         self._check_label_errors()
         for name in ("train", "stories_file", "validation", "forget", "retain"):
             value = getattr(self, name)
@@ -198,6 +206,9 @@ class DataConfig:
             self.label_column, self.forget_labels = "topic", [] if self.modules else ["chemistry"]
         elif self.train == SECOND_LANGUAGE and not is_said and not self.forget_labels:
             self.label_column, self.forget_labels = "language", [] if self.modules else ["second"]
+        elif self.train == FACTS and not is_said and not self.forget_labels and not self.modules:
+            self.label_column, self.forget_labels = "kind", [ATTACKED, MEASURED]
+            self.attack_labels = self.attack_labels or [ATTACKED]
 
     def _check_sources(self) -> None:
         if self.train in FROM_STORIES and self.validation is not None:
@@ -224,6 +235,14 @@ class DataConfig:
             raise ValueError(
                 f"`data.validation` is {short_repr(self.validation)}, but with `data.forget` and `data.retain` the "
                 "validation examples are taken out of these two. Leave it out, or give files with a label column."
+            )
+
+    def _check_attack_labels(self) -> None:
+        given, known = list(map(label_text, self.attack_labels)), list(map(label_text, self.forget_labels))
+        if given and not set(given) < set(known):
+            raise ValueError(
+                f"`data.attack_labels` should be some of `data.forget_labels`, and not all, got {short_repr(given)} of "
+                f"{short_repr(known)}: the model is measured on the others."
             )
 
     def _check_stories_file(self, given: str) -> None:

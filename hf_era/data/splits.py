@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from hf_era.data.config import DataConfig
 from hf_era.data.label_errors import change_labels, count_changes
-from hf_era.data.labelling import FORGET, LABEL_COLUMN, MODULE, RETAIN, UNLABELLED, Labels
+from hf_era.data.labelling import FORGET, LABEL_COLUMN, MODULE, RETAIN, UNLABELLED, Labels, label_text
 from hf_era.data.words import fold
 
 PARTS = (
@@ -73,8 +73,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         chosen[FORGET] = _in_proportion(chosen[FORGET], pool[MODULE][:])
     _check_counts(train, chosen, config, from_train=validation is None)
 
-    attack = chosen[FORGET][: config.attack_stories]
-    forget = chosen[FORGET][config.attack_stories :][: config.forget_validation_stories]
+    attack, forget = _attack_and_measured(pool, chosen[FORGET], config)
     retain = chosen[RETAIN][: config.retain_validation_stories]
     most = min(config.unlabelled_validation_stories, int(len(chosen[UNLABELLED]) * MOST_UNLABELLED_HELD_OUT))
     unlabelled = chosen[UNLABELLED][:most]
@@ -114,6 +113,24 @@ def _without_coherence_validation(
         keys = set(map(story_key, validation["text"][:]))
         taken = {index for index, text in enumerate(train["text"][:]) if story_key(text) in keys}
     return (train.select([index for index in range(len(train)) if index not in taken]) if taken else train), validation
+
+
+def _attack_and_measured(pool: Dataset, forget: list[int], config: DataConfig) -> tuple[list[int], list[int]]:
+    """Of the indices of forget examples those for the attacker and those to measure on, each in the given order."""
+    of_attack, of_measured = forget, forget[config.attack_stories :]
+    if config.attack_labels:
+        names, given = {str(label_text(label)) for label in config.attack_labels}, pool[LABEL_COLUMN][:]
+        of_attack = [index for index in forget if given[index] in names]
+        of_measured = [index for index in forget if given[index] not in names]
+        for found, asked in ((of_attack, "attack_stories"), (of_measured, "forget_validation_stories")):
+            if len(found) < getattr(config, asked):
+                what = "with" if found is of_attack else "without"
+                raise ValueError(
+                    f"`data.{asked}`: {getattr(config, asked)} forget examples {what} one of `data.attack_labels` "
+                    f"({', '.join(sorted(names))}) were asked for, but there are {len(found)} distinct ones. Lower it, or "
+                    "give more."
+                )
+    return of_attack[: config.attack_stories], of_measured[: config.forget_validation_stories]
 
 
 def _in_proportion(indices: list[int], modules: list[str]) -> list[int]:

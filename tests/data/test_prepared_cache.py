@@ -158,6 +158,7 @@ def changed_settings() -> dict[str, dict[str, Any]]:
         "forget": sources,
         "retain": {**sources, "retain": "other.jsonl"},
         "modules": {**column, "modules": {"forget": ["a"]}},
+        "attack_labels": {**column, "forget_labels": ["a", "b"], "attack_labels": ["a"]},
         "stories_file": {"train": "second_language", "stories_file": "s.jsonl"},
     }
 

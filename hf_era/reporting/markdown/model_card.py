@@ -148,6 +148,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
     shown = {
         "generations_table": _generations_table(result),
         "figures_table": tables.figures_table(result),
+        "accuracy_table": tables.accuracy_table(result),
         "tasks_table": tables.tasks_table(result),
         "losses_table": tables.losses_table(result),
         "differences_table": tables.differences_table(result),
@@ -179,6 +180,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "has_unlabelled": any(result.data.get(name) for name in ("train_unlabelled", "train_forget_unlabelled")),
         "reference": escape_markdown(reference_text(result)),
         "is_of_a_run": "output_dir" in result.config,  # which writes more than a card
+        "chance": tables.chance_text(result),
         "has_before": result.before_kind is not None,
         "final_stage": escape_markdown(stage_title(figures, result.final_stage)),
         "has_intervals": any_interval(losses),
