@@ -204,6 +204,7 @@ class RepSelect(PostTraining):
         ),
     }
     settings_class = RepSelectSettings
+    needs_forget_examples = True
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         own: RepSelectSettings = settings.method_settings

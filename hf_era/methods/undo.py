@@ -227,7 +227,7 @@ class Undo(PostTraining):
     title = "UNDO"
     phase_title = "Noising the weights, and distilling"
     texts = {
-        "summary": "This model was made by UNDO: made to forget, its weights noised, and trained on what it said before.",
+        "summary": "This model was made by UNDO: made to forget, then noised, and trained on its outputs before the noise.",
         "introduction": (
             "A causal language model that hf_era {version} made to forget with *UNDO* "
             "([arXiv 2506.06278](https://arxiv.org/abs/2506.06278)): a teacher that forgot, and a student with noised "
@@ -239,6 +239,7 @@ class Undo(PostTraining):
         ),
     }
     settings_class = UndoSettings
+    needs_forget_examples = True
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         own: UndoSettings = settings.method_settings

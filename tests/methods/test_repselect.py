@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_era import RunConfig
 from hf_era.methods import repselect
 from hf_era.methods.repselect import RepSelectSettings, mean_kl, mlp_projections, soft_collapse, steps_within_kl
 from hf_era.models import family_for
@@ -73,15 +72,12 @@ def test_a_first_step_too_far_leaves_the_model_as_it_was(
     assert all(torch.equal(value, weights[name]) for name, value in original.named_parameters())
 
 
-def test_a_run_changes_mlp_projections_alone(
-    make_run_config: Callable[..., RunConfig], make_models: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_run_changes_mlp_projections_alone(make_models: Callable[..., Any], tmp_path: Path) -> None:
     settings = {"max_steps": 3, "max_kl": 1.0, "general_stories": 8, "forget_stories": 8}
-    config = make_run_config(tmp_path, method="repselect", method_settings=settings)
-    _, reports = make_models(config)
+    run, reports = make_models(tmp_path, method="repselect", method_settings=settings)
     assert reports["train"]["steps"] == 3
     base, elicited, final = (
-        load_file(config.output_path / name / "model.safetensors") for name in ("base/model", "elicitor", "model")
+        load_file(run.folder(name) / "model.safetensors") for name in ("base", "elicitor", "model")
     )
     projections = {f"transformer.h.{layer}.mlp.{name}.weight" for layer in (0, 1) for name in ("c_fc", "c_proj")}
     assert {name for name, value in base.items() if not torch.equal(value, elicited[name])} == projections

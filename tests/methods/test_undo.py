@@ -65,15 +65,12 @@ def test_the_teacher_learns_the_uniform_distribution_of_forget_examples_alone() 
 
 
 def test_a_run_makes_a_teacher_and_ends_when_the_student_is_near(
-    make_run_config: Callable[..., RunConfig], make_models: Callable[..., Any], tmp_path: Path
+    make_models: Callable[..., Any], tmp_path: Path
 ) -> None:
     settings = {"teacher_steps": 2, "check_every": 2, "check_stories": 4, "retain_tolerance": 1.0}
-    config = make_run_config(tmp_path, method="undo", method_settings=settings)
-    run, reports = make_models(config)
+    run, reports = make_models(tmp_path, method="undo", method_settings=settings)
     assert [stage.name for stage in get_method("undo").stages(run)] == ["teacher", "after_training"]
-    base, teacher, final = (
-        load_file(config.output_path / name / "model.safetensors") for name in ("base/model", "teacher", "model")
-    )
+    base, teacher, final = (load_file(run.folder(name) / "model.safetensors") for name in ("base", "teacher", "model"))
     for one, other in ((base, teacher), (teacher, final)):
         assert not torch.equal(one["transformer.wte.weight"], other["transformer.wte.weight"])
     stop = reports["train"]["distillation"]
@@ -111,6 +108,5 @@ def test_what_the_run_lacks_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"`method: undo` changes a model that exists, .*`model.start: pretrained`"):
         make_run_config(tmp_path, method="undo", model={"start": "scratch"})
-    many = make_run_config(tmp_path, method="undo", method_settings={"check_stories": 5000})
     with pytest.raises(ValueError, match=r"`method_settings.check_stories` holds 5000 retain examples out, but"):
-        make_models(many)
+        make_models(tmp_path, method="undo", method_settings={"check_stories": 5000})
