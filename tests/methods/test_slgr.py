@@ -111,7 +111,9 @@ def test_forget_like_entries_have_the_forget_multipliers(
 def test_accumulation_is_one_batch(make_trainer: Callable[..., SplitLossTrainer], batch: dict[str, Tensor]) -> None:
     trainer, count = make_trainer(), (batch["labels"][:, 1:] != -100).sum()
     _, wanted = split(trainer, batch)
-    rows = [split(trainer, {k: v[row : row + 1] for k, v in batch.items()}, num_items_in_batch=count) for row in range(3)]
+    rows = [
+        split(trainer, {k: v[row : row + 1] for k, v in batch.items()}, num_items_in_batch=count) for row in range(3)
+    ]
     assert_close({name: sum(gradients[name] for _, gradients in rows) for name in wanted}, wanted)
 
 
@@ -125,9 +127,7 @@ def test_a_batch_without_a_label_teaches_nothing(
 
 
 @pytest.mark.slow
-def test_a_run(
-    tmp_path: Path, make_run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run(tmp_path: Path, make_run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GradientRoutingTrainer, "_warn_if_nothing_was_localised", lambda self: None)
     given: list[Tensor] = []
     split_of = slgr.split_divergences
@@ -147,9 +147,18 @@ def test_a_run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"start": "scratch"}}, "`method: slgr` keeps close to a model that exists, but `model.start` is 'scr"),
-        ({"routing": {"weighting": "uniform"}}, r"by the frequency rule, but `routing` is 'full_seq' \(uniform\)\. Set"),
-        ({"routing": {"rule": "concept"}}, "by the frequency rule, but `routing` is 'concept'. Set `routing.rule: full"),
+        (
+            {"model": {"start": "scratch"}},
+            "`method: slgr` keeps close to a model that exists, but `model.start` is 'scr",
+        ),
+        (
+            {"routing": {"weighting": "uniform"}},
+            r"by the frequency rule, but `routing` is 'full_seq' \(uniform\)\. Set",
+        ),
+        (
+            {"routing": {"rule": "concept"}},
+            "by the frequency rule, but `routing` is 'concept'. Set `routing.rule: full",
+        ),
         ({"training": {"l1_coefficient": 0.1}}, "has no such term, but `training.l1_coefficient` is 0.1. Set it to 0."),
     ],
 )
