@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
@@ -101,25 +103,22 @@ class GradientRouting(Method):
     def phases(self, run: Run) -> list[Phase]:
         route = fingerprint(run.identity, run.base_key if run.start == "pretrained" else None)
         contract = fingerprint(route, "contract")
-        coherence = _coherence_key(run, contract)
-        title = "Saving the final model, without coherence fine-tuning"
-        if run.coherence.enabled:
-            title = "Coherence fine-tuning"
-        expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
+        expanded, contracted = run.folder("expanded"), run.folder("contracted")
         routed = partial(run.remove_checkpoints, "route", route)
-        tuned = partial(run.remove_checkpoints, "coherence", coherence)
+        work = partial(self._route, run)
+        cut = Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost())
         return [
             Phase(
                 "route",
                 "Training with gradient routing",
                 route,
-                partial(self._route, run),
+                work,
                 (expanded,),
                 routed,
                 self.routing_cost(run),
             ),
-            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost()),
-            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned, _coherence_cost(run)),
+            cut,
+            coherence_phase(run, cut),
         ]
 
     def stages(self, run: Run) -> list[Stage]:
@@ -151,6 +150,17 @@ class GradientRouting(Method):
         return run.training_report(trainer, arguments)
 
 
+def coherence_phase(run: Run, before: Phase) -> Phase:
+    """Coherence fine-tuning of the model that another phase makes: its only output."""
+    key = _coherence_key(run, before.key)
+    title = "Saving the final model, without coherence fine-tuning"
+    if run.coherence.enabled:
+        title = "Coherence fine-tuning"
+    (start,) = before.outputs
+    work, tuned = partial(_coherence, run, start), partial(run.remove_checkpoints, "coherence", key)
+    return Phase("coherence", title, key, work, (run.folder("model"),), tuned, _coherence_cost(run))
+
+
 def _contract(run: Run, key: str) -> dict[str, Any]:
     """Cuts the auxiliary modules out."""
     expanded = load_causal_lm(run.folder("expanded"))
@@ -172,31 +182,37 @@ def _coherence_key(run: Run, contract: str) -> str:
     return fingerprint(*parts)
 
 
+def _chosen_on(run: Run) -> Dataset:
+    """The retain examples that choose the best weights: neither trained on nor reported, unless there are none to spare."""
+    own: Dataset = run.data.coherence_validation
+    return own if len(own) else run.data.validation_retain
+
+
 def _coherence_cost(run: Run) -> Cost:
     settings = run.coherence
     if not settings.enabled:
         return Cost()
-    measured = (settings.steps + 1) * len(run.data.validation_retain)
+    measured = (settings.steps + 1) * len(_chosen_on(run))
     return Cost(settings.steps * settings.stories, measured, at_most=settings.patience is not None)
 
 
-def _coherence(run: Run, key: str) -> dict[str, Any]:
+def _coherence(run: Run, start: Path, key: str) -> dict[str, Any]:
     """Fine-tunes on examples that are taken for retain and keeps the best weights; puts the final model in place."""
     settings = run.coherence
-    model = load_causal_lm(run.folder("contracted"))
+    model = load_causal_lm(start)
     if not settings.enabled:
         run.save(model.save_pretrained, run.folder("model"))
         return {"enabled": False}
     _begin_anew_if_damaged(run, key)
     changes = coherence_settings(settings, run.arguments.per_device_train_batch_size, run.arguments.world_size)
     arguments = run.training_arguments("coherence", key, **changes)
-    _choose_trainable(run, model, arguments)
+    train_what_routing_trains(run, model, arguments)
     best, report = fine_tune_for_coherence(
         model,
         arguments,
         settings,
         stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
-        run.data.validation_retain,
+        _chosen_on(run),
         run.tokenizer,
         run.progress,
     )
@@ -205,8 +221,8 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     return {"enabled": True, **report}
 
 
-def _choose_trainable(run: Run, model: Any, arguments: GradientRoutingConfig) -> None:
-    """What there is memory to train is what the routing trained. Its adapters are merged by now; these are new."""
+def train_what_routing_trains(run: Run, model: Any, arguments: GradientRoutingConfig) -> None:
+    """Freezes, of a stock model, what the settings leave no memory to train. Adapters on it are new."""
     torch.manual_seed(run.seed)
     family = family_for(run.base_config, run.expansion)
     layers = run.expansion.resolve_layers(family.layers_of(run.base_config))

@@ -67,6 +67,7 @@ BUILT_IN = {
     "generator": _WRITTEN,
     "topics": _WRITTEN,
     "second_language": "hf_era's built-in second language: a quarter of the texts through a fixed letter substitution",
+    "facts": "hf_era's built-in facts about animals and things, among other texts (synthetic)",
 }
 """Built-in source -> what it is, in words."""
 
