@@ -44,6 +44,7 @@ def interleave(
     warm_up: int = 1,
     time_limit_s: float | None = None,
     synchronise: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Times the variants in turns, one call each per round; every second round goes through them backwards.
 
@@ -54,6 +55,8 @@ def interleave(
         time_limit_s (`float`, *optional*): no further round starts after so many seconds; one round is always timed.
         synchronise (`Callable`, *optional*): waits for the device, e.g. `torch.cuda.synchronize`; called before the
             clock starts and before it stops.
+        clock (`Callable`, *optional*, defaults to `time.perf_counter`): `time.process_time` counts the processor's time for
+            this process alone, where others use the machine.
 
     Returns:
         `dict[str, list[float]]`: seconds of each variant, one entry per round.
@@ -74,21 +77,21 @@ def interleave(
         if timed and time_limit_s is not None and time.perf_counter() - start > time_limit_s:
             break
         for name in list(variants)[:: -1 if number % 2 else 1]:
-            seconds = _seconds(variants[name], synchronise)
+            seconds = _seconds(variants[name], synchronise, clock)
             if number >= 0:
                 times[name].append(seconds)
     return times
 
 
-def _seconds(work: Callable[[], object], synchronise: Callable[[], object] | None) -> float:
+def _seconds(work: Callable[[], object], synchronise: Callable[[], object] | None, clock: Callable[[], float]) -> float:
     gc.collect()  # what the variant before left behind is not this one's to clear away
     if synchronise is not None:
         synchronise()
-    start = time.perf_counter()
+    start = clock()
     result = work()
     if synchronise is not None:
         synchronise()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     del result  # freed after the clock has stopped
     return seconds
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from hf_era.models import FAMILIES
@@ -53,7 +53,9 @@ def formula(model: Any, batch: Batch, check: Any, paths: Any) -> Gradients:
     """The gradients of an expanded model without routing whose layers learn so much of each token."""
     model = paths(False).set(model)
     w = batch["routing_weight"].double()
-    shares = {part: w * NUMBERS[f"{part}_retain"] + (1 - w) * NUMBERS[f"{part}_forget"] for part in ("original", "auxiliary")}
+    shares = {
+        part: w * NUMBERS[f"{part}_retain"] + (1 - w) * NUMBERS[f"{part}_forget"] for part in ("original", "auxiliary")
+    }
     for name, layer in list(model.named_modules()):
         if any(True for _ in layer.parameters(recurse=False)):
             learns(layer, shares["auxiliary" if ".auxiliary." in name else "original"])
@@ -156,7 +158,9 @@ def test_table(model_type: str, paths: Any, check: Any, make_expanded: Callable[
                 assert torch.count_nonzero(gradient) == 0, f"{mode}: {name}"
                 continue
             expected = share * (whole if shares[0] is not OFF else ablated)[name]
-            torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()), msg=f"{mode}: {name}")
+            torch.testing.assert_close(
+                gradient, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()), msg=f"{mode}: {name}"
+            )
         with torch.no_grad():  # what the routing does not switch off is bit for bit what it is without routing
             values = model(**check.inputs(batch), routing_weight=routed["routing_weight"], skip_logits=False).logits
         assert torch.equal(values, ablated_logits if shares[0] is OFF else logits), mode
