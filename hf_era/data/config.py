@@ -3,14 +3,20 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from hf_era.data.facts import ATTACKED, MEASURED
 from hf_era.data.generator import MAXIMUM_STORIES
-from hf_era.data.labelling import Labels
-from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr
+from hf_era.data.label_errors import LABEL_ERRORS
+from hf_era.data.labelling import Labels, label_text
+from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr, unknown_value_message
 from hf_era.utils.fields import setting
 
 GENERATOR = "generator"
 TOPICS = "topics"
-BUILT_IN = (GENERATOR, TOPICS)
+SECOND_LANGUAGE = "second_language"
+FACTS = "facts"
+BUILT_IN = (GENERATOR, TOPICS, SECOND_LANGUAGE, FACTS)
+FROM_STORIES = (SECOND_LANGUAGE, FACTS)
+"""Built-in sources that are made of texts: those of `data.stories_file`, or of the generator."""
 GIVEN = "given"
 """As a source: examples that a program hands over; nothing is read."""
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
@@ -25,6 +31,7 @@ _LIMITS = {
     "retain_validation_stories": (1, LARGEST_COUNT),
     "unlabelled_validation_stories": (0, LARGEST_COUNT),
     "attack_stories": (0, LARGEST_COUNT),
+    "coherence_validation_stories": (0, LARGEST_COUNT),
     "num_proc": (1, 1_024),
 }
 
@@ -37,8 +44,12 @@ class DataConfig:
         train (`str`, *optional*, defaults to `"generator"`):
             A local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, compressed ones too), a directory of such files,
             of a saved data set or of a snapshot of the hub, a hub data set id, or built in: `generator` (stories; without
-            other labels those about trees are to be forgotten) and `topics` (short texts on several topics; without
-            other labels those on chemistry). Files are read by the very name that is given: nothing in it is a pattern.
+            other labels those about trees are to be forgotten), `topics` (short texts on several topics; without
+            other labels those on chemistry), `second_language` (a quarter of the stories goes through a letter
+            substitution; without other labels these) and `facts` (with a chance level, among stories; without other labels
+            those about animals). Files are read by the very name that is given: nothing in it is a pattern.
+        stories_file (`str`, *optional*): where the texts of `second_language` and `facts` come from, read as `train` is. Not
+            given: the generator.
         validation (`str`, *optional*): likewise. Not given: the validation examples are taken out of the training examples.
         forget, retain (`str`, *optional*): two sources instead, one of forget and one of retain examples. `train`, if it is
             given too, is then of examples without a label.
@@ -51,6 +62,8 @@ class DataConfig:
         label_column, forget_labels, retain_labels, score_column, forget_words (*optional*): which examples are to be
             forgotten, in one of these ways: see `hf_era.data.labelling`. A forget word is looked for as a whole word, in any
             case and spelling; in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) it need not be whole.
+        attack_labels (`list[str]`, *optional*): those of the forget labels whose examples the attacker is given. The model
+            is then measured on the others alone, and trained on all: what an attack brings back, it did not teach.
         modules (`dict[str, list[str]]`, *optional*): which forget labels, or without a label column forget words, belong to
             which auxiliary module: `{biology: [cell biology, genetics], chemistry: [chemistry]}`. `forget_labels`, or
             `forget_words`, may then be left out. An example belongs to one module, or to none.
@@ -58,6 +71,12 @@ class DataConfig:
         generator_stories (`int`, *optional*, defaults to `6000`): examples that a built-in source makes.
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training examples that keep their
             label, in (0, 1]. The others are taken for retain, by data filtering and coherence too, and counted apart.
+        label_errors (`str`, *optional*, defaults to `"random"`): which ones lose it: `random`; `short`, the shortest first;
+            or `score`, those first that a classifier of words takes least for forget examples. See
+            `hf_era.data.label_errors`.
+        label_threshold (`float`, *optional*): in (0, 1), with `label_errors: score` and in place of `labelled_fraction`. The
+            classifier labels the training examples: forget examples with a lower probability lose their label, and retain
+            examples with this one or a higher are labelled forget by mistake, and counted.
         max_characters (`int`, *optional*, defaults to `1029`): a text is cut there, before words are looked for.
         max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included. An example
             keeps the label of its whole text; a run says how many forget examples thereby lost all their forget words.
@@ -68,6 +87,10 @@ class DataConfig:
             there are any: not more than a tenth of them.
         attack_stories (`int`, *optional*, defaults to `320`): forget examples that neither training nor evaluation sees:
             enough for five relearn attacks with 64 examples that share none.
+        coherence_validation_stories (`int`, *optional*, defaults to `100`): at most so many retain training examples, and
+            not more than a tenth of them, on which coherence fine-tuning chooses its weights: neither trained on nor
+            measured. They are taken out whatever the method, with coherence or without, so that all runs with the same data
+            are trained on the same examples. 0: it chooses on the examples that are measured, as in earlier versions.
         num_proc (`int`, *optional*): processes that tokenise. Not given: this one.
 
     Attributes:
@@ -79,7 +102,10 @@ class DataConfig:
     """
 
     train: str = setting(
-        GENERATOR, "A file, a directory, a hub data set id; or built in: generator, topics.", identity=False
+        GENERATOR, f"A file, a directory, a hub data set id; or built in: {', '.join(BUILT_IN)}.", identity=False
+    )
+    stories_file: str | None = setting(
+        None, f"Texts of the built-in {', '.join(FROM_STORIES)}. Not given: the generator's.", identity=False
     )
     validation: str | None = setting(None, "Likewise. Not given: taken out of the training data.", identity=False)
     forget: str | None = setting(None, "A source of forget examples, with data.retain.", identity=False)
@@ -94,6 +120,9 @@ class DataConfig:
     retain_labels: list[str] = setting(
         list, "Its values to retain; all others are then unlabelled. Not given: all others.", identity=False
     )
+    attack_labels: list[str] = setting(
+        list, "Forget labels whose examples the attacker is given; all others are measured.", identity=False
+    )
     score_column: str | None = setting(
         None, "Column with the probability (0 to 1) that an example is to be forgotten.", identity=False
     )
@@ -104,6 +133,12 @@ class DataConfig:
     generator_stories: int = setting(6_000, "Examples that the generator makes.", identity=False)
     forget_words: list[str] = setting(list, "Examples with one of these words are to be forgotten.", identity=True)
     labelled_fraction: float = setting(1.0, "Share of the forget examples that keep their label.", identity=False)
+    label_errors: str = setting(
+        "random", f"Which forget examples lose their label: {', '.join(LABEL_ERRORS)}.", identity=False
+    )
+    label_threshold: float | None = setting(
+        None, "Probability from which a classifier labels an example forget, instead of a fraction.", identity=False
+    )
     max_characters: int | None = setting(1_029, "An example is cut at so many characters.", identity=True)
     max_tokens: int = setting(256, "And then at so many tokens, BOS and EOS included.", identity=True)
     add_bos: bool = setting(True, "One BOS in front of each example.", identity=True)
@@ -114,6 +149,9 @@ class DataConfig:
         100, "At most so many examples without a label to evaluate on.", identity=False
     )
     attack_stories: int = setting(320, "Forget examples held back for the relearn attack.", identity=False)
+    coherence_validation_stories: int = setting(
+        100, "At most so many retain examples that coherence chooses its weights on. 0: those measured.", identity=False
+    )
     num_proc: int | None = setting(None, "Processes that label and tokenise.", identity=False)
 
     section: ClassVar[str] = "data."
@@ -125,9 +163,9 @@ class DataConfig:
         labels = self.labels  # checks what is given
         # Those that the modules name, where they were left out.
         self.forget_labels, self.forget_words = list(labels.forget_labels), list(labels.forget_words)
-        if not 0 < self.labelled_fraction <= 1:
-            raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
-        for name in ("train", "validation", "forget", "retain"):
+        self._check_attack_labels()
+        self._check_label_errors()
+        for name in ("train", "stories_file", "validation", "forget", "retain"):
             value = getattr(self, name)
             if value is not None and "\0" in value:
                 raise ValueError(f"`data.{name}` should be a path or an id, got {short_repr(value)}.")
@@ -153,7 +191,7 @@ class DataConfig:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Setting -> source, of those that are read for training."""
+        """Setting -> source, of those that are examples to train on."""
         names = ["train"] if not self.has_two_sources else ["forget", "retain"]
         if self.has_two_sources and self.train != GENERATOR:
             names.append("train")
@@ -166,8 +204,20 @@ class DataConfig:
             self.forget_words = list(TREE_WORDS)
         elif self.train == TOPICS and not is_said and not self.forget_labels:
             self.label_column, self.forget_labels = "topic", [] if self.modules else ["chemistry"]
+        elif self.train == SECOND_LANGUAGE and not is_said and not self.forget_labels:
+            self.label_column, self.forget_labels = "language", [] if self.modules else ["second"]
+        elif self.train == FACTS and not is_said and not self.forget_labels and not self.modules:
+            self.label_column, self.forget_labels = "kind", [ATTACKED, MEASURED]
+            self.attack_labels = self.attack_labels or [ATTACKED]
 
     def _check_sources(self) -> None:
+        if self.train in FROM_STORIES and self.validation is not None:
+            raise ValueError(
+                f"`data.validation` is {short_repr(self.validation)}, but with `data.train: {self.train}` the validation "
+                "examples are taken out of the training examples. Leave it out."
+            )
+        if self.stories_file is not None:
+            self._check_stories_file(self.stories_file)
         if not self.has_two_sources:
             return
         for name, other in (("forget", "retain"), ("retain", "forget")):
@@ -186,6 +236,57 @@ class DataConfig:
                 f"`data.validation` is {short_repr(self.validation)}, but with `data.forget` and `data.retain` the "
                 "validation examples are taken out of these two. Leave it out, or give files with a label column."
             )
+
+    def _check_attack_labels(self) -> None:
+        given, known = list(map(label_text, self.attack_labels)), list(map(label_text, self.forget_labels))
+        if given and not set(given) < set(known):
+            raise ValueError(
+                f"`data.attack_labels` should be some of `data.forget_labels`, and not all, got {short_repr(given)} of "
+                f"{short_repr(known)}: the model is measured on the others."
+            )
+
+    def _check_stories_file(self, given: str) -> None:
+        if self.train not in FROM_STORIES:
+            raise ValueError(
+                f"`data.stories_file` is {short_repr(given)}, but `data.train: {short_repr(self.train)}` does not read it. "
+                f"Give it as `data.train`, or set `data.train` to {' or '.join(FROM_STORIES)}."
+            )
+        if given in BUILT_IN or not given.strip():
+            raise ValueError(
+                f"`data.stories_file` should be a file, a directory or a hub data set id, got {short_repr(given)}. Leave it "
+                "out for stories of the generator."
+            )
+
+    def _check_label_errors(self) -> None:
+        if not 0 < self.labelled_fraction <= 1:
+            raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
+        if self.label_errors not in LABEL_ERRORS:
+            raise ValueError(unknown_value_message("data.label_errors", self.label_errors, LABEL_ERRORS))
+        if self.label_threshold is None:
+            if self.label_errors != "random" and self.labelled_fraction == 1:
+                raise ValueError(
+                    f"`data.label_errors` is {self.label_errors!r}, but with `data.labelled_fraction` 1 no example loses "
+                    "its label. Set a lower fraction, or leave it out."
+                )
+            return
+        if not 0 < self.label_threshold < 1:
+            raise ValueError(f"`data.label_threshold` should be in (0, 1), got {self.label_threshold}.")
+        if self.label_errors != "score":
+            raise ValueError(
+                f"`data.label_threshold` is {self.label_threshold}, but `data.label_errors` is {self.label_errors!r}: there "
+                "is no score. Set it to 'score', or leave the threshold out."
+            )
+        if self.labelled_fraction != 1:
+            raise ValueError(
+                f"`data.label_threshold` and `data.labelled_fraction` ({self.labelled_fraction}) both say which examples "
+                "are labelled. Leave one of them out."
+            )
+        for name, reason in (("modules", "belongs to no module"), ("score_column", "has no score that fits")):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`data.label_threshold` does not go with `data.{name}`: a retain example that is labelled forget by "
+                    f"mistake {reason}. Leave one of them out, or set `data.labelled_fraction` instead."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -14,16 +14,20 @@ import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from hf_era.data.columns import arrow_batches, flat_column
-from hf_era.data.config import BUILT_IN, DataConfig
+from hf_era.data.config import BUILT_IN, FACTS, FROM_STORIES, DataConfig
 from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE, examples_of
-from hf_era.data.labelling import FORGET, MODULE, RETAIN, UNLABELLED
+from hf_era.data.facts import CHANCE
+from hf_era.data.labelling import FORGET, MODULE, RETAIN, UNLABELLED, Labels
 from hf_era.data.routing_weights import frequency_table, weigh_examples
-from hf_era.data.sources import load_stories
+from hf_era.data.sources import load_stories, made_of_texts
 from hf_era.data.splits import PARTS, StorySplits, split_stories
 from hf_era.data.tokenising import label_examples, tokenise_examples
 from hf_era.data.word_pieces import check_words_have_tokens, warn_of_pieces, word_pieces
 from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.utils.checks import listed
+
+_NO_COLUMN = Labels(has_two_sources=True, section=DataConfig.section)
+"""Of texts that get their labels later: nothing is read but the texts."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,15 @@ class PreparedData:
             `is_unassigned` if there are examples without a label,
             `length`, `text`; where there are prompts also `labels`, -100 on them; where labels name modules also `module`
             (text or null) and `module_index` (its place among those of the model, -1 for none).
-        validation_forget, validation_retain, validation_unlabelled, attack_forget (`Dataset`): the same but for
-            `routing_weight` and `module_index`. All but the first two may be empty.
+        validation_forget, validation_retain, validation_unlabelled, attack_forget, coherence_validation (`Dataset`): the
+            same but for `routing_weight` and `module_index`. All but the first two may be empty.
         frequency_rows (`list[FrequencyRow]`): the frequency rule's table; empty under other rules.
         summary (`dict`): counts, for the result file and the model card. `train_forget_without_routed_token`: labelled
             forget examples of which no token has a weight below 1, under the rule `concept` mostly because their words lie
             beyond `max_tokens`. `forget_word_pieces`: see `word_pieces`; under that rule only. `modules`: counts of each
-            module's examples and tokens; where labels name modules only.
+            module's examples and tokens; where labels name modules only. `label_errors`: which labels are wrong on purpose;
+            only where some may be. `train_retain_labelled_forget`: how many of the `train_forget_labelled` are retain
+            examples; with `label_threshold` only.
     """
 
     train: Dataset
@@ -49,6 +55,7 @@ class PreparedData:
     validation_retain: Dataset
     validation_unlabelled: Dataset
     attack_forget: Dataset
+    coherence_validation: Dataset
     frequency_rows: list[FrequencyRow] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -76,12 +83,17 @@ def load_sources(config: DataConfig, seed: int, tokenizer: Any = None) -> Source
     """
     unused: dict[str, list[str]] = {}
 
-    def load(name: str, source: str, split: str) -> Dataset:
-        field, size = f"data.{name}", config.generator_stories
-        rows = load_stories(source, field=field, split=split, subset=config.subset, generator_stories=size, seed=seed)
-        options: dict[str, Any] = {"text_column": config.text_column, "num_proc": config.num_proc}
-        labels = {"labels": config.labels, "tokenizer": tokenizer}
-        examples, unused[field] = examples_of(rows, field=field, source=source, **labels, **options)
+    def load(name: str, source: str, split: str, labels: Labels = config.labels) -> Dataset:
+        field, size, text_column = f"data.{name}", config.generator_stories, config.text_column
+        if source in FROM_STORIES and config.stories_file is not None:
+            texts = load("stories_file", config.stories_file, split, _NO_COLUMN)["text"][:]
+            rows, text_column = made_of_texts(source, texts, seed), None
+        else:
+            rows = load_stories(
+                source, field=field, split=split, subset=config.subset, generator_stories=size, seed=seed
+            )
+        options: dict[str, Any] = {"text_column": text_column, "num_proc": config.num_proc, "tokenizer": tokenizer}
+        examples, unused[field] = examples_of(rows, labels, field=field, source=source, **options)
         return examples
 
     parts = {name: load(name, source, config.train_split) for name, source in config.sources.items()}
@@ -179,8 +191,8 @@ def data_fingerprint(splits: StorySplits) -> str:
     digest = hashlib.sha256()
     for part in PARTS:
         examples = getattr(splits, part)
-        if part == "validation_unlabelled" and not len(examples):
-            continue  # earlier versions had no such part
+        if part in ("validation_unlabelled", "coherence_validation") and not len(examples):
+            continue  # earlier versions had no such parts
         # Texts and labels first, and alone where there is no more: as earlier versions did it.
         columns = [
             "label",
@@ -198,6 +210,8 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
     parts = {"train": train, **others}
     return {
         "source": None if config.has_two_sources else config.train,
+        "stories_source": config.stories_file,
+        **({"chance_accuracy": CHANCE} if config.train == FACTS and not config.has_two_sources else {}),
         "forget_source": config.forget,
         "retain_source": config.retain,
         "unlabelled_source": config.sources.get("train") if config.has_two_sources else None,
@@ -207,6 +221,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "unused_columns": splits.unused_columns,
         "train_stories": len(train),
         **_training_counts(train, splits.labels_dropped),
+        **_label_errors(config, splits),
         "duplicates_dropped": splits.duplicates_dropped,
         "contradictions_dropped": splits.contradictions_dropped,
         "blanks_dropped": splits.blanks_dropped,
@@ -216,6 +231,14 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         **{f"{name}_tokens": sum(part["length"][:]) if len(part) else 0 for name, part in others.items()},
         **({"modules": _module_counts(parts, config.modules)} if config.modules else {}),
     }
+
+
+def _label_errors(config: DataConfig, splits: StorySplits) -> dict[str, Any]:
+    """Which labels are wrong on purpose; nothing where none may be."""
+    if config.label_threshold is not None:
+        errors = {"kind": config.label_errors, "threshold": config.label_threshold}
+        return {"label_errors": errors, "train_retain_labelled_forget": splits.labels_mistaken}
+    return {"label_errors": {"kind": config.label_errors}} if splits.labels_dropped else {}
 
 
 def _module_counts(parts: Mapping[str, Dataset], modules: Iterable[str]) -> dict[str, dict[str, int]]:

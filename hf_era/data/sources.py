@@ -13,7 +13,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +26,10 @@ from fsspec.utils import infer_compression
 from huggingface_hub import metadata_load
 from pandas.errors import ParserWarning
 
-from hf_era.data.config import BUILT_IN, GENERATOR, TOPICS
+from hf_era.data.config import BUILT_IN, FACTS, FROM_STORIES, GENERATOR, TOPICS
+from hf_era.data.facts import among_facts
 from hf_era.data.generator import generate_stories
+from hf_era.data.second_language import in_two_languages
 from hf_era.data.table_cache import cached_table
 from hf_era.data.topics import generate_topics
 from hf_era.utils.checks import error_text
@@ -77,13 +79,14 @@ def load_stories(
     """Loads examples as a data set with the columns that the source has.
 
     Args:
-        source (`str`): `generator` or `topics`, a path, or a hub data set id.
+        source (`str`): built in (`BUILT_IN`), a path, or a hub data set id.
         field (`str`, *optional*): name of the setting, for messages.
         split (`str`, *optional*, defaults to `"train"`): of a hub data set, of a saved one, or of a directory whose files
             say in their names which split they are of (`train.jsonl`, `stories-validation-1.jsonl`). A directory in which no
             file does is read whole.
         subset (`str`, *optional*): of a hub data set, or of a snapshot of one.
-        generator_stories (`int`, *optional*, defaults to `6000`): how many the generator makes.
+        generator_stories (`int`, *optional*, defaults to `6000`): how many the generator makes, and with them the sources
+            that are made of its stories.
         seed (`int`, *optional*, defaults to `0`): of the generator.
 
     Raises:
@@ -96,6 +99,8 @@ def load_stories(
         return Dataset.from_dict({"text": generate_stories(generator_stories, seed=seed)})
     if source == TOPICS:
         return Dataset.from_dict(generate_topics(generator_stories, seed=seed))
+    if source in FROM_STORIES:
+        return made_of_texts(source, generate_stories(generator_stories, seed=seed), seed)
     check_source(source, field)
     path = local_path(source)
     if path.is_dir():
@@ -107,6 +112,11 @@ def load_stories(
     if not len(stories):
         raise ValueError(f"`{field}`: {source} holds no example. Check the file, or pass other data.")
     return stories
+
+
+def made_of_texts(source: str, texts: Sequence[str | None], seed: int) -> Dataset:
+    """The rows of a source of `FROM_STORIES` with these texts."""
+    return Dataset.from_dict((among_facts if source == FACTS else in_two_languages)(texts, seed))
 
 
 def check_source(source: str, field: str) -> None:

@@ -13,10 +13,18 @@ from datasets import Dataset
 from rich.progress import Progress
 
 from hf_era.data import RoutingCollator, longest_first
+from hf_era.data.collator import IGNORE_INDEX
 from hf_era.data.columns import order_of_longest_first, present
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.intervals import paired_difference
-from hf_era.evaluation.losses import StoryLosses, concatenated, loss_estimate, mean_of_batch_means, story_losses
+from hf_era.evaluation.intervals import paired_difference, ratio_estimate
+from hf_era.evaluation.losses import (
+    StoryLosses,
+    answers_right,
+    concatenated,
+    loss_estimate,
+    mean_of_batch_means,
+    story_losses,
+)
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
 from hf_era.utils.checks import check_count, check_path_text
 from hf_era.utils.fields import setting
@@ -173,6 +181,35 @@ class Evaluator:
         words = measured["forget"]
         estimates["forget_words"] = loss_estimate(words.forget_word_nll, words.forget_word_tokens, samples).to_dict()
         return estimates
+
+    def accuracies(self, model: Any, description: str) -> dict[str, dict[str, Any]]:
+        """`forget_accuracy`, `retain_accuracy` -> of the examples with a prompt, the share whose completion is right, token
+        for token (`answers_right`): an `Estimate` as a dict, and the number of `examples`. Of a set without any: nothing."""
+        found = {}
+        for name, stories in self.sets.items():
+            columns = stories["labels"][:] if "labels" in stories.column_names else []
+            asked = stories.select([row for row, labels in enumerate(columns) if labels[0] == IGNORE_INDEX])
+            if len(asked):
+                right = self._answers_right(model, asked, f"{description}: answers to {name} examples").double()
+                estimate = ratio_estimate(right, torch.ones_like(right), self.config.bootstrap_samples)
+                found[f"{name}_accuracy"] = {**estimate.to_dict(), "examples": len(asked)}
+        return found
+
+    def _answers_right(self, model: Any, asked: Dataset, description: str) -> torch.Tensor:
+        model.to(self.device)
+
+        def read(batch: list[dict[str, Any]]) -> torch.Tensor:
+            moved = {name: value.to(self.device) for name, value in self.collator(batch).items()}
+            return answers_right(model, moved)
+
+        def read_all(size: int) -> torch.Tensor:
+            batches = [range(start, min(start + size, len(asked))) for start in range(0, len(asked), size)]
+            return torch.cat(share_out(batches, lambda batch: read(list(asked.select(batch))), self.state))
+
+        right, self.batch_size = halving_batches(
+            read_all, self.batch_size, doing=description, setting="`evaluation.batch_size`", state=self.state
+        )
+        return right
 
     def differences(
         self, later: Mapping[str, StoryLosses], earlier: Mapping[str, StoryLosses]

@@ -142,9 +142,12 @@ def _plan(
 
 def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Evaluator) -> ModelResult:
     measured = {"final": evaluator.measure(inputs.model, "The model")}
+    accuracies = {"final": evaluator.accuracies(inputs.model, "The model")}
     _check_finite(config, measured["final"], config.model)
     if config.before is not None:
-        measured["before"] = evaluator.measure(load_model(config, config.before, "before"), "Before the method")
+        before = load_model(config, config.before, "before")
+        measured["before"] = evaluator.measure(before, "Before the method")
+        accuracies["before"] = evaluator.accuracies(before, "Before the method")
         _check_finite(config, measured["before"], config.before)
     losses = {stage: evaluator.estimates(part) for stage, part in measured.items()}
     found = evaluator.differences(measured["final"], measured["before"]) if "before" in measured else {}
@@ -152,6 +155,7 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
         config,
         inputs,
         losses=losses["final"],
+        accuracies={stage: found for stage, found in accuracies.items() if found},
         before=None if config.before is None else {"model": config.before, "losses": losses["before"]},
         differences={_DIFFERENCES[kind]: difference for kind, difference in found.items()},
         mean_of_batch_means={

@@ -110,6 +110,8 @@ class Result:
             `retain_ablation_gap` -> an `Estimate` as a dict, resampled in pairs over examples; without what was not
         measured. mean_of_batch_means (`dict`): the reference's way of averaging: `batch_size`, and stage -> `forget`,
         `retain`. generations (`dict`): as `hf_era.evaluation.generation` makes it, its texts per stage; empty if not done.
+        accuracies (`dict`): stage -> `forget_accuracy`, `retain_accuracy` as `Evaluator.accuracies` gives them; empty where
+            no example has a prompt. `data["chance_accuracy"]`, where it is known, is that of guessing.
         tasks (`dict`): stage -> tasks of lm-eval as `hf_era.evaluation.tasks.Suite.measure` gives them; empty if not done. A
             stage of its own, `ablated`, is that of an expanded model whose modules are switched off.
         attack (`dict`, *optional*): a `RelearnResult` as a dict, of the final model.
@@ -128,6 +130,7 @@ class Result:
     differences: dict[str, dict[str, float | None]] = field(default_factory=dict)
     mean_of_batch_means: dict[str, Any] = field(default_factory=dict)
     generations: dict[str, Any] = field(default_factory=dict)
+    accuracies: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     attack: dict[str, Any] | None = None
     data_filtering: dict[str, Any] | None = None
@@ -149,7 +152,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        for name in ("modules", "profiles"):  # most results have one module
+        for name in ("modules", "profiles", "accuracies"):  # most results have one module, and no prompts
             if not values[name]:
                 del values[name]
         return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
@@ -246,6 +249,12 @@ class RunResult(Result):
         return self.method_role != UNTOUCHED
 
     @property
+    def is_yardstick(self) -> bool:
+        """Whether it is of a control that never saw what is to be forgotten. One that trains a pretrained model further did:
+        it is judged as any method is, for a method has to be better than that."""
+        return self.method_role == CONTROL and self.before_kind != "pretrained"
+
+    @property
     def ablation_gap(self) -> float | None:
         """Forget loss after ablation minus before it."""
         return self.difference("forget", "after_ablation", "before_ablation")
@@ -315,12 +324,12 @@ def load_result(path: str | Path) -> AnyResult:
 
 
 def load_control(path: str | Path) -> AnyResult:
-    """The result that `data_filtering` names; raises `ValueError` too if it is of a run that is no control."""
+    """The result that `data_filtering` names; raises `ValueError` too if it is of a run that saw what others forget."""
     result = load_result(path)
-    if isinstance(result, RunResult) and result.method_role != CONTROL:
+    if isinstance(result, RunResult) and not result.is_yardstick:
         raise ValueError(
-            f"`data_filtering`: {path} is the result of {result.method_title}, which is no control. Give the `result.json` "
-            "of a run with `method: data_filtering` on the same examples."
+            f"`data_filtering`: {path} is the result of {result.method_title}, which is no such control. Give the "
+            "`result.json` of a run with `method: data_filtering` on the same examples."
         )
     return result
 

@@ -62,6 +62,10 @@ class ResultSummary:
         return self.result.method_role == CONTROL
 
     @property
+    def is_yardstick(self) -> bool:
+        return isinstance(self.result, RunResult) and self.result.is_yardstick
+
+    @property
     def is_untouched(self) -> bool:
         return self.result.method_role == UNTOUCHED
 
@@ -241,14 +245,15 @@ def recipe_of(result: AnyResult) -> dict[str, str]:
     names, each as JSON. Settings that say no more than which seed it is, where something is kept, or what fits a machine are
     left out."""
     config = result.config if isinstance(result, RunResult) else {}
-    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **_settings(config)}
+    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **flat_settings(config)}
 
 
-def _settings(values: Mapping[str, Any], section: str = "") -> dict[str, str]:
+def flat_settings(values: Mapping[str, Any], section: str = "") -> dict[str, str]:
+    """The settings of a config by their dotted names, each as JSON, but for those that `recipe_of` leaves out."""
     found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= _settings(value, f"{section}{name}.")
+            found |= flat_settings(value, f"{section}{name}.")
         elif name not in _NOT_OF_THE_RECIPE and section + name not in ("name", "method"):
             found[f"{section}{name}"] = json.dumps(value, default=str)
     return found

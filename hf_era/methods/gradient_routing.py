@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
@@ -14,6 +16,7 @@ from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, reg
 from hf_era.models import expand_base, family_for
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.models.trainable import choose_trainable
+from hf_era.routing import make_router
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
@@ -24,12 +27,27 @@ from hf_era.utils.files import fingerprint
 
 
 class GradientRouting(Method):
-    """Route, contract, coherence. The sections `expansion`, `router`, `routing` and `coherence` are its settings."""
+    """Route, contract, coherence. The sections `expansion`, `router`, `routing` and `coherence` are its settings.
+
+    A subclass may route with another trainer, its loss for instance.
+
+    Attributes:
+        trainer_class (`type`): a `GradientRoutingTrainer`.
+    """
 
     name = "gradient_routing"
     title = "gradient routing"
     texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
+    trainer_class: ClassVar[type[GradientRoutingTrainer]] = GradientRoutingTrainer
+
+    def options(self, run: Run) -> dict[str, Any]:
+        """Arguments of the trainer beside the usual ones."""
+        return {}
+
+    def changes(self, run: Run) -> dict[str, Any]:
+        """Training arguments of the routing that differ from those of the section `training`."""
+        return {}
 
     def check(self, settings: Settings) -> None:
         if not settings.expansion.module_configs:
@@ -52,6 +70,13 @@ class GradientRouting(Method):
             )
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        router = make_router(settings.router)
+        if router.needs_labels and unlabelled_stories:
+            raise ValueError(
+                f"The router `{router.name}` has nothing to do with examples without a label, of which there are "
+                f"{unlabelled_stories:,}. Say what they run with, for instance `router: {{name: {router.name}, unlabelled: "
+                "retain}`, label them, or choose another router."
+            )
         wanted = settings.coherence.stories
         available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)
         if settings.coherence.enabled and available < wanted:
@@ -69,37 +94,31 @@ class GradientRouting(Method):
             )
         rule = settings.routing.rule
         lines.append(("routing", f"{rule} ({settings.routing.weighting})" if rule == "full_seq" else rule))
-        router = settings.router if isinstance(settings.router, str) else settings.router["name"]
-        if router != "activation":
-            lines.append(("router", router))
+        values = make_router(settings.router).to_dict()
+        if (name := values.pop("name")) != "activation":
+            lines.append(("router", ", ".join([name, *(f"{key} {value}" for key, value in values.items())])))
         coherence = f"{settings.coherence.steps} steps at most" if settings.coherence.enabled else "left out"
         return [*lines, ("coherence", coherence)]
 
     def phases(self, run: Run) -> list[Phase]:
         route = fingerprint(run.identity, run.base_key if run.start == "pretrained" else None)
         contract = fingerprint(route, "contract")
-        coherence = _coherence_key(run, contract)
-        title = "Saving the final model, without coherence fine-tuning"
-        if run.coherence.enabled:
-            title = "Coherence fine-tuning"
-        expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
+        expanded, contracted = run.folder("expanded"), run.folder("contracted")
         routed = partial(run.remove_checkpoints, "route", route)
-        tuned = partial(run.remove_checkpoints, "coherence", coherence)
-        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
-        passes = 2 if len(run.expansion.module_configs) < 2 else 3
-        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
+        work = partial(self._route, run)
+        cut = Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost())
         return [
             Phase(
                 "route",
                 "Training with gradient routing",
                 route,
-                partial(self._route, run),
+                work,
                 (expanded,),
                 routed,
-                routing,
+                self.routing_cost(run),
             ),
-            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost()),
-            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned, _coherence_cost(run)),
+            cut,
+            coherence_phase(run, cut),
         ]
 
     def stages(self, run: Run) -> list[Stage]:
@@ -117,12 +136,29 @@ class GradientRouting(Method):
         # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
         return expand_base(run.before_model, run.expansion, dtype=torch.float32)
 
+    def routing_cost(self, run: Run) -> Cost:
+        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
+        passes = 2 if len(run.expansion.module_configs) < 2 else 3
+        return run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
+
     def _route(self, run: Run, key: str) -> dict[str, Any]:
         """Expands the model and trains it with gradient routing."""
-        arguments = run.training_arguments("route", key)
+        arguments = run.training_arguments("route", key, **self.changes(run))
         set_seed(run.seed)
-        trainer, _ = run.train(GradientRoutingTrainer, self.start_model(run), arguments, run.folder("expanded"))
+        model, folder = self.start_model(run), run.folder("expanded")
+        trainer, _ = run.train(self.trainer_class, model, arguments, folder, **self.options(run))
         return run.training_report(trainer, arguments)
+
+
+def coherence_phase(run: Run, before: Phase) -> Phase:
+    """Coherence fine-tuning of the model that another phase makes: its only output."""
+    key = _coherence_key(run, before.key)
+    title = "Saving the final model, without coherence fine-tuning"
+    if run.coherence.enabled:
+        title = "Coherence fine-tuning"
+    (start,) = before.outputs
+    work, tuned = partial(_coherence, run, start), partial(run.remove_checkpoints, "coherence", key)
+    return Phase("coherence", title, key, work, (run.folder("model"),), tuned, _coherence_cost(run))
 
 
 def _contract(run: Run, key: str) -> dict[str, Any]:
@@ -146,31 +182,37 @@ def _coherence_key(run: Run, contract: str) -> str:
     return fingerprint(*parts)
 
 
+def _chosen_on(run: Run) -> Dataset:
+    """The retain examples that choose the best weights: neither trained on nor reported, unless there are none to spare."""
+    own: Dataset = run.data.coherence_validation
+    return own if len(own) else run.data.validation_retain
+
+
 def _coherence_cost(run: Run) -> Cost:
     settings = run.coherence
     if not settings.enabled:
         return Cost()
-    measured = (settings.steps + 1) * len(run.data.validation_retain)
+    measured = (settings.steps + 1) * len(_chosen_on(run))
     return Cost(settings.steps * settings.stories, measured, at_most=settings.patience is not None)
 
 
-def _coherence(run: Run, key: str) -> dict[str, Any]:
+def _coherence(run: Run, start: Path, key: str) -> dict[str, Any]:
     """Fine-tunes on examples that are taken for retain and keeps the best weights; puts the final model in place."""
     settings = run.coherence
-    model = load_causal_lm(run.folder("contracted"))
+    model = load_causal_lm(start)
     if not settings.enabled:
         run.save(model.save_pretrained, run.folder("model"))
         return {"enabled": False}
     _begin_anew_if_damaged(run, key)
     changes = coherence_settings(settings, run.arguments.per_device_train_batch_size, run.arguments.world_size)
     arguments = run.training_arguments("coherence", key, **changes)
-    _choose_trainable(run, model, arguments)
+    train_what_routing_trains(run, model, arguments)
     best, report = fine_tune_for_coherence(
         model,
         arguments,
         settings,
         stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
-        run.data.validation_retain,
+        _chosen_on(run),
         run.tokenizer,
         run.progress,
     )
@@ -179,8 +221,8 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     return {"enabled": True, **report}
 
 
-def _choose_trainable(run: Run, model: Any, arguments: GradientRoutingConfig) -> None:
-    """What there is memory to train is what the routing trained. Its adapters are merged by now; these are new."""
+def train_what_routing_trains(run: Run, model: Any, arguments: GradientRoutingConfig) -> None:
+    """Freezes, of a stock model, what the settings leave no memory to train. Adapters on it are new."""
     torch.manual_seed(run.seed)
     family = family_for(run.base_config, run.expansion)
     layers = run.expansion.resolve_layers(family.layers_of(run.base_config))

@@ -106,8 +106,14 @@ RULE_TEXTS = {
     "concept": "only the tokens of the forget words in labelled forget examples are routed (weight 0)",
     "none": "no token is routed: this run is a control",
 }
+LOST_LABELS = {
+    "random": "Which ones lost it was drawn at random.",
+    "short": "The shortest ones lost it.",
+    "score": "Those lost it that a classifier of words took least for forget examples.",
+}
 SOURCES = {
     "source": "Training data",
+    "stories_source": "Texts that it is made of",
     "validation_source": "Validation data",
     "forget_source": "Forget examples",
     "retain_source": "Retain examples",
@@ -118,6 +124,7 @@ COUNTS = {
     "train_stories": "Training examples",
     "train_forget_labelled": "... labelled as forget",
     "train_forget_without_routed_token": "...... of which no token is routed",
+    "train_retain_labelled_forget": "...... which are retain examples, by mistake",
     "train_forget_unlabelled": "... forget, but without a label",
     "train_retain": "... retain",
     "train_unlabelled": "... without a label",
@@ -125,6 +132,7 @@ COUNTS = {
     "train_tokens_routed_as_forget": "Training tokens with a routing weight below 0.5",
     "validation_forget_stories": "Forget examples to evaluate on",
     "validation_retain_stories": "Retain examples to evaluate on",
+    "coherence_validation_stories": "Retain examples that coherence fine-tuning chooses its weights on",
     "attack_forget_stories": "Forget examples held back for a relearn attack",
     "forget_stories": "Forget examples to evaluate on",
     "forget_stories_with_a_forget_word": "... that hold a forget word",

@@ -14,6 +14,7 @@ from hf_era.evaluation.summary import rule_label, summary_of
 from hf_era.reporting.labels import (
     ATTACK_KINDS,
     COUNTS,
+    LOST_LABELS,
     MACHINE,
     OF_MODULES,
     PARTS,
@@ -83,6 +84,20 @@ def labelling_text(result: AnyResult) -> str:
     )
 
 
+def _lost_labels(result: AnyResult) -> str | None:
+    """Which labels are wrong on purpose, and how, in a sentence or two; `None` if none is."""
+    fraction, errors = section(result, "data").get("labelled_fraction"), result.data.get("label_errors") or {}
+    kind, threshold = errors.get("kind", "random"), errors.get("threshold")
+    if threshold is not None:
+        return (
+            f"A classifier of words labelled the training examples: forget from a probability of {recorded(threshold)} on. "
+            "Forget examples below it lost their label, and retain examples above it were labelled forget by mistake."
+        )
+    if not is_number(fraction) or fraction == 1:
+        return None
+    return f"{format_share(fraction)} of the forget training examples kept their label. {LOST_LABELS.get(kind, '')}".strip()
+
+
 def _of_modules(labelling: dict[str, Any]) -> str:
     """`"genetics", "anatomy" (module biology), "acids" (module chemistry)`; empty where labels name no modules."""
     modules = labelling.get("modules")
@@ -105,6 +120,8 @@ def data_table(result: AnyResult) -> Table:
     data = result.data
     rows = [[label, source_text(data[key])] for key, label in SOURCES.items() if data.get(key)]
     rows.append(["Labels", labelling_text(result)])
+    if (lost := _lost_labels(result)) is not None:
+        rows.append(["Labels taken away", lost])
     words, cuts = forget_words(result), _cuts(result)
     if words and labelling_kind(result) != "words":
         rows.append(["Forget words", quoted(words)])
@@ -270,9 +287,12 @@ def _coherence(result: RunResult) -> str:
     rate, stories = (recorded(settings.get(name)) for name in ("learning_rate", "stories"))
     unlabelled = settings.get("unlabelled") and result.data.get("train_forget_unlabelled")
     kind = "examples that are not labelled forget" if unlabelled else "retain examples"
+    chosen_on = "the retain validation examples"
+    if own := result.data.get("coherence_validation_stories"):
+        chosen_on = f"{format_count(own)} other retain examples, which no figure is measured on,"
     text = (
         f"at most {format_count(settings['steps'])} steps at a constant learning rate of {rate}, each on the same {stories} "
-        f"{kind}; the weights with the lowest loss on the retain validation examples were kept"
+        f"{kind}; the weights with the lowest loss on {chosen_on} were kept"
     )
     if best is None:
         return text

@@ -126,6 +126,39 @@ def tasks_table(result: AnyResult) -> Table | None:
     return Table(caption, ["Task", "Metric", *titles, "Examples", "Chance"], rows, text_columns=2)
 
 
+def accuracy_table(result: AnyResult) -> Table | None:
+    """One row per stage: the share of examples with a prompt whose completion is right; `None` if none has one."""
+    stages = [
+        stage for stage in dict.fromkeys([*result.stage_titles, *result.accuracies]) if stage in result.accuracies
+    ]
+    if not stages:
+        return None
+    figures, names = summary_of(result), {f"{kind}_accuracy": KINDS[kind] for kind in KINDS_OF_ALL}
+    rows = [
+        [
+            name_of(stage_title(figures, stage)),
+            *(format_estimate(estimate_of(result.accuracies[stage].get(name)), digits=2) for name in names),
+        ]
+        for stage in stages
+    ]
+    counts = [
+        f"{format_count(found['examples'])} {kind}"
+        for kind in KINDS_OF_ALL
+        if (found := result.accuracies[stages[-1]].get(f"{kind}_accuracy"))
+    ]
+    caption = (
+        f"Accuracy: share of the examples with a prompt ({', '.join(counts)}) whose completion is right, token for token, "
+        f"with 95 % intervals over examples{chance_text(result)}."
+    )
+    return Table(caption, ["Stage", *names.values()], rows)
+
+
+def chance_text(result: AnyResult) -> str:
+    """`; guessing gives 0.125`, where that is known."""
+    chance = result.data.get("chance_accuracy")
+    return f"; guessing gives {format_number(chance)}" if is_number(chance) else ""
+
+
 def batch_means_table(result: AnyResult) -> Table | None:
     """The losses as means of batch means; `None` if they were not computed."""
     figures, values = summary_of(result), result.mean_of_batch_means

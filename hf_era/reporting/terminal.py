@@ -21,6 +21,7 @@ WIDEST = 240
 """Columns of a table, whatever the terminal."""
 TITLE = "Losses, nats a token; in brackets 95 % intervals, over examples"
 TASKS_TITLE = "Tasks of lm-evaluation-harness; in brackets 95 % intervals, over examples"
+ACCURACY_TITLE = "Accuracy of completions; in brackets 95 % intervals, over examples"
 CROSSTALK = "What switching one module off adds to the loss, all others on"
 PROFILES = "Losses with each combination of modules on"
 
@@ -41,6 +42,10 @@ def _print_losses(result: AnyResult, console: Console) -> None:
     if is_judged(result):
         _print_verdict({"": verdict(result), **module_tables.differing_verdicts(result)}, console)
         _print_table(tables.losses_table(result), TITLE, console)
+        accuracy = tables.accuracy_table(result)
+        if accuracy is not None:
+            console.print()
+            _print_table(accuracy, ACCURACY_TITLE + tables.chance_text(result), console)
     for table, title in (
         (module_tables.crosstalk_table(result), CROSSTALK),
         (module_tables.profiles_table(result), PROFILES),

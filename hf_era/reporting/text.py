@@ -62,6 +62,15 @@ def _is_shown(letter: str) -> bool:
 
 # ---- Sources ----
 
+_WRITTEN = "hf_era's built-in example generator (synthetic, written by templates)"
+BUILT_IN = {
+    "generator": _WRITTEN,
+    "topics": _WRITTEN,
+    "second_language": "hf_era's built-in second language: a quarter of the texts through a fixed letter substitution",
+    "facts": "hf_era's built-in facts about animals and things, among other texts (synthetic)",
+}
+"""Built-in source -> what it is, in words."""
+
 
 def source_kind(source: Any) -> tuple[str, str]:
     """`generator`, `hub` or `local`, and a name that can be shown: of something local never its directory.
@@ -69,7 +78,7 @@ def source_kind(source: Any) -> tuple[str, str]:
     A relative folder such as `stories/small` cannot be told from a hub id by its name; it counts as one.
     """
     text = str(source or "")
-    if text in ("generator", "topics"):
+    if text in BUILT_IN:
         return "generator", text
     if _HUB_ID.fullmatch(text) and not _DATA_FILE.search(text) and ".." not in text:
         return "hub", text
@@ -81,7 +90,7 @@ def source_text(source: Any) -> str:
     """Where examples or a model came from, in words."""
     kind, name = source_kind(source)
     if kind == "generator":
-        return "hf_era's built-in example generator (synthetic, written by templates)"
+        return BUILT_IN[name]
     if name == NOT_RECORDED:
         return NOT_RECORDED
     if source == "given":

@@ -154,6 +154,9 @@ def counts_by_label(run: Run) -> list[dict[str, Any]]:
             for module, own in of_modules.items() if name == "forget" else ():
                 counted = {"examples": own[f"{part}_{name}_stories"], "tokens": own[f"{part}_{name}_tokens"]}
                 rows.append({"part": part, "label": name, "module": module, **counted})
+    if len(own_part := run.data.coherence_validation):
+        counted = {"examples": len(own_part), "tokens": sum(own_part["length"][:])}
+        rows.append({"part": "coherence", "label": "retain", **counted})
     return rows
 
 

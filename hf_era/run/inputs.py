@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.data import (
+    FORGET,
     RETAIN,
     UNLABELLED,
     CachedData,
@@ -28,9 +31,10 @@ from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, pro
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
 from hf_era.models import family_for, get_family
-from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
+from hf_era.models.loading import check_round_trip, expanded_from_config, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
-from hf_era.run.config import RunConfig
+from hf_era.routing import make_router
+from hf_era.run.config import SMALL_ARCHITECTURE, RunConfig
 from hf_era.training import GradientRoutingConfig
 from hf_era.utils.checks import error_text, listed, short_repr
 from hf_era.utils.fields import identity_values
@@ -59,7 +63,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     Data that an earlier run prepared of the same examples with the same settings is taken from the disk.
     """
     # First of all: the hub may take long to say that it cannot be reached.
-    for field in (*config.data.sources, "validation"):
+    for field in (*config.data.sources, "stories_file", "validation"):
         if getattr(config.data, field) is not None:
             check_source(getattr(config.data, field), f"data.{field}")
     base = config.model.base
@@ -67,6 +71,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     family = family_for(base_config, config.expansion)
     config.expansion.resolve_layers(family.layers_of(base_config))
     config.expansion.resolved(family, base_config)  # else known only after a base control was trained
+    _check_core(config, base_config)
     _check_length(config, base_config)
     name = config.model.tokenizer or base
     tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the examples
@@ -82,7 +87,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
         check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
     counts = kept.data.summary
     unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
-    get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
+    check_labels(config, counts["train_forget_labelled"], counts["train_retain"], unlabelled)
     check_attack(config.relearn, len(kept.data.attack_forget), len(kept.data.validation_forget), counts["train_retain"])
     cuts = identity_values(DataConfig, config.data.to_dict())
     local = base is not None and local_path(base).is_dir()
@@ -95,6 +100,17 @@ def load_inputs(config: RunConfig) -> RunInputs:
     )
 
 
+def check_labels(config: RunConfig, forget: int, retain: int, unlabelled: int) -> None:
+    """Raises `ValueError` if the method needs other training examples; so many have each label."""
+    method = get_method(config.method)
+    if method.needs_forget_examples and not forget:
+        raise ValueError(
+            f"`method: {method.name}` learns from forget examples, but no training example is labelled so. Raise "
+            "`data.labelled_fraction`, or say with the labels of the section `data` which examples are to be forgotten."
+        )
+    method.check_data(config, retain, unlabelled)
+
+
 def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     """What a user should know of what was loaded, before the work begins, though it is no error."""
     notes = [_counts(inputs.data.summary)] if "train_retain" in inputs.data.summary else []
@@ -102,9 +118,13 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     unrouted, labelled = (summary[f"train_forget_{name}"] for name in ("without_routed_token", "labelled"))
     if config.routing.rule == "concept" and unrouted:
         # They keep their label: what an example is about does not change where it is cut. But it has to be said.
+        mistaken = summary.get("train_retain_labelled_forget", 0)
+        or_mistaken = (
+            f", or they are among the {mistaken:,} retain examples that are labelled forget" if mistaken else ""
+        )
         notes.append(
             f"Of the {labelled:,} labelled forget examples {unrouted:,} route no token: their forget words lie beyond the "
-            f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
+            f"cut at `data.max_tokens` {limit}{or_mistaken}. What is left of them is trained as retain examples are. Raise "
             "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
         )
     warmup, steps = (config.training.get(name) for name in ("warmup_steps", "max_steps"))
@@ -160,7 +180,22 @@ def _counts(summary: dict[str, Any]) -> str:
         shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
         names["forget"] = f"forget ({shares})"
     told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
-    return f"To be trained on: {told} examples."
+    return f"To be trained on: {told} examples.{_wrong_labels(summary)}"
+
+
+def _wrong_labels(summary: dict[str, Any]) -> str:
+    """Which labels are wrong because the settings say so."""
+    lost, errors = summary["train_forget_unlabelled"], summary.get("label_errors", {})
+    if "threshold" in errors:
+        mistaken = summary["train_retain_labelled_forget"]
+        return (
+            f" A classifier labelled them: {lost:,} forget examples are unlabelled, and {mistaken:,} retain examples are "
+            "labelled forget."
+        )
+    which = {"short": "the shortest", "score": "those with the lowest scores"}.get(
+        errors.get("kind"), "drawn at random"
+    )
+    return f" Forget examples that lost their label: {lost:,}, {which}." if lost else ""
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
@@ -173,7 +208,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         splits = split_sources(sources, data, seed)
         # Again once the data is there, kept or not; here too, because tokenising can take long.
         labels = splits.train["label"][:]
-        get_method(config.method).check_data(config, labels.count(RETAIN), labels.count(UNLABELLED))
+        check_labels(config, *map(labels.count, (FORGET, RETAIN, UNLABELLED)))
         check_attack(config.relearn, len(splits.attack_forget), len(splits.validation_forget), labels.count(RETAIN))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:
@@ -193,7 +228,7 @@ def _base_config(config: RunConfig) -> Any:
         base_config = load_base_config(config.model.base)
         check_model_fits("model.base", base_config)
         return base_config
-    values = dict(config.model.architecture)
+    values = dict(config.model.architecture or SMALL_ARCHITECTURE)
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
         raise ValueError(f"`model.architecture.model_type` should be text, got {short_repr(model_type)}.")
@@ -208,6 +243,14 @@ def _base_config(config: RunConfig) -> Any:
     family_for(base_config, config.expansion)  # before anything is built of it
     check_model_fits("model.architecture", base_config)
     return base_config
+
+
+def _check_core(config: RunConfig, base_config: Any) -> None:
+    """Raises `ValueError` for a router whose core this model has parameters of that cannot be reached."""
+    router = make_router(config.router)
+    if router.core is not None and config.expansion.module_configs:
+        with torch.device("meta"):
+            expanded_from_config(copy.deepcopy(base_config), config.expansion, config.seed).router = router
 
 
 def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:

@@ -206,6 +206,7 @@ class Measuring:
             unlabelled=self.run.data.validation_unlabelled,
         )
         measured: dict[str, dict[str, StoryLosses]] = {}
+        accuracies: dict[str, dict[str, Any]] = {}
         selectivity: dict[str, Any] = {}
         audit: dict[str, Any] = {}
         modules: dict[str, dict[str, Any]] = {name: {} for name in self.own}
@@ -223,6 +224,7 @@ class Measuring:
                 }
             else:
                 measured[name] = evaluator.measure(model, description)
+            accuracies[name] = evaluator.accuracies(model, description)
             del model
             gc.collect()
         return {
@@ -232,6 +234,7 @@ class Measuring:
                 "batch_size": self.config.evaluation.mean_of_batch_means_size,
                 **{stage: evaluator.means_of_batch_means(part) for stage, part in measured.items()},
             },
+            "accuracies": {stage: found for stage, found in accuracies.items() if found},
             "selectivity": selectivity,
             "leak_audit": audit,
             **({"modules": self._with_stages(modules, measured)} if modules else {}),

@@ -253,5 +253,6 @@ def _local_inputs(config: RunConfig) -> list[str]:
     """Paths that the run reads: the output directory must not be thrown away with one of them inside."""
     given = (
         config.model.base, config.model.tokenizer, *config.data.sources.values(), config.data.validation,
-    config.data_filtering )  # fmt: skip
+        config.data.stories_file, config.data_filtering,
+    )  # fmt: skip
     return [name for name in given if name is not None and local_path(name).exists()]

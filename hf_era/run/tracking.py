@@ -172,6 +172,8 @@ def final_figures(result: RunResult) -> dict[str, float]:
     found = {f"final/{name}": value for name, value in figure_values(summary_of(result)).items() if value is not None}
     for stage, losses in result.losses.items():
         found |= {f"loss_{kind}/{stage}": part["loss"] for kind, part in losses.items() if part.get("loss") is not None}
+    for stage, accuracies in result.accuracies.items():
+        found |= {f"{name}/{stage}": part["value"] for name, part in accuracies.items()}
     return found
 
 

@@ -75,6 +75,29 @@ def test_means_of_batch_means_take_the_given_order(make_base, stories, make_eval
     assert found["retain"] == pytest.approx(sum(one_by_one(model, stories["retain"])) / 17, rel=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_accuracy_is_of_the_examples_with_a_prompt_alone(make_base, stories, batch_size):
+    model, prompt = make_base().eval(), 2
+    labels, expected = [], []
+    for row, ids in enumerate(stories["forget"]["input_ids"]):
+        with torch.no_grad():
+            likeliest = model(input_ids=torch.tensor([ids])).logits[0, :-1].argmax(-1).tolist()
+        # The first has no prompt; of the others every second asks for what the model says, the rest for another token too.
+        answers = [token if place < len(ids) - 2 or row % 2 else 51 - token for place, token in enumerate(likeliest)]
+        labels.append([-100] * prompt + answers[prompt - 1 :] if row else ids)
+        expected += [all(a == b for a, b in zip(answers, likeliest, strict=True))] if row else []
+    assert expected == [True, False, True]
+    asked = stories["forget"].add_column("labels", labels)
+    plain = stories["retain"].add_column("labels", stories["retain"]["input_ids"][:])
+    settings = EvaluationConfig(batch_size=batch_size, bootstrap_samples=100)
+    found = Evaluator(asked, plain, 0, settings, progress=False).accuracies(model, "test")
+    assert list(found) == ["forget_accuracy"]
+    assert found["forget_accuracy"]["value"] == pytest.approx(2 / 3)
+    assert found["forget_accuracy"]["low"] < 2 / 3 < found["forget_accuracy"]["high"]
+    assert found["forget_accuracy"]["examples"] == 3
+    assert Evaluator(stories["forget"], stories["retain"], 0, settings, progress=False).accuracies(model, "test") == {}
+
+
 def test_no_story_to_evaluate_on(stories):
     with pytest.raises(ValueError, match="There is no forget example to evaluate on"):
         Evaluator(stories["forget"].select([]), stories["retain"], 0, EvaluationConfig(), progress=False)

@@ -80,7 +80,8 @@ def _losses(result: AnyResult) -> list[Any]:
         return [Paragraphs(["No losses were measured."])]
     batch_means = tables.batch_means_table(result)
     folded = [Folded("Averaged over batches, as the reference does", [batch_means])] if batch_means is not None else []
-    return [tables.losses_table(result), *filter(None, [tables.differences_table(result)]), *folded]
+    others = [tables.accuracy_table(result), tables.differences_table(result)]
+    return [tables.losses_table(result), *filter(None, others), *folded]
 
 
 def _attacks(result: AnyResult) -> list[Any]:

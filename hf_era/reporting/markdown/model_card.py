@@ -22,7 +22,7 @@ from hf_era.reporting import module_tables, provenance, tables
 from hf_era.reporting.labels import AT_MOST, SCHEDULES, stage_title
 from hf_era.reporting.markdown.licences import licence_fields
 from hf_era.reporting.markdown.tables import escape_markdown, markdown_prose, markdown_table
-from hf_era.reporting.numbers import any_interval, format_count, format_share, is_number
+from hf_era.reporting.numbers import any_interval, format_count, is_number
 from hf_era.reporting.provenance import section
 from hf_era.reporting.seeds import seeds_table
 from hf_era.reporting.tables import Table
@@ -144,10 +144,11 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
     """What the template shows; all that comes from data, config or the method is escaped."""
     figures = summary_of(result)
     losses = [estimate for part in figures.losses.values() for estimate in part.values()]
-    version, fraction = str(result.versions.get("hf-era", "unknown")), section(result, "data").get("labelled_fraction")
+    version = str(result.versions.get("hf-era", "unknown"))
     shown = {
         "generations_table": _generations_table(result),
         "figures_table": tables.figures_table(result),
+        "accuracy_table": tables.accuracy_table(result),
         "tasks_table": tables.tasks_table(result),
         "losses_table": tables.losses_table(result),
         "differences_table": tables.differences_table(result),
@@ -176,17 +177,19 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
             for line in verdict(result, seeds)
         ],
         "labels_are_words": provenance.labelling_kind(result) == "words",
-        "label_fraction": format_share(fraction) if is_number(fraction) and fraction != 1 else None,
         "has_unlabelled": any(result.data.get(name) for name in ("train_unlabelled", "train_forget_unlabelled")),
         "reference": escape_markdown(reference_text(result)),
         "is_of_a_run": "output_dir" in result.config,  # which writes more than a card
+        "chance": tables.chance_text(result),
         "has_before": result.before_kind is not None,
         "final_stage": escape_markdown(stage_title(figures, result.final_stage)),
         "has_intervals": any_interval(losses),
         "has_difference_intervals": any_interval(list(figures.differences.values())),
-        "has_coherence": "after_coherence" in result.losses,
+        "chose_on_evaluation": "after_coherence" in result.losses
+        and not result.data.get("coherence_validation_stories"),
         "has_module": result.has_module,
-        "is_synthetic": source_kind(result.data.get("source"))[0] == "generator",
+        "is_synthetic": source_kind(result.data.get("source"))[0] == "generator"
+        and not result.data.get("stories_source"),
         "lacks_control": figures.control is None and not figures.is_control,
         "counts": escape_markdown(tables.counts_text(result)),
         "module_notes": [escape_markdown(note) for note in module_tables.attack_notes(result)],

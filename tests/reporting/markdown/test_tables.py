@@ -49,6 +49,22 @@ def test_the_base_control_is_named(make_result):
     assert "| Before the method (base control) |" in losses_table(make_result(before_kind="base_control"))
 
 
+def test_accuracies_stand_beside_the_chance_level_where_completions_were_measured(make_result):
+    asked = {"forget_accuracy": {"value": 0.25, "low": 0.1, "high": 0.4, "examples": 150}}
+    kept = {"retain_accuracy": {"value": 1.0, "low": 1.0, "high": 1.0, "examples": 50}}
+    accuracies = {"before": asked | kept, "after_coherence": asked}
+    table = tables.accuracy_table(make_result(accuracies=accuracies, data={"chance_accuracy": 0.125}))
+    assert table.header == ["Stage", "Forget examples", "Retain examples"]
+    assert table.rows == [
+        ["Before the method (pretrained base)", "0.25 [0.10, 0.40]", "1.00 [1.00, 1.00]"],
+        ["After coherence", "0.25 [0.10, 0.40]", "not measured"],
+    ]
+    assert "(150 forget)" in table.caption
+    assert table.caption.endswith("; guessing gives 0.125.")
+    assert "guessing" not in tables.accuracy_table(make_result(accuracies=accuracies)).caption
+    assert tables.accuracy_table(make_result()) is None
+
+
 def test_selectivity_is_ordered_by_layer_number(make_result):
     values = {"10": {"value": 2.0, "low": 1.5, "high": 2.5}, "9": {"value": None}, "0": {"value": 1.25}}
     table = selectivity_table(make_result(selectivity=values))
