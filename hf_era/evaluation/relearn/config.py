@@ -37,7 +37,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 600,
         "evaluate_every": 20,
         "batch_stories": 32,
-        "batch_size": 32,
         "learning_rate": 3e-4,
         "sweep_learning_rates": [2e-5, 1e-4, 3e-4, 1e-3, 3e-3],
         "lora_learning_rates": [3e-4, 1e-3, 5e-3],
