@@ -62,7 +62,7 @@ def test_round_trip_and_refusals(tmp_path: Path) -> None:
     values = json.loads(path.read_text())
     assert values["derived"]["ablation_gap"] == pytest.approx(1.0)
     path.write_text(json.dumps({**values, "schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this hf_era reads 2 to 4"):
+    with pytest.raises(ValueError, match="schema version 99, this hf_era reads 2 to 5"):
         RunResult.load(path)
     path.write_text(json.dumps({"schema_version": 4, "name": "x"}))
     with pytest.raises(ValueError, match="lacks fields of a result file"):
@@ -102,7 +102,7 @@ def test_a_run_of_version_2_says_what_its_method_is(
     path = tmp_path / "result.json"
     path.write_text(json.dumps(earlier(method)))
     result = RunResult.load(path)
-    assert (result.schema_version, result.method, result.method_title, result.method_role) == (4, method, title, role)
+    assert (result.schema_version, result.method, result.method_title, result.method_role) == (5, method, title, role)
     assert list(result.stage_titles) == STAGES_OF[method]
     assert result.final_stage == STAGES_OF[method][-1]
     assert (result.has_module, result.has_checkpoint) == (has_module, has_checkpoint)

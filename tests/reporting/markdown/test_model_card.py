@@ -241,5 +241,5 @@ def test_a_model_result_is_no_run(make_result, tmp_path):
 
 def test_another_schema_version(make_result, tmp_path):
     path = write_json(tmp_path / "result.json", {**make_result().to_dict(), "schema_version": 99})
-    with pytest.raises(ValueError, match="has schema version 99, this hf_era reads 2 to 4"):
+    with pytest.raises(ValueError, match="has schema version 99, this hf_era reads 2 to 5"):
         RunResult.load(path)
