@@ -55,6 +55,11 @@ class ModelCommand:
                 "--attack", metavar="FILE", help="forget examples of the attacker (default: taken out of --forget)"
             )
             parser.add_argument(
+                "--attack-retain",
+                metavar="FILE",
+                help="retain examples of the attacker, for relearn.mixtures half and retain (default: out of --retain)",
+            )
+            parser.add_argument(
                 "--allow-fewer", action="store_true", help="use fewer examples or trials where there are too few"
             )
 
@@ -83,7 +88,8 @@ RELEARN = ModelCommand(
     "relearn",
     "attack any causal LM: fine-tune on a few forget examples and see what comes back",
     "Fine-tunes any causal LM on a few forget examples, with several numbers of examples and learning rates, all weights "
-    "and LoRA, and measures forget and retain loss on the way. Also measures what `eval` does.",
+    "and LoRA, and measures forget and retain loss on the way. `--preset strong` also tries schedules, retain examples and "
+    "mini-batches. Also measures what `eval` does.",
     attacks=True,
 )
 

@@ -1,4 +1,4 @@
-"""`hf-era matrix CONFIG`: recipes x seeds."""
+"""`hf-era matrix CONFIG`: testbeds x recipes x seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "matrix",
         help="run recipes with several seeds and compare them",
-        description="Runs every cell of a matrix (recipes x seeds), each in a process of its own, and compares all results. "
+        description="Runs every cell of a matrix (testbeds x recipes x seeds), each in a process of its own, and compares "
+        "all results. "
         "What is done already is skipped; give the same command again to go on.",
         allow_abbrev=False,
     )
@@ -25,15 +26,23 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
-    from hf_era.run.matrix import aggregate_cells, load_matrix, run_cells
+    from hf_era.run.matrix import load_matrix
+    from hf_era.run.matrix_results import CellLines, aggregate_cells
+    from hf_era.run.matrix_running import run_cells, start_paths
 
     console = Console(stderr=True, soft_wrap=True)
     changes = {} if options.seeds is None else {"seeds": options.seeds}
     matrix, cells = load_matrix(options.config, changes)
+    lines = CellLines(matrix, cells)
+
+    def finished() -> list[bool]:
+        return [lines.has(cell) or cell.result() is not None for cell in cells]
+
     if options.list:
-        for number, cell in enumerate(cells):
-            done = "    " if cell.result() is None else "done"
-            print(f"{number:3d}  {done}  {cell.row}  seed {cell.seed}  {cell.result_file}")
+        for number, (cell, is_done) in enumerate(zip(cells, finished(), strict=True)):
+            testbed = f"{cell.testbed}  " if cell.testbed else ""
+            done = "done" if is_done else "    "
+            print(f"{number:3d}  {done}  {testbed}{cell.row}  seed {cell.seed}  {cell.result_file}")
         return 0
     if options.cell is not None and not 0 <= options.cell < len(cells):
         raise ValueError(
@@ -43,16 +52,18 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     failed = []
     if not options.aggregate:
         rows, seeds = len(matrix.runs), ", ".join(map(str, matrix.seeds))
-        finished = sum(cell.result() is not None for cell in cells)
+        testbeds = f"testbeds {', '.join(matrix.testbeds)}, " if matrix.testbeds else ""
         console.print(
-            f"{len(cells)} cells: {rows} rows, seeds {seeds}; {finished} have a result. To run: {len(chosen)}."
+            f"{len(cells)} cells: {testbeds}{rows} rows, seeds {seeds}; {sum(finished())} have a result. "
+            f"To run: {len(chosen)}."
         )
-        failed = run_cells(matrix, chosen, console)
-    finished = sum(cell.result() is not None for cell in cells)
-    if options.aggregate or (options.cell is None and finished):
-        folder = aggregate_cells(matrix, cells)
-        console.print(f"{finished} of {len(cells)} cells compared in {folder / 'comparison.html'}")
+        failed = run_cells(
+            matrix, chosen, console, start_paths(cells), lines.add, lambda cell: lines.has(cell) or cell.is_done()
+        )
+    if options.aggregate or (options.cell is None and any(finished())):
+        page = aggregate_cells(matrix, cells)
+        console.print(f"{sum(finished())} of {len(cells)} cells compared in {page}")
     if failed:
-        names = ", ".join(f"{cell.row} (seed {cell.seed})" for cell in failed)
+        names = ", ".join(f"{cell.title.rpartition(', ')[0]} (seed {cell.seed})" for cell in failed)
         console.print(f"[bold red]Failed: {names}.[/] Give the same command again once the cause is mended.")
     return 1 if failed else 0

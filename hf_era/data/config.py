@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 from hf_era.data.facts import ATTACKED, MEASURED
 from hf_era.data.generator import MAXIMUM_STORIES
+from hf_era.data.label_errors import LABEL_ERRORS
 from hf_era.data.labelling import Labels, label_text
-from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr
+from hf_era.utils.checks import LARGEST_COUNT, check_count, short_repr, unknown_value_message
 from hf_era.utils.fields import setting
 
 GENERATOR = "generator"
@@ -30,6 +31,7 @@ _LIMITS = {
     "retain_validation_stories": (1, LARGEST_COUNT),
     "unlabelled_validation_stories": (0, LARGEST_COUNT),
     "attack_stories": (0, LARGEST_COUNT),
+    "coherence_validation_stories": (0, LARGEST_COUNT),
     "num_proc": (1, 1_024),
 }
 
@@ -69,6 +71,12 @@ class DataConfig:
         generator_stories (`int`, *optional*, defaults to `6000`): examples that a built-in source makes.
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training examples that keep their
             label, in (0, 1]. The others are taken for retain, by data filtering and coherence too, and counted apart.
+        label_errors (`str`, *optional*, defaults to `"random"`): which ones lose it: `random`; `short`, the shortest first;
+            or `score`, those first that a classifier of words takes least for forget examples. See
+            `hf_era.data.label_errors`.
+        label_threshold (`float`, *optional*): in (0, 1), with `label_errors: score` and in place of `labelled_fraction`. The
+            classifier labels the training examples: forget examples with a lower probability lose their label, and retain
+            examples with this one or a higher are labelled forget by mistake, and counted.
         max_characters (`int`, *optional*, defaults to `1029`): a text is cut there, before words are looked for.
         max_tokens (`int`, *optional*, defaults to `256`): then it is cut to so many tokens, BOS and EOS included. An example
             keeps the label of its whole text; a run says how many forget examples thereby lost all their forget words.
@@ -79,6 +87,10 @@ class DataConfig:
             there are any: not more than a tenth of them.
         attack_stories (`int`, *optional*, defaults to `320`): forget examples that neither training nor evaluation sees:
             enough for five relearn attacks with 64 examples that share none.
+        coherence_validation_stories (`int`, *optional*, defaults to `100`): at most so many retain training examples, and
+            not more than a tenth of them, on which coherence fine-tuning chooses its weights: neither trained on nor
+            measured. They are taken out whatever the method, with coherence or without, so that all runs with the same data
+            are trained on the same examples. 0: it chooses on the examples that are measured, as in earlier versions.
         num_proc (`int`, *optional*): processes that tokenise. Not given: this one.
 
     Attributes:
@@ -121,6 +133,12 @@ class DataConfig:
     generator_stories: int = setting(6_000, "Examples that the generator makes.", identity=False)
     forget_words: list[str] = setting(list, "Examples with one of these words are to be forgotten.", identity=True)
     labelled_fraction: float = setting(1.0, "Share of the forget examples that keep their label.", identity=False)
+    label_errors: str = setting(
+        "random", f"Which forget examples lose their label: {', '.join(LABEL_ERRORS)}.", identity=False
+    )
+    label_threshold: float | None = setting(
+        None, "Probability from which a classifier labels an example forget, instead of a fraction.", identity=False
+    )
     max_characters: int | None = setting(1_029, "An example is cut at so many characters.", identity=True)
     max_tokens: int = setting(256, "And then at so many tokens, BOS and EOS included.", identity=True)
     add_bos: bool = setting(True, "One BOS in front of each example.", identity=True)
@@ -131,6 +149,9 @@ class DataConfig:
         100, "At most so many examples without a label to evaluate on.", identity=False
     )
     attack_stories: int = setting(320, "Forget examples held back for the relearn attack.", identity=False)
+    coherence_validation_stories: int = setting(
+        100, "At most so many retain examples that coherence chooses its weights on. 0: those measured.", identity=False
+    )
     num_proc: int | None = setting(None, "Processes that label and tokenise.", identity=False)
 
     section: ClassVar[str] = "data."
@@ -143,8 +164,7 @@ class DataConfig:
         # Those that the modules name, where they were left out.
         self.forget_labels, self.forget_words = list(labels.forget_labels), list(labels.forget_words)
         self._check_attack_labels()
-        if not 0 < self.labelled_fraction <= 1:
-            raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
+        self._check_label_errors()
         for name in ("train", "stories_file", "validation", "forget", "retain"):
             value = getattr(self, name)
             if value is not None and "\0" in value:
@@ -236,6 +256,37 @@ class DataConfig:
                 f"`data.stories_file` should be a file, a directory or a hub data set id, got {short_repr(given)}. Leave it "
                 "out for stories of the generator."
             )
+
+    def _check_label_errors(self) -> None:
+        if not 0 < self.labelled_fraction <= 1:
+            raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
+        if self.label_errors not in LABEL_ERRORS:
+            raise ValueError(unknown_value_message("data.label_errors", self.label_errors, LABEL_ERRORS))
+        if self.label_threshold is None:
+            if self.label_errors != "random" and self.labelled_fraction == 1:
+                raise ValueError(
+                    f"`data.label_errors` is {self.label_errors!r}, but with `data.labelled_fraction` 1 no example loses "
+                    "its label. Set a lower fraction, or leave it out."
+                )
+            return
+        if not 0 < self.label_threshold < 1:
+            raise ValueError(f"`data.label_threshold` should be in (0, 1), got {self.label_threshold}.")
+        if self.label_errors != "score":
+            raise ValueError(
+                f"`data.label_threshold` is {self.label_threshold}, but `data.label_errors` is {self.label_errors!r}: there "
+                "is no score. Set it to 'score', or leave the threshold out."
+            )
+        if self.labelled_fraction != 1:
+            raise ValueError(
+                f"`data.label_threshold` and `data.labelled_fraction` ({self.labelled_fraction}) both say which examples "
+                "are labelled. Leave one of them out."
+            )
+        for name, reason in (("modules", "belongs to no module"), ("score_column", "has no score that fits")):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`data.label_threshold` does not go with `data.{name}`: a retain example that is labelled forget by "
+                    f"mistake {reason}. Leave one of them out, or set `data.labelled_fraction` instead."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -39,8 +39,8 @@ class PreparedData:
             `is_unassigned` if there are examples without a label,
             `length`, `text`; where there are prompts also `labels`, -100 on them; where labels name modules also `module`
             (text or null) and `module_index` (its place among those of the model, -1 for none).
-        validation_forget, validation_retain, validation_unlabelled, attack_forget (`Dataset`): the same but for
-            `routing_weight` and `module_index`. All but the first two may be empty.
+        validation_forget, validation_retain, validation_unlabelled, attack_forget, coherence_validation (`Dataset`): the
+            same but for `routing_weight` and `module_index`. All but the first two may be empty.
         frequency_rows (`list[FrequencyRow]`): the frequency rule's table; empty under other rules.
         summary (`dict`): counts, for the result file and the model card. `train_forget_without_routed_token`: labelled
             forget examples of which no token has a weight below 1, under the rule `concept` mostly because their words lie
@@ -53,6 +53,7 @@ class PreparedData:
     validation_retain: Dataset
     validation_unlabelled: Dataset
     attack_forget: Dataset
+    coherence_validation: Dataset
     frequency_rows: list[FrequencyRow] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -188,8 +189,8 @@ def data_fingerprint(splits: StorySplits) -> str:
     digest = hashlib.sha256()
     for part in PARTS:
         examples = getattr(splits, part)
-        if part == "validation_unlabelled" and not len(examples):
-            continue  # earlier versions had no such part
+        if part in ("validation_unlabelled", "coherence_validation") and not len(examples):
+            continue  # earlier versions had no such parts
         # Texts and labels first, and alone where there is no more: as earlier versions did it.
         columns = [
             "label",
@@ -218,6 +219,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "unused_columns": splits.unused_columns,
         "train_stories": len(train),
         **_training_counts(train, splits.labels_dropped),
+        **_label_errors(config, splits),
         "duplicates_dropped": splits.duplicates_dropped,
         "contradictions_dropped": splits.contradictions_dropped,
         "blanks_dropped": splits.blanks_dropped,
@@ -227,6 +229,17 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         **{f"{name}_tokens": sum(part["length"][:]) if len(part) else 0 for name, part in others.items()},
         **({"modules": _module_counts(parts, config.modules)} if config.modules else {}),
     }
+
+
+def _label_errors(config: DataConfig, splits: StorySplits) -> dict[str, Any]:
+    """Which labels are wrong on purpose; nothing where none is."""
+    if not splits.labels_dropped and not splits.labels_mistaken:
+        return {}
+    found: dict[str, Any] = {"label_errors": {"kind": config.label_errors}}
+    if config.label_threshold is not None:
+        found["label_errors"]["threshold"] = config.label_threshold
+        found["train_retain_labelled_forget"] = splits.labels_mistaken
+    return found
 
 
 def _module_counts(parts: Mapping[str, Dataset], modules: Iterable[str]) -> dict[str, dict[str, int]]:

@@ -33,7 +33,7 @@ from hf_era.routing import FrequencyRow, RoutingRuleConfig
 from hf_era.utils.files import damage_of, read_json, recover_leftovers, whole_directory, write_json, write_manifest
 from hf_era.version import __version__
 
-FORMAT = 6
+FORMAT = 7
 """To be raised with every change of what is made of the same examples, or of how it is kept."""
 
 _LIBRARIES = ("datasets", "tokenizers", "transformers")

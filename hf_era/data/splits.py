@@ -1,4 +1,5 @@
-"""Which example goes where. No example is in two of: training, validation, held back for the relearn attack."""
+"""Which example goes where. No example is in two of: training, validation, held back for the relearn attack or to choose the
+weights of coherence fine-tuning on."""
 
 from __future__ import annotations
 
@@ -10,38 +11,50 @@ import numpy as np
 from datasets import Dataset
 
 from hf_era.data.config import DataConfig
+from hf_era.data.label_errors import change_labels, count_changes
 from hf_era.data.labelling import FORGET, LABEL_COLUMN, MODULE, RETAIN, UNLABELLED, Labels, label_text
 from hf_era.data.words import fold
 
-PARTS = ("train", "validation_forget", "validation_retain", "validation_unlabelled", "attack_forget")
+PARTS = (
+    "train",
+    "validation_forget",
+    "validation_retain",
+    "validation_unlabelled",
+    "attack_forget",
+    "coherence_validation",
+)
 MOST_UNLABELLED_HELD_OUT = 0.1
 """Share of the unlabelled examples that is measured on, at most: they are there to be trained on."""
+MOST_FOR_COHERENCE = 0.1
+"""Share of the retain training examples that coherence fine-tuning chooses its weights on, at most."""
 
 
 @dataclass(frozen=True)
 class StorySplits:
     """Labelled examples, split. `train` has the label -1 where an example has none, or lost it (`labelled_fraction`): the
-    latter, forget examples all of them, are `labels_dropped`. `contradictions_dropped` are those of the duplicates that had
-    another label than the example that they repeat."""
+    latter, forget examples all of them, are `labels_dropped`; `labels_mistaken` are retain examples that it labels forget.
+    `contradictions_dropped` are those of the duplicates that had another label than the example that they repeat."""
 
     train: Dataset
     validation_forget: Dataset
     validation_retain: Dataset
     validation_unlabelled: Dataset
     attack_forget: Dataset
+    coherence_validation: Dataset
     duplicates_dropped: int
     blanks_dropped: int = 0
     contradictions_dropped: int = 0
     labels_dropped: int = 0
+    labels_mistaken: int = 0
     unused_columns: dict[str, list[str]] = field(default_factory=dict)
 
 
 def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig, seed: int) -> StorySplits:
     """Splits labelled examples (columns `text`, `label`); the same seed gives the same split.
 
-    Validation and attack examples come from `validation` where it is given, else out of `train`. Examples that repeat an
-    earlier one are dropped, so that a validation example cannot have been trained on. Where examples have a `module`, each
-    module has its share of every part.
+    Validation and attack examples come from `validation` where it is given, else out of `train`; those that coherence
+    fine-tuning chooses its weights on always come out of `train`. Examples that repeat an earlier one are dropped, so that a
+    validation example cannot have been trained on. Where examples have a `module`, each module has its share of every part.
 
     Raises:
         ValueError: if there is no forget or no retain example, or fewer than asked for; the message says how many. If no
@@ -67,7 +80,10 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     if validation is None:
         held_out = {*attack, *forget, *retain, *unlabelled}
         train = train.select([index for index in unique if index not in held_out])
-    with_labels, train = train, drop_labels(train, config.labelled_fraction, seed)
+    # Whatever the method, and with coherence or without: rows of one table are trained on the same examples.
+    given, coherence = _without_coherence_validation(train, config, seed, is_unique=validation is None)
+    train = change_labels(given, config.labelled_fraction, seed, config.label_errors, config.label_threshold)
+    labels_dropped, labels_mistaken = count_changes(given, train)
     check_modules_occur(train, config.labels, "examples that are left to train on")
     return StorySplits(
         train=train,
@@ -75,9 +91,11 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         validation_retain=pool.select(retain),
         validation_unlabelled=pool.select(unlabelled),
         attack_forget=pool.select(attack),
+        coherence_validation=coherence,
         duplicates_dropped=len(pool) - len(unique),
         contradictions_dropped=contradictions,
-        labels_dropped=train["label"][:].count(UNLABELLED) - with_labels["label"][:].count(UNLABELLED),
+        labels_dropped=labels_dropped,
+        labels_mistaken=labels_mistaken,
     )
 
 
@@ -99,25 +117,20 @@ def _attack_and_measured(pool: Dataset, forget: list[int], config: DataConfig) -
     return of_attack[: config.attack_stories], of_measured[: config.forget_validation_stories]
 
 
-def drop_labels(train: Dataset, labelled_fraction: float, seed: int) -> Dataset:
-    """Sets the label of all but `labelled_fraction` of the forget examples to -1 (at least one example keeps its label).
-
-    Retain examples keep theirs, so "has no label" would give the forget examples away: what is trained takes both for
-    retain, as somebody who only knows some of the forget examples has to.
-    """
-    labels = train["label"][:]
-    forget = [index for index, label in enumerate(labels) if label == FORGET]
-    keep = max(round(labelled_fraction * len(forget)), 1)
-    if keep >= len(forget):
-        return train
-    columns = {"label": labels} | ({MODULE: train[MODULE][:]} if MODULE in train.column_names else {})
-    for index in random.Random(f"labels-{seed}").sample(forget, len(forget) - keep):
-        labels[index] = UNLABELLED
-        if MODULE in columns:
-            columns[MODULE][index] = None
-    for name, values in columns.items():
-        train = train.remove_columns(name).add_column(name, values)  # type: ignore[call-arg]
-    return train
+def _without_coherence_validation(
+    train: Dataset, config: DataConfig, seed: int, is_unique: bool
+) -> tuple[Dataset, Dataset]:
+    """The training examples without those retain examples that coherence fine-tuning chooses its weights on; and these. The
+    copies of one are not trained on either, where there may be some."""
+    retain = [index for index, label in enumerate(train["label"][:]) if label == RETAIN]
+    number = min(config.coherence_validation_stories, int(len(retain) * MOST_FOR_COHERENCE))
+    chosen = sorted(random.Random(f"coherence-{seed}").sample(retain, number))
+    validation, taken = train.select(chosen), set(chosen)
+    if number and not is_unique:
+        validation = validation.select(_unique_indices(validation, set())[0])
+        keys = set(map(story_key, validation["text"][:]))
+        taken = {index for index, text in enumerate(train["text"][:]) if story_key(text) in keys}
+    return (train.select([index for index in range(len(train)) if index not in taken]) if taken else train), validation
 
 
 def _in_proportion(indices: list[int], modules: list[str]) -> list[int]:

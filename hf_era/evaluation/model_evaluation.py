@@ -34,6 +34,7 @@ from hf_era.evaluation.model_inputs import (
 )  # fmt: skip
 from hf_era.evaluation.modules import examples_of_modules
 from hf_era.evaluation.profiles import measure_profiles, modules_to_switch
+from hf_era.evaluation.relearn.config import retain_stories_needed
 from hf_era.evaluation.results import ABLATED
 from hf_era.evaluation.summary import comparison_values
 from hf_era.evaluation.tasks import Suite, load_suite, measure_in_main
@@ -65,10 +66,10 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     state = PartialState()
     console = console or Console(stderr=True, quiet=not state.is_main_process, soft_wrap=True)
     filtering = None if config.data_filtering is None else load_control(config.data_filtering)
-    pool_size = stories_needed(config.relearn) if attack and not config.attack else 0
+    pool_sizes = (stories_needed(config.relearn), retain_stories_needed(config.relearn)) if attack else (0, 0)
     if attack and config.only_tasks:
         raise ValueError("An attack needs examples: `--forget FILE --retain FILE`. For tasks alone: `hf-era eval`.")
-    inputs = main_first(lambda: load_model_inputs(config, pool_size), state)
+    inputs = main_first(lambda: load_model_inputs(config, *pool_sizes), state)
     suite = load_suite(config.evaluation, inputs.tokenizer, state)
     if config.only_tasks:
         console.print(_plan(config, inputs, None, suite))
@@ -84,7 +85,10 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
     embeddings = inputs.model.get_input_embeddings().num_embeddings
     measured = (inputs.forget, inputs.retain, padding_token_id(inputs.tokenizer, embeddings))
     evaluator = Evaluator(*measured, config.evaluation, unlabelled=inputs.unlabelled, **shared)
-    experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared) if attack else None
+    experiment = None
+    if attack:
+        shared_pools = {**shared, "retain_pool": inputs.retain_pool}
+        experiment = RelearnExperiment(inputs.pool, *measured, config.relearn, **shared_pools)
     modules = [] if config.profiles is None else modules_to_switch(inputs.model, config.profiles)
     console.print(_plan(config, inputs, experiment, suite, modules))
     seconds: dict[str, float] = {}

@@ -51,6 +51,8 @@ def model_name(model: str) -> str:
 
 
 DEFAULT_MAX_TOKENS = 256
+OF_THE_ATTACK = {"forget": "attack", "retain": "attack-retain"}
+"""Option that names an attack's examples -> those that they are else taken out of."""
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,7 +66,8 @@ class ModelEvaluationConfig:
             an example is in says what it is; its words do not.
         data (`str`, *optional*): one source instead, whose examples are labelled by a column, a score or words:
         label_column, forget_labels, retain_labels, score_column (*optional*): as in the section `data` of a run.
-        attack (`str`, *optional*): forget examples for the relearn attack. Not given: they are taken out of `forget`.
+        attack, attack_retain (`str`, *optional*): forget examples for the relearn attack, and the retain examples that some
+            of its mixtures train on. Not given: they are taken out of `forget` and `retain`.
         before (`str`, *optional*): the model before the method, to compare with.
         data_filtering (`str`, *optional*): result file of a model that was trained on retain examples alone, measured on the
             same examples: its figures stand beside.
@@ -96,6 +99,7 @@ class ModelEvaluationConfig:
     retain_labels: list[str] = field(default_factory=list)
     score_column: str | None = None
     attack: str | None = None
+    attack_retain: str | None = None
     before: str | None = None
     data_filtering: str | None = None
     tokenizer: str | None = None
@@ -180,7 +184,8 @@ class ModelInputs:
     forget: Any  # these two `None` where tasks alone are measured
     retain: Any
     unlabelled: Any  # `None` if there are none
-    pool: Any  # `None` without an attack
+    pool: Any  # these two `None` without an attack, or where it needs none
+    retain_pool: Any
     data: dict[str, Any]
 
 
@@ -190,8 +195,9 @@ def load_model(config: ModelEvaluationConfig, name: str, field_name: str = "mode
     return model.to(config.resolved_device)
 
 
-def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> ModelInputs:
-    """Loads model, tokenizer and examples, `pool_size` of them taken out of `forget` for an attack, and checks them.
+def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0, retain_pool_size: int = 0) -> ModelInputs:
+    """Loads model, tokenizer and examples, and checks them; for an attack `pool_size` of them are taken out of `forget`, and
+    `retain_pool_size` out of `retain`.
 
     Raises:
         ValueError: for a file without examples, an example that is in two of the sets, more tokens than the model has
@@ -200,20 +206,23 @@ def load_model_inputs(config: ModelEvaluationConfig, pool_size: int = 0) -> Mode
     model = load_model(config, config.model)
     tokenizer = load_tokenizer(config.tokenizer or config.model, "tokenizer" if config.tokenizer else "model")
     if config.only_tasks:
-        return ModelInputs(model, tokenizer, None, None, None, None, {})
+        return ModelInputs(model, tokenizer, None, None, None, None, None, {})
     data_config = _data_config(config, model, tokenizer)
-    named = {"forget": config.forget, "retain": config.retain, "attack": config.attack}
+    named = {name: getattr(config, name) for name in ("forget", "retain", "attack", "attack_retain")}
     unused: dict[str, list[str]] = {}
     read = partial(_read, config, data_config, tokenizer, unused)
     texts = _parts_of_one(config, read(config.data, "data", None)) if config.data is not None else {}
-    labels = {"forget": FORGET, "retain": RETAIN, "attack": FORGET}
+    labels = {"forget": FORGET, "retain": RETAIN, "attack": FORGET, "attack_retain": RETAIN}
     texts |= {name: read(source, name, labels[name]) for name, source in named.items() if source}
     _check_disjoint(texts)
     if pool_size and not config.attack:
-        texts["forget"], texts["attack"] = _split_pool(texts["forget"], pool_size, config)
+        texts["forget"], texts["attack"] = _split_pool(texts["forget"], pool_size, config, "forget")
+    if retain_pool_size and not config.attack_retain:
+        texts["retain"], texts["attack_retain"] = _split_pool(texts["retain"], retain_pool_size, config, "retain")
     sets = {name: tokenise_examples(part, tokenizer, data_config, f"{name} examples") for name, part in texts.items()}
     _check_vocabulary(model, sets)
-    parts = (sets["forget"], sets["retain"], sets.get("unlabelled"), sets.get("attack"))
+    pools = (sets.get("attack"), sets.get("attack_retain"))
+    parts = (sets["forget"], sets["retain"], sets.get("unlabelled"), *pools)
     return ModelInputs(model, tokenizer, *parts, _summary(config, sets, unused))
 
 
@@ -299,23 +308,23 @@ def _check_disjoint(texts: dict[str, Dataset]) -> None:
             )
 
 
-def _split_pool(forget: Dataset, size: int, config: ModelEvaluationConfig) -> tuple[Dataset, Dataset]:
-    """Forget examples to measure on, and those for the attack; an example and its repetitions stay together."""
+def _split_pool(examples: Dataset, size: int, config: ModelEvaluationConfig, name: str) -> tuple[Dataset, Dataset]:
+    """Examples to measure on, and those for the attack; an example and its repetitions stay together."""
     first: dict[str, int] = {}
-    for index, text in enumerate(forget["text"][:]):
+    for index, text in enumerate(examples["text"][:]):
         first.setdefault(story_key(text), index)
     distinct = list(first.values())
     if config.relearn.allow_fewer:
         size = min(size, len(distinct) // 2)
     if not 0 < size < len(distinct):
         raise ValueError(
-            f"`forget` holds {len(distinct)} distinct examples; the attack needs {max(size, 1)} of them and at least one "
-            "must be left to measure on. Give more, name other examples for the attack with `--attack`, lower "
-            "`--relearn.stories` or `--relearn.trials`, or pass `--allow-fewer`."
+            f"`{name}` holds {len(distinct)} distinct examples; the attack needs {max(size, 1)} of them and at least one "
+            f"must be left to measure on. Give more, name other examples for the attack with `--{OF_THE_ATTACK[name]}`, "
+            "lower `--relearn.stories` or `--relearn.trials`, or pass `--allow-fewer`."
         )
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(config.seed)).tolist()
     chosen = [distinct[index] for index in order]
-    return forget.select(sorted(chosen[size:])), forget.select(sorted(chosen[:size]))
+    return examples.select(sorted(chosen[size:])), examples.select(sorted(chosen[:size]))
 
 
 def _check_vocabulary(model: Any, sets: dict[str, Dataset]) -> None:
@@ -346,6 +355,7 @@ def _summary(config: ModelEvaluationConfig, sets: dict[str, Dataset], unused: di
         "forget_source": config.forget,
         "retain_source": config.retain,
         "attack_source": config.attack,
+        **({"attack_retain_source": config.attack_retain} if config.attack_retain else {}),
         "forget_words": list(config.forget_words),
         "labelling": {"kind": "sources"} if config.data is None else config.data_config().labels.describe(),
         "unused_columns": unused,

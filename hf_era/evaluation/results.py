@@ -14,8 +14,8 @@ from hf_era.evaluation.relearn.result import RelearnResult
 from hf_era.utils.checks import unknown_value_message
 from hf_era.utils.files import write_json
 
-SCHEMA_VERSION = 4
-EARLIER_VERSIONS = (2, 3)
+SCHEMA_VERSION = 5
+EARLIER_VERSIONS = (2, 3, 4)
 """Read as well: `upgraded` fills in what has been added since."""
 KINDS = {"run": "the `result.json` of `hf-era run`", "model": "a result of `hf-era eval` or `hf-era relearn`"}
 
@@ -73,9 +73,9 @@ EARLIER_METHODS = {
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a result file of an earlier schema version as the present one has them, without prose. Version 3 had
-    nothing of several modules, version 2 nothing of methods and stages. Raises `ValueError` for a method that version 2 did
-    not have."""
+    """The values of a result file of an earlier schema version as the present one has them, without prose. Version 4 had
+    attacks without schedules, mixtures and halves (`RelearnResult` reads them), version 3 nothing of several modules,
+    version 2 nothing of methods and stages. Raises `ValueError` for a method that version 2 did not have."""
     version, values = values.get("schema_version"), {**values, "schema_version": SCHEMA_VERSION}
     if version != 2 or values.get("kind", "run") != "run":
         return values

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.module_results import result_of_module
-from hf_era.evaluation.relearn.result import AT_THE_START, STEPS, AttackSummary, RelearnResult
+from hf_era.evaluation.relearn.result import AT_THE_START, STEPS, Attack, AttackSummary, RelearnResult
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 
 DIFFERENCES = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "forget_words_unlearning")
@@ -30,7 +30,7 @@ class ControlFigures:
     seed: int
     losses: dict[str, Estimate]  # by kind
     differences: dict[str, Estimate]  # as in `ResultSummary`
-    attacks: dict[tuple[str, int, float], Estimate]  # kind, examples, learning rate -> robust unlearning
+    attacks: dict[Attack, Estimate]  # -> robust unlearning
     at_most: frozenset[str]  # as in `ResultSummary`
 
 
@@ -181,10 +181,7 @@ def _control(values: dict[str, Any] | None) -> ControlFigures | None:
         },
         # An attack of which nothing is known in that respect may have ended at an edge.
         at_most=frozenset({ROBUST} if strongest.get("edges", True) else ()),
-        attacks={
-            (part["kind"], part["stories"], part["learning_rate"]): estimate_of(part.get(ROBUST))
-            for part in values.get("attacks") or []
-        },
+        attacks={Attack.from_dict(part): estimate_of(part.get(ROBUST)) for part in values.get("attacks") or []},
     )
 
 
@@ -244,14 +241,15 @@ def recipe_of(result: AnyResult) -> dict[str, str]:
     names, each as JSON. Settings that say no more than which seed it is, where something is kept, or what fits a machine are
     left out."""
     config = result.config if isinstance(result, RunResult) else {}
-    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **_settings(config)}
+    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **flat_settings(config)}
 
 
-def _settings(values: Mapping[str, Any], section: str = "") -> dict[str, str]:
+def flat_settings(values: Mapping[str, Any], section: str = "") -> dict[str, str]:
+    """The settings of a config by their dotted names, each as JSON, but for those that `recipe_of` leaves out."""
     found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= _settings(value, f"{section}{name}.")
+            found |= flat_settings(value, f"{section}{name}.")
         elif name not in _NOT_OF_THE_RECIPE and section + name not in ("name", "method"):
             found[f"{section}{name}"] = json.dumps(value, default=str)
     return found
@@ -278,17 +276,20 @@ def _attack_losses(figures: ResultSummary) -> dict[str, float | None]:
         "attack_retain_loss_before": before.get("retain"),
         "attack_retain_loss_start": None if strongest is None else strongest.start_retain,
         "attacked_retain_loss": None if strongest is None else strongest.retain_at_lowest.value,
+        "attack_accuracy_start": None if strongest is None else strongest.start_accuracy,
+        "attacked_accuracy": None if strongest is None else strongest.accuracy_at_lowest.value,
+        "attack_tokens": None if strongest is None else strongest.tokens_to_lowest,
     }
 
 
 def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """One dict per recipe (`recipe_of`) over its seeds, each seed once: `name`, `method`, `method_title`, `method_role`,
     `rule`, `start`, `seeds`, `figures` (name -> an `Estimate` as a dict: mean over seeds, 95 % interval of Student's t),
-    `attacks` (kind, N and learning rate -> the same), `attacks_at_the_last_step` (those of them that had not turned in a
-    seed), `at_most` (differences that are upper bounds in any seed), `edges` (of the strongest attack in any seed, see
-    `AttackSummary`), `recovered`, `at_the_start`, `attacked` (seeds
-    whose strongest attack recovered the capability in any trial, those of them that had it at the start, of those that were
-    attacked). Raises `ValueError` if there is no result."""
+    `attacks` (`Attack.name`, such as `full 64 0.0002` -> the same), `attack_settings` (that name -> what it stands for),
+    `attacks_at_the_last_step` (those of them that had not turned in a seed), `at_most` (differences that are upper bounds in
+    any seed), `edges` (of the strongest attack in any seed, see `AttackSummary`), `recovered`, `at_the_start`, `attacked`
+    (seeds whose strongest attack recovered the capability in any trial, those of them that had it at the start, of those
+    that were attacked). Raises `ValueError` if there is no result."""
     if not results:
         raise ValueError("`results` is empty. Pass at least one result.")
     groups: dict[frozenset[tuple[str, str]], dict[int, ResultSummary]] = {}
@@ -300,12 +301,14 @@ def aggregate(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
 def _aggregated(parts: list[ResultSummary]) -> dict[str, Any]:
     tables = [figure_values(part) for part in parts]
     attacks: dict[str, list[float]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     not_turned: dict[str, None] = {}
     for part in parts:
         for summary in part.relearning.summaries() if part.relearning is not None else []:
             value = summary.lowest_forget.value
             if value is not None and math.isfinite(value):
-                name_of_attack = f"{summary.kind} {summary.stories} {summary.learning_rate:g}"
+                name_of_attack = summary.attack.name
+                settings[name_of_attack] = summary.attack._asdict()
                 attacks.setdefault(name_of_attack, []).append(value)
                 if STEPS in summary.edges:
                     not_turned[name_of_attack] = None
@@ -322,6 +325,7 @@ def _aggregated(parts: list[ResultSummary]) -> dict[str, Any]:
         "seeds": [part.result.seed for part in parts],
         "figures": {figure: _over_seeds([table[figure] for table in tables]) for figure in tables[0]},
         "attacks": {attack: mean_interval(values).to_dict() for attack, values in attacks.items()},
+        "attack_settings": settings,
         "attacks_at_the_last_step": list(not_turned),
         "at_most": sorted({name for part in parts for name in part.at_most}),
         "edges": list(dict.fromkeys(edge for attack in strongest for edge in attack.edges)),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
@@ -14,6 +15,7 @@ from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, reg
 from hf_era.models import expand_base, family_for
 from hf_era.models.loading import expanded_from_config, load_causal_lm
 from hf_era.models.trainable import choose_trainable
+from hf_era.routing import make_router
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
@@ -52,6 +54,13 @@ class GradientRouting(Method):
             )
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        router = make_router(settings.router)
+        if router.needs_labels and unlabelled_stories:
+            raise ValueError(
+                f"The router `{router.name}` has nothing to do with examples without a label, of which there are "
+                f"{unlabelled_stories:,}. Say what they run with, for instance `router: {{name: {router.name}, unlabelled: "
+                "retain}`, label them, or choose another router."
+            )
         wanted = settings.coherence.stories
         available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)
         if settings.coherence.enabled and available < wanted:
@@ -69,9 +78,9 @@ class GradientRouting(Method):
             )
         rule = settings.routing.rule
         lines.append(("routing", f"{rule} ({settings.routing.weighting})" if rule == "full_seq" else rule))
-        router = settings.router if isinstance(settings.router, str) else settings.router["name"]
-        if router != "activation":
-            lines.append(("router", router))
+        values = make_router(settings.router).to_dict()
+        if (name := values.pop("name")) != "activation":
+            lines.append(("router", ", ".join([name, *(f"{key} {value}" for key, value in values.items())])))
         coherence = f"{settings.coherence.steps} steps at most" if settings.coherence.enabled else "left out"
         return [*lines, ("coherence", coherence)]
 
@@ -146,11 +155,17 @@ def _coherence_key(run: Run, contract: str) -> str:
     return fingerprint(*parts)
 
 
+def _chosen_on(run: Run) -> Dataset:
+    """The retain examples that choose the best weights: neither trained on nor reported, unless there are none to spare."""
+    own: Dataset = run.data.coherence_validation
+    return own if len(own) else run.data.validation_retain
+
+
 def _coherence_cost(run: Run) -> Cost:
     settings = run.coherence
     if not settings.enabled:
         return Cost()
-    measured = (settings.steps + 1) * len(run.data.validation_retain)
+    measured = (settings.steps + 1) * len(_chosen_on(run))
     return Cost(settings.steps * settings.stories, measured, at_most=settings.patience is not None)
 
 
@@ -170,7 +185,7 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
         arguments,
         settings,
         stories_labelled(run.data, *_coherence_labels(run), most=settings.stories, seed=run.seed),
-        run.data.validation_retain,
+        _chosen_on(run),
         run.tokenizer,
         run.progress,
     )

@@ -215,6 +215,7 @@ class HeadsInputMixin(RoutedLinearMixin):
     """
 
     part: str
+    call: LayerCall
 
     def forward(self, inputs: Tensor) -> Tensor:
         own = super().forward(inputs)

@@ -20,6 +20,7 @@ from hf_era.models.adapters import are_adapters_kept, has_adapters, saved_merged
 from hf_era.models.attention_heads import expand_attention
 from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig, ModuleConfig
+from hf_era.models.core_routing import route_core
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
 from hf_era.models.folding import check_keep, widen
@@ -38,7 +39,14 @@ from hf_era.models.module_files import ModuleFilesMixin, save_in_parts
 from hf_era.models.module_switches import ModuleSwitchesMixin
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
-from hf_era.routing import ActivationRouter, GradientMultipliers, Router, TokenRouting, build_token_routing
+from hf_era.routing import (
+    ActivationRouter,
+    GradientMultipliers,
+    Router,
+    TokenRouting,
+    build_token_routing,
+    keys_of_examples,
+)
 
 
 @dataclass
@@ -61,8 +69,8 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
 
     Attributes:
         family (`Family`): all that is known of it.
-        router (`Router`): what the routing weights 0 and 1 mean. A training setting, so it is not saved with the model;
-            `GradientRoutingTrainer` sets it from its config.
+        router (`Router`): what the routing weights 0 and 1 mean; `activation` if none is set. A training setting, so it is
+            not saved with the model; `GradientRoutingTrainer` sets it from its config.
         fast_paths (`FastPaths`): which parts of the family's fast path are on, where it has one.
         module_names (`list[str]`): of the auxiliary modules, in the config's order.
 
@@ -74,7 +82,7 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
     # The loss is divided by `num_items_in_batch` when it is given, and the Trainer should give it.
     accepts_loss_kwargs = True
 
-    router: Router = ActivationRouter()
+    _router: Router = ActivationRouter()
     fast_paths: FastPaths = FastPaths()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -134,7 +142,8 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
         return MODULE_KINDS[module.kind].for_model(module, self)
 
     def _put_beside(self, block: nn.Module, auxiliary: dict[str, AuxiliaryModule]) -> None:
-        """Puts modules, by name, into a block, which becomes a target layer."""
+        """Puts modules, by name, into a block, which becomes a target layer. What routes the core is to be taken away
+        before, and put back after."""
         family, heads = self.family, {name: part for name, part in auxiliary.items() if part.place == "attention"}
         others = {name: part for name, part in auxiliary.items() if name not in heads}
         call = expand_layer(block, family.mlp, family.down_projection, others, self.routing_channel)
@@ -170,6 +179,18 @@ class ExpandedCausalLMMixin(ModuleSwitchesMixin, ModuleFilesMixin):
                 module.initialize()
 
     # ---- Route ----
+
+    @property
+    def router(self) -> Router:
+        """What the routing weights mean. Setting it lets the parameters of its core be reached; raises `ValueError` if one
+        cannot be."""
+        return self._router
+
+    @router.setter
+    def router(self, router: Router) -> None:
+        route_core(self, router)
+        self._router = router
+        self._no_split_modules = self.block_class_names()
 
     @property
     def gradient_multipliers(self) -> GradientMultipliers:
@@ -265,10 +286,11 @@ def _expanded_forward(
     module_activity: Tensor | None = None,
     module_index: Tensor | None = None,
     is_unassigned: Tensor | None = None,
+    routing_seed: Tensor | int | None = None,
     skip_logits: bool | None = None,
 ) -> Any:
-    """The stock class's forward pass, and arguments of its own. The forward values do not depend on the first two, with the
-    router `activation`.
+    """The stock class's forward pass, and arguments of its own. The forward values do not depend on the first two, with
+    the routers `activation` and `parameter`.
 
     Args:
         routing_weight (`Tensor`, *optional*): (batch, seq), floating, range [0, 1]: 1 = treat as retain, 0 = treat as
@@ -281,10 +303,15 @@ def _expanded_forward(
         is_unassigned (`Tensor`, *optional*): (batch, seq), bool: tokens of examples that are neither forget nor retain, for
             routers that treat them apart. `None`: there are none. (The Trainer takes whatever has "label" in its name for
             labels.)
+        routing_seed (`int` or scalar `Tensor`, *optional*): for routers that draw at random: an example's draw follows from
+            this and its tokens, whatever batch it is in. `None`: torch's own random numbers.
         skip_logits (`bool`, *optional*): with `labels`, where the family has a fast path: compute the loss without ever
             holding the logits, and return none. Not given: while training. `False`: always return logits.
     """
     given = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
+    keys = None
+    if self.router.is_random and routing_seed is not None and inputs.get("input_ids") is not None:
+        keys = keys_of_examples(inputs["input_ids"], inputs.get("attention_mask"), routing_seed)
     routing = build_token_routing(
         routing_weight,
         self.router,
@@ -295,6 +322,7 @@ def _expanded_forward(
         shape=None if given is None else tuple(given.shape[:2]),
         is_unassigned=is_unassigned,
         module_index=module_index,
+        keys=keys,
     )
     stock_forward = super(ExpandedCausalLMMixin, self).forward
     return run_with_routing(self.routing_channel, routing, lambda: self._compute(stock_forward, inputs, skip_logits))

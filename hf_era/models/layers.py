@@ -47,6 +47,12 @@ class RunningCall(threading.local):
     """What a call that is running says to the layers in it; empty in between. Each thread sees its own, so that several may
     call one model at once. Copied and pickled, it is a new one."""
 
+    routing: TokenRouting | None = None
+
+    def core_multiplier(self, group: str) -> Tensor | None:
+        """As `TokenRouting.core_multiplier`, of the routing that is running; `None` without any."""
+        return None if self.routing is None else self.routing.core_multiplier(group)
+
     def __reduce__(self) -> Any:
         return type(self), ()
 
@@ -112,7 +118,10 @@ class LayerCall(RunningCall):
         return scale_gradient(activation, self.routing.of(module).activation_multiplier)
 
     def add_outputs(self, output: Tensor) -> Tensor:
-        """The output of a down projection, (batch, seq, hidden), and what the modules add."""
+        """The output of a down projection, (batch, seq, hidden), dialled if the router says so, and what the modules add."""
+        part = self.part(None)
+        if part is not None and part.dial is not None:
+            output = output * part.dial.to(output.dtype)[:, None, None]
         for added in self.auxiliary_outputs:
             output = output + added
         return output
@@ -271,7 +280,7 @@ def apply_linear(layer: Any, inputs: Tensor, factor: Tensor | None) -> Tensor:
     if factor is None:
         return layer(inputs)
     _check_bare(layer)
-    return linear_with_scaled_weight_gradient(inputs, _weight_of(layer), layer.bias, factor)
+    return linear_with_scaled_weight_gradient(inputs, layer.weight, layer.bias, factor, isinstance(layer, Conv1D))
 
 
 def is_bare(layer: Any) -> bool:
@@ -280,17 +289,16 @@ def is_bare(layer: Any) -> bool:
 
 
 def _check_bare(layer: Any) -> None:
-    if not is_bare(layer):
+    """Raises `ValueError` for a layer with an adapter around it whose own linear layers are not routed."""
+    inside = [part for part in layer.modules() if is_bare(part)]
+    if not is_bare(layer) and not (inside and all(isinstance(part, RoutedLinearMixin) for part in inside)):
         raise ValueError(
             f"A router that scales gradients at the parameters does not reach those of {type(layer).__module__}."
-            f"{type(layer).__name__}, which was put around a linear layer. Merge the adapter, leave the MLPs of target "
-            "layers out of it (and attention with heads beside its own), or take a router that scales at the activation."
+            f"{type(layer).__name__}, which was put around a linear layer. If it is made of linear layers, as LoRA, set "
+            "`model.router` once more after adding it, as a `GradientRoutingTrainer` does. Otherwise merge the adapter, "
+            "leave the MLPs of target layers out of it (and attention with heads beside its own), or take a router that "
+            "scales at the activation."
         )
-
-
-def _weight_of(layer: Any) -> Tensor:
-    """(out, in), whatever the layer's own layout."""
-    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
 # ---- Target layers ----
@@ -312,6 +320,14 @@ def mixed_class(mixin: Any, stock: Any) -> Any:
     return _mixed_class(mixin, stock)
 
 
+def stock_class_of(layer: Any) -> type:
+    """The class of a layer without the mixins in front of it."""
+    found = type(layer)
+    while "mixed_of" in found.__dict__:
+        found = found.mixed_of[1]
+    return found
+
+
 @cache
 def _mixed_class(mixin: Any, stock: Any) -> type:
     return type(
@@ -325,17 +341,22 @@ def _new_layer(mixin: type, stock: type) -> Any:
 
 
 class RoutedBlockMixin(MixedIn):
-    """A transformer block that hands the routing of its call on to what is routed in it."""
+    """A transformer block that hands the routing of its call on to what is routed in it.
+
+    Attributes:
+        is_target (`bool`): whether modules are beside its parts; other blocks measure no activations.
+    """
 
     routing_channel: RoutingChannel
     layer_call: LayerCall
+    is_target: bool = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         channel = self.routing_channel
         if channel.routing is not None:
             kwargs["routing"] = channel.routing
         outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        if channel.routing is not None and channel.routing.measure_activation_l1:
+        if self.is_target and channel.routing is not None and channel.routing.measure_activation_l1:
             *outputs, layer_l1 = outputs
             channel.layer_l1.append(layer_l1)
             return tuple(outputs) if channel.blocks_return_tuples else outputs[0]
@@ -350,7 +371,7 @@ class RoutedBlockMixin(MixedIn):
         finally:
             call.routing = call.l1 = None
             call.is_routed = False
-        if routing is None or not routing.measure_activation_l1:
+        if routing is None or not routing.measure_activation_l1 or not self.is_target:
             return outputs
         # The norm leaves as an output of the block, so that checkpointing carries its gradient too; and side by side with
         # the others, because the reentrant kind of it does not look into tuples.
@@ -415,20 +436,34 @@ class ExpandedMLPMixin(ExpandedPartMixin):
 
 
 class RoutedLinearMixin(MixedIn):
-    """A linear layer of an expanded part, whose weights learn what the router says."""
+    """A linear layer of the core, whose weights learn what the router says.
 
-    call: LayerCall
+    Attributes:
+        core_group (`str`): as in `TokenRouting.core_multiplier`. Attention with heads beside its own is routed wherever MLPs
+            are: `mlp`.
+    """
+
+    call: RunningCall
+    core_group: str = "mlp"
+    weight: Tensor
     bias: Tensor | None
 
+    @property
+    def core_multiplier(self) -> Tensor | None:
+        """(batch, seq): what its weights learn of each token in the call that is running; `None`: all."""
+        return self.call.core_multiplier(self.core_group)
+
     def forward(self, inputs: Tensor) -> Tensor:
-        part = self.call.part(None)
-        if part is None or part.parameter_multiplier is None:
+        factor = self.core_multiplier
+        if factor is None:
             return super().forward(inputs)  # type: ignore[misc]
-        return linear_with_scaled_weight_gradient(inputs, _weight_of(self), self.bias, part.parameter_multiplier)
+        return linear_with_scaled_weight_gradient(inputs, self.weight, self.bias, factor, isinstance(self, Conv1D))
 
 
 class RoutedDownProjectionMixin(RoutedLinearMixin):
     """The down projection of an expanded part: its input is routed, the auxiliary modules add to its output."""
+
+    call: LayerCall
 
     def forward(self, inputs: Tensor) -> Tensor:
         if "output" in self.call.wrapped:  # by an adapter: its hooks do both
@@ -482,12 +517,12 @@ def expand_layer(
 def collapse_part(part: Any) -> None:
     """Turns an expanded part of a block into the stock one that it was, in place, and drops the modules that are in it."""
     for layer in (*part._linear_layers(), part):
-        _mix_out(layer, "call", "part", "parts", "auxiliary", "linear_paths")
+        mix_out(layer, "call", "part", "parts", "auxiliary", "linear_paths")
 
 
 def collapse_block(block: Any) -> None:
     """Turns an expanded block, whose parts are stock ones again, into the stock one that it was, in place."""
-    _mix_out(block, "routing_channel", "layer_call")
+    mix_out(block, "routing_channel", "layer_call")
 
 
 def mix_in(mixin: type[MixedIn], layer: Any, **attributes: Any) -> None:
@@ -497,7 +532,8 @@ def mix_in(mixin: type[MixedIn], layer: Any, **attributes: Any) -> None:
         setattr(layer, name, value)
 
 
-def _mix_out(layer: Any, *attributes: str) -> None:
+def mix_out(layer: Any, *attributes: str) -> None:
+    """The inverse of `mix_in`, in place."""
     for name in attributes:
         if hasattr(layer, name):
             delattr(layer, name)

@@ -26,6 +26,7 @@ from hf_era.models.adapters import has_adapters, without_adapters
 from hf_era.models.base_checks import check_not_quantised
 from hf_era.models.checkpoint_files import read_json_object
 from hf_era.models.config import ExpansionConfig, ModuleConfig
+from hf_era.models.core_routing import route_core, unroute_core
 from hf_era.models.families.family import EXPANDED_PREFIX
 from hf_era.models.fast.causal_lm import set_fast_paths
 from hf_era.models.loading import expand_base, hub_options, load_base_config, load_causal_lm
@@ -170,6 +171,7 @@ class ModuleFilesMixin:
         file = _ModuleFile.read(folder)
         file.check_fits(model, check_base)
         built, blocks = file.build_for(model), model.family.get_blocks(model)  # before anything is changed
+        unroute_core(model)
         expansion = model.config.expansion_config
         model.config.expansion = expansion.with_modules([*expansion.module_configs, file.module]).to_dict()
         for layer, part in built.items():
@@ -186,6 +188,7 @@ class ModuleFilesMixin:
         model: Any = self
         _check_can_be_changed(model, "detach_module")
         blocks = model.family.get_blocks(model)
+        unroute_core(model)
         for layer in _parts(model, name):
             model._take_out(blocks[layer], name)
         expansion = model.config.expansion_config
@@ -495,6 +498,7 @@ def _layers_changed(model: Any) -> None:
     if model.family.fast_path is not None:
         model.family.fast_path.expand(model)
         set_fast_paths(model, model.fast_paths)
+    route_core(model, model.router)
     model._no_split_modules = model.block_class_names()
 
 

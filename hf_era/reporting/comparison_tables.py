@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
+from hf_era.evaluation.relearn.result import Attack
 from hf_era.evaluation.results import ABLATED, CONTROL, AnyResult
 from hf_era.evaluation.summary import ROBUST, ResultSummary, estimate_of, recipe_of, summary_of
 from hf_era.reporting.labels import (
@@ -292,11 +293,13 @@ def attacks_over_seeds(rows: Sequence[dict[str, Any]]) -> Table | None:
         cells = [_cell(estimate_of(row["attacks"].get(name)), at_most=name in last) for name in attacks]
         body.append([name_of(row["name"]), *cells])
     caption = (
-        "Lowest forget loss that an attack reached, mean over trials and seeds, by kind, number of forget examples N and "
-        "learning rate. Lower is more relearnt; compare with the rows of the model before the method and of data filtering. "
+        "Lowest forget loss that an attack reached, mean over trials and seeds, by kind, number of forget examples N, "
+        "learning rate, schedule and mixture. Lower is more relearnt; compare with the rows of the model before the method "
+        "and of data filtering. "
         "≤: not turned at its last step, so more steps may go lower."
     )
-    header = [name_of(short_attack_title(*attack.rsplit(" ", 2))) for attack in attacks]
+    settings = {name: values for row in rows for name, values in row["attack_settings"].items()}
+    header = [name_of(short_attack_title(Attack.from_dict(settings[attack]))) for attack in attacks]
     return Table(caption, ["Result", *header], body)
 
 

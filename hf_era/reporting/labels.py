@@ -10,17 +10,22 @@ from dataclasses import dataclass
 
 from hf_era.evaluation.relearn.result import (
     AT_THE_START,
+    CONSTANT,
+    FORGET,
+    HALF,
     LEARNING_RATE,
     REACHED,
+    RETAIN,
     STEPS,
     STORIES,
     UNKNOWN,
+    Attack,
     AttackSummary,
     RelearnTrial,
 )
 from hf_era.evaluation.results import STAGE_TITLES
 from hf_era.evaluation.summary import ResultSummary
-from hf_era.reporting.numbers import counted, format_estimate
+from hf_era.reporting.numbers import counted, format_estimate, format_number
 from hf_era.reporting.text import source_kind
 
 
@@ -88,6 +93,7 @@ EDGES = {STEPS: "not turned at its last step", LEARNING_RATE: "no learning rate 
 """Why an attack is not converged."""
 AT_MOST = "≤: the minimum lies at the edge of what was tried, so more of the same may bring back more"
 ATTACK_KINDS = {"full": Label("full", "full fine-tuning"), "lora": Label("LoRA", "LoRA fine-tuning")}
+SCHEDULES = {"constant": "constant", "cosine": "warm-up and cosine"}
 PARTS = {"original": "original dims", "auxiliary": "auxiliary module"}
 MOMENTS = {"start": "at the start of training", "trained": "of the trained model"}
 STARTS = {"scratch": "from random weights", "pretrained": "from a pretrained model"}
@@ -99,6 +105,11 @@ RULE_TEXTS = {
     "examples than in retain examples: w = 1 - sigmoid(scale (f/r - r/f) + bias)",
     "concept": "only the tokens of the forget words in labelled forget examples are routed (weight 0)",
     "none": "no token is routed: this run is a control",
+}
+LOST_LABELS = {
+    "random": "Which ones lost it was drawn at random.",
+    "short": "The shortest ones lost it.",
+    "score": "Those lost it that a classifier of words took least for forget examples.",
 }
 SOURCES = {
     "source": "Training data",
@@ -113,6 +124,7 @@ COUNTS = {
     "train_stories": "Training examples",
     "train_forget_labelled": "... labelled as forget",
     "train_forget_without_routed_token": "...... of which no token is routed",
+    "train_retain_labelled_forget": "...... which are retain examples, by mistake",
     "train_forget_unlabelled": "... forget, but without a label",
     "train_retain": "... retain",
     "train_unlabelled": "... without a label",
@@ -120,6 +132,7 @@ COUNTS = {
     "train_tokens_routed_as_forget": "Training tokens with a routing weight below 0.5",
     "validation_forget_stories": "Forget examples to evaluate on",
     "validation_retain_stories": "Retain examples to evaluate on",
+    "coherence_validation_stories": "Retain examples that coherence fine-tuning chooses its weights on",
     "attack_forget_stories": "Forget examples held back for a relearn attack",
     "forget_stories": "Forget examples to evaluate on",
     "forget_stories_with_a_forget_word": "... that hold a forget word",
@@ -171,9 +184,20 @@ def method_title(figures: ResultSummary) -> str:
 
 
 def attack_title(attack: AttackSummary | RelearnTrial) -> str:
-    """`full fine-tuning on 64 examples at learning rate 0.0002`."""
+    """`full fine-tuning on 64 examples at learning rate 0.0002`, and what else there is to it: `on 64 examples and as many
+    retain examples ..., warm-up and cosine over 300 steps`."""
     kind = ATTACK_KINDS[attack.kind].long if attack.kind in ATTACK_KINDS else attack.kind
-    return f"{kind} on {counted(attack.stories, 'example', 'examples')} at learning rate {attack.learning_rate:g}"
+    number = counted(attack.stories, "example", "examples")
+    on = {HALF: f"{number} and as many retain examples", RETAIN: number.replace(" ", " retain ")}
+    schedule = "" if attack.schedule == CONSTANT else f", {schedule_text(attack.schedule, attack.steps)}"
+    return f"{kind} on {on.get(attack.mixture, number)} at learning rate {attack.learning_rate:g}{schedule}"
+
+
+def schedule_text(schedule: str, steps: int | None) -> str:
+    """`warm-up and cosine over 300 steps`."""
+    if schedule not in SCHEDULES:
+        return schedule
+    return SCHEDULES[schedule] + ("" if steps is None else f" over {counted(steps, 'step', 'steps')}")
 
 
 def recovered_text(attack: AttackSummary) -> str:
@@ -209,9 +233,20 @@ def edges_text(edges: Sequence[str]) -> str:
     return ", ".join("examples" if edge == STORIES else edge for edge in edges) or "-"
 
 
-def short_attack_title(kind: str, stories: str, learning_rate: str) -> str:
-    """`full, N = 64, 0.0002`: for the head of a column."""
-    return f"{ATTACK_KINDS[kind].short if kind in ATTACK_KINDS else kind}, N = {stories}, {learning_rate}"
+def short_attack_title(attack: Attack) -> str:
+    """`full, N = 64, 0.0002`: for the head of a column; and what is not constant and forget examples alone: `..., cosine
+    300, half retain`."""
+    kind = ATTACK_KINDS[attack.kind].short if attack.kind in ATTACK_KINDS else attack.kind
+    more = [] if attack.schedule == CONSTANT else [f"{attack.schedule} {attack.steps}"]
+    mixture = {FORGET: "", HALF: "half retain", RETAIN: "retain alone"}.get(attack.mixture, attack.mixture)
+    more += [mixture] if mixture else []
+    return ", ".join([kind, f"N = {attack.stories}", f"{attack.learning_rate:g}", *more])
+
+
+def reached_text(attack: AttackSummary) -> str:
+    """`12.5 (9,600 tokens)`: the step of the lowest forget loss, mean, and what was learnt from by then."""
+    tokens = "" if attack.tokens_to_lowest is None else f" ({attack.tokens_to_lowest:,.0f} tokens)"
+    return f"{format_number(attack.lowest_step, 1)}{tokens}"
 
 
 def layer_order(layer: str) -> tuple[int, str]:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_era.evaluation.model_evaluation import words_message
+from hf_era.evaluation.relearn.result import FORGET
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import rule_label, summary_of
 from hf_era.reporting.labels import (
     ATTACK_KINDS,
     COUNTS,
+    LOST_LABELS,
     MACHINE,
     OF_MODULES,
     PARTS,
@@ -82,6 +84,20 @@ def labelling_text(result: AnyResult) -> str:
     )
 
 
+def _lost_labels(result: AnyResult) -> str | None:
+    """Which labels are wrong on purpose, and how, in a sentence or two; `None` if none is."""
+    fraction, errors = section(result, "data").get("labelled_fraction"), result.data.get("label_errors") or {}
+    kind, threshold = errors.get("kind", "random"), errors.get("threshold")
+    if threshold is not None:
+        return (
+            f"A classifier of words labelled the training examples: forget from a probability of {recorded(threshold)} on. "
+            "Forget examples below it lost their label, and retain examples above it were labelled forget by mistake."
+        )
+    if not is_number(fraction) or fraction == 1:
+        return None
+    return f"{format_share(fraction)} of the forget training examples kept their label. {LOST_LABELS.get(kind, '')}".strip()
+
+
 def _of_modules(labelling: dict[str, Any]) -> str:
     """`"genetics", "anatomy" (module biology), "acids" (module chemistry)`; empty where labels name no modules."""
     modules = labelling.get("modules")
@@ -104,6 +120,8 @@ def data_table(result: AnyResult) -> Table:
     data = result.data
     rows = [[label, source_text(data[key])] for key, label in SOURCES.items() if data.get(key)]
     rows.append(["Labels", labelling_text(result)])
+    if (lost := _lost_labels(result)) is not None:
+        rows.append(["Labels taken away", lost])
     words, cuts = forget_words(result), _cuts(result)
     if words and labelling_kind(result) != "words":
         rows.append(["Forget words", quoted(words)])
@@ -269,9 +287,12 @@ def _coherence(result: RunResult) -> str:
     rate, stories = (recorded(settings.get(name)) for name in ("learning_rate", "stories"))
     unlabelled = settings.get("unlabelled") and result.data.get("train_forget_unlabelled")
     kind = "examples that are not labelled forget" if unlabelled else "retain examples"
+    chosen_on = "the retain validation examples"
+    if own := result.data.get("coherence_validation_stories"):
+        chosen_on = f"{format_count(own)} other retain examples, which no figure is measured on,"
     text = (
         f"at most {format_count(settings['steps'])} steps at a constant learning rate of {rate}, each on the same {stories} "
-        f"{kind}; the weights with the lowest loss on the retain validation examples were kept"
+        f"{kind}; the weights with the lowest loss on {chosen_on} were kept"
     )
     if best is None:
         return text
@@ -332,9 +353,10 @@ def not_tested(result: AnyResult, has_seeds: bool = False) -> list[str]:
         kinds, most = {trial.kind for trial in relearning.trials}, max(trial.stories for trial in relearning.trials)
         found += [cut(note, 500) for note in relearning.notes]
         found += [f"No attack by {label.long}." for kind, label in ATTACK_KINDS.items() if kind not in kinds]
-        found.append(
-            f"Attacks with more than {format_count(most)} forget examples, or with other data than held-back examples."
-        )
+        others = "other data than held-back forget examples"
+        if any(trial.mixture != FORGET for trial in relearning.trials):
+            others = "other data than held-back forget examples and retain examples"
+        found.append(f"Attacks with more than {format_count(most)} forget examples, or with {others}.")
     if figures.control is None and not figures.is_control and not figures.is_untouched:
         found.append(
             "No comparison with data filtering: how much a model would forget that never saw the data is not known."

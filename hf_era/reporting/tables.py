@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.relearn.result import AttackSummary
+from hf_era.evaluation.relearn.result import AttackSummary, RelearnResult
 from hf_era.evaluation.results import CONTROL, UNTOUCHED, AnyResult, RunResult
 from hf_era.evaluation.summary import ResultSummary, estimate_of, summary_of
 from hf_era.reporting.labels import (
@@ -21,6 +21,7 @@ from hf_era.reporting.labels import (
     effort_text,
     layer_order,
     lowest_text,
+    reached_text,
     recovered_text,
     robust_text,
     stage_title,
@@ -223,13 +224,36 @@ def attacks_table(result: AnyResult) -> Table | None:
         "Lowest at the edge in", "Recovered", "It took (median)", "Retain loss there",
         *(["Data filtering: robust unlearning"] if control else []),
     ]  # fmt: skip
-    start = summaries[0]
-    caption = (
-        f"All attacks, from a forget loss of {format_number(start.start_forget)} and a retain loss of "
-        f"{format_number(start.start_retain)} on the same examples; losses in nats a token, means over trials with 95 % "
-        f"intervals (Student's t). {AT_MOST}. A trial that did not recover counts as above those that did."
+    if any(part.start_accuracy is not None for part in summaries):
+        header.append("Accuracy there")
+        parts = [*summaries, *([before] if before is not None else [])]
+        rows = [
+            [*row, format_estimate(part.accuracy_at_lowest, missing="-")] for row, part in zip(rows, parts, strict=True)
+        ]
+    return Table(_attacks_caption(figures.relearning, summaries[0]), header, rows, strong=frozenset(strong))
+
+
+def _attacks_caption(relearning: RelearnResult, start: AttackSummary) -> str:
+    """What the losses are before the attacks, and how the figures were chosen."""
+    raw = ""
+    if relearning.raw is not None:
+        raw = (
+            " after the bias of the LM head was recalibrated (before that "
+            f"{format_number(relearning.raw['forget'])} and {format_number(relearning.raw['retain'])})"
+        )
+    accuracy = ""
+    if start.start_accuracy is not None:
+        before = format_number(start.start_accuracy)
+        accuracy = f" Accuracy: share of the forget examples whose answer is right, {before} before."
+    halves = (
+        " Attacks and steps were chosen on other forget examples than these." if start.selection is not None else ""
     )
-    return Table(caption, header, rows, strong=frozenset(strong))
+    return (
+        f"All attacks, from a forget loss of {format_number(start.start_forget)} and a retain loss of "
+        f"{format_number(start.start_retain)} on the same examples{raw}; losses in nats a token, means over trials with "
+        f"95 % intervals (Student's t).{halves}{accuracy} {AT_MOST}. A trial that did not recover counts as above those "
+        "that did."
+    )
 
 
 def _attack_row(part: AttackSummary, title: str) -> list[str]:
@@ -237,7 +261,7 @@ def _attack_row(part: AttackSummary, title: str) -> list[str]:
         name_of(title),
         format_count(part.trials),
         lowest_text(part),
-        format_number(part.lowest_step, 1),
+        reached_text(part),
         format_estimate(part.retain_at_lowest),
         robust_text(part),
         edges_text(part.edges),

@@ -6,7 +6,7 @@ dial* per example and module, and a *gradient multiplier* per token, at the acti
 checkpointing.
 
 To add a router: `hf_era/routing/NAME.py` with a frozen dataclass over `Router`, decorated with `@register_router`, and its
-import in `hf_era/routing/__init__.py`. `activation.py` is one; `tests/seams/test_toy_router.py` has one at the parameters.
+import in `hf_era/routing/__init__.py`. `activation.py` is one at the activation, `parameter.py` one at the parameters.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class PartRouting:
     Attributes:
         activation_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradient at the input of the part's down
             projection; what lies before it gets the scaled gradient. `None`: 1.
-        parameter_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradients of the part's linear weights and
-            biases, that of the L1 term too; the gradient that flows on is whole. `None`: 1.
+        parameter_multiplier (`Tensor`, *optional*): (batch, seq), fp32: of the gradients of the part's parameters, that of
+            the L1 term too; the gradient that flows on is whole. `None`: 1. Of the original dims it holds for all that the
+            router counts as the core (`Router.core`).
         dial (`Tensor`, *optional*): (batch,), fp32, range [0, 1]: how much of the part's output takes part in the forward
-            pass of each example. `None`: 1. The original dims have none.
+            pass of each example. `None`: 1.
     """
 
     __slots__ = ("activation_multiplier", "dial", "parameter_multiplier")
@@ -54,13 +55,14 @@ class TokenRouting:
 
     Attributes:
         original (`PartRouting`): of the original dims of every target layer: its MLP, and its attention where heads were
-            added beside it.
+            added beside it. Its parameter multiplier is that of the whole core.
         modules (`dict[str, PartRouting]`): of the auxiliary modules, by name; one that is not named is left alone.
         measure_activation_l1 (`bool`): whether target layers return the L1 norm of their activations.
         activation_mask (`Tensor`, *optional*): (batch, seq), fp32, 1 on real tokens and 0 on padding. `None`: all 1.
+        core (`str`, *optional*): which parameters are the core, as in `Router.core`, which the model takes it from.
     """
 
-    __slots__ = ("activation_mask", "measure_activation_l1", "modules", "original")
+    __slots__ = ("activation_mask", "core", "measure_activation_l1", "modules", "original")
 
     def __init__(
         self,
@@ -68,13 +70,21 @@ class TokenRouting:
         modules: Mapping[str, PartRouting] | None = None,
         measure_activation_l1: bool = False,
         activation_mask: Tensor | None = None,
+        core: str | None = None,
     ) -> None:
         self.original, self.modules = original or PartRouting(), dict(modules or {})
         self.measure_activation_l1, self.activation_mask = measure_activation_l1, activation_mask
+        self.core = core
 
     def of(self, module: str | None) -> PartRouting:
         """The routing of an auxiliary module, or of the original dims for `None`."""
         return self.original if module is None else self.modules.get(module, _LEFT_ALONE)
+
+    def core_multiplier(self, group: str) -> Tensor | None:
+        """What the parameters of a group of the core learn of each token, (batch, seq); `None`: all. Groups: `mlp`,
+        `attention`, `rest`."""
+        is_core = group == "mlp" or self.core == "all" or (group == "attention" and self.core == "mlp+attention")
+        return self.original.parameter_multiplier if is_core else None
 
     def l1_mask(self, module: str | None, shape: torch.Size) -> Tensor | None:
         """(batch, seq), fp32: 1 on the tokens whose activation the L1 norm counts: real ones, of examples that the module
@@ -103,9 +113,10 @@ class RoutingBatch:
             `None`: it is not said, and forget tokens belong to all modules alike.
         is_unassigned (`Tensor`, *optional*): (batch, seq), bool: whether a token is of an example without a label. `None`:
             there are none.
+        keys (`Tensor`, *optional*): (batch,), int64: what an example's random numbers follow from. `None`: torch's own.
     """
 
-    __slots__ = ("is_unassigned", "module_index", "modules", "routing_weight")
+    __slots__ = ("is_unassigned", "keys", "module_index", "modules", "routing_weight")
 
     def __init__(
         self,
@@ -113,9 +124,28 @@ class RoutingBatch:
         modules: Sequence[str] = (),
         module_index: Tensor | None = None,
         is_unassigned: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> None:
         self.routing_weight, self.modules = routing_weight, tuple(modules)
-        self.module_index, self.is_unassigned = module_index, is_unassigned
+        self.module_index, self.is_unassigned, self.keys = module_index, is_unassigned, keys
+
+    @property
+    def is_forget(self) -> Tensor:
+        """(batch, 1), bool: whether an example is labelled forget. All weights of the others are 1."""
+        return (self.routing_weight < 1).any(dim=1, keepdim=True)
+
+    @property
+    def is_unlabelled(self) -> Tensor:
+        """(batch, 1), bool: whether an example has no label."""
+        if self.is_unassigned is None:
+            return torch.zeros_like(self.is_forget)
+        return self.is_unassigned.any(dim=1, keepdim=True)
+
+    def draw(self, number: int = 0) -> Tensor:
+        """(batch, 1), fp32: a random number in [0, 1) for each example; another `number`, other ones."""
+        if self.keys is None:
+            return torch.rand(len(self.routing_weight), 1, device=self.routing_weight.device)
+        return uniform_of_keys(self.keys + number).unsqueeze(-1)
 
     def belongs_elsewhere(self, module: str) -> Tensor | None:
         """(batch, 1), bool: whether an example belongs to another module than this one; `None`: it is not said."""
@@ -131,9 +161,23 @@ class Router:
 
     Attributes:
         name (`str`): as it stands in a config, `router: NAME`.
+        core (`str`, *optional*): which parameters the multiplier of the original dims is for, one of `CORES`. `None`: the
+            MLPs of the target layers alone, and their attention where heads were added beside it. A router may have it as a
+            setting.
+        is_random (`bool`): whether it draws (`RoutingBatch.draw`).
+        skips_zero_gradients (`bool`): whether a parameter whose gradient is zero throughout is to be left alone by the
+            optimizer: by its momentum and by weight decay too (`training.skip_zero_gradients`).
+        needs_labels (`bool`): whether it has nothing to do with examples without a label, so that such data is refused.
     """
 
     name: ClassVar[str]
+    core: ClassVar[str | None] = None
+    is_random: ClassVar[bool] = False
+    skips_zero_gradients: ClassVar[bool] = False
+
+    @property
+    def needs_labels(self) -> bool:
+        return False
 
     def route(self, batch: RoutingBatch) -> TokenRouting:
         """The routing of a batch: who learns what. Of the L1 norm and its mask the model decides; they need not be set.
@@ -145,6 +189,23 @@ class Router:
     def to_dict(self) -> dict[str, Any]:
         """The settings, with the name: what `make_router` takes."""
         return {"name": self.name, **dataclasses.asdict(self)}
+
+
+CORES = ("mlp", "mlp+attention", "all")
+"""Which parameters of the original model are the core: the linear layers of all MLPs; those of the attention too; all that
+there are (norms, embeddings and LM head too)."""
+
+
+def check_core(core: Any) -> None:
+    """Raises `ValueError` for a core that there is not."""
+    if core not in CORES:
+        raise ValueError(unknown_value_message("router.core", core, CORES))
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Raises `ValueError` for a setting of a router that is no number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"`router.{name}` should be a probability in [0, 1], got {short_repr(value)}.")
 
 
 ROUTERS: dict[str, type[Router]] = {}
@@ -195,6 +256,7 @@ def build_token_routing(
     shape: tuple[int, ...] | None = None,
     is_unassigned: Tensor | None = None,
     module_index: Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> TokenRouting | None:
     """The routing of a forward pass; `None` where the target layers have nothing to do.
 
@@ -207,7 +269,7 @@ def build_token_routing(
         attention_mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens, 0 on padding.
         measure_activation_l1 (`bool`, *optional*, defaults to `False`): also measure the L1 norm of the activations.
         shape (`tuple[int, ...]`, *optional*): (batch, seq) of the input ids, which the routing weights must have.
-        is_unassigned, module_index (`Tensor`, *optional*): as in `RoutingBatch`.
+        is_unassigned, module_index, keys (`Tensor`, *optional*): as in `RoutingBatch`.
 
     Raises:
         ValueError: as `check_routing_weight`; for a `module_activity` of another shape or (on a CPU) with a value that is
@@ -220,7 +282,7 @@ def build_token_routing(
         check_routing_weight(routing_weight, shape)
         if module_index is not None:
             _check_module_index(module_index, modules, len(routing_weight))
-        batch = RoutingBatch(routing_weight.to(torch.float32), modules, module_index, is_unassigned)
+        batch = RoutingBatch(routing_weight.to(torch.float32), modules, module_index, is_unassigned, keys)
         routed = router.route(batch)
     # What the router gave is left as it is: it may give several modules the same object.
     parts = dict(routed.modules)
@@ -234,7 +296,41 @@ def build_token_routing(
     mask = None
     if measure_activation_l1 and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         mask = attention_mask.to(torch.float32)
-    return TokenRouting(routed.original, parts, measure_activation_l1, mask)
+    return TokenRouting(routed.original, parts, measure_activation_l1, mask, router.core)
+
+
+# ---- Random numbers of an example ----
+
+_STEPS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # of splitmix64, as signed integers
+
+
+def keys_of_examples(input_ids: Tensor, attention_mask: Tensor | None, seed: Tensor | int) -> Tensor:
+    """(batch,), int64: a number for each example that follows from its tokens and a seed, whatever batch it is in.
+
+    Random routers draw from it, so that one process, accumulation and several processes draw alike.
+
+    Args:
+        input_ids (`Tensor`): (batch, seq), int64. attention_mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens.
+        seed (`int` or scalar `Tensor`): another one in each step.
+    """
+    positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    mixed = _mix(input_ids * _STEPS[0] + positions * _STEPS[1])
+    if isinstance(attention_mask, Tensor) and attention_mask.shape == input_ids.shape:
+        mixed = mixed * attention_mask.to(torch.int64)
+    seeds = torch.as_tensor(seed, dtype=torch.int64, device=input_ids.device)
+    return _mix(mixed.sum(dim=1) + seeds * _STEPS[2])
+
+
+def uniform_of_keys(keys: Tensor) -> Tensor:
+    """(batch,) int64 -> (batch,) fp32 in [0, 1)."""
+    return ((_mix(keys) >> 40) & 0xFFFFFF).to(torch.float32) / (1 << 24)
+
+
+def _mix(values: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014); int64 arithmetic wraps."""
+    for shift, step in ((30, _STEPS[1]), (27, _STEPS[2])):
+        values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * step
+    return values ^ ((values >> 31) & ((1 << 33) - 1))
 
 
 def _check_module_activity(activity: Tensor, modules: Sequence[str], shape: tuple[int, ...] | None) -> None:

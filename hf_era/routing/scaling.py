@@ -2,7 +2,7 @@
 
 Let `a` be the input of an MLP's down projection, whatever makes it (`gelu(up(x))`, or `silu(gate(x)) * up(x)`), or that of
 attention's output projection, where heads are beside the layer's own (`hf_era.models.attention_heads`). There are two places
-where the gradient of token `t` can be multiplied, and three functions for them:
+where the gradient of token `t` can be multiplied:
 
 * **at the activation** (section 3.1 of arXiv 2410.04332). Forward, `a` passes unchanged, bit for bit. Backward, its gradient
   at token `t` is multiplied by `factor[t]`. What follows from the place where it sits: everything *before* it on this
@@ -12,15 +12,17 @@ where the gradient of token `t` can be multiplied, and three functions for them:
   `scale_gradient` is the plain form, which any MLP can have. `routed_gelu` is the fused form: GELU, scaling and L1 term in
   one operation. GPT-Neo takes it by default; `FastPaths(fused_activation=False)` takes the plain one. Both compute the same,
   in the same order: scale first, then the activation's derivative.
-* **at the parameters**: `linear_with_scaled_weight_gradient`. `dx = W^T d` flows on whole, and the weight learns from
-  `dW = (factor * d)^T x`.
+* **at the parameters**: `dx = W^T d` flows on whole, and the weight learns from `dW = (factor * d)^T x`:
+  `linear_with_scaled_weight_gradient`, and `scale_norm_weight_gradient` for the weights of a norm. An embedding has no
+  `dx`, so that `scale_gradient` of its output does it, and the LM head in chunks does it by itself
+  (`hf_era.models.fast.chunked_loss`). Which of a model's parameters are scaled: `hf_era.models.core_routing`.
 
 The expression `m * x + (1 - m) * x.detach()`, which computes the first on paper, is not the identity in floating point, and
 it keeps several copies of `x` alive. The functions below keep the (batch, seq) factor, and beside it only what the operation
 they stand for keeps anyway (GELU its input, a linear layer input and weight).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -212,27 +214,42 @@ class _LinearWithScaledWeightGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def, override]
-        ctx, inputs: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor
+        ctx, inputs: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor, transposed: bool
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight, factor)
-        ctx.has_bias = bias is not None
-        return F.linear(inputs, weight, bias)
+        ctx.has_bias, ctx.transposed = bias is not None, transposed
+        if not transposed:
+            return F.linear(inputs, weight, bias)
+        rows = inputs.reshape(-1, inputs.shape[-1])  # as transformers' Conv1D, bit for bit
+        output = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+        return output.view(*inputs.shape[:-1], weight.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def, override]
         inputs, weight, factor = ctx.saved_tensors
         wants_inputs, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        inputs_gradient = gradient @ weight if wants_inputs else None
+        inputs_gradient = None
+        if wants_inputs:
+            inputs_gradient = gradient @ (weight.T if ctx.transposed else weight)
         weight_gradient = bias_gradient = None
-        if wants_weight or (wants_bias and ctx.has_bias):
-            rows = (gradient * factor.to(gradient.dtype).unsqueeze(-1)).flatten(0, -2)  # (tokens, out)
-            weight_gradient = rows.T @ inputs.flatten(0, -2) if wants_weight else None
-            bias_gradient = rows.sum(0) if wants_bias and ctx.has_bias else None
-        return inputs_gradient, weight_gradient, bias_gradient, None
+        rows, given = gradient.flatten(0, -2), inputs.flatten(0, -2)  # (tokens, out), (tokens, in)
+        factors = factor.to(gradient.dtype).flatten()
+        if wants_bias and ctx.has_bias:
+            bias_gradient = factors @ rows
+        if wants_weight:
+            # The narrower of the two is scaled: less to read and write.
+            if rows.shape[-1] <= given.shape[-1]:
+                rows = rows * factors[:, None]
+            else:
+                given = given * factors[:, None]
+            weight_gradient = given.T @ rows if ctx.transposed else rows.T @ given
+        return inputs_gradient, weight_gradient, bias_gradient, None, None
 
 
-def linear_with_scaled_weight_gradient(inputs: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor) -> Tensor:
+def linear_with_scaled_weight_gradient(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor, transposed: bool = False
+) -> Tensor:
     """`inputs @ weight.T + bias`, whose gradient flows on whole, while weight and bias get that of each token multiplied.
 
     Backward: `dx = d W`, `dW = sum_t m_t d_t x_t^T`, `db = sum_t m_t d_t`. Under autocast the product is made in its dtype.
@@ -241,6 +258,7 @@ def linear_with_scaled_weight_gradient(inputs: Tensor, weight: Tensor, bias: Ten
         inputs (`Tensor`): (batch, seq, in), floating.
         weight (`Tensor`): (out, in). bias (`Tensor`, *optional*): (out,).
         factor (`Tensor`): (batch, seq), floating, one signed number per token; any finite value.
+        transposed (`bool`, *optional*, defaults to `False`): whether the weight is (in, out), as that of a `Conv1D`.
 
     Raises:
         ValueError: if the shape of `factor` is not that of `inputs` without its last dimension.
@@ -251,4 +269,62 @@ def linear_with_scaled_weight_gradient(inputs: Tensor, weight: Tensor, bias: Ten
         dtype = torch.get_autocast_dtype(device)
         inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        return _LinearWithScaledWeightGradient.apply(inputs, weight, bias, factor)
+        return _LinearWithScaledWeightGradient.apply(inputs, weight, bias, factor, transposed)
+
+
+class _NormWithScaledWeightGradient(torch.autograd.Function):
+    """Identity on a norm's output that was made with weight and bias detached; these get their gradient here."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def, override]
+        ctx,
+        output: Tensor,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        factor: Tensor,
+        normalise: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, weight, factor)
+        ctx.has_bias, ctx.normalise = bias is not None, normalise
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def, override]
+        inputs, weight, factor = ctx.saved_tensors
+        weight_gradient = bias_gradient = None
+        width, dtype = weight.shape[-1], torch.promote_types(gradient.dtype, torch.float32)
+        rows, factors = gradient.reshape(-1, width).to(dtype), factor.reshape(-1).to(dtype)
+        if ctx.needs_input_grad[2]:
+            normalised = ctx.normalise(inputs).reshape(-1, width).to(dtype)
+            weight_gradient = (factors @ (rows * normalised)).to(weight.dtype)
+        if ctx.has_bias and ctx.needs_input_grad[3]:
+            bias_gradient = (factors @ rows).to(weight.dtype)
+        return gradient, None, weight_gradient, bias_gradient, None, None
+
+
+def scale_norm_weight_gradient(
+    output: Tensor,
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    factor: Tensor,
+    normalise: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Returns `output` unchanged: what a norm made of `inputs` with its weight and bias detached. The gradient flows on
+    whole, while weight and bias get that of each token multiplied.
+
+    For norms of the form `y = n(x) * g(w) + b` with `g` of slope 1 (`w`, or Gemma's `1 + w`): `dw = sum_t m_t d_t n(x_t)`.
+
+    Args:
+        output, inputs (`Tensor`): (..., width), floating.
+        weight (`Tensor`): (width,). bias (`Tensor`, *optional*): (width,).
+        factor (`Tensor`): of the shape of `inputs` without its last dimension: one signed number per token.
+        normalise: `n`.
+
+    Raises:
+        ValueError: if the shape of `factor` is not that of `inputs` without its last dimension.
+    """
+    check_factor_shape(inputs, factor)
+    return _NormWithScaledWeightGradient.apply(output, inputs.detach(), weight, bias, factor, normalise)

@@ -250,8 +250,14 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
     """
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
     for layer in (*map(read_yaml, paths), parse_overrides(overrides, SECTIONS, default="training")):
-        values = merge(_without_what_is_replaced(values, layer), layer)
+        values = lay_over(values, layer)
     return RunConfig.from_dict(values)
+
+
+def lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config with those of a later file over them, see `merge`; what the later one says in another way, as
+    by other labels, is replaced."""
+    return merge(_without_what_is_replaced(values, layer), layer)
 
 
 _LABELLING_FIELDS = (

@@ -1,6 +1,6 @@
 """The output directory of a run: every path that a run writes, which phases are done, and whether another run lives there.
 
-run.json        whose directory this is: the run's identity and the settings behind it
+run.json        whose directory this is: the run's identity, the settings behind it, and the version of hf_era
 phases/         NAME.json: a finished phase: its key, the hashes of what it made, its report; attack-unfinished-*.json: the
                 trials so far of an attack that is running
 checkpoints/    PHASE-KEY/checkpoint-N: of a phase that is running; PHASE-KEY/best, best-history.json: of coherence
@@ -36,10 +36,15 @@ from hf_era.utils.files import (
     write_json,
 )
 from hf_era.utils.storage_errors import as_storage_error, check_writable
+from hf_era.version import __version__
 
 RUN_FILE = "run.json"
 OWN_FOLDERS = ("phases", "checkpoints", "expanded", "contracted", "model", "held_out")
 """Folders that a run fills and replaces: nothing else may live in them."""
+_AS_EARLIER_VERSIONS = (
+    "If an earlier version of hf_era began it, set `--data.coherence_validation_stories 0`: its examples are then split as "
+    "they were, and it goes on. Otherwise: "
+)
 _NOT_HASHED = ("README.md",)  # the card is written, and may be written again, after the phase
 
 
@@ -98,8 +103,11 @@ class RunDirectory:
         else:
             differing = _differences(stored.get("settings", {}), settings)
             listed = "; ".join(differing[:5]) or "the data or the base model changed"
+            # Earlier versions held back no examples for coherence fine-tuning: with theirs the same run is another one.
+            is_earlier = not differing and "hf_era" not in stored
             raise ValueError(
-                f"`{field}`: {self.path} holds another run ({listed}). Choose another `--{field}`, or "
+                f"`{field}`: {self.path} holds another run ({listed}). "
+                + f"{_AS_EARLIER_VERSIONS if is_earlier else ''}Choose another `--{field}`, or "
                 + ("pass `--overwrite_output_dir` to throw that run away." if field == "output_dir" else "delete it.")
             )
 
@@ -112,7 +120,7 @@ class RunDirectory:
             empty_directory(self.path, last=RUN_FILE)  # killed in between, it is still known as a run of ours
         for folder in (self.path, *self.path.glob("*/"), *self.path.glob("*/*/")):
             recover_leftovers(folder)
-        write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings})
+        write_json(self.path / RUN_FILE, {"identity": identity, "settings": settings, "hf_era": __version__})
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:

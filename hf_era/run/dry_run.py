@@ -154,6 +154,9 @@ def counts_by_label(run: Run) -> list[dict[str, Any]]:
             for module, own in of_modules.items() if name == "forget" else ():
                 counted = {"examples": own[f"{part}_{name}_stories"], "tokens": own[f"{part}_{name}_tokens"]}
                 rows.append({"part": part, "label": name, "module": module, **counted})
+    if len(own_part := run.data.coherence_validation):
+        counted = {"examples": len(own_part), "tokens": sum(own_part["length"][:])}
+        rows.append({"part": "coherence", "label": "retain", **counted})
     return rows
 
 
@@ -276,11 +279,14 @@ class _Speed:
         most = settings.evaluation_stories
         forget, retain = (_some(part, most) for part in (data.validation_forget, data.validation_retain))
         bf16 = bool(settings.bf16 or self.run.arguments.bf16)
-        measured = MeasuredStories(forget, retain, measuring.padding, settings.batch_size, self.device, bf16)
+        selection = _some(data.validation_forget, most)  # as many again
+        measured = MeasuredStories(forget, retain, measuring.padding, settings.batch_size, self.device, bf16, selection)
         point = _time(lambda: measured.losses(model), self.device)
         attacks = measuring.attacks()
-        sizes = sorted({min(attack.stories for attack in attacks), max(attack.stories for attack in attacks)})
-        few = replace(settings, steps=2, patience=None)
+        # Retain examples are as long as forget examples, about: what counts is how many there are in a step.
+        numbers = [attack.examples(settings.batch_stories) for attack in attacks]
+        sizes = sorted({min(numbers), max(numbers)})
+        few = replace(settings, steps=2, patience=None, batch_stories=None)
         steps = []
         for size in sizes:
             times: list[float] = []
@@ -288,11 +294,11 @@ class _Speed:
             attack.run(model, on_step=lambda _, times=times: times.append(_now(self.device)))  # type: ignore[misc]
             steps.append(max(times[-1] - times[-2] - point, 0.0))
         slope = (steps[-1] - steps[0]) / max(sizes[-1] - sizes[0], 1)
-        points = measured_steps(settings)
-        seconds = sum(
-            attack.trials * (settings.steps * max(steps[0] + slope * (attack.stories - sizes[0]), 0.0) + points * point)
-            for attack in attacks
-        )
+        seconds = 0.0
+        for planned, number in zip(attacks, numbers, strict=True):
+            own = replace(settings, steps=planned.steps or settings.steps)
+            training = own.steps * max(steps[0] + slope * (number - sizes[0]), 0.0)
+            seconds += planned.trials * (training + measured_steps(own) * point)
         return seconds / self.run.state.num_processes  # which share the trials out
 
 

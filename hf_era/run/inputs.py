@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.data import (
@@ -28,8 +30,9 @@ from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, pro
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
 from hf_era.models import family_for, get_family
-from hf_era.models.loading import check_round_trip, load_base_config, load_tokenizer
+from hf_era.models.loading import check_round_trip, expanded_from_config, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
+from hf_era.routing import make_router
 from hf_era.run.config import RunConfig
 from hf_era.training import GradientRoutingConfig
 from hf_era.utils.checks import error_text, listed, short_repr
@@ -67,6 +70,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     family = family_for(base_config, config.expansion)
     config.expansion.resolve_layers(family.layers_of(base_config))
     config.expansion.resolved(family, base_config)  # else known only after a base control was trained
+    _check_core(config, base_config)
     _check_length(config, base_config)
     name = config.model.tokenizer or base
     tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the examples
@@ -83,7 +87,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     counts = kept.data.summary
     unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
     get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
-    check_attack(config.relearn, len(kept.data.attack_forget))
+    check_attack(config.relearn, len(kept.data.attack_forget), len(kept.data.validation_forget), counts["train_retain"])
     cuts = identity_values(DataConfig, config.data.to_dict())
     local = base is not None and local_path(base).is_dir()
     return RunInputs(
@@ -102,9 +106,13 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     unrouted, labelled = (summary[f"train_forget_{name}"] for name in ("without_routed_token", "labelled"))
     if config.routing.rule == "concept" and unrouted:
         # They keep their label: what an example is about does not change where it is cut. But it has to be said.
+        mistaken = summary.get("train_retain_labelled_forget", 0)
+        or_mistaken = (
+            f", or they are among the {mistaken:,} retain examples that are labelled forget" if mistaken else ""
+        )
         notes.append(
             f"Of the {labelled:,} labelled forget examples {unrouted:,} route no token: their forget words lie beyond the "
-            f"cut at `data.max_tokens` {limit}. What is left of them is trained as retain examples are. Raise "
+            f"cut at `data.max_tokens` {limit}{or_mistaken}. What is left of them is trained as retain examples are. Raise "
             "`data.max_tokens`, or lower `data.max_characters`: an example is cut there before it is labelled."
         )
     warmup, steps = (config.training.get(name) for name in ("warmup_steps", "max_steps"))
@@ -160,7 +168,14 @@ def _counts(summary: dict[str, Any]) -> str:
         shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
         names["forget"] = f"forget ({shares})"
     told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
-    return f"To be trained on: {told} examples."
+    wrong = ""
+    if lost := summary["train_forget_unlabelled"]:
+        first = {"short": "the shortest", "score": "those with the lowest scores"}
+        which = first.get(summary.get("label_errors", {}).get("kind"), "drawn at random")
+        wrong = f" Of the unlabelled ones {lost:,} are forget examples that lost their label, {which}."
+    if mistaken := summary.get("train_retain_labelled_forget"):
+        wrong += f" Of those labelled forget {mistaken:,} are retain examples, by mistake."
+    return f"To be trained on: {told} examples.{wrong}"
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
@@ -174,7 +189,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         # Again once the data is there, kept or not; here too, because tokenising can take long.
         labels = splits.train["label"][:]
         get_method(config.method).check_data(config, labels.count(RETAIN), labels.count(UNLABELLED))
-        check_attack(config.relearn, len(splits.attack_forget))
+        check_attack(config.relearn, len(splits.attack_forget), len(splits.validation_forget), labels.count(RETAIN))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:
             tokenizer = train_tokenizer(splits.train["text"][:], config.model.vocabulary_size)
@@ -208,6 +223,14 @@ def _base_config(config: RunConfig) -> Any:
     family_for(base_config, config.expansion)  # before anything is built of it
     check_model_fits("model.architecture", base_config)
     return base_config
+
+
+def _check_core(config: RunConfig, base_config: Any) -> None:
+    """Raises `ValueError` for a router whose core this model has parameters of that cannot be reached."""
+    router = make_router(config.router)
+    if router.core is not None and config.expansion.module_configs:
+        with torch.device("meta"):
+            expanded_from_config(copy.deepcopy(base_config), config.expansion, config.seed).router = router
 
 
 def _check_vocabulary(tokenizer: Any, vocabulary_size: int) -> None:

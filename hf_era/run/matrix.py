@@ -1,37 +1,31 @@
-"""`hf-era matrix`: recipes x seeds, each run in a process of its own, resumable, and what they say together.
+"""`hf-era matrix`: testbeds x recipes x seeds: what the cells are, and whether they are done.
 
 A cell of the matrix is one run with one seed: an ordinary `hf-era run`, so that a matrix that was stopped goes on where it
-was. Cells run one after the other; under SLURM each task of an array runs one (`--cell $SLURM_ARRAY_TASK_ID`), and on a node
-with GPUs `launcher: [accelerate, launch, -m, hf_era, run]` starts each on all of them. What is there already is
-aggregated at the end, or with `--aggregate` alone.
+was. `hf_era.run.matrix_running` runs them, `hf_era.run.matrix_results` says what they say together.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hf_era.evaluation import RunResult
-from hf_era.evaluation.summary import comparison_values
-from hf_era.reporting.comparison import write_comparison_files
-from hf_era.run.config import RunConfig
-from hf_era.run.outputs import write_outputs
+from hf_era.evaluation.cell_lines import Key
+from hf_era.evaluation.yardsticks import References, check_references
+from hf_era.run.config import RunConfig, lay_over, without_secrets
 from hf_era.run.parsing import build, merge, read_yaml
 from hf_era.run.recipes import find_config
-from hf_era.utils import exit_codes
-from hf_era.utils.checks import check_count, check_path_text, short_repr, unknown_value_message
-from hf_era.utils.files import real_path, write_text
-from hf_era.utils.signals import StoppedError
-from hf_era.utils.yaml_text import dump_yaml
+from hf_era.utils.checks import check_count, check_name, check_path_text, short_repr, unknown_value_message
+from hf_era.utils.files import fingerprint, real_path
 
 MAXIMUM_CELLS = 10_000
+MAXIMUM_JOBS = 256
+TESTBED = "{testbed}"
+"""Stands for the testbed's name in any text of a cell's settings."""
 
 
 @dataclass
@@ -42,38 +36,61 @@ class MatrixRun:
         name (`str`): of the runs; part of their output directory.
         recipe (`str`): YAML file of a recipe, relative to the matrix's own, or the name of a packaged one.
         settings (`dict`, *optional*): what this row changes, e.g. `{routing: {rule: none}}`.
+        testbeds (`list[str]`, *optional*): the only testbeds that it is in. Not given: all.
+        seeds (`list[int]`, *optional*): the only ones of the matrix's seeds that it is run with. Not given: all.
+        data_filtering (`str`, *optional*): the row of data filtering that it is compared with, that with as many labels,
+            say. Not given: the matrix's.
     """
 
     name: str
     recipe: str
     settings: dict[str, Any] = field(default_factory=dict)
+    testbeds: list[str] | None = None
+    seeds: list[int] | None = None
+    data_filtering: str | None = None
 
 
 @dataclass
 class MatrixConfig:
-    """Recipes x seeds.
+    """Testbeds x recipes x seeds.
 
     Args:
         output_dir (`str`, *optional*, defaults to `"runs/matrix"`): where the comparison goes; the runs go where their own
             settings say.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): of every row.
         runs (`list`): the rows, each a mapping with the fields of `MatrixRun`.
+        testbeds (`dict`, *optional*): name -> the settings that make the testbed, laid over every run before a row's own.
+            `{testbed}` is filled in in any text of the settings, above all in `output_dir` and `model.base_dir`.
         overlays (`list[str]`, *optional*): YAML files laid over every recipe, found likewise.
-        settings (`dict`, *optional*): laid over every run, before a row's own.
+        settings (`dict`, *optional*): laid over every run, before a testbed's and a row's own.
+        jobs (`int`, *optional*, defaults to `1`): cells that run side by side, each with its share of the cores.
+        keep_models (`bool`, *optional*, defaults to `True`): `False`: once a cell has its result, its models and checkpoints
+            are removed, but never a base that others use; and a cell that is done is not looked at again.
         data_filtering (`str`, *optional*): name of the row whose figures stand beside the others', seed by seed.
+        base_curve (`list[str]`, *optional*): rows of base controls with several budgets, at least 3: what compute ratios are
+            measured on, and, at least 4 of them, shares of filtering (`hf_era.evaluation.yardsticks`).
+        filtering_curve (`list[str]`, *optional*): rows of data filtering with at least 4 budgets, for shares of filtering.
+        base_control (`str`, *optional*): the row whose compute is 1, and over whose retain loss a retain tax is. Not given:
+            that of `base_curve` with the most, and each run's own model before the method.
         launcher (`list[str]`, *optional*): command that runs a config file. Not given: `hf-era run` in this Python. A
             matrix file says what is run, as a Makefile does: look at it before you run somebody else's.
 
     Raises:
-        ValueError: for an empty matrix, a name that stands twice, or an unknown row.
+        ValueError: for an empty matrix, a name that stands twice, or an unknown row or testbed.
     """
 
     output_dir: str = "runs/matrix"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     runs: list[Any] = field(default_factory=list)
+    testbeds: dict[str, Any] = field(default_factory=dict)
     overlays: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    jobs: int = 1
+    keep_models: bool = True
     data_filtering: str | None = None
+    base_curve: list[str] = field(default_factory=list)
+    filtering_curve: list[str] = field(default_factory=list)
+    base_control: str | None = None
     launcher: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,10 +102,52 @@ class MatrixConfig:
             twice = _first_repeated(values)
             if twice is not None:
                 raise ValueError(f"`{what}`: {short_repr(twice)} stands twice. Give each a name of its own.")
-        check_count("runs x seeds", len(names) * len(self.seeds), 1, MAXIMUM_CELLS)
+        self._check_testbeds()
+        check_count(
+            "testbeds x runs x seeds", max(len(self.testbeds), 1) * len(names) * len(self.seeds), 1, MAXIMUM_CELLS
+        )
+        check_count("jobs", self.jobs, 1, MAXIMUM_JOBS)
         check_path_text("output_dir", self.output_dir)
-        if self.data_filtering is not None and self.data_filtering not in names:
-            raise ValueError(unknown_value_message("data_filtering", self.data_filtering, names))
+        for where in ("data_filtering", "base_control", "base_curve", "filtering_curve"):
+            given = getattr(self, where)
+            for name in given if isinstance(given, list) else [given]:
+                if name is not None and name not in names:
+                    raise ValueError(unknown_value_message(where, name, names))
+        for run in self.runs:
+            if run.data_filtering is not None and run.data_filtering not in names:
+                raise ValueError(unknown_value_message(f"runs.{run.name}.data_filtering", run.data_filtering, names))
+        check_references(self.references)
+
+    @property
+    def references(self) -> References:
+        """The rows that others are measured against."""
+        controls = {run.name: run.data_filtering or self.data_filtering for run in self.runs}
+        return References(
+            tuple(dict.fromkeys(self.base_curve)),
+            tuple(dict.fromkeys(self.filtering_curve)),
+            self.base_control,
+            {row: control for row, control in controls.items() if control is not None},
+        )
+
+    def _check_testbeds(self) -> None:
+        for name, settings in self.testbeds.items():
+            check_name("testbeds", name)
+            if not isinstance(settings, Mapping):
+                raise ValueError(f"`testbeds.{name}` should be a mapping of settings, got {short_repr(settings)}.")
+        for run in self.runs:
+            for name in run.testbeds or []:
+                if name not in self.testbeds:
+                    raise ValueError(unknown_value_message(f"runs.{run.name}.testbeds", name, self.testbeds))
+
+    def cells_of(self) -> list[tuple[str, MatrixRun, int]]:
+        """Testbed (empty: there are none), row and seed of every cell, in order: all of the first seed come first."""
+        return [
+            (testbed, run, seed)
+            for seed in self.seeds
+            for testbed in self.testbeds or [""]
+            for run in self.runs
+            if (run.testbeds is None or testbed in run.testbeds) and (run.seeds is None or seed in run.seeds)
+        ]
 
 
 def _first_repeated(values: Sequence[Any]) -> Any:
@@ -105,12 +164,34 @@ def _row(where: str, values: Any) -> MatrixRun:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the matrix. `config` is complete; `values` is what it was made of."""
+    """One run of the matrix. `config` is complete; `values` is what it was made of; `testbed` is empty without any."""
 
     row: str
     seed: int
     config: RunConfig
     values: dict[str, Any]
+    testbed: str = ""
+
+    @property
+    def title(self) -> str:
+        """What it is called when something is said of it."""
+        return f"{self.testbed + ', ' if self.testbed else ''}{self.row}, seed {self.seed}"
+
+    @property
+    def file_name(self) -> str:
+        """A name for files of its own, without suffix."""
+        return f"{self.testbed + '-' if self.testbed else ''}{self.row}-seed{self.seed}"
+
+    @property
+    def key(self) -> Key:
+        return self.testbed, self.row, self.seed
+
+    @property
+    def settings_key(self) -> str:
+        """Fingerprint of what it was made of, but where it is kept."""
+        model = {name: value for name, value in (self.values.get("model") or {}).items() if name != "base_dir"}
+        kept = {name: value for name, value in self.values.items() if name != "output_dir"}
+        return fingerprint({**kept, "model": model})
 
     @property
     def result_file(self) -> Path:
@@ -122,6 +203,23 @@ class Cell:
             return RunResult.load(self.result_file) if self.result_file.is_file() else None
         except ValueError:
             return None
+
+    def is_done(self) -> bool:
+        """Whether it has a result, and of these very settings."""
+        result = self.result()
+        try:
+            # Fields that came with a later hf_era have their defaults.
+            return result is not None and _described(RunConfig.from_dict(result.config)) == self._own_config
+        except ValueError:
+            return False
+
+    @cached_property
+    def _own_config(self) -> dict[str, Any]:
+        return _described(self.config)
+
+
+def _described(config: RunConfig) -> dict[str, Any]:
+    return without_secrets(config.to_dict())
 
 
 def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[MatrixConfig, list[Cell]]:
@@ -135,85 +233,39 @@ def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tu
     """
     path = find_config(path)
     matrix: MatrixConfig = build(MatrixConfig, merge(read_yaml(path), overrides or {}), "")
-    cells = [_cell(path.parent, matrix, run, seed) for seed in matrix.seeds for run in matrix.runs]
+    cells = [_cell(path.parent, matrix, *parts) for parts in matrix.cells_of()]
+    if not cells:
+        raise ValueError(
+            "The matrix is empty: no row has one of its `seeds` and `testbeds`. Give others, or leave them out."
+        )
     folders = [str(real_path(cell.config.output_path)) for cell in cells]
     twice = _first_repeated(folders)
     if twice is not None:
         path = cells[folders.index(twice)].config.output_path
-        raise ValueError(f"Two cells of the matrix have the output directory {path}. Put {{name}} and {{seed}} in it.")
+        names = f"{TESTBED}, {{name}} and {{seed}}" if matrix.testbeds else "{name} and {seed}"
+        raise ValueError(f"Two cells of the matrix have the output directory {path}. Put {names} in it.")
     return matrix, cells
 
 
-def _cell(folder: Path, matrix: MatrixConfig, run: MatrixRun, seed: int) -> Cell:
+def _cell(folder: Path, matrix: MatrixConfig, testbed: str, run: MatrixRun, seed: int) -> Cell:
     values: dict[str, Any] = {}
-    for name in (run.recipe, *matrix.overlays):
-        values = merge(values, read_yaml(find_config(name, folder)))
-    values = merge(merge(values, matrix.settings), run.settings)
+    files = [read_yaml(find_config(name, folder)) for name in (run.recipe, *matrix.overlays)]
+    for layer in (*files, matrix.settings, matrix.testbeds.get(testbed, {}), run.settings):
+        values = lay_over(values, layer)
     values = {**values, "name": run.name, "seed": seed}
+    if testbed:
+        values = _filled_in(values, testbed)
     try:
-        return Cell(run.name, seed, RunConfig.from_dict(values), values)
+        return Cell(run.name, seed, RunConfig.from_dict(values), values, testbed)
     except ValueError as error:
-        raise ValueError(f"`runs`: {run.name[:100]}: {error}") from error
+        where = f"{testbed}: {run.name[:100]}" if testbed else run.name[:100]
+        raise ValueError(f"`runs`: {where}: {error}") from error
 
 
-def run_cells(matrix: MatrixConfig, cells: Sequence[Cell], console: Console) -> list[Cell]:
-    """Runs cells one after the other, each in a process of its own; returns those that failed. The rest still runs."""
-    launcher = matrix.launcher or [sys.executable, "-m", "hf_era", "run"]
-    failed = []
-    for number, cell in enumerate(cells, 1):
-        console.rule(f"{number} of {len(cells)}: {cell.row}, seed {cell.seed}")
-        file = Path(matrix.output_dir) / "configs" / f"{cell.row}-seed{cell.seed}.yaml"
-        write_text(file, dump_yaml(cell.values))
-        if _run_cell([*launcher, str(file)]):
-            console.print(f"[bold red]{cell.row}, seed {cell.seed} failed[/]; the other cells go on.")
-            failed.append(cell)
-    return failed
-
-
-def _run_cell(command: Sequence[str]) -> int:
-    """Runs one cell and returns its exit status; raises `StoppedError` if it, or the matrix, was asked to stop."""
-    with subprocess.Popen(command) as process:
-        try:
-            status = process.wait()
-        except StoppedError:
-            process.terminate()  # it saves; leaving the block waits for it
-            raise
-    if status == exit_codes.STOPPED:
-        raise StoppedError("The cell that was running was stopped.")
-    return status
-
-
-def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
-    """Puts data filtering beside every result of the same seed, writes their reports anew, with the means over seeds, and
-    the comparison of all.
-
-    Returns: the folder of the comparison. It also holds a copy of every result, `seed0/NAME.json` and so on, so that it can
-    be kept or passed on by itself.
-
-    Raises:
-        ValueError: if no cell has a result yet.
-    """
-    rows = [run.name for run in matrix.runs]
-    ordered = sorted(cells, key=lambda cell: (rows.index(cell.row), cell.seed))
-    results = {(cell.row, cell.seed): result for cell in ordered if (result := cell.result()) is not None}
-    if not results:
-        raise ValueError(f"None of the {len(cells)} cells has a result yet. Run the matrix first.")
-    folder = Path(matrix.output_dir)
-    folders = {(cell.row, cell.seed): cell.config.output_path for cell in cells}
-    for (row, seed), result in results.items():
-        filtered = results.get((str(matrix.data_filtering), seed))
-        if filtered is not None and row != matrix.data_filtering:
-            result.data_filtering = _control_values_for(result, filtered)
-    for (row, seed), result in results.items():
-        seeds = [other for (name, _), other in results.items() if name == row]
-        if len(seeds) > 1 or result.data_filtering is not None:
-            write_outputs(result, folders[row, seed], seeds)
-        result.save(folder / f"seed{seed}" / f"{row}.json")
-    write_comparison_files(list(results.values()), folder)
-    return folder
-
-
-def _control_values_for(result: RunResult, filtered: RunResult) -> dict[str, Any] | None:
-    """The figures of data filtering, if they were measured on the same examples."""
-    same = result.data.get("fingerprint") == filtered.data.get("fingerprint")
-    return comparison_values(filtered) if same else None
+def _filled_in(value: Any, testbed: str) -> Any:
+    """A value with `{testbed}` filled in in every text inside."""
+    if isinstance(value, Mapping):
+        return {key: _filled_in(item, testbed) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(item, testbed) for item in value]
+    return value.replace(TESTBED, testbed) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_era.data import FORGET, RoutingCollator, padding_token_id
+from hf_era.data import FORGET, RETAIN, RoutingCollator, padding_token_id
 from hf_era.data.columns import present
 from hf_era.data.labelling import MODULE
 from hf_era.evaluation import (
@@ -36,7 +36,7 @@ from hf_era.evaluation.modules import (
     stage_figures,
 )
 from hf_era.evaluation.relearn.attack import measured_steps
-from hf_era.evaluation.relearn.config import PlannedAttack, plan_attacks
+from hf_era.evaluation.relearn.config import PlannedAttack, plan_attacks, retain_stories_needed
 from hf_era.evaluation.relearn.experiment import KeptTrials, remove_kept_trials
 from hf_era.evaluation.tasks import measure_in_main, suite_key
 from hf_era.methods import Cost, Method, Phase, Stage
@@ -53,6 +53,7 @@ GENERATED_TOKEN = 20
 """How many tokens are read in the time in which one is generated: about, on a CPU."""
 AUDIT_STORIES = 32
 """Labelled forget training examples behind the gradients of the leak audit."""
+TRAINED_ON = "The retain examples that attacks train on are training examples of the run: nothing is reported on them."
 
 
 class Measuring:
@@ -83,6 +84,7 @@ class Measuring:
         attacks = identity_values(RelearnConfig, config.relearn.to_dict())
         attack = fingerprint(
             *models, attacks, "the first ten steps measured, the sweep at the largest number of stories",
+            "chosen on one half of the forget examples, reported on the other",
             *(apart if config.relearn.each_module else []),
         )  # fmt: skip
         title = "Attacking: relearning forget examples"
@@ -131,10 +133,11 @@ class Measuring:
     def _attack_cost(self) -> Cost:
         if not self.config.relearn.enabled:
             return Cost()
-        attacks = self.attacks()
-        steps, points = self.config.relearn.steps, measured_steps(self.config.relearn)
-        trained = sum(attack.trials * attack.stories for attack in attacks) * steps
-        measured = sum(attack.trials for attack in attacks) * points * self.attack_examples()
+        trained = measured = 0
+        for attack in self.attacks():
+            settings = replace(self.config.relearn, steps=attack.steps or self.config.relearn.steps)
+            trained += attack.trials * attack.examples(settings.batch_stories) * settings.steps
+            measured += attack.trials * measured_steps(settings) * self.attack_examples()
         return Cost(trained, measured, at_most=self.config.relearn.patience is not None)
 
     def attacks(self) -> list[PlannedAttack]:
@@ -161,7 +164,7 @@ class Measuring:
         given = data.attack_forget[MODULE][:] if MODULE in data.attack_forget.column_names else []
         for module, own in self.own.items():
             rows = [index for index, name in enumerate(given) if name == module]
-            if rows and own.any():
+            if rows and own.sum() > 1:  # two halves take two
                 measured = data.validation_forget.select(own.nonzero().flatten().tolist())
                 pools[module] = (data.attack_forget.select(rows), measured)
         return pools
@@ -174,10 +177,15 @@ class Measuring:
         return settings if module is None else replace(settings, allow_fewer=True)
 
     def attack_examples(self) -> int:
-        """How many examples an attack is measured on."""
+        """How many examples an attack is measured on: two halves of forget examples, and retain examples."""
         most, data = self.config.relearn.evaluation_stories, self.run.data
-        sizes = (len(data.validation_forget), len(data.validation_retain))
-        return sum(sizes if most is None else (min(most, size) for size in sizes))
+        forget, retain = len(data.validation_forget), len(data.validation_retain)
+        return forget + retain if most is None else min(2 * most, forget) + min(most, retain)
+
+    def attack_retain(self) -> Dataset | None:
+        """Retain examples for the attacker: of those that were trained on, because nothing is reported on them."""
+        number = retain_stories_needed(self.config.relearn)
+        return stories_labelled(self.run.data, RETAIN, most=number) if number else None
 
     def generating_stages(self) -> list[str]:
         wanted = dict.fromkeys(["before", "before_ablation", self.final_stage])
@@ -369,6 +377,8 @@ class Measuring:
                 device=self.device,
                 progress=self.state.is_main_process,
                 state=self.state,
+                retain_pool=self.attack_retain(),
+                note=TRAINED_ON,
             )
             for module, (pool, forget) in self._pools().items()
         }

@@ -31,6 +31,7 @@ HELD_OUT_FILES = {
     "validation_retain": "retain",
     "validation_unlabelled": "unlabelled",
     "attack_forget": "attack",
+    "coherence_validation": "coherence",
 }
 """Part of the data -> its file there, without `.jsonl`."""
 

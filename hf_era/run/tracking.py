@@ -181,7 +181,7 @@ def attack_curves(relearning: RelearnResult | None) -> dict[int, dict[str, float
     """Step -> forget and retain loss under each attack, means over its trials, as far as all of them came."""
     groups: dict[str, list[dict[int, Any]]] = {}
     for trial in relearning.trials if relearning is not None else []:
-        name = f"{trial.kind}_{trial.stories}_examples_{trial.learning_rate:g}"
+        name = trial.attack.name.replace(" ", "_").replace(f"_{trial.stories}_", f"_{trial.stories}_examples_", 1)
         groups.setdefault(name, []).append({point.step: point for point in trial.curve.points})
     found: dict[int, dict[str, float]] = {}
     for name, trials in groups.items():

@@ -1,7 +1,9 @@
 """Coherence fine-tuning: a few steps on retain examples after the cut, and the best weights kept.
 
-The retain validation loss is measured before the first step and after every one; the weights of the lowest are kept. The
-first candidate is "no change", so this phase never makes the retain loss worse on those examples.
+The loss on held-out retain examples is measured before the first step and after every one; the weights of the lowest are
+kept. The first candidate is "no change", so this phase never makes the retain loss worse on those examples. They should be
+others than those that are reported: the lowest of many measurements flatters. A run holds some back for it
+(`data.coherence_validation_stories`).
 """
 
 from __future__ import annotations
@@ -180,7 +182,8 @@ def fine_tune_for_coherence(
         args (`CausalLMTrainingConfig`): the routing phase's with `coherence_settings` over them.
         config (`CoherenceConfig`): for the patience.
         train_dataset (`Dataset`): the retain examples of the batch.
-        validation_retain (`Dataset`): the retain examples that choose the best weights.
+        validation_retain (`Dataset`): the retain examples that choose the best weights; neither those of the batch nor
+            those that the model is then measured on.
         tokenizer: its padding id pads.
         on_progress (*optional*): is told after every step which share of them is done.
 

@@ -174,6 +174,9 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             Learning rate of the auxiliary modules over that of the rest. Not negative.
         auxiliary_weight_decay (`float`, *optional*):
             Weight decay of the auxiliary modules. Not given: that of the rest.
+        skip_zero_gradients (`bool`, *optional*):
+            Leave parameters out of an optimizer's step whose gradient is zero throughout, as in a batch that teaches a part
+            of the model nothing: neither momentum nor weight decay moves them. Not given: as the router says (`gram`: yes).
         minimum_ablation_gap (`float`, *optional*, defaults to `0.05`):
             Nats a token. If ablation raises the forget loss by less at the end of training, nothing was localised and a
             loud warning says so.
@@ -228,6 +231,11 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
     )
     auxiliary_weight_decay: float | None = setting(
         None, "Weight decay of the auxiliary modules. Not given: that of the rest.", identity=True
+    )
+    skip_zero_gradients: bool | None = setting(
+        None,
+        "Neither momentum nor decay moves parameters whose gradient is zero throughout. Not given: as the router says.",
+        identity=UNLESS_DEFAULT,
     )
     minimum_ablation_gap: float = setting(
         0.05, "Nats a token below which a warning says that nothing was localised.", identity=False
@@ -304,6 +312,12 @@ class GradientRoutingConfig(CausalLMTrainingConfig):
             # transformers goes by the ending of the name, which `_ablated` hides.
             self.greater_is_better = False if self._is_better_if_smaller(self.metric_for_best_model) else None
         super().__post_init__()
+
+    @property
+    def leaves_zero_gradients_out(self) -> bool:
+        """`skip_zero_gradients`, or what the router says."""
+        given = self.skip_zero_gradients
+        return self.token_router.skips_zero_gradients if given is None else given
 
     @property
     def words_label(self) -> bool:

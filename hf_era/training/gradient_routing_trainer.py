@@ -42,6 +42,7 @@ from hf_era.training.config import FORGET_DATASET_NAME, RETAIN_DATASET_NAME, Gra
 from hf_era.training.evaluation_sets import check_names
 from hf_era.training.publishing import MODEL_TAGS, push_contracted, save_contracted
 from hf_era.training.raw_examples import expanded_model, prepare_for_trainer
+from hf_era.training.zero_gradients import SkipZeroGradients
 
 
 class LocalizationWarning(UserWarning):
@@ -124,6 +125,9 @@ class GradientRoutingTrainer(CausalLMTrainer):
         check_modules_match(train_dataset, getattr(model, "module_names", None))
         super().__init__(model=model, args=args, l1_coefficient=getattr(args, "l1_coefficient", 0.0), **kwargs)
         self._set_up_model(self.model)
+        if self.args.leaves_zero_gradients_out:
+            self._check_gradients_are_there()
+            self.add_callback(SkipZeroGradients())
         self._check_launch_and_columns()
         check_names(
             self.eval_dataset,
@@ -175,6 +179,14 @@ class GradientRoutingTrainer(CausalLMTrainer):
             )
         check_routing_weights_arrive(self.train_dataset, self.data_collator)
 
+    def _check_gradients_are_there(self) -> None:
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                f"`training.skip_zero_gradients` (the router `{self.args.token_router.name}` asks for it, if you do not) "
+                "looks at gradients, which DeepSpeed keeps to itself. Launch without it, or set "
+                "`training.skip_zero_gradients: false`."
+            )
+
     # ---- Loss ----
 
     def compute_loss(
@@ -184,6 +196,10 @@ class GradientRoutingTrainer(CausalLMTrainer):
         if model.training:
             check_is_routed(inputs, self.data_collator)
             check_modules_arrive(inputs, self.train_dataset, self.data_collator)
+            if self.args.token_router.is_random and "routing_seed" not in inputs:
+                # Of the step and not of the micro-batch: however it is cut, an example is drawn for alike.
+                seed = torch.tensor(self.args.seed * 1_000_003 + self.state.global_step)
+                inputs = {**inputs, "routing_seed": seed}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     # ---- Optimizer ----
@@ -192,7 +208,7 @@ class GradientRoutingTrainer(CausalLMTrainer):
         """The Trainer's optimizer, its groups split so that the auxiliary modules have their own.
 
         A module has no gradient from examples of another one, and AdamW moves it all the same in a batch without any of its
-        own: by the momentum of earlier batches, and by weight decay.
+        own: by the momentum of earlier batches, and by weight decay, unless `skip_zero_gradients`.
         """
         existed = self.optimizer is not None
         if existed and not self._made_optimizer:  # assigned after the constructor had looked

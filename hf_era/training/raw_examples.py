@@ -218,6 +218,7 @@ def _data_config(args: GradientRoutingConfig, tokenizer: Any, model: Any) -> Dat
         retain_labels=args.retain_labels or [], score_column=args.score_column, forget_words=args.forget_words or [],
         modules=settings_from_text("modules", args.modules) or {}, text_column=args.text_column, max_characters=None,
         max_tokens=args.max_length or min(DEFAULT_MAX_LENGTH, positions), **_special_tokens(tokenizer),
+        coherence_validation_stories=0,
     )  # fmt: skip
 
 
@@ -251,7 +252,7 @@ def _labelled(dataset: Any, config: DataConfig, name: str, tokenizer: Any, label
 
 def _only_training(labelled: Dataset) -> StorySplits:
     nothing = labelled.select([])
-    return StorySplits(labelled, nothing, nothing, nothing, nothing, duplicates_dropped=0)
+    return StorySplits(labelled, nothing, nothing, nothing, nothing, nothing, duplicates_dropped=0)
 
 
 def _with_evaluation(labelled: Dataset, given: Dataset) -> StorySplits:

@@ -54,6 +54,14 @@ def setting(default: Any, help: str, *, identity: bool | str) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class ByPreset:
+    """The default of a field that presets set: `value` is what it comes to where none says otherwise. The class that has the
+    field puts the value in its place."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 def identity_values(
     config_class: type, values: Mapping[str, Any], inherited_without_effect: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -77,4 +85,4 @@ def default_of(item: dataclasses.Field[Any]) -> Any:
     """A field's default; `MISSING` if it has none."""
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
-    return item.default
+    return item.default.value if isinstance(item.default, ByPreset) else item.default

@@ -124,7 +124,12 @@ def test_null_and_blank_examples_are_dropped_and_counted(write: Callable[..., Pa
     rows[3:3] = [{"text": None}, {"text": " \n\t"}, {"text": ""}]
     path = write("stories.jsonl", rows)
     assert texts_of(path)[3:6] == [None, " \n\t", ""]
-    counts = {"forget_validation_stories": 2, "retain_validation_stories": 2, "attack_stories": 2}
+    counts = {
+        "forget_validation_stories": 2,
+        "retain_validation_stories": 2,
+        "attack_stories": 2,
+        "coherence_validation_stories": 0,
+    }
     splits = load_splits(DataConfig(train=str(path), forget_words=["tree"], **counts), seed=0)
     assert splits.blanks_dropped == 3
     assert splits.duplicates_dropped == 0

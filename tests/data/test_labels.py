@@ -30,7 +30,12 @@ from hf_era.routing import RoutingRuleConfig
 from hf_era.run.config import load_run_config
 
 NAMES = {FORGET: "f", RETAIN: "r", UNLABELLED: "u"}
-COUNTS = {"forget_validation_stories": 2, "retain_validation_stories": 2, "attack_stories": 1}
+COUNTS = {
+    "forget_validation_stories": 2,
+    "retain_validation_stories": 2,
+    "attack_stories": 1,
+    "coherence_validation_stories": 0,
+}
 UNIFORM = RoutingRuleConfig(rule="full_seq", weighting="uniform")
 FREQUENCY = RoutingRuleConfig(rule="full_seq", weighting="frequency")
 

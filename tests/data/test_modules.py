@@ -27,7 +27,7 @@ from hf_era.data import (
     split_sources,
 )
 from hf_era.data.config import DataConfig
-from hf_era.data.splits import drop_labels
+from hf_era.data.label_errors import change_labels
 from hf_era.data.tokenising import label_examples
 from hf_era.routing import RoutingRuleConfig
 from hf_era.run.config import load_run_config
@@ -35,7 +35,12 @@ from hf_era.run.config import load_run_config
 UNIFORM = RoutingRuleConfig(rule="full_seq", weighting="uniform")
 MODULES = {"biology": ["cells", "genes"], "chemistry": ["acids"]}
 BY_LABEL = {"label_column": "topic", "modules": MODULES}
-COUNTS = {"forget_validation_stories": 9, "retain_validation_stories": 5, "attack_stories": 3}
+COUNTS = {
+    "forget_validation_stories": 9,
+    "retain_validation_stories": 5,
+    "attack_stories": 3,
+    "coherence_validation_stories": 0,
+}
 
 
 def with_modules(rows: dict[str, list[Any]], **settings: Any) -> list[tuple[int, str | None]]:
@@ -141,6 +146,7 @@ def test_a_module_without_an_example(write: Callable[..., Path], settings: dict[
     values = ["genes"] * 18 + ["acids"] * 2 + ["music"] * 20
     rows = [{"text": f"Text {n} on {topic}.", "topic": topic} for n, topic in enumerate(values)]
     settings = {"retain_validation_stories": 7, "forget_validation_stories": 2, "attack_stories": 1} | settings
+    settings["coherence_validation_stories"] = 0
     with pytest.raises(ValueError, match=message):
         load_splits(DataConfig(train=str(write("rows.jsonl", rows)), **settings), seed=0)
 
@@ -202,7 +208,7 @@ def test_examples_and_tokens_are_counted_by_module(prepared: PreparedData) -> No
 
 
 def test_an_example_that_lost_its_label_lost_its_module(sources: Sources, config: DataConfig) -> None:
-    train = drop_labels(split_sources(sources, config, 0).train, 0.5, seed=0)
+    train = change_labels(split_sources(sources, config, 0).train, 0.5, seed=0)
     for label, module in zip(train["label"], train["module"], strict=True):
         assert (label == 0) == (module is not None)
     assert Counter(train["label"])[0] == 39

@@ -48,6 +48,7 @@ VOCABULARY_SIZE = 640  # larger than the tokenizer's, as models often have it
 
 def make_config(**overrides: Any) -> DataConfig:
     counts = {"forget_validation_stories": 10, "retain_validation_stories": 12, "attack_stories": 6}
+    counts |= {"coherence_validation_stories": 8}
     return DataConfig(**{"generator_stories": 300, "labelled_fraction": 0.6, "max_tokens": 120, **counts, **overrides})
 
 
@@ -178,8 +179,8 @@ def test_the_summary_adds_up(prepare: Callable[..., PreparedData], rule: str) ->
     kinds = [summary[f"train_{name}"] for name in ("forget_labelled", "forget_unlabelled", "retain")]
     assert sum(kinds) == summary["train_stories"] == len(train)
     forget = 60 - 10 - 6  # a fifth of the 300 generated stories is forest
-    assert kinds == [round(0.6 * forget), forget - round(0.6 * forget), 240 - 12]
-    held_out = {"validation_forget": 10, "validation_retain": 12, "attack_forget": 6}
+    assert kinds == [round(0.6 * forget), forget - round(0.6 * forget), 240 - 12 - 8]
+    held_out = {"validation_forget": 10, "validation_retain": 12, "attack_forget": 6, "coherence_validation": 8}
     assert {name: summary[f"{name}_stories"] for name in held_out} == held_out
     assert sum(held_out.values()) + summary["train_stories"] == 300
     assert (summary["duplicates_dropped"], summary["blanks_dropped"]) == (0, 0)
@@ -198,7 +199,12 @@ def test_the_summary_adds_up(prepare: Callable[..., PreparedData], rule: str) ->
 
 def test_evaluation_stories_have_tokens_and_no_weights(prepare: Callable[..., PreparedData]) -> None:
     prepared = prepare("uniform")
-    for name, label in (("validation_forget", FORGET), ("validation_retain", RETAIN), ("attack_forget", FORGET)):
+    for name, label in (
+        ("validation_forget", FORGET),
+        ("validation_retain", RETAIN),
+        ("attack_forget", FORGET),
+        ("coherence_validation", RETAIN),
+    ):
         part = getattr(prepared, name)
         assert "routing_weight" not in part.column_names
         assert {"input_ids", "is_forget_word", "label", "length", "text"} <= set(part.column_names)
@@ -295,6 +301,9 @@ def test_the_fingerprint_changes_with_stories_and_labels_only() -> None:
         "another seed": data_fingerprint(load_splits(config, seed=1)),
         "other words": data_fingerprint(load_splits(replace(config, forget_words=["friend"]), seed=0)),
         "other labels kept": data_fingerprint(load_splits(replace(config, labelled_fraction=0.5), seed=0)),
+        "examples for coherence": data_fingerprint(
+            load_splits(replace(config, coherence_validation_stories=7), seed=0)
+        ),
         "a cut": data_fingerprint(load_splits(replace(config, max_characters=300), seed=0)),
         "parts exchanged": data_fingerprint(
             replace(splits, validation_forget=splits.attack_forget, attack_forget=splits.validation_forget)

@@ -67,7 +67,14 @@ def keep(prepared: CachedData) -> Callable[..., tuple[CachedData, bool]]:
 
 
 def contents(kept: CachedData) -> list[Any]:
-    parts = ("train", "validation_forget", "validation_retain", "validation_unlabelled", "attack_forget")
+    parts = (
+        "train",
+        "validation_forget",
+        "validation_retain",
+        "validation_unlabelled",
+        "attack_forget",
+        "coherence_validation",
+    )
     data = [getattr(kept.data, name).to_dict() for name in parts]
     features = [getattr(kept.data, name).features for name in parts]
     return [data, features, kept.data.summary, kept.data.frequency_rows, kept.fingerprint, kept.trained_tokenizer]
@@ -137,7 +144,7 @@ def changed_settings() -> dict[str, dict[str, Any]]:
         "text_column": "story", "max_train_stories": 50, "generator_stories": 70, "forget_words": ["tree"],
         "labelled_fraction": 0.5, "max_characters": 100, "max_tokens": 30, "add_bos": False, "add_eos": True,
         "forget_validation_stories": 2, "retain_validation_stories": 2, "unlabelled_validation_stories": 7,
-        "attack_stories": 1,
+        "attack_stories": 1, "coherence_validation_stories": 1,
     }  # fmt: skip
     column = {"forget_words": [], "label_column": "topic", "forget_labels": ["a"]}
     sources = {"forget_words": [], "forget": "f.jsonl", "retain": "r.jsonl"}
@@ -146,6 +153,8 @@ def changed_settings() -> dict[str, dict[str, Any]]:
         "forget_labels": {**column, "forget_labels": ["b"]},
         "retain_labels": {**column, "retain_labels": ["c"]},
         "score_column": {"forget_words": [], "score_column": "topic"},
+        "label_errors": {"labelled_fraction": 0.5, "label_errors": "short"},
+        "label_threshold": {"label_errors": "score", "label_threshold": 0.5},
         "forget": sources,
         "retain": {**sources, "retain": "other.jsonl"},
         "modules": {**column, "modules": {"forget": ["a"]}},

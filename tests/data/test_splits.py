@@ -9,14 +9,19 @@ import pytest
 from datasets import Dataset
 
 from hf_era.data import FORGET, RETAIN, UNLABELLED, DataConfig, StorySplits
-from hf_era.data.splits import drop_labels, split_stories
+from hf_era.data.splits import split_stories
 from hf_era.data.tokenising import label_examples
 
 PARTS = ("train", "validation_forget", "validation_retain", "attack_forget")
 
 
 def make_config(**overrides: Any) -> DataConfig:
-    counts = {"forget_validation_stories": 5, "retain_validation_stories": 7, "attack_stories": 3}
+    counts = {
+        "forget_validation_stories": 5,
+        "retain_validation_stories": 7,
+        "attack_stories": 3,
+        "coherence_validation_stories": 0,
+    }
     return DataConfig(**{**counts, "forget_words": ["tree", "forest"], **overrides})
 
 
@@ -222,12 +227,40 @@ def test_the_labelled_fraction_is_exact(split: Callable[..., StorySplits], fract
     assert texts_of(splits) == texts_of(split(stories))  # and nothing else moves
 
 
-def test_which_labels_are_taken_away_depends_on_the_seed_alone() -> None:
-    train = Dataset.from_dict({"text": [str(index) for index in range(60)], "label": [FORGET, RETAIN, RETAIN] * 20})
-    first, same, other = (list(drop_labels(train, 0.5, seed)["label"]) for seed in (1, 1, 2))
-    assert first == same
-    assert first != other
-    assert first.count(FORGET) == other.count(FORGET) == 10
+# Retain examples that coherence fine-tuning chooses its weights on
+
+
+@pytest.mark.parametrize(("asked", "number"), [(0, 0), (3, 3), (100, 9)])
+def test_coherence_has_retain_examples_of_its_own(split: Callable[..., StorySplits], asked: int, number: int) -> None:
+    """At most a tenth of those there are; nothing else moves, the labels that are lost neither."""
+    stories = make_texts(30, 100)
+    splits, without = (
+        split(stories, coherence_validation_stories=count, labelled_fraction=0.5) for count in (asked, 0)
+    )
+    own = set(splits.coherence_validation["text"])
+    assert len(splits.coherence_validation) == len(own) == number
+    assert set(splits.coherence_validation["label"]) <= {RETAIN}
+    others = texts_of(without)
+    assert texts_of(splits) == others | {"train": [text for text in others["train"] if text not in own]}
+    lost = [
+        {text for text, label in zip(part.train["text"], part.train["label"], strict=True) if label == UNLABELLED}
+        for part in (splits, without)
+    ]
+    assert lost[0] == lost[1]
+    assert len(own & set(others["train"])) == number
+    if asked:
+        assert set(split(stories, seed=1, coherence_validation_stories=asked).coherence_validation["text"]) != own
+
+
+def test_no_copy_of_such_an_example_is_trained_on(split: Callable[..., StorySplits]) -> None:
+    """Of a file that has its own validation file, repeated examples are trained on as they are."""
+    stories = make_texts(20, 40)
+    stories += [story.upper() for story in stories]
+    splits = split(stories, make_texts(12, 15, "other"), coherence_validation_stories=8)
+    own = {normal(text) for text in splits.coherence_validation["text"]}
+    assert len(own) == len(splits.coherence_validation) >= 4
+    assert own.isdisjoint(map(normal, splits.train["text"]))
+    assert len(splits.train) == len(stories) - 2 * len(own)
 
 
 # Seeds

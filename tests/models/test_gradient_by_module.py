@@ -152,7 +152,8 @@ def test_what_belongs_to_none_teaches_as_if_nothing_was_said(model: Any, alone: 
     for row in ("forget, of none", "retain, of none", "unlabelled"):
         batch = batch_of(row)
         del batch["module_index"]
-        assert all(torch.equal(value, alone[row][name]) for name, value in gradients(model, batch).items())
+        for name, value in gradients(model, batch).items():  # a bias sums its tokens in another order
+            torch.testing.assert_close(value, alone[row][name], rtol=1e-12, atol=1e-15)
 
 
 @contextmanager

@@ -461,7 +461,8 @@ def test_the_final_model_of_a_run_is_fine_tuned_where_the_run_trained(monkeypatc
     run = SimpleNamespace(
         seed=0, base_config=base.config, expansion=expansion, coherence=CoherenceConfig(), tokenizer=None, progress=None,
         folder=Path, checkpoints=lambda *names: Path("nowhere"), state=PartialState(), save=lambda *_: None,
-        data=SimpleNamespace(validation_retain=None), arguments=SimpleNamespace(per_device_train_batch_size=1, world_size=1),
+        data=SimpleNamespace(coherence_validation=[None]),
+        arguments=SimpleNamespace(per_device_train_batch_size=1, world_size=1),
         training_arguments=lambda *_, **changes: SimpleNamespace(trainable="routed", lora_settings=None),
     )  # fmt: skip
     monkeypatch.setattr(gradient_routing, "load_causal_lm", lambda _: base)

@@ -1,15 +1,18 @@
 """Recipes x seeds: the cells, running them, going on, and what they say together."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from hf_era.cli import main
 from hf_era.evaluation import RunResult
 from hf_era.evaluation.summary import aggregate
 from hf_era.run.matrix import load_matrix
+from hf_era.run.matrix_running import _Process, _Running, run_cells, start_paths, threads_of_a_cell
 
 # Stands for `hf-era run`: writes down that it was called, fails for a row called `broken`, and leaves a result.
 FAKE_RUN = """
@@ -59,7 +62,7 @@ def matrix_file(tmp_path, make_result):
 
     def write(**changes):
         path = tmp_path / "matrix.yaml"
-        path.write_text(yaml.safe_dump({**values, **changes}))
+        path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
         return path
 
     return write
@@ -201,3 +204,125 @@ def test_a_signal_stops_the_cell_in_good_order_and_the_matrix(matrix_file, tmp_p
     assert main(["matrix", str(path)]) == 75
     assert (tmp_path / "saved").exists()
     assert "Give the same command again to go on from there." in capsys.readouterr().err
+
+
+# ---- Testbeds, cells side by side, and what is left of a cell ----
+
+
+def test_cells_of_testbeds_and_their_order(matrix_file, tmp_path):
+    path = matrix_file(
+        testbeds={
+            "trees": {},
+            "letters": {"training": {"max_steps": 7}, "data": {"label_column": "about", "forget_labels": ["x"]}},
+        },
+        settings={
+            "output_dir": str(tmp_path / "{testbed}" / "{name}-seed{seed}"),
+            "model": {"base_dir": "bases/{testbed}-{seed}"},
+            "data": {"train": "{testbed}.jsonl", "forget_words": ["tree"]},
+        },
+        runs=[
+            {"name": "filtered", "recipe": "recipe.yaml", "settings": {"method": "data_filtering"}},
+            {"name": "routed", "recipe": "recipe.yaml", "testbeds": ["letters"]},
+            {"name": "budget", "recipe": "recipe.yaml", "seeds": [1, 5]},
+        ],
+    )
+    matrix, cells = load_matrix(path)
+    assert [cell.title for cell in cells] == [
+        "trees, filtered, seed 0",
+        "letters, filtered, seed 0",
+        "letters, routed, seed 0",
+        "trees, filtered, seed 1",
+        "trees, budget, seed 1",
+        "letters, filtered, seed 1",
+        "letters, routed, seed 1",
+        "letters, budget, seed 1",
+    ]
+    routed = cells[2].config
+    assert routed.output_path == tmp_path / "letters" / "routed-seed0"
+    assert (str(routed.base_path), routed.data.train) == ("bases/letters-0", "letters.jsonl")
+    assert routed.training["max_steps"] == 7
+    # A testbed's labels take the place of the others, as those of a later file do.
+    assert (routed.data.labels.kind, cells[0].config.data.labels.kind) == ("column", "words")
+    matrix.runs[1].testbeds = []
+    assert len(matrix.cells_of()) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"testbeds": {"a/b": {}}}, "`testbeds` becomes part of a path"),
+        ({"testbeds": {"trees": 3}}, "`testbeds.trees` should be a mapping of settings, got 3"),
+        ({"testbeds": {"trees": {}, "letters": {}}}, "Put {testbed}, {name} and {seed} in it"),
+        ({"testbeds": {"trees": {}}, "runs": [{"name": "filtered", "recipe": "recipe.yaml", "testbeds": ["tree"]}]},
+         "Unknown value for `runs.filtered.testbeds`: 'tree'. Did you mean `trees`?"),
+        ({"testbeds": {"trees": {"data": {"trian": "x"}}}}, "trees: filtered: Unknown key `trian`"),
+        ({"runs": [{"name": "filtered", "recipe": "recipe.yaml", "seeds": [4]}]}, "no row has one of its `seeds`"),
+        ({"jobs": 0}, "`jobs` should be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_wrong_testbeds_are_refused(matrix_file, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_matrix(matrix_file(**changes))
+
+
+# Stands for a run: notes its threads and when it ran, leaves a model, and a result of the settings that it was given.
+MODEL_RUN = """
+import json, os, pathlib, sys, time, yaml
+start = time.time()
+config = yaml.safe_load(open(sys.argv[1]))
+if config["name"] == "broken":
+    sys.exit("what went wrong")
+folder = pathlib.Path(config["output_dir"].replace("{name}", config["name"]).replace("{seed}", str(config["seed"])))
+for name in ("model", "base", "checkpoints/train-1", "held_out"):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+for name in ("model/model.safetensors", "base/model.safetensors", "held_out/forget.jsonl"):
+    (folder / name).touch()
+time.sleep(0.2)
+result = json.load(open(config["data"]["train"]))
+result |= {"name": config["name"], "seed": config["seed"], "config": config}
+json.dump(result, open(folder / "result.json", "w"))
+with open(folder.parent / "calls.txt", "a") as calls:
+    calls.write(f"{config['name']} {config['seed']} {os.environ['OMP_NUM_THREADS']} {start} {time.time()}\\n")
+"""
+
+
+def test_cells_side_by_side_leave_their_results_and_no_models(matrix_file, tmp_path, capsys):
+    shared = tmp_path / "runs" / "a-seed0" / "base"  # another cell starts from it
+    rows = [{"name": name, "recipe": "recipe.yaml"} for name in ("a", "broken", "b")]
+    rows[2]["settings"] = {"model": {"start": "pretrained", "base": str(shared)}}
+    path = matrix_file(runs=rows, data_filtering=None, seeds=[0], jobs=3, keep_models=False)
+    (tmp_path / "run.py").write_text(MODEL_RUN)
+    matrix, cells = load_matrix(path)
+    console = Console(stderr=True, soft_wrap=True)
+    ended = []
+    failed = run_cells(matrix, cells, console, start_paths(cells), lambda cell: ended.append(cell.row))
+    assert [cell.row for cell in failed] == ["broken"]
+    assert sorted(ended) == ["a", "b"]
+    assert "what went wrong" in capsys.readouterr().err
+    calls = [line.split() for line in (tmp_path / "runs" / "calls.txt").read_text().splitlines()]
+    assert [call[2] for call in calls] == [str(threads_of_a_cell(3))] * 2
+    (first, second) = ([float(number) for number in call[3:]] for call in calls)
+    assert max(first[0], second[0]) < min(first[1], second[1])
+    left = {row: sorted(path.name for path in (tmp_path / "runs" / f"{row}-seed0").iterdir()) for row in ("a", "b")}
+    assert left == {"a": ["base", "held_out", "result.json"], "b": ["held_out", "result.json"]}
+    # What is done is not run again, since its models are gone; with other settings it is.
+    assert [cell.is_done() for cell in cells] == [True, False, True]
+    assert not load_matrix(path, {"settings": {"training": {"max_steps": 3}}})[1][0].is_done()
+    assert run_cells(matrix, cells[::2], console) == []
+    assert len((tmp_path / "runs" / "calls.txt").read_text().splitlines()) == 2
+
+
+def test_a_cell_whose_base_another_one_is_training_waits_for_others(matrix_file, tmp_path):
+    rows = [
+        {"name": name, "recipe": "recipe.yaml", "settings": {"model": {"base_dir": str(tmp_path / base)}}}
+        for name, base in (("a", "one"), ("b", "one"), ("c", "two"))
+    ]
+    matrix, cells = load_matrix(matrix_file(runs=rows, data_filtering=None, seeds=[0]))
+    running = _Running(matrix, Console())
+    assert running.next_of(cells) == 0
+    running.processes = [_Process(cells[0], None, 0.0)]
+    assert running.next_of(cells[1:]) == 1
+    assert running.next_of(cells[1:2]) == 0  # there are no others
+    (tmp_path / "one" / "phases").mkdir(parents=True)
+    (tmp_path / "one" / "phases" / "base.json").touch()
+    assert running.next_of(cells[1:]) == 0

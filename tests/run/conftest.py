@@ -70,6 +70,7 @@ def make_run_config() -> Callable[..., RunConfig]:
                 "forget_validation_stories": 5,
                 "retain_validation_stories": 6,
                 "attack_stories": 3,
+                "coherence_validation_stories": 4,
             },
             "training": {
                 "max_steps": 4,

@@ -32,6 +32,7 @@ PHASES_AFTER_THE_BASE = (
 )
 ATTACK = PHASES_AFTER_THE_BASE[-1]
 SKIPPED = "already done, skipped"
+AS_THEN = ("--data.coherence_validation_stories", "0")
 STEPS_BEFORE_THE_STOP, STEPS = 5, 10
 
 
@@ -124,16 +125,17 @@ def unpack(name: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def run_in(tmp_path_factory: pytest.TempPathFactory) -> RunIn:
-    """Gives the command `hf-era run config.yaml`, with overrides, in the folder of a run."""
+    """Gives the command `hf-era run config.yaml`, with overrides, in the folder of a run; with the examples split as they
+    were, unless they are not to be."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(folder: Path, *overrides: str) -> Ended:
+    def run(folder: Path, *overrides: str, as_then: bool = True) -> Ended:
         stderr = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stderr(stderr):
             warnings.simplefilter("default")
             patch.chdir(folder)
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-            status = cli.main(["run", "config.yaml", *overrides])
+            status = cli.main(["run", "config.yaml", *overrides, *(AS_THEN if as_then else ())])
         return Ended(status, stderr.getvalue(), folder)
 
     return run
@@ -241,6 +243,15 @@ def test_a_finished_run_with_another_setting_is_refused(
     (message,) = [line for line in refused.stderr.splitlines() if line.startswith("hf-era: ")]
     assert setting in message
     assert "--overwrite_output_dir" in message
+    assert (digests(finished / "run"), digests(finished / "base")) == before
+
+
+def test_with_examples_held_back_for_coherence_it_is_another_run(run_in: RunIn, finished: Path) -> None:
+    """The message says how it goes on."""
+    before = digests(finished / "run"), digests(finished / "base")
+    refused = run_in(finished, as_then=False)
+    assert refused.status == 2, refused.stderr
+    assert "If an earlier version of hf_era began it, set `--data.coherence_validation_stories 0`" in refused.stderr
     assert (digests(finished / "run"), digests(finished / "base")) == before
 
 

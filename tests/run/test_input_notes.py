@@ -21,7 +21,7 @@ def notes_of(
 ) -> list[str]:
     """With a token per byte, 3,399 labelled forget examples, and so many of them without a routed token."""
     counts = {"train_forget_labelled": 3_399, "train_forget_without_routed_token": unrouted}
-    data = PreparedData(*[NOTHING] * 5, summary={**counts, "unused_columns": unused or {}})
+    data = PreparedData(*[NOTHING] * 6, summary={**counts, "unused_columns": unused or {}})
     base = GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], max_position_embeddings=positions)
     return input_notes(config, RunInputs(base, train_tokenizer(["abc"], 259), data, "", ""))
 

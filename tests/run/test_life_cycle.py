@@ -30,10 +30,10 @@ def test_result_has_every_stage_with_intervals(finished: tuple[RunConfig, RunRes
             assert estimate["low"] <= estimate["loss"] <= estimate["high"]
             assert estimate["stories"] == stories
     assert result.before_kind == "pretrained"
-    assert result.data["train_stories"] == 120 - 5 - 6 - 3
+    assert result.data["train_stories"] == 120 - 5 - 6 - 3 - 4
     assert result.routing_table
     stored = json.loads((config.output_path / "result.json").read_text())
-    assert stored["schema_version"] == 4
+    assert stored["schema_version"] == 5
     assert stored["config"]["expansion"]["width"] == 4
     assert {"torch", "transformers", "python"} <= set(stored["versions"])
     assert RunResult.load(config.output_path / "result.json") == result
@@ -99,12 +99,13 @@ def test_what_was_never_trained_on_is_kept(finished: tuple[RunConfig, RunResult]
     }
     assert {name: len(part) for name, part in texts.items()} == {
         "attack": result.data["attack_forget_stories"],
+        "coherence": result.data["coherence_validation_stories"],
         "forget": result.data["validation_forget_stories"],
         "retain": result.data["validation_retain_stories"],
     }
     finder = WordFinder(config.data.forget_words)
     assert [all(map(finder.found_in, texts[name])) for name in ("attack", "forget")] == [True, True]
-    assert not any(map(finder.found_in, texts["retain"]))
+    assert not any(map(finder.found_in, texts["retain"] + texts["coherence"]))
 
 
 def test_run_file_names_the_settings(finished: tuple[RunConfig, RunResult]) -> None:

@@ -31,8 +31,9 @@ def test_a_dry_run_counts_by_module() -> None:
         name: Dataset.from_dict({"length": [4]}) for name in ("validation_forget", "validation_retain", "attack_forget")
     }
     data = SimpleNamespace(
-        train=train, **parts, validation_unlabelled=Dataset.from_dict({}), summary={"modules": MODULES}
-    )
+        train=train, **parts, validation_unlabelled=Dataset.from_dict({}), summary={"modules": MODULES},
+        coherence_validation=Dataset.from_dict({"length": [3, 4]}),
+    )  # fmt: skip
     run: Any = SimpleNamespace(data=data)
     found = [tuple(row.get(name) for name in ("part", "label", "module", "examples", "tokens", "routed"))
              for row in counts_by_label(run)]  # fmt: skip
@@ -49,6 +50,7 @@ def test_a_dry_run_counts_by_module() -> None:
         ("attack", "forget", None, 1, 4, None),
         ("attack", "forget", "acids", 0, 0, None),
         ("attack", "forget", "boats", 1, 4, None),
+        ("coherence", "retain", None, 2, 7, None),
     ]
 
 

@@ -12,6 +12,7 @@ from hf_era.methods import Phase
 from hf_era.run.directory import RUN_FILE, RunDirectory
 from hf_era.run.pipeline import PhaseRunner
 from hf_era.utils.files import fingerprint, read_json
+from hf_era.version import __version__
 
 SETTINGS = {"seed": 0, "expansion": {"width": 64, "target_layers": [0, 1]}, "training": {"learning_rate": 1e-3}}
 
@@ -35,7 +36,7 @@ def test_a_new_an_empty_and_an_own_directory_are_fine(tmp_path: Path) -> None:
     empty.mkdir()
     for path in (new, empty):
         claimed(path)
-        assert read_json(path / RUN_FILE) == {"identity": "one", "settings": SETTINGS}
+        assert read_json(path / RUN_FILE) == {"identity": "one", "settings": SETTINGS, "hf_era": __version__}
         claimed(path)  # the very same run goes on
 
 

@@ -41,7 +41,9 @@ NOT_LABELLED_FORGET = {"train unlabelled": ALL, "train retain": ALL}  # nobody c
 AUDITED = {"train forget": ALL}
 FORGET_MEASURED, RETAIN_MEASURED = {"validation forget": ALL}, {"validation retain": ALL}
 ATTACKERS = {"attack": ALL}
+CHOSEN_ON = {"coherence validation": ALL}
 NONE: Stories = {}
+MEASURED_ON = {"forget": "validation forget", "retain": "validation retain", "coherence": "coherence validation"}
 
 BEFORE, EXPANDED, CONTRACTED, FINAL = "base/model", "expanded", "contracted", "model"
 RANDOM = "random weights"
@@ -79,7 +81,7 @@ def routing_phases(start: str) -> dict[str, tuple[list[str], Stories]]:
         "route, watched on forget": ([with_module(start)], FORGET_MEASURED),
         "route, watched on retain": ([with_module(start)], RETAIN_MEASURED),
         "coherence": ([CONTRACTED], NOT_LABELLED_FORGET),
-        "coherence, watched": ([CONTRACTED], RETAIN_MEASURED),
+        "coherence, watched": ([CONTRACTED], CHOSEN_ON),
         "leak audit": ([with_module(start), EXPANDED], AUDITED),
         **measuring_phases(BEFORE, EXPANDED, CONTRACTED, FINAL),
     }
@@ -346,7 +348,7 @@ class WatchedRun:
     Attributes:
         parts: part of the split -> its stories.
         names: hash of weights -> the folder that holds them, or `RANDOM`.
-        losses: `forget`, `retain` -> folder -> the loss of its model on those validation stories, nats a token.
+        losses: `forget`, `retain`, `coherence` -> folder -> the loss of its model on those stories, nats a token.
     """
 
     name: str
@@ -400,6 +402,7 @@ def split_into_parts(config: RunConfig, tokenizer: Any) -> dict[str, list[Story]
         "validation forget": splits.validation_forget["text"][:],
         "validation retain": splits.validation_retain["text"][:],
         "attack": splits.attack_forget["text"][:],
+        "coherence validation": splits.coherence_validation["text"][:],
     }
     for label, name in ((FORGET, "forget"), (UNLABELLED, "unlabelled"), (RETAIN, "retain")):
         rows = zip(splits.train["text"][:], splits.train["label"][:], strict=True)
@@ -427,8 +430,8 @@ def observed_run(name: str, config: RunConfig, watcher: Watcher) -> WatchedRun:
     models = {folder: AutoModelForCausalLM.from_pretrained(config.output_path / folder).eval() for folder in folders}
     parts = split_into_parts(config, AutoTokenizer.from_pretrained(config.output_path / FINAL))
     losses = {
-        kind: {folder: plain_loss(model, parts[f"validation {kind}"]) for folder, model in models.items()}
-        for kind in ("forget", "retain")
+        kind: {folder: plain_loss(model, parts[part]) for folder, model in models.items()}
+        for kind, part in MEASURED_ON.items()
     }
     return WatchedRun(name, config, result, watcher, parts, names, losses)
 
@@ -448,8 +451,9 @@ def watched_run(
             model={"start": "pretrained" if name == "pretrained" else "scratch"},
             expansion={"width": 16, "initialization_scale": 3.0, "target_layers": L1_LAYERS},
             data={"labelled_fraction": 0.5},
-            training={"learning_rate": 2e-2, "l1_coefficient": L1_COEFFICIENT, "multipliers": MULTIPLIERS},
-        )
+            training={"learning_rate": 2e-2, "l1_coefficient": L1_COEFFICIENT, "multipliers": MULTIPLIERS,
+                      "minimum_ablation_gap": -1.0},  # four steps localise nothing
+        )  # fmt: skip
         # Large weights: a module that starts small would do nothing in four steps, and its ablation neither.
         architecture = {**config.model.architecture, "initializer_range": 0.2}
         config = replace(config, model=replace(config.model, architecture=architecture))
@@ -625,7 +629,7 @@ def figures(result: RunResult) -> dict[str, float]:
 
 def expected_figures(run: WatchedRun) -> dict[str, float]:
     """The same, worked out from the saved models and the split."""
-    loss = run.losses
+    loss = {kind: run.losses[kind] for kind in ("forget", "retain")}
     forget, retain = loss["forget"], loss["retain"]
     expected = {
         f"{kind} loss {stage}": loss[kind][folder] for stage, folder in STAGES[run.name].items() for kind in loss
@@ -639,7 +643,10 @@ def expected_figures(run: WatchedRun) -> dict[str, float]:
         gaps = {kind: loss[kind][CONTRACTED] - loss[kind][EXPANDED] for kind in loss}
         expected |= {"ablation_gap": gaps["forget"], "retain_ablation_gap": gaps["retain"]}
         expected |= {f"leak audit: {kind} loss that ablation adds": gap for kind, gap in gaps.items()}
-        expected |= {"coherence: first_loss": retain[CONTRACTED], "coherence: best_loss": retain[FINAL]}
+        expected |= {
+            f"coherence: {name}": run.losses["coherence"][folder]
+            for name, folder in (("first_loss", CONTRACTED), ("best_loss", FINAL))
+        }
         stories = run.parts["train forget"]
         for model in ("start", "trained"):
             expected[f"leak audit of {model}: stories"] = len(stories)

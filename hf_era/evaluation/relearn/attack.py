@@ -1,8 +1,9 @@
 """The relearn attack: fine-tune on a few forget examples and see how much of the capability comes back, and how fast.
 
-One trial is here: one model, one set of examples, one learning rate; the whole curve of forget and retain loss. The attack
-runs on a copy in the fast class of its architecture; batches are padded once and stay on the device, and evaluation never
-holds logits. The experiment made of many trials is in `experiment.py`.
+One trial is here: one model, one set of examples, one learning rate and its schedule; the whole curve of forget and retain
+loss. The attack runs on a copy in the fast class of its architecture; examples are padded once and stay on the device, and
+evaluation holds logits only where examples are to be answered. What is measured is in `measured.py`, the experiment made of
+many trials in `experiment.py`.
 """
 
 from __future__ import annotations
@@ -12,41 +13,55 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 
-from hf_era.data import RoutingCollator, longest_first
-from hf_era.data.columns import present
 from hf_era.evaluation.batch_halving import halving_batches
-from hf_era.evaluation.losses import concatenated, count_labels, story_losses
-from hf_era.evaluation.relearn.config import FULL, LORA, RelearnAttackConfig
-from hf_era.evaluation.relearn.result import RelearnCurve, RelearnPoint, rises_at_the_end, spaced
+from hf_era.evaluation.losses import count_labels
+from hf_era.evaluation.relearn.config import RelearnAttackConfig
+from hf_era.evaluation.relearn.measured import MeasuredStories, PaddedExamples
+from hf_era.evaluation.relearn.result import (
+    CONSTANT,
+    COSINE,
+    FORGET,
+    FULL,
+    HALF,
+    LORA,
+    RETAIN,
+    RelearnCurve,
+    RelearnPoint,
+    nothing_improves,
+    spaced,
+)
 from hf_era.models.loading import fast_class_of
 from hf_era.models.trainable import PEFT_NOISE
-from hf_era.utils.processes import in_all, share_out
 
 
 class RelearnAttack:
     """One trial: attacks models with the same examples.
 
-    AdamW without a schedule, all examples in every step, in training mode (a model with dropout is attacked with it; the
-    seed makes that repeatable). Weights in half precision are attacked in an fp32 copy: a step of 5e-5 would round to
-    nothing in bf16. Frozen parameters are attacked too, for an attacker can unfreeze them.
+    AdamW, in training mode (a model with dropout is attacked with it; the seed makes that repeatable). Weights in half
+    precision are attacked in an fp32 copy: a step of 5e-5 would round to nothing in bf16. Frozen parameters are attacked
+    too, for an attacker can unfreeze them.
 
     Args:
-        stories (`Dataset`): forget examples that neither training nor evaluation saw, with `input_ids` and `length`; all
-            are the batch of every step.
+        stories (`Dataset`): forget examples that neither training nor evaluation saw, with `input_ids` and `length`.
         measured (`MeasuredStories`): what the curve is measured on. pad_token_id (`int`): any valid id.
-        config (`RelearnAttackConfig`): steps, learning rate and so on.
+        config (`RelearnAttackConfig`): steps, learning rate and so on; without `batch_stories` all examples are the batch of
+            every step.
         kind (`str`, *optional*, defaults to `"full"`): `full`: all weights are trained. `lora`: adapters only.
+        schedule (`str`, *optional*, defaults to `"constant"`): `constant`, or `cosine`: 10 % warm-up, and down to zero.
+        mixture (`str`, *optional*, defaults to `"forget"`): `forget`; `half`: a step has as many retain as forget examples;
+            `retain`: retain examples alone.
+        retain (`Dataset`, *optional*): retain examples for the last two, which nothing is reported on.
 
     Attributes:
-        tokens (`int`): that a step learns from: those that are predicted.
+        tokens (`int`): that a step learns from, on average: those that are predicted.
 
     Raises:
         ValueError: if the examples have nothing to learn from.
@@ -59,16 +74,16 @@ class RelearnAttack:
         pad_token_id: int,
         config: RelearnAttackConfig,
         kind: str = FULL,
+        schedule: str = CONSTANT,
+        mixture: str = FORGET,
+        retain: Dataset | None = None,
     ) -> None:
-        self.config, self.kind, self._measured = config, kind, measured
-        self._stories, self._pad_token_id, self._batch_size = stories, pad_token_id, config.batch_size
-        self._batches = padded_batches(stories, pad_token_id, config.batch_size, measured.device)
-        self.tokens = count_labels(self._batches)
-        if not self.tokens:
-            raise ValueError(
-                f"There is nothing to learn from the attack's {len(stories)} examples: none has two tokens or more. "
-                "Give longer ones, or raise `relearn.stories`."
-            )
+        self.config, self.kind, self.schedule, self._measured = config, kind, schedule, measured
+        self._batch_size = config.batch_size
+        parts = {FORGET: [stories], HALF: [stories, retain], RETAIN: [retain]}[mixture]
+        self._examples = AttackedExamples([stories if part is None else part for part in parts], pad_token_id, measured)
+        self._sizes = self._examples.shares(config.batch_stories)
+        self.tokens = self._examples.mean_tokens(self._sizes)
 
     def run(
         self,
@@ -96,48 +111,125 @@ class RelearnAttack:
 
     def _attack(self, model: Any, points: list[RelearnPoint], on_step: Callable[[RelearnPoint], None] | None) -> None:
         """Trains the copy in place and adds the points of its curve."""
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-            fused=True if self._measured.device.type in ("cpu", "cuda") else None,
-        )
+        config, tokens = self.config, 0
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        fused = True if self._measured.device.type in ("cpu", "cuda") else None
+        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), fused=fused)
+        draws = self._examples.draws(self._sizes, config.seed)
         for step in range(1, config.steps + 1):
-            self._step(model, optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * share_of_peak(step, config.steps, self.schedule)
+            chosen = next(draws)
+            self._step(model, optimizer, chosen)
+            tokens += self._examples.count(chosen)
             if not is_measured(step, config):
                 continue
-            point = self._measured.point(model, step)
-            if not (math.isfinite(point.forget_loss) and math.isfinite(point.retain_loss)):
+            point = replace(self._measured.point(model, step), tokens=tokens)
+            losses = point.forget_loss, point.retain_loss, point.chosen_by
+            if not all(map(math.isfinite, losses)):
                 return
             points.append(point)
             if on_step is not None:
                 on_step(point)
-            if has_turned(points, config):
+            if has_turned(points, config, self.schedule):
                 return
 
-    def _step(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
-        """One step on all examples: micro-batches whose losses are summed and divided by all labels."""
-
+    def _step(self, model: Any, optimizer: torch.optim.Optimizer, chosen: list[list[int]]) -> None:
         def accumulate(size: int) -> None:
-            if size != self._batch_size:
-                self._batches = padded_batches(self._stories, self._pad_token_id, size, self._measured.device)
-                self._batch_size = size
+            self._batch_size = size
             optimizer.zero_grad()  # of a try that did not fit, too
-            for batch in self._batches:
-                with self._measured.autocast():
-                    loss = self._share_of_loss(model, batch)
-                loss.backward()
+            self._examples.accumulate(model, chosen, size)
 
         halving_batches(accumulate, self._batch_size, doing="Attacking", setting="`relearn.batch_size`")
         optimizer.step()
 
-    def _share_of_loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-        """What a micro-batch adds to the loss over all labels."""
-        if hasattr(model, "label_losses"):  # one of ours
-            return model(**batch, num_items_in_batch=self.tokens).loss  # type: ignore[operator]
-        # Not every causal LM takes the number, and one that does not would divide by its own without a word.
-        return model(**batch).loss * (count_labels([batch]) / self.tokens)
+
+class AttackedExamples:
+    """What an attack learns from: one part, or forget and retain examples as two.
+
+    Args:
+        parts (`list[Dataset]`): with `input_ids`, `length` and, optionally, `labels`.
+        pad_token_id (`int`): any valid id. measured (`MeasuredStories`): on whose device, and in whose precision.
+
+    Raises:
+        ValueError: if a part has nothing to learn from.
+    """
+
+    def __init__(self, parts: list[Dataset], pad_token_id: int, measured: MeasuredStories) -> None:
+        self._autocast = measured.autocast
+        self._parts = [PaddedExamples(part, pad_token_id, measured.device) for part in parts]
+        for given, part in zip(parts, self._parts, strict=True):
+            if not len(part):
+                raise ValueError(
+                    f"There is nothing to learn from the attack's {len(given)} examples: none has two tokens or more. "
+                    "Give longer ones, or raise `relearn.stories`."
+                )
+
+    def shares(self, batch_stories: int | None) -> list[int]:
+        """How many examples of each part a step has: all, or equal shares of a batch, the first part's the larger one."""
+        sizes = [len(part) for part in self._parts]
+        if batch_stories is None:
+            return sizes
+        shares = [(batch_stories + at) // len(sizes) for at in reversed(range(len(sizes)))]
+        return [min(share, size) for share, size in zip(shares, sizes, strict=True)]
+
+    def mean_tokens(self, sizes: list[int]) -> int:
+        """Tokens that are predicted in a step with so many examples of each part, on average."""
+        means = [sum(part.labels) / len(part) for part in self._parts]
+        return round(sum(size * mean for size, mean in zip(sizes, means, strict=True)))
+
+    def draws(self, sizes: list[int], seed: int) -> Iterator[list[list[int]]]:
+        """Without end: the examples of a step, of each part so many, in seeded epochs."""
+        epochs = [drawn_in_epochs(len(part), size, seed) for part, size in zip(self._parts, sizes, strict=True)]
+        return map(list, zip(*epochs, strict=True))
+
+    def count(self, chosen: list[list[int]]) -> int:
+        """Tokens that are predicted in these examples of each part."""
+        return sum(part.labels[row] for part, rows in zip(self._parts, chosen, strict=True) for row in rows)
+
+    def accumulate(self, model: Any, chosen: list[list[int]], batch_size: int) -> None:
+        """Adds the gradient of the mean loss over all labels of the chosen examples, a micro-batch at a time."""
+        tokens = self.count(chosen)
+        for part, rows in zip(self._parts, chosen, strict=True):
+            for batch in part.batches(rows, batch_size):
+                with self._autocast():
+                    loss = _share_of_loss(model, batch, tokens)
+                loss.backward()
+
+
+def _share_of_loss(model: Any, batch: dict[str, Tensor], tokens: int) -> Tensor:
+    """What a micro-batch adds to the loss over all labels of a step."""
+    if hasattr(model, "label_losses"):  # one of ours
+        return model(**batch, num_items_in_batch=tokens).loss  # type: ignore[no-any-return]
+    # Not every causal LM takes the number, and one that does not would divide by its own without a word.
+    return model(**batch).loss * (count_labels([batch]) / tokens)  # type: ignore[no-any-return]
+
+
+def drawn_in_epochs(size: int, number: int, seed: int) -> Iterator[list[int]]:
+    """Without end: `number` of `size` indices, in seeded permutations one after another; all of them in order where the
+    number is as large. A draw that an epoch does not fill is filled from the next one."""
+    if number >= size:
+        yield from repeat(list(range(size)))
+    generator, waiting = torch.Generator().manual_seed(seed), list[int]()
+    while True:
+        while len(waiting) < number:
+            waiting += torch.randperm(size, generator=generator).tolist()
+        yield waiting[:number]
+        del waiting[:number]
+
+
+WARM_UP = 0.1
+"""Share of the steps of the schedule `cosine` in which the learning rate rises, from one step's share to its peak."""
+
+
+def share_of_peak(step: int, steps: int, schedule: str) -> float:
+    """The learning rate of a step, 1 to `steps`, over the peak. (transformers' schedule begins with a step at 0.)"""
+    if schedule == CONSTANT:
+        return 1.0
+    warm_up = max(round(WARM_UP * steps), 1)
+    if step <= warm_up:
+        return step / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up + 1)))
 
 
 FIRST_STEPS = 10
@@ -155,12 +247,14 @@ def measured_steps(config: RelearnAttackConfig) -> int:
     return sum(is_measured(step, config) for step in range(1, config.steps + 1))
 
 
-def has_turned(points: list[RelearnPoint], config: RelearnAttackConfig) -> bool:
-    """Whether patience ends a trial here. Rises count between points `evaluate_every` apart, and the first steps never end
-    one: without momentum AdamW overshoots at first, and comes back."""
-    if config.patience is None or points[-1].step <= FIRST_STEPS:
+def has_turned(points: list[RelearnPoint], config: RelearnAttackConfig, schedule: str = CONSTANT) -> bool:
+    """Whether patience ends a trial here. It counts points `evaluate_every` apart, and the first steps never end a trial:
+    without momentum AdamW overshoots at first, and comes back. Nor does the first half of the schedule `cosine`, whose
+    learning rate is still high: what overshoots there comes down with it."""
+    first = max(FIRST_STEPS, config.steps // 2 if schedule == COSINE else 0)
+    if config.patience is None or points[-1].step <= first:
         return False
-    return rises_at_the_end(spaced(points, config.evaluate_every)) >= config.patience
+    return nothing_improves(spaced(points, config.evaluate_every), config.patience)
 
 
 @contextmanager
@@ -182,105 +276,6 @@ def attackable_copy(model: Any, device: Any) -> Any:
         copied = copied.float()
     copied.config.use_cache = False  # the copy's own: keys and values are for generating
     return copied.requires_grad_(True)
-
-
-class MeasuredStories:
-    """The forget and retain examples that attacks are measured on.
-
-    Args:
-        forget, retain (`Dataset`): with `input_ids` and `length`. pad_token_id (`int`): any valid id.
-        batch_size (`int`, *optional*, defaults to `16`): examples a batch; changes speed and memory only.
-        device (*optional*, defaults to `"cpu"`): where they are kept, and attacks run.
-        bf16 (`bool`, *optional*, defaults to `False`): attacks and measurements run in bf16 autocast.
-
-    Attributes:
-        counts (`dict[str, int]`): `forget_stories`, `forget_tokens`, `retain_stories`, `retain_tokens`; tokens that are
-            predicted, and examples that have any.
-
-    Raises:
-        ValueError: if one of the two has nothing to predict.
-    """
-
-    def __init__(
-        self,
-        forget: Dataset,
-        retain: Dataset,
-        pad_token_id: int,
-        batch_size: int = 16,
-        device: Any = "cpu",
-        bf16: bool = False,
-    ) -> None:
-        self.device = torch.device(device)
-        self._stories, self._pad_token_id = {"forget": forget, "retain": retain}, pad_token_id
-        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
-        self.counts: dict[str, int] = {}
-        self._pad(batch_size)
-        for name, batches in self._batches.items():
-            if not batches:
-                raise ValueError(
-                    f"There is no {name} example to measure the attack on: of {len(self._stories[name])}, none has two "
-                    "tokens or more."
-                )
-            self.counts[f"{name}_stories"] = sum(len(batch["labels"]) for batch in batches)
-            self.counts[f"{name}_tokens"] = count_labels(batches)
-
-    def _pad(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._batches: dict[str, list[dict[str, Tensor]]] = {}  # those there were go before the others come
-        for name, stories in self._stories.items():
-            self._batches[name] = padded_batches(stories, self._pad_token_id, batch_size, self.device)
-
-    def losses(self, model: Any, state: PartialState | None = None) -> dict[str, float]:
-        """`forget`, `retain` -> loss, token-weighted, nats a token. The model is on this device already.
-
-        Args:
-            state (`PartialState`, *optional*): of this process among the launched ones, which share the batches out. Not
-                given: this process reads them all, and waits for no other.
-        """
-
-        def read(size: int) -> dict[str, float]:
-            if size != self.batch_size:
-                self._pad(size)
-            batches = [(name, batch) for name, part in self._batches.items() for batch in part]
-            parts = share_out(batches, lambda pair: story_losses(model, [pair[1]], autocast=self.autocast), state)
-            found = {}
-            for name in self._batches:
-                own = concatenated([part for (owner, _), part in zip(batches, parts, strict=True) if owner == name])
-                found[name] = float(own.nll.sum() / own.tokens.sum())
-            return found
-
-        # A process whose trial had to halve its batches has other ones than the rest.
-        start = min(in_all(lambda: self.batch_size, state))
-        losses, _ = halving_batches(
-            read, start, doing="Measuring an attack", setting="`relearn.batch_size`", state=state
-        )
-        return losses
-
-    def point(self, model: Any, step: int, state: PartialState | None = None) -> RelearnPoint:
-        losses = self.losses(model, state)
-        return RelearnPoint(step, losses["forget"], losses["retain"])
-
-    def start(self, model: Any, state: PartialState | None = None) -> RelearnPoint:
-        """The point of step 0; raises `ValueError` if a loss is not finite."""
-        point = self.point(model, 0, state)
-        for name, loss in (("forget", point.forget_loss), ("retain", point.retain_loss)):
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"The model's {name} loss is not finite before the attack, but {loss}: there is nothing to attack. "
-                    "Its weights or its training went wrong."
-                )
-        return point
-
-
-def padded_batches(stories: Dataset, pad_token_id: int, batch_size: int, device: Any) -> list[dict[str, Tensor]]:
-    """Examples (`input_ids`, `length`) padded once, like with like, on the device. An example with fewer than two tokens has
-    nothing to predict and is left out."""
-    examples = longest_first(stories)
-    kept, collator = sum(length > 1 for length in examples["length"]), RoutingCollator(pad_token_id)
-    examples = present(examples, "input_ids", "labels")
-    parts = [range(start, min(start + batch_size, kept)) for start in range(0, kept, batch_size)]
-    batches = [collator(examples.select(part)) for part in parts]
-    return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
 
 
 def with_lora(model: Any, rank: int, alpha: float) -> Any:

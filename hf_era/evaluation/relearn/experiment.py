@@ -14,15 +14,23 @@ from datasets import Dataset
 from rich.progress import Progress
 
 from hf_era.evaluation.relearn.attack import (
-    MeasuredStories,
+    AttackedExamples,
     RelearnAttack,
     attackable_copy,
     has_turned,
     seeded,
     with_lora,
 )
-from hf_era.evaluation.relearn.config import LORA, PlannedAttack, RelearnConfig, plan_attacks
-from hf_era.evaluation.relearn.result import RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.evaluation.relearn.config import (
+    RECALIBRATION_EXAMPLES,
+    PlannedAttack,
+    RelearnConfig,
+    check_attack,
+    plan_attacks,
+)
+from hf_era.evaluation.relearn.head_bias import recalibrate_head
+from hf_era.evaluation.relearn.measured import MeasuredStories
+from hf_era.evaluation.relearn.result import CONSTANT, FORGET, LORA, RelearnPoint, RelearnResult, RelearnTrial
 from hf_era.utils.files import read_json, write_json
 from hf_era.utils.processes import in_all, share_of, share_out
 
@@ -37,11 +45,15 @@ class RelearnExperiment:
     Args:
         pool (`Dataset`): forget examples that neither training nor any evaluation saw; `input_ids`, `length`. Those with
             fewer than two tokens teach nothing and do not count.
-        forget, retain (`Dataset`): what is measured, or a fixed choice of it (`evaluation_stories`); the same columns.
+        forget, retain (`Dataset`): what is measured, or a fixed choice of it (`evaluation_stories`); the same columns. The
+            seed cuts the forget examples into two halves: attacks and their steps are chosen on one, reported on the other.
         pad_token_id (`int`): any valid id. config (`RelearnConfig`): the attacks; its `enabled` is for the caller to heed.
         device (*optional*, defaults to `"cpu"`), progress (`bool`, *optional*, defaults to `True`): where; show a bar.
         state (`PartialState`, *optional*): of this process among the launched ones, which share the trials out and all
             get all of them. Each must then make the same calls in the same order. Not given: this process does it all.
+        retain_pool (`Dataset`, *optional*): retain examples of the attacker, for the mixtures `half` and `retain` and the
+            recalibration: such that nothing is reported on, examples that were trained on among them.
+        note (`str`, *optional*): what is to be said of the retain examples, if they are used.
 
     Raises:
         ValueError: if there are too few examples for what was asked, or nothing to learn from or to measure.
@@ -57,15 +69,24 @@ class RelearnExperiment:
         device: Any = "cpu",
         progress: bool = True,
         state: PartialState | None = None,
+        retain_pool: Dataset | None = None,
+        note: str | None = None,
     ) -> None:
         self.config, self._progress, self._pad_token_id, self._state = config, progress, pad_token_id, state
-        pool = pool.select([index for index, length in enumerate(pool["length"]) if length > 1])
+        pool, forget = _with_two_tokens(pool), _with_two_tokens(forget)
+        self._retain_pool = pool.select([]) if retain_pool is None else _with_two_tokens(retain_pool)
+        check_attack(replace(config, enabled=True), len(pool), len(forget), len(self._retain_pool))
         self._plan = plan_attacks(config, len(pool))
+        if note is not None and config.needs_retain:
+            self._plan.notes.append(note)
         self._pool = pool.select(_shuffled(len(pool), config.seed))
-        forget, retain = (_fixed_choice(part, config.evaluation_stories, config.seed) for part in (forget, retain))
-        self._measured = MeasuredStories(forget, retain, pad_token_id, config.batch_size, device, bool(config.bf16))
-        self._longest = max(max(part["length"]) for part in (pool, forget, retain))
-        self._highest_id = max(max(ids, default=0) for part in (pool, forget, retain) for ids in part["input_ids"])
+        selection, reported = _halves(forget, config.evaluation_stories, config.seed)
+        retain = _fixed_choice(retain, config.evaluation_stories, config.seed)
+        kept = pad_token_id, config.batch_size, device, bool(config.bf16), selection
+        self._measured = MeasuredStories(reported, retain, *kept)
+        used = [part for part in (pool, forget, retain, self._retain_pool) if len(part)]
+        self._longest = max(max(part["length"]) for part in used)
+        self._highest_id = max(max(ids, default=0) for part in used for ids in part["input_ids"])
 
     def plan(self) -> list[PlannedAttack]:
         """The attacks that `run` makes, in that order."""
@@ -83,15 +104,35 @@ class RelearnExperiment:
         every = "step" if self.config.evaluate_every == 1 else f"{self.config.evaluate_every} steps after the first ten"
         return (
             f"{trials} relearn attacks of up to {self.config.steps} steps on {sizes} forget examples, learning rates "
-            f"{' and, with LoRA, '.join(rates)}; measured every {every} on {counts['forget_stories']} forget and "
-            f"{counts['retain_stories']} retain examples"
+            f"{' and, with LoRA, '.join(rates)}{self._how()}; measured every {every} on {counts['forget_stories']} forget "
+            f"and {counts['retain_stories']} retain examples, chosen on {counts['selection_stories']} other forget examples"
         )
+
+    def _how(self) -> str:
+        """What schedules, mixtures and mini-batches there are, where they are not the plain ones."""
+        config = self.config
+        found = f", schedules {', '.join(config.schedules)}" if config.schedules != [CONSTANT] else ""
+        found += f", on {', '.join(config.mixtures)}" if config.mixtures != [FORGET] else ""
+        return found + (f", {config.batch_stories} examples a step" if config.batch_stories else "")
 
     def losses(self, model: Any) -> dict[str, float]:
         """`forget`, `retain` -> a model's loss on the examples that attacks are measured on, nats a token, token-weighted,
-        in the precision of an attack. The model is left as it is. Raises `ValueError` as `check`."""
+        in the precision of an attack, after recalibration where that is asked for. The model is left as it is. Raises
+        `ValueError` as `check`."""
         self.check(model)
-        return self._measured.losses(attackable_copy(model, self._measured.device), self._state)
+        found = self._measured.losses(attackable_copy(self._recalibrated(model), self._measured.device), self._state)
+        return {name: found[name] for name in ("forget", "retain")}
+
+    def _recalibrated(self, model: Any) -> Any:
+        """The model, or where it is asked for a copy with the bias of its LM head recalibrated."""
+        config, measured = self.config, self._measured
+        if not config.recalibrate_head:
+            return model
+        copied = attackable_copy(model, measured.device)
+        parts = [part.select(range(min(RECALIBRATION_EXAMPLES, len(part)))) for part in (self._pool, self._retain_pool)]
+        examples = AttackedExamples(parts, self._pad_token_id, measured)
+        recalibrate_head(copied, examples, config.batch_size, config.seed)
+        return copied
 
     def check(self, model: Any) -> None:
         """Raises `ValueError` if these examples do not fit a model: too long, or of another tokenizer; or if it has no
@@ -133,6 +174,10 @@ class RelearnExperiment:
         """
         before = _checked_before(before)
         self.check(model)
+        raw = None
+        if self.config.recalibrate_head:
+            raw = self._measured.losses(attackable_copy(model, self._measured.device), self._state)
+            raw, model = {name: raw[name] for name in ("forget", "retain")}, self._recalibrated(model)
         start = self._checked_start(model)
         known = {trial.key: trial for trial in done}
         planned = [(attack, index) for attack in self._plan.attacks for index in range(attack.trials)]
@@ -146,6 +191,7 @@ class RelearnExperiment:
             measured=dict(self._measured.counts),
             pool_stories=len(self._pool),
             notes=[*self._plan.notes, *filter(None, map(self._note_of, trials))],
+            raw=raw,
         )
 
     def attack_before(self, model: Any, result: RelearnResult) -> RelearnResult:
@@ -156,6 +202,7 @@ class RelearnExperiment:
             return result
         planned = [part for part in self._plan.attacks if part.attack == strongest.attack]
         numbers = [(attack, index) for attack in planned for index in range(attack.trials)]
+        model = self._recalibrated(model)
         return replace(result, before_trials=self._make(model, numbers, self._checked_start(model)))
 
     def _make(
@@ -166,34 +213,48 @@ class RelearnExperiment:
         on_trial: Callable[[RelearnTrial], None] | None = None,
     ) -> list[RelearnTrial]:
         """The trials with these numbers, each made by one process."""
-        steps, through = self.config.steps, 0  # of a trial; trials that are through
+        through = 0  # steps of trials that are through, as if none ended early
         with Progress(transient=True, disable=not self._progress) as bar:
-            task = bar.add_task("Relearn attack", total=len(share_of(missing, self._state)) * steps)
+            total = sum(self._settings(attack, index).steps for attack, index in share_of(missing, self._state))
+            task = bar.add_task("Relearn attack", total=total)
 
             def make(number: tuple[PlannedAttack, int]) -> RelearnTrial:
                 nonlocal through
                 attack, index = number
                 bar.update(task, description=f"Relearn {_name(attack)}, trial {index + 1} of {attack.trials}")
                 stories = self._pool.select(range(index * attack.stories, (index + 1) * attack.stories))
-                seed = self.config.seed + index
-                settings = replace(self.config, learning_rate=attack.learning_rate, seed=seed)
-                attacker = RelearnAttack(stories, self._measured, self._pad_token_id, settings, attack.kind)
+                settings = self._settings(attack, index)
+                how = attack.kind, attack.schedule, attack.mixture, self._retain(attack, settings.seed)
+                attacker = RelearnAttack(stories, self._measured, self._pad_token_id, settings, *how)
 
                 def on_step(point: RelearnPoint) -> None:
-                    bar.update(task, completed=through * steps + point.step)
+                    bar.update(task, completed=through + point.step)
 
                 curve = attacker.run(model, start, on_step)
-                trial = RelearnTrial(*attack.attack, index, seed, curve, attacker.tokens)
+                trial = RelearnTrial(
+                    **attack.attack._asdict(), trial=index, seed=settings.seed, curve=curve, tokens=attacker.tokens
+                )
                 if on_trial is not None:
                     on_trial(trial)
-                through += 1
-                bar.update(task, completed=through * steps)
+                through += settings.steps
+                bar.update(task, completed=through)
                 return trial
 
             return share_out(missing, make, self._state)
 
+    def _settings(self, attack: PlannedAttack | RelearnTrial, index: int) -> RelearnConfig:
+        """Those of one trial of an attack."""
+        steps, seed = attack.steps or self.config.steps, self.config.seed + index
+        return replace(self.config, learning_rate=attack.learning_rate, steps=steps, seed=seed)
+
+    def _retain(self, attack: PlannedAttack, seed: int) -> Dataset | None:
+        """The retain examples of a trial: as many as forget examples, drawn by its seed."""
+        if attack.mixture == FORGET:
+            return None
+        return self._retain_pool.select(_shuffled(len(self._retain_pool), seed)[: attack.stories])
+
     def _key(self, attack: PlannedAttack, index: int) -> tuple[Any, ...]:
-        return attack.kind, attack.stories, attack.learning_rate, index, self.config.seed + index
+        return attack.attack, index, self.config.seed + index
 
     def _checked_start(self, model: Any) -> RelearnPoint:
         """Step 0, which all trials have in common. Here everything fails that can fail before the first step."""
@@ -206,8 +267,8 @@ class RelearnExperiment:
 
     def _note_of(self, trial: RelearnTrial) -> str | None:
         """What to say of a trial that ended before its steps and not by patience: its loss was no longer finite."""
-        points = trial.curve.points
-        if points[-1].step >= self.config.steps or has_turned(points, self.config):
+        points, settings = trial.curve.points, self._settings(trial, trial.trial)
+        if points[-1].step >= settings.steps or has_turned(points, settings, trial.schedule):
             return None
         return (
             f"The {_name(trial)}, trial {trial.trial + 1}: the loss was no longer finite after step {points[-1].step}; "
@@ -217,7 +278,9 @@ class RelearnExperiment:
 
 def _name(attack: PlannedAttack | RelearnTrial) -> str:
     kind = "LoRA attack" if attack.kind == LORA else "attack"
-    return f"{kind} with N = {attack.stories} at {attack.learning_rate:g}"
+    more = "" if attack.schedule == CONSTANT else f", {attack.schedule} over {attack.steps} steps"
+    more += "" if attack.mixture == FORGET else f", {attack.mixture}"
+    return f"{kind} with N = {attack.stories} at {attack.learning_rate:g}{more}"
 
 
 def _shuffled(size: int, seed: int) -> list[int]:
@@ -229,6 +292,20 @@ def _fixed_choice(stories: Dataset, number: int | None, seed: int) -> Dataset:
     if number is None or number >= len(stories):
         return stories
     return stories.select(_shuffled(len(stories), seed)[:number])
+
+
+def _with_two_tokens(stories: Dataset) -> Dataset:
+    """Without examples that have nothing to predict."""
+    lengths = stories["length"][:]
+    if min(lengths, default=2) > 1:
+        return stories
+    return stories.select([index for index, length in enumerate(lengths) if length > 1])
+
+
+def _halves(stories: Dataset, number: int | None, seed: int) -> tuple[Dataset, Dataset]:
+    """Two halves, chosen by the seed, of at most so many examples each; the same ones for every model."""
+    order = _shuffled(len(stories), seed)
+    return stories.select(order[1::2][:number]), stories.select(order[::2][:number])
 
 
 def _checked_before(before: Mapping[str, float] | None) -> dict[str, float] | None:

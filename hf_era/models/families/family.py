@@ -79,6 +79,7 @@ class Family:
         gate_projection (`str`): path in a gated MLP to the layer whose output goes through the activation function.
         activation_module (`str`): attribute of an MLP that is not gated: its activation function. A GELU is fused with the
             routing.
+        norms_heads_first (`bool`): whether norms of queries and keys get (batch, heads, seq, size).
         attention (`AttentionLayout`, *optional*): where modules of the kind `heads` can be. `None`: nowhere.
         fast_path (`FastPath`, *optional*): a faster way to compute it; the chunked loss if not given. `None`: no faster way,
             for a family whose logits are more than a product with the LM head and `final_logit_softcapping`.
@@ -101,6 +102,7 @@ class Family:
     intermediate_size: str | None = "intermediate_size"
     gate_projection: str = "gate_proj"
     activation_module: str = "act"
+    norms_heads_first: bool = False
     attention: AttentionLayout | None = None
     fast_path: FastPath | None = CHUNKED_LOSS
     explicit_fast_class: Any = None

@@ -39,4 +39,6 @@ class ExpandedGemma3ForCausalLM(ExpandedCausalLMMixin, Gemma3ForCausalLM):
     config_class = ExpandedGemma3TextConfig
 
 
-register_family(Family(model_class=ExpandedGemma3ForCausalLM, gated=True, activation="hidden_activation"))
+register_family(
+    Family(model_class=ExpandedGemma3ForCausalLM, gated=True, activation="hidden_activation", norms_heads_first=True)
+)

@@ -26,7 +26,7 @@ from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.chunked_loss import IGNORE_INDEX, linear_cross_entropy
 from hf_era.models.generation_config import make_generation_config_savable
-from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin, MixedIn
+from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin, MixedIn, RoutedLinearMixin, stock_class_of
 from hf_era.models.stock_forward import CACHE_NAME, give_forward
 from hf_era.models.whole_weights import model_around
 
@@ -161,14 +161,18 @@ def _chunked_losses(
     model: Any, hidden: Tensor, targets: Tensor, positions: Tensor | None, reduction: str, count: int | Tensor
 ) -> Tensor:
     """The loss of each target, or their sum over `count`, from the hidden states (batch, seq, hidden)."""
-    head, cap = model.get_output_embeddings().weight, getattr(model.config, "final_logit_softcapping", None)
+    output, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    head, factor = output.weight, None
     chosen, chosen_targets = hidden[:, :-1].flatten(0, 1), targets.flatten()
+    if isinstance(output, RoutedLinearMixin) and output.core_multiplier is not None:
+        factor = output.core_multiplier[:, :-1].flatten()
     if positions is not None:
         chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
+        factor = None if factor is None else factor.index_select(0, positions)
     if reduction == "mean":
         # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception.
         scale = 1 / torch.as_tensor(count, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        return linear_cross_entropy(chosen, head, chosen_targets, scale=scale, softcap=cap)
+        return linear_cross_entropy(chosen, head, chosen_targets, scale=scale, softcap=cap, weight_factor=factor)
     losses = linear_cross_entropy(chosen, head, chosen_targets, "none", softcap=cap)
     if positions is not None:
         losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
@@ -183,7 +187,7 @@ def _takes_chunked_loss(model: Any, skip_logits: bool | None, labels: Tensor | N
     as_tuple = inputs.get("return_dict") is False or not model.config.return_dict
     head = model.get_output_embeddings()
     # An adapter on the head, a loss of the user's own, and a head that is on the disk until it is called, are honoured.
-    is_plain = type(head) is nn.Linear and head.bias is None and "_loss_function" not in model.__dict__
+    is_plain = stock_class_of(head) is nn.Linear and head.bias is None and "_loss_function" not in model.__dict__
     is_plain = is_plain and not head.weight.is_meta
     return is_plain and not as_tuple and all(inputs.get(name) is None for name in _OTHER_LOSS_ARGUMENTS)
 

@@ -37,6 +37,7 @@ def linear_cross_entropy(
     reduction: str = "sum",
     scale: float | Tensor = 1.0,
     softcap: float | None = None,
+    weight_factor: Tensor | None = None,
 ) -> Tensor:
     """`scale * cross_entropy(hidden @ weight.T, targets, reduction=reduction)`, in chunks.
 
@@ -49,6 +50,8 @@ def linear_cross_entropy(
         reduction (`str`, *optional*, defaults to `"sum"`): `"sum"`, or `"none"` (for evaluation), in nats.
         scale (`float` or scalar `Tensor`, *optional*, defaults to `1.0`): of the loss; without a gradient. Better here
             than outside, where the weight's whole gradient would be multiplied once more.
+        weight_factor (`Tensor`, *optional*): (positions,), fp32: what the weight learns of each position's gradient, which
+            flows on to `hidden` whole. `None`: 1. With the reduction `"sum"` alone.
         softcap (`float`, *optional*): logits `z` are `softcap * tanh(z / softcap)` (Gemma 2). `None`: as they are.
 
     Returns: a scalar or (positions,), fp32 (fp64 for fp64 input).
@@ -58,7 +61,7 @@ def linear_cross_entropy(
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
         if reduction == "sum":
-            loss = _ChunkedCrossEntropy.apply(hidden, weight, targets, scale, softcap)
+            loss = _ChunkedCrossEntropy.apply(hidden, weight, targets, scale, softcap, weight_factor)
         else:
             loss = _losses_of_each(hidden, weight, targets, softcap) * scale
     return loss if loss.dtype == torch.float64 else loss.float()
@@ -69,7 +72,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def, override]
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float | Tensor, softcap: float | None
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: float | Tensor,
+        softcap: float | None,
+        weight_factor: Tensor | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         sums, factors = torch.promote_types(weight.dtype, torch.float32), _factors(weight)
@@ -104,7 +113,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 hidden_gradient[chunk] = ((gradient @ factors) * row_scale).to(hidden.dtype)
             if wants_weight:
                 # The scale goes to the small factor, except where that would round it to half precision.
-                rows = block * row_scale if factors.dtype == sums else block * counted
+                learnt = row_scale if factors.dtype == sums else counted.to(factors.dtype)
+                if weight_factor is not None:
+                    learnt = learnt * weight_factor[chunk, None].to(learnt.dtype)
+                rows = block * learnt
                 weight_gradient = _add_product(weight_gradient, gradient, rows, sums)
         if wants_weight:
             weight_gradient = _finished(weight_gradient, weight, factors.dtype, scale)
@@ -120,6 +132,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         is_one = can_look and float(gradient) == 1.0
         return (
             *(part if part is None or is_one else _times(part, gradient) for part in ctx.saved_tensors),
+            None,
             None,
             None,
             None,

@@ -15,19 +15,20 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from hf_era.evaluation.relearn.result import CONSTANT, FORGET, RelearnResult
 from hf_era.evaluation.results import RunResult
 from hf_era.evaluation.summary import ResultSummary, summary_of
 from hf_era.reporting import module_tables, provenance, tables
-from hf_era.reporting.labels import AT_MOST, stage_title
+from hf_era.reporting.labels import AT_MOST, SCHEDULES, stage_title
 from hf_era.reporting.markdown.licences import licence_fields
 from hf_era.reporting.markdown.tables import escape_markdown, markdown_prose, markdown_table
-from hf_era.reporting.numbers import any_interval, format_count, format_share, is_number
+from hf_era.reporting.numbers import any_interval, format_count, is_number
 from hf_era.reporting.provenance import section
 from hf_era.reporting.seeds import seeds_table
 from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of, source_kind, visible
 from hf_era.reporting.verdict import reference_text, verdict
-from hf_era.utils.checks import short_repr
+from hf_era.utils.checks import listed, short_repr
 from hf_era.utils.files import write_text
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -143,7 +144,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
     """What the template shows; all that comes from data, config or the method is escaped."""
     figures = summary_of(result)
     losses = [estimate for part in figures.losses.values() for estimate in part.values()]
-    version, fraction = str(result.versions.get("hf-era", "unknown")), section(result, "data").get("labelled_fraction")
+    version = str(result.versions.get("hf-era", "unknown"))
     shown = {
         "generations_table": _generations_table(result),
         "figures_table": tables.figures_table(result),
@@ -176,7 +177,6 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
             for line in verdict(result, seeds)
         ],
         "labels_are_words": provenance.labelling_kind(result) == "words",
-        "label_fraction": format_share(fraction) if is_number(fraction) and fraction != 1 else None,
         "has_unlabelled": any(result.data.get(name) for name in ("train_unlabelled", "train_forget_unlabelled")),
         "reference": escape_markdown(reference_text(result)),
         "is_of_a_run": "output_dir" in result.config,  # which writes more than a card
@@ -185,7 +185,8 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "final_stage": escape_markdown(stage_title(figures, result.final_stage)),
         "has_intervals": any_interval(losses),
         "has_difference_intervals": any_interval(list(figures.differences.values())),
-        "has_coherence": "after_coherence" in result.losses,
+        "chose_on_evaluation": "after_coherence" in result.losses
+        and not result.data.get("coherence_validation_stories"),
         "has_module": result.has_module,
         "is_synthetic": source_kind(result.data.get("source"))[0] == "generator"
         and not result.data.get("stories_source"),
@@ -241,8 +242,9 @@ def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
     steps, patience, every = (relearning.settings.get(name) for name in ("steps", "patience", "evaluate_every"))
     made = f"AdamW, betas 0.9 and 0.95, at most {format_count(steps)} steps"
     made += f", measured at least every {format_count(every or 1)}"
-    made += f", stopped after {format_count(patience)} rises in a row" if patience else ""
-    measured = relearning.measured
+    made += f", {_patience_text(relearning, patience)}" if patience else ""
+    made += _how_text(relearning)
+    measured, halves = relearning.measured, relearning.measured.get("selection_stories")
     parts = [
         f"{format_count(measured.get(f'{kind}_stories'))} {kind} examples "
         f"({format_count(measured.get(f'{kind}_tokens'))} tokens)"
@@ -251,6 +253,25 @@ def _attack_texts(figures: ResultSummary) -> dict[str, Any]:
     return {
         "attack_settings": escape_markdown(made),
         "at_most": escape_markdown(AT_MOST),
+        "attack_halves": escape_markdown(format_count(halves)) if halves else None,
         "attack_measured": escape_markdown(" and ".join(parts)),
         "attack_notes": [escape_markdown(note) for note in relearning.notes],
     }
+
+
+def _patience_text(relearning: RelearnResult, patience: int) -> str:
+    """When trials end; earlier results counted rises."""
+    if any(trial.curve.points[0].selection_loss is not None for trial in relearning.trials):
+        return f"stopped when none of {format_count(patience)} evaluations in a row is below the one before them"
+    return f"stopped after {format_count(patience)} rises in a row"
+
+
+def _how_text(relearning: RelearnResult) -> str:
+    """Schedules, mini-batches and other data, where there are any."""
+    schedules = dict.fromkeys(trial.schedule for trial in relearning.trials)
+    found = f", schedules: {listed([SCHEDULES.get(name, name) for name in schedules])}"
+    found = found if list(schedules) != [CONSTANT] else ""
+    batch = relearning.settings.get("batch_stories")
+    found += f", {format_count(batch)} examples a step" if batch else ""
+    others = any(trial.mixture != FORGET for trial in relearning.trials)
+    return f"{found}; some of them on retain examples too, or alone" if others else found

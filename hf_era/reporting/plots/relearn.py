@@ -18,7 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hf_era.evaluation.intervals import Estimate, mean_interval
-from hf_era.evaluation.relearn.result import RECOVERY_MARGIN, AttackSummary, RelearnResult, RelearnTrial
+from hf_era.evaluation.relearn.result import (
+    RECOVERY_MARGIN,
+    AttackSummary,
+    RelearnResult,
+    RelearnTrial,
+    strongest_of,
+)
 from hf_era.evaluation.results import AnyResult
 from hf_era.evaluation.summary import recipe_of
 from hf_era.reporting.labels import short_attack_title
@@ -89,7 +95,19 @@ def caption(results: Results) -> str:
                 f"{recovered}"
             )
         lines += "."
-    return f"{lines} A trial that stopped early keeps its last loss. A step reads all the attacker's examples. {zero}"
+    halves = any(seed.relearning.measured.get("selection_stories") for recipe in attacked for seed in recipe.seeds)
+    if halves:
+        lines += " Which one that is was chosen on forget examples other than these."
+    return f"{lines} A trial that stopped early keeps its last loss. {_steps_text(attacked)} {zero}"
+
+
+def _steps_text(attacked: Sequence[_Recipe]) -> str:
+    """What a step reads."""
+    sizes = {seed.relearning.settings.get("batch_stories") for recipe in attacked for seed in recipe.seeds}
+    if sizes == {None}:
+        return "A step reads all the attacker's examples."
+    told = ", ".join(str(size) for size in sorted(size for size in sizes if size is not None))
+    return f"A step reads {told} of the attacker's examples{', or all' if None in sizes else ''}."
 
 
 def draw(results: Results) -> Figure:
@@ -113,12 +131,13 @@ def _columns(curves: Sequence[Curve]) -> dict[int, list[float]]:
 
 
 def strongest_per_stories(relearning: RelearnResult) -> dict[int, AttackSummary]:
-    """N -> the attack with so many examples and the lowest mean of the lowest forget losses, by rising N."""
-    found: dict[int, AttackSummary] = {}
-    finite = [part for part in relearning.summaries() if is_number(part.lowest_forget.value)]
-    for part in sorted(finite, key=lambda part: part.lowest_forget.value or 0.0):
-        found.setdefault(part.stories, part)
-    return dict(sorted(found.items()))
+    """N -> the strongest attack with so many examples, by rising N."""
+    summaries = relearning.summaries()
+    parts = {
+        stories: [part for part in summaries if part.stories == stories] for stories in {p.stories for p in summaries}
+    }
+    found = {stories: strongest_of(own) for stories, own in sorted(parts.items())}
+    return {stories: part for stories, part in found.items() if part is not None}
 
 
 def _attacked(results: Results) -> list[_Recipe]:
@@ -143,13 +162,13 @@ def _draw_one(recipe: _Recipe, result: AnyResult) -> Figure:
     [seed] = recipe.seeds
     figure, [panels] = new_figure(3.4, 1, 2)
     handles, labels = [], []
-    for number, (stories, part) in enumerate(seed.strongest.items()):
+    for number, part in enumerate(seed.strongest.values()):
         style = look(number, method_colour(result))
         strength = 0.4 + 0.6 * (number + 1) / len(seed.strongest)
         for panel, kind in zip(panels, _KINDS, strict=True):
             _line(panel, *trials_mean(_trials(seed, part), f"{kind}_loss"), style, number < MAXIMUM_BANDS, strength)
         handles.append(_handle(style, strength))
-        labels.append(label(short_attack_title(part.kind, str(stories), f"{part.learning_rate:g}")))
+        labels.append(label(short_attack_title(part.attack)))
     before = seed.relearning.before or {}
     for panel, kind in zip(panels, _KINDS, strict=True):
         _level(panel, kind, before.get(kind))
@@ -179,7 +198,7 @@ def _draw_several(attacked: list[_Recipe], styles: dict[str, Look]) -> Figure:
 
 
 def _trials(seed: _Seed, part: AttackSummary) -> list[RelearnTrial]:
-    return [trial for trial in seed.relearning.trials if trial.attack == (part.kind, part.stories, part.learning_rate)]
+    return [trial for trial in seed.relearning.trials if trial.attack == part.attack]
 
 
 def _over_seeds(seeds: list[_Seed], stories: int, kind: str, relative: bool) -> tuple[list[int], list[Estimate]]:

@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from hf_era import FastGPTNeoForCausalLM
 from hf_era.evaluation import RelearnAttack, RelearnAttackConfig
-from hf_era.evaluation.relearn.attack import MeasuredStories, padded_batches, with_lora
+from hf_era.evaluation.relearn.attack import MeasuredStories, with_lora
+from hf_era.evaluation.relearn.measured import PaddedExamples
 
 
 def stories(number: int, seed: int) -> Dataset:
@@ -71,7 +72,7 @@ def test_gradients_reach_every_adapter_of_the_fast_class(make_base: Callable[...
                 for name, parameter in model.named_parameters():
                     if "lora_B" in name:
                         parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        loss = model(**padded_batches(stories(4, 0), 0, 4, "cpu")[0]).loss
+        loss = model(**PaddedExamples(stories(4, 0), 0, "cpu").batches(range(4), 4)[0]).loss
         loss.backward()
         gradients = {name: part.grad for name, part in model.named_parameters() if part.requires_grad}
         found.append((loss.item(), gradients))
@@ -97,7 +98,7 @@ def test_the_curve_is_that_of_peft_on_the_stock_class(make_base: Callable[..., A
     optimizer = torch.optim.AdamW(
         [part for part in model.parameters() if part.requires_grad], lr=1e-2, betas=(0.9, 0.95)
     )
-    batch = padded_batches(stories(4, 0), 0, 4, "cpu")[0]
+    batch = PaddedExamples(stories(4, 0), 0, "cpu").batches(range(4), 4)[0]
     expected = [model(**batch).loss.item()]
     for _ in range(5):
         optimizer.zero_grad()

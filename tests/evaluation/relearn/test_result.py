@@ -3,17 +3,19 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from hf_era.evaluation.relearn.result import (
+    Attack,
     AttackSummary,
     Effort,
     RelearnCurve,
     RelearnPoint,
     RelearnResult,
     RelearnTrial,
-    rises_at_the_end,
+    nothing_improves,
 )
 
 
@@ -190,8 +192,66 @@ def test_a_curve_without_points_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "rises"),
-    [([1.0], 0), ([1.0, 2.0], 1), ([3.0, 1.0, 2.0, 3.0], 2), ([1.0, 2.0, 2.0], 0), ([1.0, 2.0, 1.5, 1.6], 1)],
+    ("losses", "patience", "is_over"),
+    [
+        ([1.0, 2.0, 3.0], 2, True),
+        ([1.0, 2.0], 2, False),
+        ([1.0, 2.0, 1.5], 2, True),  # it need not rise each time
+        ([1.0, 1.0, 1.0], 2, True),
+        ([1.0, 5.0, 4.0, 3.0], 2, False),  # above its lowest, and coming down
+        ([5.0, 1.0, 1.2, 0.9], 2, False),
+    ],
 )
-def test_rises_are_counted_from_the_end(losses: list[float], rises: int) -> None:
-    assert rises_at_the_end(curve(*losses).points) == rises
+def test_nothing_improves_where_no_evaluation_is_below_the_one_before_them(
+    losses: list[float], patience: int, is_over: bool
+) -> None:
+    assert nothing_improves(curve(*losses).points, patience) == is_over
+
+
+def halved(number: int, *losses: tuple[float, float], steps: int | None = None, **names: Any) -> RelearnTrial:
+    """Losses are pairs: on the half for choosing, and on the half that is reported."""
+    points = [RelearnPoint(5 * at, own, own + 10, chosen, 100 * at) for at, (chosen, own) in enumerate(losses)]
+    names = {"schedule": "constant" if steps is None else "cosine", "steps": steps, **names}
+    return RelearnTrial("full", 4, 1e-3, number, number, RelearnCurve(points), 20, **names)
+
+
+def test_what_is_chosen_on_one_half_is_reported_on_the_other() -> None:
+    """The reported half has its own lowest points, elsewhere: they do not count."""
+    first = halved(0, (3.0, 3.0), (2.0, 2.2), (2.1, 1.4))
+    second = replace(halved(0, (3.0, 3.0), (2.5, 1.1), (2.6, 1.2)), learning_rate=1e-2)
+    result = RelearnResult([first, second], {"forget": 1.45, "retain": 11.0})
+    strongest = result.strongest()
+    assert strongest is not None
+    assert (strongest.learning_rate, strongest.selection, strongest.lowest_step) == (1e-3, 2.0, 5.0)
+    assert (strongest.lowest_forget.value, strongest.retain_at_lowest.value) == (2.2, 12.2)
+    assert strongest.robust_unlearning.value == pytest.approx(0.75)
+    # 1.4 is below the level of 1.5, but not at the chosen step: that is no recovery.
+    assert (strongest.recovered, strongest.recovery) == (0, "not reached")
+    assert (strongest.tokens_to_lowest, strongest.tokens) == (100.0, 200.0)
+    assert RelearnResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+@pytest.mark.parametrize(
+    ("half_as_long", "converged"), [(None, False), (2.0, False), (1.505, True), (1.4, True), (1.495, True)]
+)
+def test_a_schedule_is_long_enough_when_another_length_brings_back_as_much(
+    half_as_long: float | None, converged: bool
+) -> None:
+    """A schedule ends where it is: its lowest point is the last one, however long it is."""
+    turned = replace(halved(0, (3.0, 3.0), (2.9, 2.9), (3.0, 3.0)), learning_rate=1e-4)
+    trials = [halved(0, (3.0, 3.0), (2.0, 2.0), (1.5, 1.5), steps=10), turned]
+    if half_as_long is not None:
+        trials.append(halved(0, (3.0, 3.0), (half_as_long, 1.0), steps=5))
+    result = RelearnResult(trials, None, settings={"steps": 10, "patience": 2, "evaluate_every": 5})
+    longest = result.summaries()[0]
+    assert ("steps" not in longest.edges) == converged
+    if half_as_long == 1.4:  # and the shorter one is the strongest: a longer one was tried
+        strongest = result.strongest()
+        assert strongest is not None
+        assert (strongest.steps, "steps" in strongest.edges) == (5, False)
+
+
+def test_an_attack_has_a_name_and_comes_out_of_earlier_files() -> None:
+    assert Attack("full", 64, 2e-4).name == "full 64 0.0002"
+    assert Attack("lora", 64, 2e-4, "cosine", "half", 300).name == "lora 64 0.0002 cosine-300 half"
+    assert Attack.from_dict({"kind": "full", "stories": 4, "learning_rate": 0.1, "x": 1}) == Attack("full", 4, 0.1)

@@ -1,0 +1,150 @@
+"""The table of a matrix: of each row in each testbed the figures over its seeds, out of the lines of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_era.evaluation.cell_lines import Key, Line, key_of
+from hf_era.evaluation.intervals import Estimate, mean_interval
+from hf_era.evaluation.relearn.result import STORIES
+from hf_era.evaluation.yardsticks import MEAN, References, TestbedYardsticks, attacked_loss, value_at
+
+_OF_A_LINE: dict[str, tuple[str, ...]] = {
+    "retain_loss": ("retain_loss",),
+    "forget_loss": ("forget_loss",),
+    "attacked_forget_loss": ("attack", "lowest_forget"),
+    "attacked_retain_loss": ("attack", "retain_at_lowest"),
+    "robust_unlearning": ("attack", "robust_unlearning"),
+    "accuracy": ("attack", "start_accuracy"),
+    "attacked_accuracy": ("attack", "accuracy"),
+    "attack_tokens": ("attack", "tokens"),
+    "forget_loss_with_modules": ("with_modules", "forget"),
+    "seconds": ("seconds",),
+    "share_of_filtering": ("share_of_filtering", "loss"),
+    "share_of_filtering_error": ("share_of_filtering", "error"),
+    **{
+        f"compute_ratio_{kind}": ("compute_ratio", kind, "value")
+        for kind in ("retain", "forget", "forget_attacked", "retain_with_modules", "forget_with_modules")
+    },
+}
+"""Figures of a row -> where a line has them."""
+_COMPARED = ("retain_tax", "over_filtering", "of_filtering")
+"""Figures that need the line of another row with the same seed."""
+
+
+def table_of(lines: Sequence[Line], rows: Sequence[str], references: References) -> tuple[list[Line], dict[str, Any]]:
+    """The lines with their yardsticks, and the table.
+
+    Args:
+        lines: of all cells, in any order. rows: names of rows, in the order of the table; lines of others stay out of it.
+        references: rows that the others are measured against.
+
+    Returns: the lines, each with `compute_ratio` and `share_of_filtering`, and a dict. Its `testbeds`: one entry each, with
+    `name`, `range` (D - A, for `loss` and `error`), `curves` (A and D, means over seeds), `compute_curves` and `notes`. Its
+    `rows`: one entry for each row of each testbed, with what its lines have in common, `seeds`, `figures` (name -> an
+    `Estimate` as a dict, mean and 95 % interval of Student's t over seeds, and `seeds` where only some have it: then without
+    a value), `bounds` (figure -> `at least`, `at most`, or both) and `attacks`, the strongest ones.
+    """
+    testbeds = list(dict.fromkeys(line["testbed"] for line in lines))
+    found: dict[str, Any] = {"testbeds": [], "rows": []}
+    measured: list[Line] = []
+    for testbed in testbeds:
+        own = [line for line in lines if line["testbed"] == testbed]
+        yardsticks = TestbedYardsticks.of(own, references)
+        own = [line | yardsticks.of_line(line) for line in own]
+        measured += own
+        found["testbeds"].append(_testbed(testbed, yardsticks))
+        by_key = {key_of(line): line for line in own}
+        for row in rows:
+            part = sorted((line for line in own if line["row"] == row), key=lambda line: line["seed"])
+            if part:
+                found["rows"].append(_row(part, by_key, references))
+    return measured, found
+
+
+def _testbed(name: str, yardsticks: TestbedYardsticks) -> dict[str, Any]:
+    curves = {
+        measure: {
+            which: {"retain": list(curve.retain), "forget": list(curve.forget)}
+            for which, part in (("base", yardsticks.base), ("filtering", yardsticks.filtering))
+            if (curve := part.get(measure, {}).get(MEAN)) is not None
+        }
+        for measure in yardsticks.base
+    }
+    compute = {
+        kind: curves[MEAN].to_dict() | {"seeds": [seed for seed in curves if seed != MEAN]}
+        for kind, curves in yardsticks.compute.items()
+        if MEAN in curves
+    }
+    return {
+        "name": name,
+        "range": {measure: part.to_dict() for measure, part in yardsticks.ranges.items()},
+        "curves": curves,
+        "compute_curves": compute,
+        "base_control_compute": yardsticks.reference.get(MEAN),
+        "notes": yardsticks.notes,
+    }
+
+
+def _row(lines: Sequence[Line], by_key: Mapping[Key, Line], references: References) -> dict[str, Any]:
+    first = lines[0]
+    figures: dict[str, Any] = {
+        name: _over_seeds([value_at(line, *place) for line in lines]) for name, place in _OF_A_LINE.items()
+    }
+    compared = [_compared(line, by_key, references) for line in lines]
+    figures |= {name: _over_seeds([part[name] for part in compared]) for name in _COMPARED}
+    same = ("testbed", "row", "method", "role", "router", "start", "labelled_fraction", "label_errors", "settings")
+    return {
+        **{name: first.get(name) for name in same},
+        "seeds": [line["seed"] for line in lines],
+        "figures": {name: part for name, part in figures.items() if part},
+        "bounds": _bounds(lines),
+        "attacks": sorted({name for line in lines if (name := value_at(line, "attack", "name"))}),
+    }
+
+
+def _compared(line: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
+    """`retain_tax`: retain loss over that of the base control, or of the model before the method where the matrix has none;
+    `over_filtering`: forget loss after the attack over that of data filtering; `of_filtering`: its robust unlearning as a
+    share of that of data filtering."""
+
+    def other(row: str | None) -> Line:
+        return by_key.get((line["testbed"], str(row), line["seed"]), {})
+
+    base, filtered = other(references.base_control), other(references.controls.get(line["row"]))
+    tax = _difference(line.get("retain_loss"), base.get("retain_loss"))
+    own, robust = (value_at(part, "attack", "robust_unlearning") for part in (line, filtered))
+    return {
+        "retain_tax": line.get("retain_tax") if tax is None else tax,
+        "over_filtering": _difference(attacked_loss(line), attacked_loss(filtered)),
+        "of_filtering": None if own is None or not (robust or 0) > 0 else own / robust,
+    }
+
+
+def _difference(own: float | None, other: float | None) -> float | None:
+    return None if own is None or other is None else own - other
+
+
+def _over_seeds(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean and interval; `None` if no seed has it. A mean over some of the seeds only would be compared with means over all:
+    there is none."""
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return None
+    if len(measured) < len(values):
+        return Estimate(None).to_dict() | {"seeds": len(measured)}
+    return mean_interval(measured).to_dict()
+
+
+def _bounds(lines: Sequence[Line]) -> dict[str, str]:
+    """Figures that are bounds in a seed, and so in the mean. An attack's loss is one where its minimum lies at an edge of
+    what was tried; that no attack had more examples makes it none."""
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        for kind, ratio in (line.get("compute_ratio") or {}).items():
+            if ratio.get("bound"):
+                found.setdefault(f"compute_ratio_{kind}", set()).add(ratio["bound"])
+        if set(value_at(line, "attack", "edges") or ()) - {STORIES}:
+            found.setdefault("attacked_forget_loss", set()).add("at most")
+    return {name: " and ".join(sorted(bounds)) for name, bounds in found.items()}

@@ -1,0 +1,142 @@
+"""Lines of cells, what they are measured against, and the table over seeds."""
+
+import re
+from itertools import pairwise
+
+import pytest
+
+from hf_era.evaluation.cell_lines import MOST_POINTS, read_lines, thinned, write_lines
+from hf_era.evaluation.cell_table import table_of
+from hf_era.evaluation.intervals import mean_interval
+from hf_era.evaluation.yardsticks import References, check_references
+
+BUDGETS = (300, 600, 1200, 2400)
+BASE, FILTERING = (tuple(f"{kind}_{budget}" for budget in BUDGETS) for kind in ("base", "filtering"))
+REFERENCES = References(BASE, FILTERING, "base_1200", {"routed": "filtering_1200"})
+
+
+def retain_loss(compute):
+    return 2.0 + 20 * compute**-0.5
+
+
+def line(row, seed, retain, forget, compute=1200, **more):
+    attack = {"lowest_forget": forget, "robust_unlearning": forget - 2.5, "edges": ["stories"], "name": "full 64 0.001"}
+    return {
+        "testbed": "trees", "row": row, "seed": seed, "method": row.split("_")[0], "role": "method", "compute": compute,
+        "retain_loss": retain + 0.1 * seed, "forget_loss": forget + 0.2, "attack": attack | more.pop("attack", {}), **more,
+    }  # fmt: skip
+
+
+def lines_of(seeds=(0, 1), gap=0.8):
+    """On A the attacked forget loss is the retain loss, on D it is `gap` higher; a seed's losses are all 0.1 higher."""
+    found = []
+    for seed in seeds:
+        for budget in BUDGETS:
+            retain = retain_loss(budget)
+            found.append(line(f"base_{budget}", seed, retain, retain + 0.1 * seed, budget))
+            found.append(line(f"filtering_{budget}", seed, retain, retain + 0.1 * seed + gap, budget))
+        # Where it is a base of 800 steps, three quarters of the way up; seed 1 half the way.
+        retain = retain_loss(800)
+        found.append(line("routed", seed, retain, retain + 0.1 * seed + gap * (0.75 - 0.25 * seed)))
+    return found
+
+
+def rows_of(table):
+    return {row["row"]: row for row in table["rows"]}
+
+
+def test_every_cell_is_measured_against_the_models_of_its_seed():
+    measured, table = table_of(lines_of(), ["base_1200", "routed"], REFERENCES)
+    routed = [part for part in measured if part["row"] == "routed"]
+    assert [part["share_of_filtering"]["loss"] for part in routed] == pytest.approx([0.75, 0.5], abs=1e-3)
+    assert [part["compute_ratio"]["retain"]["value"] for part in routed] == pytest.approx([2 / 3] * 2, abs=2e-3)
+    # Worse at forget examples than the smallest base.
+    assert routed[0]["compute_ratio"]["forget_attacked"] == {"value": 0.25, "bound": "at most"}
+    rows = rows_of(table)
+    assert list(rows) == ["base_1200", "routed"]  # those asked for, in that order
+    figures = rows["routed"]["figures"]
+    assert figures["share_of_filtering"] == pytest.approx(mean_interval([0.75, 0.5]).to_dict(), abs=1e-2)
+    assert figures["retain_tax"]["value"] == pytest.approx(retain_loss(800) - retain_loss(1200))
+    over = [retain_loss(800) - retain_loss(1200) - part for part in (0.2, 0.4)]
+    assert figures["over_filtering"]["value"] == pytest.approx(sum(over) / 2)
+    assert rows["base_1200"]["figures"]["retain_tax"]["value"] == 0
+    (testbed,) = table["testbeds"]
+    assert testbed["range"]["loss"]["mean"] == pytest.approx(0.8)
+    assert testbed["compute_curves"]["retain"]["exponent"] == pytest.approx(0.5, rel=1e-2)
+    assert testbed["notes"] == []
+
+
+def test_a_seed_without_its_own_models_is_measured_against_the_mean_of_the_others():
+    lines = [*lines_of(seeds=(0,)), line("routed", 1, 2.7, 3.2)]  # retain loss 2.8, seed 1
+    measured, _ = table_of(lines, ["routed"], REFERENCES)
+    assert measured[-1]["share_of_filtering"]["loss"] == pytest.approx(0.5)
+
+
+def test_bounds_and_figures_that_not_all_seeds_have():
+    lines = lines_of()
+    lines.append(line("wild", 0, 2.0, 9.0, attack={"edges": ["stories", "steps"]}))
+    lines.append(line("wild", 1, 2.7, 3.0))
+    _, table = table_of(lines, ["routed", "wild"], REFERENCES)
+    wild = rows_of(table)["wild"]
+    # Seed 0 lies outside of the curves: no mean over what is left.
+    assert wild["figures"]["share_of_filtering"] == {"value": None, "low": None, "high": None, "seeds": 1}
+    assert wild["bounds"] == {
+        "compute_ratio_retain": "at least", "compute_ratio_forget": "at most",
+        "compute_ratio_forget_attacked": "at most", "attacked_forget_loss": "at most",
+    }  # fmt: skip
+    assert "compute_ratio_retain" not in rows_of(table)["routed"]["bounds"]
+
+
+def test_accuracies_are_measured_as_error_rates():
+    lines = lines_of(seeds=(0,))
+    for part in lines:
+        share = {"base": 0, "filtering": 1, "routed": 0.25}[part["method"]]
+        part["attack"] |= {"accuracy": 0.9 - 0.8 * share, "start_accuracy": 0.5}
+    measured, table = table_of(lines, ["routed"], REFERENCES)
+    assert measured[-1]["share_of_filtering"]["error"] == pytest.approx(0.25)
+    assert table["testbeds"][0]["range"]["error"] == {
+        "mean": pytest.approx(0.8), "lowest": pytest.approx(0.8), "highest": pytest.approx(0.8),
+        "retain": pytest.approx([retain_loss(2400), retain_loss(300)]), "discriminates": True,
+    }  # fmt: skip
+
+
+def test_what_there_are_too_few_models_for_is_said():
+    lines = [part for part in lines_of(seeds=(0,)) if part["row"] not in ("base_300", "base_600")]
+    _, table = table_of(lines, ["routed"], REFERENCES)
+    (testbed,) = table["testbeds"]
+    assert "No compute ratio of the retain loss: A compute curve needs base runs of at least 3" in testbed["notes"][0]
+    assert any("No share of filtering (loss), A: A reference curve needs" in note for note in testbed["notes"])
+    assert "share_of_filtering" not in rows_of(table)["routed"]["figures"]
+
+
+@pytest.mark.parametrize(
+    ("base", "filtering", "message"),
+    [
+        (BASE[:2], (), "`base_curve` names 2 rows; a compute ratio needs base controls of at least 3 budgets"),
+        (BASE[:3], FILTERING, "`base_curve` 3; a share of filtering needs at least 4 budgets of each"),
+        (BASE, FILTERING[:2], "`filtering_curve` names 2 rows"),
+    ],
+)
+def test_curves_with_too_few_rows(base, filtering, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_references(References(base, filtering))
+
+
+def test_a_thinned_curve_keeps_its_ends_and_its_lowest_point():
+    for size, kept in ((20, 3), (31, 17), (200, 199), (1000, 7)):
+        points = thinned(list(range(size)), kept)
+        assert len(points) == min(size, len(points))
+        assert len(points) <= MOST_POINTS
+        assert {0, size - 1, kept} <= set(points)
+        assert points == sorted(points)
+    assert max(after - before for before, after in pairwise(points)) < 60
+
+
+def test_lines_are_read_as_they_were_written(tmp_path):
+    path, lines = tmp_path / "cells.jsonl", lines_of()
+    assert read_lines(path) == {}
+    write_lines(path, lines)
+    assert list(read_lines(path).values()) == lines
+    path.write_text(path.read_text() + '{"row": "half a li')
+    with pytest.raises(ValueError, match=f"line {len(lines) + 1}, is no cell of a matrix .* Take it out"):
+        read_lines(path)
