@@ -45,7 +45,9 @@ class PreparedData:
         summary (`dict`): counts, for the result file and the model card. `train_forget_without_routed_token`: labelled
             forget examples of which no token has a weight below 1, under the rule `concept` mostly because their words lie
             beyond `max_tokens`. `forget_word_pieces`: see `word_pieces`; under that rule only. `modules`: counts of each
-            module's examples and tokens; where labels name modules only.
+            module's examples and tokens; where labels name modules only. `label_errors`: which labels are wrong on purpose;
+            only where some may be. `train_retain_labelled_forget`: how many of the `train_forget_labelled` are retain
+            examples; with `label_threshold` only.
     """
 
     train: Dataset
@@ -232,14 +234,11 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
 
 
 def _label_errors(config: DataConfig, splits: StorySplits) -> dict[str, Any]:
-    """Which labels are wrong on purpose; nothing where none is."""
-    if not splits.labels_dropped and not splits.labels_mistaken:
-        return {}
-    found: dict[str, Any] = {"label_errors": {"kind": config.label_errors}}
+    """Which labels are wrong on purpose; nothing where none may be."""
     if config.label_threshold is not None:
-        found["label_errors"]["threshold"] = config.label_threshold
-        found["train_retain_labelled_forget"] = splits.labels_mistaken
-    return found
+        errors = {"kind": config.label_errors, "threshold": config.label_threshold}
+        return {"label_errors": errors, "train_retain_labelled_forget": splits.labels_mistaken}
+    return {"label_errors": {"kind": config.label_errors}} if splits.labels_dropped else {}
 
 
 def _module_counts(parts: Mapping[str, Dataset], modules: Iterable[str]) -> dict[str, dict[str, int]]:

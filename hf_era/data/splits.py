@@ -99,6 +99,22 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
     )
 
 
+def _without_coherence_validation(
+    train: Dataset, config: DataConfig, seed: int, is_unique: bool
+) -> tuple[Dataset, Dataset]:
+    """The training examples without those retain examples that coherence fine-tuning chooses its weights on; and these. The
+    copies of one are not trained on either, where there may be some."""
+    retain = [index for index, label in enumerate(train["label"][:]) if label == RETAIN]
+    number = min(config.coherence_validation_stories, int(len(retain) * MOST_FOR_COHERENCE))
+    chosen = sorted(random.Random(f"coherence-{seed}").sample(retain, number))
+    validation, taken = train.select(chosen), set(chosen)
+    if number and not is_unique:
+        validation = validation.select(_unique_indices(validation, set())[0])
+        keys = set(map(story_key, validation["text"][:]))
+        taken = {index for index, text in enumerate(train["text"][:]) if story_key(text) in keys}
+    return (train.select([index for index in range(len(train)) if index not in taken]) if taken else train), validation
+
+
 def _attack_and_measured(pool: Dataset, forget: list[int], config: DataConfig) -> tuple[list[int], list[int]]:
     """Of the indices of forget examples those for the attacker and those to measure on, each in the given order."""
     of_attack, of_measured = forget, forget[config.attack_stories :]
@@ -115,22 +131,6 @@ def _attack_and_measured(pool: Dataset, forget: list[int], config: DataConfig) -
                     "give more."
                 )
     return of_attack[: config.attack_stories], of_measured[: config.forget_validation_stories]
-
-
-def _without_coherence_validation(
-    train: Dataset, config: DataConfig, seed: int, is_unique: bool
-) -> tuple[Dataset, Dataset]:
-    """The training examples without those retain examples that coherence fine-tuning chooses its weights on; and these. The
-    copies of one are not trained on either, where there may be some."""
-    retain = [index for index, label in enumerate(train["label"][:]) if label == RETAIN]
-    number = min(config.coherence_validation_stories, int(len(retain) * MOST_FOR_COHERENCE))
-    chosen = sorted(random.Random(f"coherence-{seed}").sample(retain, number))
-    validation, taken = train.select(chosen), set(chosen)
-    if number and not is_unique:
-        validation = validation.select(_unique_indices(validation, set())[0])
-        keys = set(map(story_key, validation["text"][:]))
-        taken = {index for index, text in enumerate(train["text"][:]) if story_key(text) in keys}
-    return (train.select([index for index in range(len(train)) if index not in taken]) if taken else train), validation
 
 
 def _in_proportion(indices: list[int], modules: list[str]) -> list[int]:

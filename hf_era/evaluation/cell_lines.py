@@ -47,6 +47,8 @@ def cell_line(result: RunResult, testbed: str = "", settings_key: str | None = N
     if not untouched and (config.get("model") or {}).get("start") == "scratch":
         base_steps = 0  # that was the base control: nothing went on from it
     steps = 0 if untouched else int(training.get("steps") or 0)
+    settings = config.get("training") or {}
+    base_settings = {**settings, **(config.get("pretraining") or {})}
     return _rounded({
         "testbed": testbed,
         "row": result.name,
@@ -58,7 +60,7 @@ def cell_line(result: RunResult, testbed: str = "", settings_key: str | None = N
         **_labels(config.get("data") or {}),
         "steps": steps,
         "base_steps": base_steps,
-        "compute": (steps + base_steps) * _examples_a_step(config.get("training") or {}),
+        "compute": steps * _examples_a_step(settings) + base_steps * _examples_a_step(base_settings),
         **{f"{kind}_loss": result.loss(result.final_stage, kind) for kind in ("forget", "retain")},
         "before": _losses(result, "before"),
         "with_modules": _losses(result, "before_ablation"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.intervals import BOOTSTRAP_SAMPLES, ratio_estimate
 
-NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word", "is_unassigned", "module_index")
+NOT_OF_THE_MODEL = ("labels", "routing_weight", "is_forget_word", "is_unassigned", "module_index", "is_forget")
 """Columns of a batch that a measured model is not given; all others are inputs, as they are in training."""
 
 

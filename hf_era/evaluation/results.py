@@ -249,6 +249,12 @@ class RunResult(Result):
         return self.method_role != UNTOUCHED
 
     @property
+    def is_yardstick(self) -> bool:
+        """Whether it is of a control that never saw what is to be forgotten. One that trains a pretrained model further did:
+        it is judged as any method is, for a method has to be better than that."""
+        return self.method_role == CONTROL and self.before_kind != "pretrained"
+
+    @property
     def ablation_gap(self) -> float | None:
         """Forget loss after ablation minus before it."""
         return self.difference("forget", "after_ablation", "before_ablation")
@@ -318,12 +324,12 @@ def load_result(path: str | Path) -> AnyResult:
 
 
 def load_control(path: str | Path) -> AnyResult:
-    """The result that `data_filtering` names; raises `ValueError` too if it is of a run that is no control."""
+    """The result that `data_filtering` names; raises `ValueError` too if it is of a run that saw what others forget."""
     result = load_result(path)
-    if isinstance(result, RunResult) and result.method_role != CONTROL:
+    if isinstance(result, RunResult) and not result.is_yardstick:
         raise ValueError(
-            f"`data_filtering`: {path} is the result of {result.method_title}, which is no control. Give the `result.json` "
-            "of a run with `method: data_filtering` on the same examples."
+            f"`data_filtering`: {path} is the result of {result.method_title}, which is no such control. Give the "
+            "`result.json` of a run with `method: data_filtering` on the same examples."
         )
     return result
 

@@ -62,6 +62,10 @@ class ResultSummary:
         return self.result.method_role == CONTROL
 
     @property
+    def is_yardstick(self) -> bool:
+        return isinstance(self.result, RunResult) and self.result.is_yardstick
+
+    @property
     def is_untouched(self) -> bool:
         return self.result.method_role == UNTOUCHED
 

@@ -1,6 +1,19 @@
 """What a run can do: gradient routing and the controls it is compared with, one file each. To add one: `method.py`."""
 
-from hf_era.methods import base, data_filtering, gradient_routing, post_training  # each registers itself
+from hf_era.methods import (  # each registers itself
+    base,
+    data_filtering,
+    era_rmu,
+    gradient_difference,
+    gradient_routing,
+    noise_distil_route,
+    npo,
+    post_training,
+    repselect,
+    rmu,
+    slgr,
+    undo,
+)
 from hf_era.methods.method import METHODS, Cost, Method, Phase, Run, Settings, Stage, get_method, register_method
 
 __all__ = [
@@ -13,8 +26,16 @@ __all__ = [
     "Stage",
     "base",
     "data_filtering",
+    "era_rmu",
     "get_method",
+    "gradient_difference",
     "gradient_routing",
+    "noise_distil_route",
+    "npo",
     "post_training",
     "register_method",
+    "repselect",
+    "rmu",
+    "slgr",
+    "undo",
 ]

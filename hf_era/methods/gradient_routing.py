@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -26,12 +27,27 @@ from hf_era.utils.files import fingerprint
 
 
 class GradientRouting(Method):
-    """Route, contract, coherence. The sections `expansion`, `router`, `routing` and `coherence` are its settings."""
+    """Route, contract, coherence. The sections `expansion`, `router`, `routing` and `coherence` are its settings.
+
+    A subclass may route with another trainer, its loss for instance.
+
+    Attributes:
+        trainer_class (`type`): a `GradientRoutingTrainer`.
+    """
 
     name = "gradient_routing"
     title = "gradient routing"
     texts = GRADIENT_ROUTING_TEXTS
     training_phase = "route"
+    trainer_class: ClassVar[type[GradientRoutingTrainer]] = GradientRoutingTrainer
+
+    def options(self, run: Run) -> dict[str, Any]:
+        """Arguments of the trainer beside the usual ones."""
+        return {}
+
+    def changes(self, run: Run) -> dict[str, Any]:
+        """Training arguments of the routing that differ from those of the section `training`."""
+        return {}
 
     def check(self, settings: Settings) -> None:
         if not settings.expansion.module_configs:
@@ -87,28 +103,22 @@ class GradientRouting(Method):
     def phases(self, run: Run) -> list[Phase]:
         route = fingerprint(run.identity, run.base_key if run.start == "pretrained" else None)
         contract = fingerprint(route, "contract")
-        coherence = _coherence_key(run, contract)
-        title = "Saving the final model, without coherence fine-tuning"
-        if run.coherence.enabled:
-            title = "Coherence fine-tuning"
-        expanded, contracted, final = run.folder("expanded"), run.folder("contracted"), run.folder("model")
+        expanded, contracted = run.folder("expanded"), run.folder("contracted")
         routed = partial(run.remove_checkpoints, "route", route)
-        tuned = partial(run.remove_checkpoints, "coherence", coherence)
-        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
-        passes = 2 if len(run.expansion.module_configs) < 2 else 3
-        routing = run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
+        work = partial(self._route, run)
+        cut = Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost())
         return [
             Phase(
                 "route",
                 "Training with gradient routing",
                 route,
-                partial(self._route, run),
+                work,
                 (expanded,),
                 routed,
-                routing,
+                self.routing_cost(run),
             ),
-            Phase("contract", "Cutting the module out", contract, partial(_contract, run), (contracted,), cost=Cost()),
-            Phase("coherence", title, coherence, partial(_coherence, run), (final,), tuned, _coherence_cost(run)),
+            cut,
+            coherence_phase(run, cut),
         ]
 
     def stages(self, run: Run) -> list[Stage]:
@@ -126,12 +136,29 @@ class GradientRouting(Method):
         # A half-precision checkpoint is trained in fp32: autocast makes bf16 of it where that is asked for.
         return expand_base(run.before_model, run.expansion, dtype=torch.float32)
 
+    def routing_cost(self, run: Run) -> Cost:
+        # Every evaluation is made twice, with the module and without; of several modules their own examples as well.
+        passes = 2 if len(run.expansion.module_configs) < 2 else 3
+        return run.training_cost(run.arguments, len(run.data.train), passes_to_evaluate=passes)
+
     def _route(self, run: Run, key: str) -> dict[str, Any]:
         """Expands the model and trains it with gradient routing."""
-        arguments = run.training_arguments("route", key)
+        arguments = run.training_arguments("route", key, **self.changes(run))
         set_seed(run.seed)
-        trainer, _ = run.train(GradientRoutingTrainer, self.start_model(run), arguments, run.folder("expanded"))
+        model, folder = self.start_model(run), run.folder("expanded")
+        trainer, _ = run.train(self.trainer_class, model, arguments, folder, **self.options(run))
         return run.training_report(trainer, arguments)
+
+
+def coherence_phase(run: Run, before: Phase) -> Phase:
+    """Coherence fine-tuning of the model that another phase makes: its only output."""
+    key = _coherence_key(run, before.key)
+    title = "Saving the final model, without coherence fine-tuning"
+    if run.coherence.enabled:
+        title = "Coherence fine-tuning"
+    (start,) = before.outputs
+    work, tuned = partial(_coherence, run, start), partial(run.remove_checkpoints, "coherence", key)
+    return Phase("coherence", title, key, work, (run.folder("model"),), tuned, _coherence_cost(run))
 
 
 def _contract(run: Run, key: str) -> dict[str, Any]:
@@ -169,17 +196,17 @@ def _coherence_cost(run: Run) -> Cost:
     return Cost(settings.steps * settings.stories, measured, at_most=settings.patience is not None)
 
 
-def _coherence(run: Run, key: str) -> dict[str, Any]:
+def _coherence(run: Run, start: Path, key: str) -> dict[str, Any]:
     """Fine-tunes on examples that are taken for retain and keeps the best weights; puts the final model in place."""
     settings = run.coherence
-    model = load_causal_lm(run.folder("contracted"))
+    model = load_causal_lm(start)
     if not settings.enabled:
         run.save(model.save_pretrained, run.folder("model"))
         return {"enabled": False}
     _begin_anew_if_damaged(run, key)
     changes = coherence_settings(settings, run.arguments.per_device_train_batch_size, run.arguments.world_size)
     arguments = run.training_arguments("coherence", key, **changes)
-    _choose_trainable(run, model, arguments)
+    train_what_routing_trains(run, model, arguments)
     best, report = fine_tune_for_coherence(
         model,
         arguments,
@@ -194,8 +221,8 @@ def _coherence(run: Run, key: str) -> dict[str, Any]:
     return {"enabled": True, **report}
 
 
-def _choose_trainable(run: Run, model: Any, arguments: GradientRoutingConfig) -> None:
-    """What there is memory to train is what the routing trained. Its adapters are merged by now; these are new."""
+def train_what_routing_trains(run: Run, model: Any, arguments: GradientRoutingConfig) -> None:
+    """Freezes, of a stock model, what the settings leave no memory to train. Adapters on it are new."""
     torch.manual_seed(run.seed)
     family = family_for(run.base_config, run.expansion)
     layers = run.expansion.resolve_layers(family.layers_of(run.base_config))

@@ -6,7 +6,8 @@ attack, card and report) is done for all methods alike.
 
 To add a method: `hf_era/methods/NAME.py` with a subclass of `Method` and one `register_method`, and its import in
 `hf_era/methods/__init__.py`. A loss of its own (RMU, ...) is the `compute_loss` of a `CausalLMTrainer` in the same file,
-which a phase hands to `Run.train`: `GradientDifference` in `tests/seams/test_toy_method.py` does so.
+which a phase hands to `Run.train`: those of a model that exists have that phase from `PostTraining`, and what is said of an
+example and means over each kind from `Unlearning` (`gradient_difference.py` is the shortest).
 """
 
 from __future__ import annotations
@@ -203,6 +204,7 @@ class Method:
         texts (`dict[str, str]`): prose for reports: `summary`, a sentence; `introduction`, `training` and `labels`, Markdown
             of the model card. `{version}` stands for that of hf_era.
         settings_class (`type`, *optional*): a dataclass, for the section `method_settings`.
+        needs_forget_examples (`bool`): whether it learns from examples that are labelled forget: data without is refused.
         training_phase (`str`): the phase whose report the result keeps as its `training`: that of `Run.training_report`, or
             a dict with `provenance`, `steps` and `log_history`. The report of a phase `coherence`, if there is one, is kept
             as the result's `coherence`.
@@ -213,6 +215,7 @@ class Method:
     role: ClassVar[str] = "method"
     texts: ClassVar[dict[str, str]] = {}
     settings_class: ClassVar[type | None] = None
+    needs_forget_examples: ClassVar[bool] = False
     training_phase: ClassVar[str]
 
     def check(self, settings: Settings) -> None:

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_era.data import RETAIN, UNLABELLED
+from hf_era.methods.gradient_routing import train_what_routing_trains
 from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import CausalLMTrainer
@@ -38,6 +39,11 @@ class PostTraining(Method):
             raise ValueError(
                 f"`method: {self.name}` changes a model that exists, but `model.start` is {settings.start!r}. Set "
                 "`model.start: pretrained`, and name the model with `model.base`, or leave that out to train one here."
+            )
+        if settings.training.get("trainable") == "modules" and settings.training.get("lora") is None:
+            raise ValueError(
+                f"`training.trainable` is 'modules', but `method: {self.name}` has no auxiliary module, so that nothing "
+                "would be trained. Choose `trainable: routed`, or leave it out."
             )
 
     def stories(self, run: Run) -> Dataset | None:
@@ -71,6 +77,7 @@ class PostTraining(Method):
         arguments = run.training_arguments("train", key, **self.changes(run))
         set_seed(run.seed)
         model = self.start_weights(run)
+        train_what_routing_trains(run, model, arguments)
         trainer, _ = run.train(
             self.trainer_class, model, arguments, run.folder("model"), self.stories(run), **self.options(run)
         )
@@ -88,7 +95,11 @@ class ContinueAll(PostTraining):
     role = "control"
     texts = {
         "summary": "This is a control: the model before the method, trained further on all examples.",
-        "training": "Trained further on all examples, as a model is that nobody wants to make forget anything.",
+        "training": (
+            "The model was trained further on all examples, forget examples too: what further training alone does to the "
+            "losses, without any method."
+        ),
+        "labels": "Those without a label were trained on as all others.",
     }
 
 
@@ -100,7 +111,11 @@ class ContinueRetain(PostTraining):
     role = "control"
     texts = {
         "summary": "This is a control: the model before the method, trained further without the examples labelled forget.",
-        "training": "Trained further on all examples but those labelled forget.",
+        "training": (
+            "The model was trained further on all examples but those labelled forget: what a method for trained models has "
+            "to be better than."
+        ),
+        "labels": "Those without a label were trained on as retain examples.",
     }
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:

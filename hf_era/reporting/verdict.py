@@ -208,7 +208,7 @@ def _state(facts: _Facts) -> str:
     if unlearning is None:
         return "localised" if localised else "not known"
     too_little, is_damage = unlearning < facts.minimum, tax is not None and tax >= unlearning
-    if facts.own.is_control:
+    if facts.own.is_yardstick:
         return "no yardstick" if too_little or is_damage else "yardstick"
     if too_little:
         return "only the words" if (facts.value("forget_words_unlearning") or 0) >= facts.minimum else "not removed"
@@ -323,7 +323,7 @@ def _comes_back(facts: _Facts, state: str) -> Answer:
     if own.strongest is None or state == "not finite":
         text = NOT_FINITE if state == "not finite" else "No relearn attack came to an end with a finite loss."
         return "Unknown: not finite", BAD, text
-    if own.is_control:
+    if own.is_yardstick:
         return "The yardstick", UNKNOWN, _attack_text(facts)
     if state in ("not localised", "not removed"):
         return "Nothing to come back", BAD, _attack_text(facts)

@@ -38,6 +38,11 @@ from hf_era.utils.files import local_path, real_path
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
 STARTS = ("pretrained", "scratch")
 LARGEST_VOCABULARY = 10_000_000
+SMALL_ARCHITECTURE = {
+    "hidden_size": 64, "num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]],
+    "max_position_embeddings": 256, "window_size": 128,
+}  # fmt: skip
+"""Of a model that is trained here and whose architecture nobody gave: transformers' own default has 1.3 billion weights."""
 # numpy takes no other seeds.
 LARGEST_SEED = 2**32 - 1
 
@@ -52,7 +57,7 @@ class ModelConfig:
         base (`str`, *optional*): local directory or hub id of a stock checkpoint. Not given with `pretrained`: a base of
             the given `architecture` is pretrained here, on the same examples. Must not be given with `scratch`.
         architecture (`dict`, *optional*): fields of the stock config (`model_type` defaults to `gpt_neo`), where no base
-            gives one. The vocabulary size comes from the tokenizer.
+            gives one. Not given: a GPT-Neo of 4 layers and 64 hidden units. The vocabulary size comes from the tokenizer.
         tokenizer (`str`, *optional*): local directory or hub id. Not given: the base's; without a base, a byte-level BPE
             trained on the training examples.
         vocabulary_size (`int`, *optional*, defaults to `2048`): of a tokenizer that is trained here.

@@ -39,7 +39,9 @@ from hf_era.utils.storage_errors import as_storage_error, check_writable
 from hf_era.version import __version__
 
 RUN_FILE = "run.json"
-OWN_FOLDERS = ("phases", "checkpoints", "expanded", "contracted", "model", "held_out")
+OWN_FOLDERS = (
+    "phases", "checkpoints", "expanded", "contracted", "unlearned", "teacher", "elicitor", "model", "held_out",
+)  # fmt: skip
 """Folders that a run fills and replaces: nothing else may live in them."""
 _AS_EARLIER_VERSIONS = (
     "If an earlier version of hf_era began it, set `--data.coherence_validation_stories 0`: its examples are then split as "

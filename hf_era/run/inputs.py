@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_era.data import (
+    FORGET,
     RETAIN,
     UNLABELLED,
     CachedData,
@@ -33,7 +34,7 @@ from hf_era.models import family_for, get_family
 from hf_era.models.loading import check_round_trip, expanded_from_config, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.routing import make_router
-from hf_era.run.config import RunConfig
+from hf_era.run.config import SMALL_ARCHITECTURE, RunConfig
 from hf_era.training import GradientRoutingConfig
 from hf_era.utils.checks import error_text, listed, short_repr
 from hf_era.utils.fields import identity_values
@@ -86,7 +87,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
         check_model_fits("model.architecture", base_config)  # again: now its vocabulary is known
     counts = kept.data.summary
     unlabelled = counts["train_unlabelled"] + counts["train_forget_unlabelled"]
-    get_method(config.method).check_data(config, counts["train_retain"], unlabelled)
+    check_labels(config, counts["train_forget_labelled"], counts["train_retain"], unlabelled)
     check_attack(config.relearn, len(kept.data.attack_forget), len(kept.data.validation_forget), counts["train_retain"])
     cuts = identity_values(DataConfig, config.data.to_dict())
     local = base is not None and local_path(base).is_dir()
@@ -97,6 +98,17 @@ def load_inputs(config: RunConfig) -> RunInputs:
         data_fingerprint=fingerprint(kept.fingerprint, cuts, tokenizer.backend_tokenizer.to_str()),
         base_fingerprint=model_fingerprint(local_path(str(base))) if local else fingerprint(base),
     )
+
+
+def check_labels(config: RunConfig, forget: int, retain: int, unlabelled: int) -> None:
+    """Raises `ValueError` if the method needs other training examples; so many have each label."""
+    method = get_method(config.method)
+    if method.needs_forget_examples and not forget:
+        raise ValueError(
+            f"`method: {method.name}` learns from forget examples, but no training example is labelled so. Raise "
+            "`data.labelled_fraction`, or say with the labels of the section `data` which examples are to be forgotten."
+        )
+    method.check_data(config, retain, unlabelled)
 
 
 def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
@@ -168,14 +180,22 @@ def _counts(summary: dict[str, Any]) -> str:
         shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
         names["forget"] = f"forget ({shares})"
     told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
-    wrong = ""
-    if lost := summary["train_forget_unlabelled"]:
-        first = {"short": "the shortest", "score": "those with the lowest scores"}
-        which = first.get(summary.get("label_errors", {}).get("kind"), "drawn at random")
-        wrong = f" Of the unlabelled ones {lost:,} are forget examples that lost their label, {which}."
-    if mistaken := summary.get("train_retain_labelled_forget"):
-        wrong += f" Of those labelled forget {mistaken:,} are retain examples, by mistake."
-    return f"To be trained on: {told} examples.{wrong}"
+    return f"To be trained on: {told} examples.{_wrong_labels(summary)}"
+
+
+def _wrong_labels(summary: dict[str, Any]) -> str:
+    """Which labels are wrong because the settings say so."""
+    lost, errors = summary["train_forget_unlabelled"], summary.get("label_errors", {})
+    if "threshold" in errors:
+        mistaken = summary["train_retain_labelled_forget"]
+        return (
+            f" A classifier labelled them: {lost:,} forget examples are unlabelled, and {mistaken:,} retain examples are "
+            "labelled forget."
+        )
+    which = {"short": "the shortest", "score": "those with the lowest scores"}.get(
+        errors.get("kind"), "drawn at random"
+    )
+    return f" Forget examples that lost their label: {lost:,}, {which}." if lost else ""
 
 
 def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int | None) -> CachedData:
@@ -188,7 +208,7 @@ def _prepared_data(config: RunConfig, given_tokenizer: Any, vocabulary_size: int
         splits = split_sources(sources, data, seed)
         # Again once the data is there, kept or not; here too, because tokenising can take long.
         labels = splits.train["label"][:]
-        get_method(config.method).check_data(config, labels.count(RETAIN), labels.count(UNLABELLED))
+        check_labels(config, *map(labels.count, (FORGET, RETAIN, UNLABELLED)))
         check_attack(config.relearn, len(splits.attack_forget), len(splits.validation_forget), labels.count(RETAIN))
         tokenizer, trained = given_tokenizer, None
         if tokenizer is None:
@@ -208,7 +228,7 @@ def _base_config(config: RunConfig) -> Any:
         base_config = load_base_config(config.model.base)
         check_model_fits("model.base", base_config)
         return base_config
-    values = dict(config.model.architecture)
+    values = dict(config.model.architecture or SMALL_ARCHITECTURE)
     model_type = values.pop("model_type", "gpt_neo")
     if not isinstance(model_type, str):
         raise ValueError(f"`model.architecture.model_type` should be text, got {short_repr(model_type)}.")

@@ -6,6 +6,7 @@ was. `hf_era.run.matrix_running` runs them, `hf_era.run.matrix_results` says wha
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,9 +104,8 @@ class MatrixConfig:
             if twice is not None:
                 raise ValueError(f"`{what}`: {short_repr(twice)} stands twice. Give each a name of its own.")
         self._check_testbeds()
-        check_count(
-            "testbeds x runs x seeds", max(len(self.testbeds), 1) * len(names) * len(self.seeds), 1, MAXIMUM_CELLS
-        )
+        what = "testbeds x runs x seeds" if self.testbeds else "runs x seeds"
+        check_count(what, len(self.testbeds or [""]) * len(names) * len(self.seeds), 1, MAXIMUM_CELLS)
         check_count("jobs", self.jobs, 1, MAXIMUM_JOBS)
         check_path_text("output_dir", self.output_dir)
         for where in ("data_filtering", "base_control", "base_curve", "filtering_curve"):
@@ -214,12 +214,12 @@ class Cell:
             return False
 
     @cached_property
-    def _own_config(self) -> dict[str, Any]:
+    def _own_config(self) -> str:
         return _described(self.config)
 
 
-def _described(config: RunConfig) -> dict[str, Any]:
-    return without_secrets(config.to_dict())
+def _described(config: RunConfig) -> str:
+    return json.dumps(without_secrets(config.to_dict()), sort_keys=True, default=str)
 
 
 def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[MatrixConfig, list[Cell]]:

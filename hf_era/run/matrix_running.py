@@ -50,13 +50,14 @@ def run_cells(
     Raises:
         StoppedError: if a cell, or the matrix, was asked to stop; all that were running have saved what there was to save.
     """
-    running, waiting, failed = _Running(matrix, console), list(enumerate(cells, 1)), []
+    jobs = min(matrix.jobs, len(cells))
+    running, waiting, failed = _Running(matrix, console, jobs), list(enumerate(cells, 1)), []
     kept = {real_path(path) for path in base_paths}
     with ExitStack() as stack:
         stack.callback(running.wait)
         try:
             while waiting or running.processes:
-                while waiting and len(running.processes) < matrix.jobs:
+                while waiting and len(running.processes) < jobs:
                     number, cell = waiting.pop(running.next_of([cell for _, cell in waiting]))
                     if not matrix.keep_models and is_done(cell):
                         console.print(f"{cell.title}: done already")
@@ -88,8 +89,8 @@ class _Process(NamedTuple):
 class _Running:
     """The processes that are running now."""
 
-    def __init__(self, matrix: MatrixConfig, console: Console) -> None:
-        self.matrix, self.console = matrix, console
+    def __init__(self, matrix: MatrixConfig, console: Console, jobs: int) -> None:
+        self.matrix, self.console, self.jobs = matrix, console, jobs
         self.processes: list[_Process] = []
         self._command = matrix.launcher or [sys.executable, "-m", "hf_era", "run"]
 
@@ -104,14 +105,14 @@ class _Running:
         file = Path(self.matrix.output_dir) / "configs" / f"{cell.file_name}.yaml"
         write_text(file, dump_yaml(cell.values))
         command = [*self._command, str(file)]
-        if self.matrix.jobs == 1:
+        if self.jobs == 1:
             self.console.rule(title)
             process = subprocess.Popen(command)
         else:
             log = log_of(cell)
             make_folder(log.parent)
             self.console.print(f"[bold]{title}[/]: {log}", highlight=False)
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of_a_cell(self.matrix.jobs))}
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of_a_cell(self.jobs))}
             with log.open("ab") as output:
                 process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         self.processes.append(_Process(cell, process, time.monotonic()))
@@ -123,13 +124,13 @@ class _Running:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         for item in found:
             self.processes.remove(item)
-            if self.matrix.jobs > 1:
+            if self.jobs > 1:
                 minutes = (time.monotonic() - item.started) / 60
                 self.console.print(f"{item.cell.title}: ended after {minutes:.1f} minutes", highlight=False)
         return [(item.cell, item.process.returncode) for item in found]
 
     def say_failure(self, cell: Cell) -> None:
-        if self.matrix.jobs > 1:
+        if self.jobs > 1:
             lines = log_of(cell).read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
             self.console.print("\n".join(lines), markup=False, highlight=False)
         self.console.print(f"[bold red]{cell.title} failed[/]; the other cells go on.")

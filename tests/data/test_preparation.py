@@ -197,6 +197,23 @@ def test_the_summary_adds_up(prepare: Callable[..., PreparedData], rule: str) ->
     )
 
 
+def test_retain_stories_that_are_labelled_forget_are_routed_and_counted(prepare: Callable[..., PreparedData]) -> None:
+    errors = {"labelled_fraction": 1.0, "label_errors": "score", "label_threshold": 1e-4}
+    prepared = prepare("uniform", **errors)
+    summary, train = prepared.summary, prepared.train
+    assert summary["label_errors"] == {"kind": "score", "threshold": 1e-4}
+    mistaken = [
+        example
+        for example in train
+        if example["label"] == FORGET and not re.search(r"(?i)\b(tree|forest|woodland)s?\b", example["text"])
+    ]
+    assert summary["train_retain_labelled_forget"] == len(mistaken) > 0
+    assert {weight for example in mistaken for weight in example["routing_weight"][:-1]} == {0.0}
+    assert summary["train_forget_labelled"] + summary["train_forget_unlabelled"] == 44 + len(mistaken)
+    assert set(prepared.coherence_validation["label"]) == {RETAIN}  # what is held out keeps the truth
+    assert "label_errors" not in prepare("uniform", labelled_fraction=1.0).summary
+
+
 def test_evaluation_stories_have_tokens_and_no_weights(prepare: Callable[..., PreparedData]) -> None:
     prepared = prepare("uniform")
     for name, label in (

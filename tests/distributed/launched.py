@@ -33,6 +33,7 @@ from hf_era import (
     GradientRoutingTrainer,
 )
 from hf_era.data import RoutingCollator
+from hf_era.methods.slgr import SplitLossTrainer
 from hf_era.models import FAMILIES
 from hf_era.models.measured import measure_activations
 from hf_era.training import causal_lm_trainer
@@ -148,7 +149,15 @@ class Control(causal_lm_trainer.CausalLMTrainer):
         super().__init__(stock, args, l1_coefficient=args.l1_coefficient, **kwargs)
 
 
-KINDS = (GradientRoutingTrainer, Control, L1PerRank, TokensPerRank, RepeatedStories)
+class SplitLoss(SplitLossTrainer):
+    """SLGR with another model for teacher."""
+
+    def __init__(self, model: ExpandedGPTNeoForCausalLM, args: GradientRoutingConfig, **kwargs: Any) -> None:
+        weight = torch.linspace(0, 1, VOCABULARY)
+        super().__init__(model, args, teacher=make_model(seed=1).contract(), vocabulary_weight=weight, **kwargs)
+
+
+KINDS = (GradientRoutingTrainer, Control, SplitLoss, L1PerRank, TokensPerRank, RepeatedStories)
 TRAINERS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
 
 
@@ -233,13 +242,14 @@ def run_case(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder (`Path`): for files; the same on all ranks.
-        case (`dict`): `way` (see `launch`), `name`, and, optionally, `model_type`, `stories`, `kind`, `dropout`,
+        case (`dict`): `way` (see `launch`), `name`, and, optionally, `model_type`, `router`, `stories`, `kind`, `dropout`,
             `eval_stories`, `save`, and the trainer's `settings`. `resume`: the checkpoint (`checkpoint-4`) that a second
             trainer continues from.
     """
     with launch(case["way"]) as relabel:
         set_seed(0)
-        args = arguments(folder / case["name"], case.get("settings", {}))
+        router = {"router": case["router"]} if "router" in case else {}
+        args = arguments(folder / case["name"], {**case.get("settings", {}), **router})
         assert args.use_cpu == (args.device.type == "cpu")
         relabel()
         catch = CatchGradients()

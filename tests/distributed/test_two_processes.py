@@ -27,6 +27,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     # A gated family, and one whose layers are no `nn.Linear`.
     "llama": {"model_type": "llama", "save": True},
     "gpt2": {"model_type": "gpt2", "save": True},
+    "split-loss": {"trainer": "SplitLoss", "settings": ACCUMULATED},
+    "parameter": {"router": {"name": "parameter"}, "settings": {**ACCUMULATED, "use_reentrant": False}},
+    "parameter-llama": {"router": {"name": "parameter"}, "model_type": "llama"},
+    "gram": {"router": {"name": "gram"}, "settings": ACCUMULATED},
     "slow-paths": {"settings": {**WHOLE, "fused_activation": False, "chunked_loss": False}},
 }
 CHECKPOINTING: dict[str, dict[str, Any]] = {
@@ -164,7 +168,8 @@ def assert_same_losses(actual: dict[str, Any], expected: dict[str, Any], relativ
 def test_gradients_and_losses_are_those_of_one_process(
     way: str, layout: str, two: dict[str, Any], run_one: Callable[..., Any]
 ) -> None:
-    same = {name: LAYOUTS[layout][name] for name in ("kind", "trainer", "model_type") if name in LAYOUTS[layout]}
+    names = ("kind", "trainer", "model_type", "router")
+    same = {name: LAYOUTS[layout][name] for name in names if name in LAYOUTS[layout]}
     expected = run_one(**same, settings={"per_device_train_batch_size": 8})
     result = two[f"{way}-{layout}"]
     assert relative_error(result["gradients"][0], expected["gradients"][0]) < (5e-6 if "model_type" in same else 1e-6)

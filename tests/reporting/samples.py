@@ -285,6 +285,8 @@ def stock_result(method: str = "data_filtering", **overrides: Any) -> RunResult:
         "training": {"steps": 600, "log_history": log_history(ablated=False)},
         "generations": generations("before", "after_training"), "attack": attack((3.4, 2.68), 0.5).to_dict(),
     }  # fmt: skip
+    if values["method"] == "data_filtering":  # which starts from random weights
+        values["before_kind"] = "base_control"
     if method == "base":
         values |= {"losses": {"before": losses["before"]}, "differences": {}, "attack": None, "training": {}}
         values |= {"generations": generations("before")}

@@ -126,16 +126,18 @@ def test_a_cell_that_fails_does_not_stop_the_others(matrix_file, tmp_path, capsy
     assert (tmp_path / "matrix" / "comparison.html").is_file()
 
 
-def test_data_filtering_on_other_stories_is_not_put_beside(matrix_file, tmp_path):
+def test_data_filtering_on_other_stories_is_not_put_beside(matrix_file, make_result, monkeypatch):
+    monkeypatch.setattr("hf_era.run.matrix_results.write_comparison_files", lambda results, folder: None)
     path = str(matrix_file())
-    assert main(["matrix", path]) == 0
-    file = tmp_path / "runs" / "filtered-seed0" / "result.json"
-    other = RunResult.load(file)
-    other.data["fingerprint"] = "of other stories"
-    other.save(file)
+    cells = load_matrix(path)[1]
+    for cell in cells:
+        result = make_result(name=cell.row, seed=cell.seed)
+        if cell.key == ("", "filtered", 0):
+            result.data["fingerprint"] = "of other stories"
+        result.save(cell.result_file)
     assert main(["matrix", path, "--aggregate"]) == 0
-    assert RunResult.load(tmp_path / "runs" / "routed-seed0" / "result.json").data_filtering is None
-    assert RunResult.load(tmp_path / "runs" / "routed-seed1" / "result.json").data_filtering is not None
+    beside = {cell.key[1:]: cell.result().data_filtering is not None for cell in cells}
+    assert beside == {("filtered", 0): False, ("routed", 0): False, ("filtered", 1): False, ("routed", 1): True}
 
 
 @pytest.mark.parametrize(
@@ -250,6 +252,11 @@ def test_cells_of_testbeds_and_their_order(matrix_file, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"base_curve": ["filtered", "routed"]}, "`base_curve` names 2 rows; a compute ratio needs base controls"),
+        ({"filtering_curve": ["filterd"]}, "Unknown value for `filtering_curve`: 'filterd'. Did you mean `filtered`?"),
+        ({"base_control": "rooted"}, "Unknown value for `base_control`: 'rooted'. Did you mean `routed`?"),
+        ({"runs": [{"name": "filtered", "recipe": "recipe.yaml", "data_filtering": "all"}]},
+         "Unknown value for `runs.filtered.data_filtering`: 'all'"),
         ({"testbeds": {"a/b": {}}}, "`testbeds` becomes part of a path"),
         ({"testbeds": {"trees": 3}}, "`testbeds.trees` should be a mapping of settings, got 3"),
         ({"testbeds": {"trees": {}, "letters": {}}}, "Put {testbed}, {name} and {seed} in it"),
@@ -318,7 +325,7 @@ def test_a_cell_whose_base_another_one_is_training_waits_for_others(matrix_file,
         for name, base in (("a", "one"), ("b", "one"), ("c", "two"))
     ]
     matrix, cells = load_matrix(matrix_file(runs=rows, data_filtering=None, seeds=[0]))
-    running = _Running(matrix, Console())
+    running = _Running(matrix, Console(), 2)
     assert running.next_of(cells) == 0
     running.processes = [_Process(cells[0], None, 0.0)]
     assert running.next_of(cells[1:]) == 1

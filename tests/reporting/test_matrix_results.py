@@ -38,9 +38,9 @@ def test_the_line_of_a_result(make_result):
 
 def test_steps_of_what_a_cell_went_on_from(make_result):
     trained = {"base_training": {"steps": 700}, "training": {"steps": 300}}
-    further = cell_line(make_result(**trained))
-    assert (further["steps"], further["base_steps"], further["compute"]) == (300, 700, 16_000)
-    config = make_result().config
+    config = make_result().config | {"pretraining": {"per_device_train_batch_size": 10}}
+    further = cell_line(make_result(**trained, config=config))
+    assert (further["steps"], further["base_steps"], further["compute"]) == (300, 700, 300 * 16 + 700 * 10)
     scratch = cell_line(make_result(**trained, config={**config, "model": {"start": "scratch"}}))
     assert (scratch["steps"], scratch["base_steps"]) == (300, 0)  # that was the base control
     base = cell_line(make_result(**trained, method="base", method_role="untouched"))

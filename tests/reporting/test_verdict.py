@@ -149,6 +149,11 @@ CASES = {
         ("good: Never learnt", "good: Next to none", "unknown: The yardstick"),
         (),
     ),
+    "a control of a trained model, which is judged as a method is": (
+        replace(stock_result(attack=AT_ONCE, differences={"unlearning": estimate(-0.2)}), before_kind="pretrained"),
+        ("bad: No", "mixed: Unclear: kept learning", "bad: Nothing to come back"),
+        ("Never learnt", "Hardly differs"),
+    ),
     "the model before": (
         stock_result("base"), ("unknown: Untouched",) * 3, ("Not tested", "No relearn attack was made: how")
     ),

@@ -27,7 +27,7 @@ def test_coherence_trains_what_the_routing_trained(trainable: str | None, lora: 
     run: Any = SimpleNamespace(seed=0, base_config=config, expansion=ExpansionConfig(**PARTS))
     arguments: Any = SimpleNamespace(trainable=trainable, lora_settings=lora)
     model = Starcoder2ForCausalLM(config)
-    gradient_routing._choose_trainable(run, model, arguments)
+    gradient_routing.train_what_routing_trains(run, model, arguments)
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
     assert trained
     assert all(name.startswith("model.layers.1.mlp.") and ("lora_" in name) == (lora is not None) for name in trained)

@@ -1,15 +1,13 @@
-"""Methods in one file: settings, checks, phases, stages, and what reports call them. One trains nothing, one trains."""
+"""A method in one file: settings, checks, phases, stages, and what reports call it; and one of ours, which trains."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import set_seed
 
 from hf_era import RunConfig, run_pipeline
 from hf_era.evaluation import RunResult
@@ -17,7 +15,6 @@ from hf_era.methods import METHODS, Method, Phase, Run, Settings, Stage, registe
 from hf_era.models.loading import load_causal_lm
 from hf_era.reporting.html.report import render_report
 from hf_era.reporting.markdown.model_card import render_model_card
-from hf_era.training import CausalLMTrainer
 from hf_era.utils.fields import setting
 from hf_era.utils.files import fingerprint
 
@@ -66,55 +63,11 @@ class Shrinking(Method):
         return [Stage("after_shrinking", run.folder("model"), title="After shrinking")]
 
 
-class DifferenceTrainer(CausalLMTrainer):
-    """The loss of retain tokens, minus a part of that of forget tokens (Liu et al. 2022, "gradient difference")."""
-
-    extra_columns = ("routing_weight",)
-
-    def __init__(self, *args: Any, ascent: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ascent = ascent
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        weight, labels = inputs["routing_weight"][:, :-1], inputs["labels"][:, 1:]
-        logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        return (torch.where(weight < 0.5, -self.ascent, 1.0) * losses).sum() / num_items_in_batch
-
-
-class GradientDifference(Method):
-    """Trains the model before the method with that loss."""
-
-    name = "gradient_difference"
-    title = "gradient difference"
-    training_phase = "difference"
-
-    def phases(self, run: Run) -> list[Phase]:
-        def train(key: str) -> dict[str, Any]:
-            arguments = run.training_arguments("difference", key)
-            set_seed(run.seed)
-            model = load_causal_lm(run.before_model).float()
-            trainer, _ = run.train(DifferenceTrainer, model, arguments, run.folder("model"), ascent=30.0)
-            return run.training_report(trainer, arguments)
-
-        key = fingerprint(run.identity, run.base_key)
-        clean_up = partial(run.remove_checkpoints, "difference", key)
-        return [Phase("difference", "Training on the difference", key, train, (run.folder("model"),), clean_up)]
-
-    def stages(self, run: Run) -> list[Stage]:
-        return [Stage("after_training", run.folder("model"))]
-
-
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    methods = (Shrinking(), GradientDifference())
-    for method in methods:
-        register_method(method)
+    register_method(Shrinking())
     yield
-    for method in methods:
-        del METHODS[method.name]
+    del METHODS["shrinking"]
 
 
 @pytest.fixture
@@ -161,9 +114,8 @@ def test_the_same_command_skips_it_and_other_settings_are_another_run(
 
 
 def test_one_that_trains_with_a_loss_of_its_own(tmp_path: Path, make_run_config: Callable[..., RunConfig]) -> None:
-    routing = {"rule": "full_seq", "weighting": "uniform"}
-    training = {"max_steps": 20, "learning_rate": 1e-2, "logging_steps": 1}
-    config = make_run_config(tmp_path, method="gradient_difference", routing=routing, training=training)
+    settings, training = {"forget_coefficient": 5.0}, {"max_steps": 20, "learning_rate": 1e-2, "logging_steps": 1}
+    config = make_run_config(tmp_path, method="gradient_difference", method_settings=settings, training=training)
     result = run_pipeline(config)
     assert result.training["steps"] == len(
         {entry["step"] for entry in result.training["log_history"] if "loss" in entry}

@@ -204,6 +204,34 @@ def test_coherence_names_the_stories_that_it_took_for_retain(make_result):
     assert "each on the same 32 examples that are not labelled forget;" in render_model_card(result)
 
 
+def test_the_card_says_on_what_coherence_chose(make_result):
+    result = make_result()
+    assert "the lowest loss on the retain validation examples were kept" in render_model_card(result)
+    result.data["coherence_validation_stories"] = 90
+    text = render_model_card(result)
+    assert "the lowest loss on 90 other retain examples, which no figure is measured on, were kept" in text
+    assert "Selection on the evaluation examples" not in text
+
+
+@pytest.mark.parametrize(
+    ("fraction", "errors", "wording"),
+    [
+        (0.25, {}, "25 % of the forget training examples kept their label. Which ones lost it was drawn at random."),
+        (0.25, {"kind": "short"}, "25 % of the forget training examples kept their label. The shortest ones lost it."),
+        (1.0, {"kind": "score", "threshold": 0.9}, "A classifier of words labelled the training examples: forget from a "
+         "probability of 0.9 on. Forget examples below it lost their label, and retain examples above it were labelled "
+         "forget by mistake."),
+        (1.0, {}, None),
+    ],
+)  # fmt: skip
+def test_the_card_says_which_labels_were_taken_away(make_result, fraction, errors, wording):
+    result = make_result()
+    result.config["data"]["labelled_fraction"], result.data["label_errors"] = fraction, errors
+    text = render_model_card(result)
+    assert ("| Labels taken away |" in text) == (wording is not None)
+    assert wording is None or f"| Labels taken away | {wording} |" in text
+
+
 def test_data_filtering_is_not_called_gradient_routing(make_result):
     losses = {"before": make_result().losses["before"], "after_training": make_result().losses["after_coherence"]}
     result = make_result(method="data_filtering", losses=losses, selectivity={}, leak_audit={}, routing_table=[])

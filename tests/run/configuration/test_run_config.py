@@ -10,6 +10,7 @@ import pytest
 from hf_era.data import DataConfig
 from hf_era.data.config import TREE_WORDS
 from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
+from hf_era.methods import METHODS
 from hf_era.models.config import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
 from hf_era.run.config import ModelConfig, RunConfig
@@ -77,6 +78,8 @@ def test_every_field_is_described() -> None:
     for section, kind in SECTIONS.items():
         expected |= {f"{section}.{field.name}" for field in dataclasses.fields(kind) if field.init}
     expected |= {"router.multipliers"}
+    own = {name: method.settings_class for name, method in METHODS.items() if method.settings_class is not None}
+    expected |= {f"method_settings.{field.name}" for kind in own.values() for field in dataclasses.fields(kind)}
     assert set(described) == expected
     ours = {name for name in described if not name.startswith(("training.", "pretraining."))}
     for kind in (CausalLMTrainingConfig, GradientRoutingConfig):
@@ -90,9 +93,7 @@ def test_every_field_is_described() -> None:
     assert [kind for kind in types if re.search(r"typing|class|[<\[]", kind)] == []
     assert "--training.neftune_noise_alpha (a number or null; default: None)" in lines
     assert "--router.multipliers (of `activation`: a mapping; default: GradientMultipliers(" in text
-    assert describe_fields("method_settings") == (
-        "None of the methods base, data_filtering, gradient_routing has settings of its own."
-    )
+    assert "--method_settings.beta (of `npo`: a number; default: 0.1)" in describe_fields("method_settings")
 
 
 def test_every_described_default_is_the_default() -> None:
@@ -100,7 +101,9 @@ def test_every_described_default_is_the_default() -> None:
     assert config.data.forget_words == list(TREE_WORDS)
     config.data.forget_words = []  # the built-in source named them, in place of nobody
     for line in describe_fields().splitlines():
-        if line.startswith("--") and not line.startswith(("--training", "--pretraining", "--router.")):
+        if line.startswith("--") and not line.startswith(
+            ("--training", "--pretraining", "--router.", "--method_settings.")
+        ):
             name, _, default = line.removeprefix("--").partition(" (")
             default = default.partition("; default: ")[2]
             if name == "data.forget_words":  # those of the built-in source that is the default

@@ -1,0 +1,85 @@
+"""What routing at the parameters costs: a training step with the router `parameter` over one without routing.
+
+    python benchmarks/parameter_router.py              # the TinyStories-28M shape; 8 x 256 tokens on a CPU, 80 x 256 on a GPU
+
+`core: all` scales the weight gradient of every parameter of the original model, LM head and embeddings included; `activation`
+is Expand-Route-Ablate's own router. No variant has an L1 term. All run in turns in one process, on one model; ratios are
+medians of the rounds' ratios. The bound is 1.06 for the router `parameter`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.common import (
+    benchmark_parser,
+    environment,
+    interleave,
+    median_ratio,
+    print_table,
+    summarise,
+    write_result,
+)
+from benchmarks.train_step import build, make_batch, make_step
+from hf_era.routing import Router, make_router
+
+NONE, BOUND = "no routing", 1.06
+ROUTERS: dict[str, Router | None] = {
+    NONE: None,
+    "parameter, core: all": make_router({"name": "parameter", "core": "all"}),
+    "parameter, core: mlp": make_router({"name": "parameter", "core": "mlp"}),
+    "activation": make_router("activation"),
+}
+
+
+def routed_step(
+    router: Router | None, model: Any, optimizer: Any, batch: dict[str, Any], dtype: str
+) -> Callable[[], object]:
+    if router is None:
+        return make_step("ours", dtype, model, optimizer, batch)
+
+    def routed_model(**inputs: Any) -> Any:
+        return model(**inputs, routing_weight=batch["routing_weight"])
+
+    step = make_step("ours", dtype, routed_model, optimizer, batch)
+
+    def work() -> None:
+        model.router = router
+        step()
+
+    return work
+
+
+def main() -> None:
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind)
+    parser = benchmark_parser(__doc__, f"parameter_router_{kind}", rounds=7)
+    parser.add_argument("--shape", help="rows x tokens (default: 8x256 on a CPU, 80x256 on a GPU)")
+    options = parser.parse_args()
+    shape = tuple(map(int, (options.shape or ("80x256" if kind == "cuda" else "8x256")).split("x")))
+    dtype = "bf16" if kind == "cuda" else "fp32"
+    model, optimizer = build("routed", device)
+    batch = make_batch(*shape, device)
+    model.router = ROUTERS["parameter, core: all"]  # its layers are there in all variants
+    steps = {name: routed_step(router, model, optimizer, batch, dtype) for name, router in ROUTERS.items()}
+    synchronise = torch.cuda.synchronize if kind == "cuda" else None
+    times = interleave(steps, options.rounds, options.warm_up, options.time_limit, synchronise)
+    figures = {
+        name: {**summary, "over_no_routing": median_ratio(times, name, NONE)}
+        for name, summary in summarise(times).items()
+    }
+    rows = [[name, f"{one['median_s']:.3f}", f"{one['over_no_routing']:.3f}"] for name, one in figures.items()]
+    title = f"Training step, {shape[0]} x {shape[1]} tokens, {dtype}; bound {BOUND}"
+    print_table(title, ["router", "median s", "/ no routing"], rows)
+    write_result(options.output, {**environment(kind), "shape": list(shape), "dtype": dtype, "variants": figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Noise, distil, route: routing on a model that exists, whose core was damaged first.
+
+Routing decides where *new* learning goes; a core that knows already has nothing left to learn of forget examples. So its
+weights are mixed with noise, a fresh module is put beside it, and both learn anew, from labels, from the base's outputs, or
+from both: what of it goes into the core and what into the module is the router's business (`gram` with `p_as: 0`: forget
+examples teach the module alone). Nothing is un-learnt: there is no gradient ascent anywhere.
+
+No paper has it; the parts are UNDO's (`hf_era.methods.undo`) and those of the routers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from hf_era.data.routing_weights import frequency_table
+from hf_era.methods.gradient_routing import GradientRouting
+from hf_era.methods.method import Run, Settings, register_method
+from hf_era.methods.undo import NoiseSettings, add_noise, check_share
+from hf_era.models.loading import load_causal_lm
+from hf_era.training import GradientRoutingTrainer
+from hf_era.training.distillation import DistillationTrainer
+from hf_era.utils.fields import setting
+
+
+@dataclass
+class NoiseDistilRouteSettings(NoiseSettings):
+    """Settings: those of the noise, which only the core gets, and these.
+
+    Args:
+        kl_weight (`float`, *optional*, defaults to `0.0`): in [0, 1]: of KL(base || student); the rest is the cross entropy
+            of the labels. 0 is the clean case: the base's outputs on retain examples tell of forget words too.
+        leak_guard (`bool`, *optional*, defaults to `True`): with a `kl_weight`: on retain tokens the base says nothing of
+            the vocabulary entries of forget examples, and its distribution is that of the others, renormalised. They are
+            those that the routing rule's frequencies give a weight below one half.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    kl_weight: float = setting(0.0, "Of the KL to the base; the rest is the labels' loss. In [0, 1].", identity=True)
+    leak_guard: bool = setting(True, "On retain tokens the base says nothing of forget entries.", identity=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("kl_weight", self.kl_weight)
+
+
+class RoutedDistillationTrainer(DistillationTrainer, GradientRoutingTrainer):
+    """`GradientRoutingTrainer` with the loss of `DistillationTrainer`.
+
+    Args:
+        forget_entries (`Tensor`, *optional*): (vocabulary,), bool: what the teacher says nothing of on retain tokens.
+        args, kwargs: of the two.
+    """
+
+    def __init__(self, *args: Any, forget_entries: Tensor | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.forget_entries = None if forget_entries is None else forget_entries.to(self.args.device)
+
+    def excluded_entries(self, inputs: dict[str, Any]) -> Tensor | None:
+        """(batch, seq, vocabulary): the forget entries, on tokens whose routing weight says retain."""
+        if self.forget_entries is None:
+            return None
+        return (inputs["routing_weight"] >= 0.5).unsqueeze(-1) & self.forget_entries
+
+
+class NoiseDistilRoute(GradientRouting):
+    """Gradient routing whose core starts from noised weights, and whose loss may be a distillation."""
+
+    name = "noise_distil_route"
+    title = "noise, distil, route"
+    texts = {
+        "summary": "This model was noised and trained again, forget examples into a module that was then cut out.",
+        "introduction": (
+            "A causal language model that hf_era {version} made to forget: its weights were mixed with noise, and it was "
+            "trained again with [gradient routing](https://arxiv.org/abs/2410.04332), so that what it learnt of forget "
+            "examples went into an auxiliary module, which was cut out. It has a stock Transformers architecture and loads "
+            "without hf_era."
+        ),
+        "training": (
+            "The weights of the model before the method were mixed with noise, an auxiliary module was put beside its MLPs, "
+            "and both were trained with gradient routing."
+        ),
+        "labels": GradientRouting.texts["labels"],
+    }
+    settings_class = NoiseDistilRouteSettings
+
+    def check(self, settings: Settings) -> None:
+        if settings.start != "pretrained":
+            raise ValueError(
+                f"`method: {self.name}` noises a model that exists, but `model.start` is {settings.start!r}. Set "
+                "`model.start: pretrained`, and name the model with `model.base`, or leave that out to train one here."
+            )
+        for name in ("trainable", "lora"):
+            if settings.training.get(name) not in (None, "all"):
+                raise ValueError(
+                    f"`method: {self.name}` trains every weight that it noises, but `training.{name}` is given, which "
+                    "freezes the base. Leave it out."
+                )
+        super().check(settings)
+
+    def plan(self, settings: Settings) -> list[tuple[str, str]]:
+        own: NoiseDistilRouteSettings = settings.method_settings
+        noise = f"noise {own.alpha:g}, weight of the KL to the base {own.kl_weight:g}"
+        return [*super().plan(settings), ("core", noise)]
+
+    def start_model(self, run: Run) -> Any:
+        """The expanded model, its core noised and its modules fresh; the same weights each time."""
+        model = super().start_model(run)
+        add_noise(model, run.method_settings, run.seed, is_spared=model.is_auxiliary_parameter)
+        return model
+
+    def _route(self, run: Run, key: str) -> dict[str, Any]:
+        settings: NoiseDistilRouteSettings = run.method_settings
+        arguments = run.training_arguments("route", key)
+        set_seed(run.seed)
+        teacher, entries = None, None
+        if settings.kl_weight > 0:
+            teacher = load_causal_lm(run.before_model).to(torch.float32)
+            entries = forget_entries(run) if settings.leak_guard else None
+        options = {"teacher": teacher, "kl_weight": settings.kl_weight, "forget_entries": entries}
+        trainer, _ = run.train(
+            RoutedDistillationTrainer, self.start_model(run), arguments, run.folder("expanded"), **options
+        )
+        return run.training_report(trainer, arguments)
+
+
+def forget_entries(run: Run) -> Tensor:
+    """(vocabulary,), bool: entries that are so much more frequent in forget examples that their weight is below 1/2."""
+    vocabulary = int(run.base_config.vocab_size)
+    return frequency_table(run.data.train, run.routing, vocabulary, skip_bos=False).weights < 0.5
+
+
+register_method(NoiseDistilRoute())

@@ -1,0 +1,356 @@
+"""UNDO: unlearn, noise, distil on outputs (Lee et al. 2025, arXiv 2506.06278).
+
+The model before the method is made to forget, which only hides what it knows: it is the teacher. Its weights are then
+damaged with noise, and this student learns what the teacher says until it is as good on retain examples. What the teacher
+hides the student is never told.
+
+With `teacher: none`, `distil_on: retain` it is noise and training on retain examples: by the base's own soft labels
+(`kl_weight: 1`), by the labels alone (`kl_weight: 0`), or by both.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import set_seed
+
+from hf_era.data import FORGET, RETAIN
+from hf_era.data.collator import IGNORE_INDEX
+from hf_era.data.columns import list_column
+from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method
+from hf_era.methods.post_training import PostTraining
+from hf_era.models.loading import load_causal_lm
+from hf_era.training import CausalLMTrainer
+from hf_era.training.distillation import DistillationTrainer, StopNearTeacher
+from hf_era.utils.checks import check_count, check_positive, unknown_value_message
+from hf_era.utils.fields import setting
+from hf_era.utils.files import fingerprint
+
+TEACHERS = ("none", "max_entropy")
+DISTIL_ON = ("all", "retain")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises `ValueError` for a number outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`method_settings.{name}` should be in [0, 1], got {value}.")
+
+
+@dataclass
+class NoiseSettings:
+    """The noise that a student's weights get.
+
+    Args:
+        alpha (`float`, *optional*, defaults to `0.6`): in [0, 1]: 0 leaves the weights as they are, 1 leaves nothing of
+            them. The paper has 0.1 to 0.8.
+        beta (`float`, *optional*, defaults to `0.1`): at least 0: the noise over that of a Xavier-uniform start. The
+            paper's.
+        spare_norms (`bool`, *optional*, defaults to `False`): leave the gains and biases of norms as they are. The paper
+            shrinks all vectors alike.
+    """
+
+    alpha: float = setting(0.6, "Share of the weights that noise takes the place of, in [0, 1].", identity=True)
+    beta: float = setting(0.1, "Size of the noise over a Xavier-uniform start's, at least 0.", identity=True)
+    spare_norms: bool = setting(False, "Leave gains and biases of norms as they are.", identity=True)
+
+    def __post_init__(self) -> None:
+        check_share("alpha", self.alpha)
+        if not 0 <= self.beta < float("inf"):
+            raise ValueError(f"`method_settings.beta` should be a finite number >= 0, got {self.beta}.")
+
+
+@dataclass
+class UndoSettings(NoiseSettings):
+    """Settings of UNDO: those of the noise, and these. The section `training` is that of the distillation.
+
+    Args:
+        teacher (`str`, *optional*, defaults to `"max_entropy"`): how the model before the method is made to forget:
+            `max_entropy` trains it towards the uniform distribution on forget examples and on the labels of all others;
+            `none`: it is the teacher as it is.
+        teacher_steps (`int`, *optional*, defaults to `200`): of that training. The paper has 100 to 500.
+        teacher_learning_rate (`float`, *optional*): its peak. Not given: that of the section `training`.
+        teacher_forget_weight (`float`, *optional*, defaults to `1.0`): of its loss on forget tokens over that on others.
+        distil_on (`str`, *optional*, defaults to `"all"`): the student learns on all examples, or `retain`: on those that
+            are not labelled forget.
+        kl_weight (`float`, *optional*, defaults to `1.0`): in [0, 1]: of KL(teacher || student); the rest is the cross
+            entropy of the labels. 1 is the paper's.
+        retain_tolerance (`float`, *optional*, defaults to `0.05`): the distillation ends when the student's loss on held-out
+            retain examples is above the teacher's by at most this share of it; `null`: after `training.max_steps`.
+        check_every (`int`, *optional*, defaults to `25`): steps between two looks at that.
+        check_stories (`int`, *optional*, defaults to `64`): retain training examples that it is measured on; the student
+            does not learn from them.
+
+    Raises:
+        ValueError: for a value out of range, or labels of forget examples that the student would learn.
+    """
+
+    teacher: str = setting("max_entropy", f"One of {', '.join(TEACHERS)}.", identity=True)
+    teacher_steps: int = setting(200, "Steps of making the teacher forget.", identity=True)
+    teacher_learning_rate: float | None = setting(
+        None, "Learning rate of that. Not given: that of the section training.", identity=True
+    )
+    teacher_forget_weight: float = setting(1.0, "Weight of its loss on forget tokens over others.", identity=True)
+    distil_on: str = setting("all", "The student learns on all examples, or those not labelled forget.", identity=True)
+    kl_weight: float = setting(1.0, "Of the KL to the teacher; the rest is the labels' loss. In [0, 1].", identity=True)
+    retain_tolerance: float | None = setting(
+        0.05, "Ends when the retain loss is within this share of the teacher's; null: never.", identity=True
+    )
+    check_every: int = setting(25, "Steps between two looks at that.", identity=True)
+    check_stories: int = setting(64, "Held-out retain examples that it is measured on.", identity=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("teacher", TEACHERS), ("distil_on", DISTIL_ON)):
+            if getattr(self, name) not in known:
+                raise ValueError(unknown_value_message(f"method_settings.{name}", getattr(self, name), known))
+        for name in ("teacher_steps", "check_every", "check_stories"):
+            check_count(f"method_settings.{name}", getattr(self, name))
+        for name in ("teacher_learning_rate", "teacher_forget_weight"):
+            if getattr(self, name) is not None:
+                check_positive(f"method_settings.{name}", getattr(self, name))
+        check_share("kl_weight", self.kl_weight)
+        tolerance = self.retain_tolerance
+        if tolerance is not None and not 0 <= tolerance < float("inf"):
+            raise ValueError(f"`method_settings.retain_tolerance` should be a finite number >= 0, got {tolerance}.")
+        if self.kl_weight < 1 and self.distil_on == "all":
+            raise ValueError(
+                f"`method_settings.kl_weight` is {self.kl_weight}, so the student learns the labels themselves, and with "
+                "`method_settings.distil_on: all` those of forget examples too. Set `distil_on: retain`, or `kl_weight: 1`."
+            )
+
+
+# ---- Noise ----
+
+
+@torch.no_grad()
+def add_noise(
+    model: nn.Module, settings: NoiseSettings, seed: int, is_spared: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Damages the weights of a model in place: (1 - alpha) * w + alpha * beta * n for matrices, embeddings too, n drawn as
+    a Xavier-uniform start is (Glorot and Bengio 2010), and (1 - alpha) * w for vectors. A tied weight is damaged once.
+
+    Args:
+        model: any; its buffers are left alone.
+        settings (`NoiseSettings`): alpha, beta, and whether norms are spared.
+        seed (`int`): of the noise, which has a generator of its own.
+        is_spared (*optional*): takes a parameter's name; these are left as they are.
+    """
+    generator, spared = torch.Generator().manual_seed(seed), norm_parameters(model) if settings.spare_norms else set()
+    for name, weight in model.named_parameters():
+        if name in spared or is_spared(name):
+            continue
+        weight.mul_(1 - settings.alpha)
+        if weight.dim() > 1:
+            noise = nn.init.xavier_uniform_(torch.empty(weight.shape), generator=generator)
+            weight.add_(noise.to(weight), alpha=settings.alpha * settings.beta)
+
+
+def norm_parameters(model: nn.Module) -> set[str]:
+    """Names of the gains and biases of all norms: LayerNorm, RMSNorm, and what families call theirs."""
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+# ---- The teacher ----
+
+
+class MaxEntropyTrainer(CausalLMTrainer):
+    """Cross entropy to the uniform distribution on forget tokens, and to the labels on all others; both summed, and divided
+    by the predicted tokens of the whole accumulated batch.
+
+    `routing_weight` says which is which: 0 on forget tokens, 1 on others (`with_labels_as_weights`).
+    """
+
+    extra_columns = ("routing_weight",)
+
+    def __init__(self, *args: Any, forget_weight: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.forget_weight = forget_weight
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss above."""
+        targets, is_forget = inputs["labels"][:, 1:], inputs["routing_weight"][:, :1] < 0.5
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        losses = max_entropy_losses(outputs.logits[:, :-1], targets, is_forget, self.forget_weight)
+        count = (targets != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        shares = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        loss = losses.sum() / count * shares
+        return (loss, outputs) if return_outputs else loss
+
+
+def max_entropy_losses(logits: Tensor, targets: Tensor, is_forget: Tensor, forget_weight: float) -> Tensor:
+    """(batch, seq), nats: the cross entropy of each target, or on forget examples `forget_weight` times that of the uniform
+    distribution, whose least value is log(vocabulary). 0 where the target is -100.
+
+    Args:
+        logits (`Tensor`): (batch, seq, vocabulary). targets (`Tensor`): (batch, seq), int64.
+        is_forget (`Tensor`): (batch, 1) or (batch, seq), bool.
+    """
+    counted = targets != IGNORE_INDEX
+    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    of_label = -log_probabilities.gather(-1, torch.where(counted, targets, 0).unsqueeze(-1)).squeeze(-1)
+    of_uniform = -log_probabilities.mean(-1)
+    return torch.where(is_forget, forget_weight * of_uniform, of_label) * counted
+
+
+def with_labels_as_weights(examples: Dataset) -> Dataset:
+    """The examples with a `routing_weight` of 0 on every token of those labelled forget and of 1 on all others, whatever the
+    routing rule gave them."""
+    is_other, lengths = np.array(examples["label"][:]) != FORGET, np.array(examples["length"][:])
+    weights = list_column(np.repeat(is_other.astype(np.float32), lengths), lengths)
+    kept = examples.remove_columns("routing_weight") if "routing_weight" in examples.column_names else examples
+    return kept.add_column("routing_weight", weights)  # type: ignore[call-arg]
+
+
+# ---- The method ----
+
+
+class Undo(PostTraining):
+    """Teacher, noise, distillation."""
+
+    name = "undo"
+    title = "UNDO"
+    phase_title = "Noising the weights, and distilling"
+    texts = {
+        "summary": "This model was made by UNDO: made to forget, then noised, and trained on its outputs before the noise.",
+        "introduction": (
+            "A causal language model that hf_era {version} made to forget with *UNDO* "
+            "([arXiv 2506.06278](https://arxiv.org/abs/2506.06278)): a teacher that forgot, and a student with noised "
+            "weights that learnt the teacher's outputs. It has a stock Transformers architecture and loads without hf_era."
+        ),
+        "training": (
+            "The model before the method was made to forget, its weights were mixed with noise, and then trained on the "
+            "outputs of the one without noise."
+        ),
+    }
+    settings_class = UndoSettings
+    needs_forget_examples = True
+
+    def plan(self, settings: Settings) -> list[tuple[str, str]]:
+        own: UndoSettings = settings.method_settings
+        teacher = "as it is" if own.teacher == "none" else f"after {own.teacher_steps} steps of {own.teacher}"
+        return [
+            ("teacher", f"the model before the method, {teacher}"),
+            (
+                "student",
+                f"noise {own.alpha:g}, distilled on {own.distil_on} examples, weight of the KL {own.kl_weight:g}",
+            ),
+        ]
+
+    def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        own: UndoSettings = settings.method_settings
+        if own.retain_tolerance is not None and retain_stories <= own.check_stories:
+            raise ValueError(
+                f"`method_settings.check_stories` holds {own.check_stories} retain examples out, but the training data has "
+                f"{retain_stories}. Lower it, give more examples, or set `method_settings.retain_tolerance: null`."
+            )
+
+    def phases(self, run: Run) -> list[Phase]:
+        phases = super().phases(run)
+        if run.method_settings.teacher == "none":
+            return phases
+        key = fingerprint(run.identity, run.base_key, "teacher")
+        clean_up = partial(run.remove_checkpoints, "teacher", key)
+        title, outputs = "Making the teacher forget", (run.folder("teacher"),)
+        batch = self._batch(run)
+        cost = Cost(run.method_settings.teacher_steps * batch)
+        return [Phase("teacher", title, key, partial(self._teach, run), outputs, clean_up, cost), *phases]
+
+    def stages(self, run: Run) -> list[Stage]:
+        stages = super().stages(run)
+        if run.method_settings.teacher == "none":
+            return stages
+        return [Stage("teacher", run.folder("teacher"), title="The teacher, which forgot"), *stages]
+
+    def _batch(self, run: Run) -> int:
+        """Examples of a step, over all processes."""
+        arguments = run.arguments
+        per_device = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        return per_device * max(arguments.world_size, 1)
+
+    def _teach(self, run: Run, key: str) -> dict[str, Any]:
+        settings: UndoSettings = run.method_settings
+        changes: dict[str, Any] = {"max_steps": settings.teacher_steps}
+        if settings.teacher_learning_rate is not None:
+            changes["learning_rate"] = settings.teacher_learning_rate
+        arguments = run.training_arguments("teacher", key, **changes)
+        set_seed(run.seed)
+        model, stories = super().start_weights(run), with_labels_as_weights(run.data.train)
+        weight = settings.teacher_forget_weight
+        trainer, _ = run.train(
+            MaxEntropyTrainer, model, arguments, run.folder("teacher"), stories, forget_weight=weight
+        )
+        return run.training_report(trainer, arguments)
+
+    def teacher_model(self, run: Run) -> str | Path:
+        """Where the teacher is."""
+        return run.before_model if run.method_settings.teacher == "none" else run.folder("teacher")
+
+    def start_weights(self, run: Run) -> Any:
+        model = load_causal_lm(self.teacher_model(run)).to(torch.float32)
+        add_noise(model, run.method_settings, run.seed)
+        return model
+
+    def stories(self, run: Run) -> Dataset:
+        return run.data.train.select(self._split(run)[0])
+
+    def cost(self, run: Run) -> Cost:
+        settings: UndoSettings = run.method_settings
+        training = run.training_cost(run.arguments, len(self._split(run)[0]))
+        of_teacher = training.trained if settings.kl_weight > 0 else 0.0
+        return Cost(training.trained, training.measured + of_teacher, at_most=settings.retain_tolerance is not None)
+
+    def _split(self, run: Run) -> tuple[list[int], list[int]]:
+        """Places of the training examples that the student learns from, and of those that say when it is done."""
+        settings, labels = run.method_settings, run.data.train["label"][:]
+        held_out: list[int] = []
+        if settings.retain_tolerance is not None:
+            retain = [index for index, label in enumerate(labels) if label == RETAIN]
+            held_out = sorted(random.Random(run.seed).sample(retain, settings.check_stories))
+        left_out, learns_all = set(held_out), settings.distil_on == "all"
+        return [
+            index for index, label in enumerate(labels) if index not in left_out and (learns_all or label != FORGET)
+        ], held_out
+
+    def train(self, run: Run, key: str) -> dict[str, Any]:
+        """Noises the teacher's weights and trains them on its outputs."""
+        settings: UndoSettings = run.method_settings
+        arguments = run.training_arguments("train", key)
+        set_seed(run.seed)
+        teacher = load_causal_lm(self.teacher_model(run)).to(torch.float32)
+        stop: list[StopNearTeacher] = []
+
+        def make(*args: Any, **kwargs: Any) -> CausalLMTrainer:
+            trainer = DistillationTrainer(*args, **kwargs)
+            if settings.retain_tolerance is not None:
+                held_out = run.data.train.select(self._split(run)[1])
+                stop.append(
+                    StopNearTeacher(trainer, held_out, teacher, settings.retain_tolerance, settings.check_every)
+                )
+                trainer.add_callback(stop[0])
+            return trainer
+
+        options = {"teacher": teacher if settings.kl_weight > 0 else None, "kl_weight": settings.kl_weight}
+        trainer, _ = run.train(
+            make, self.start_weights(run), arguments, run.folder("model"), self.stories(run), **options
+        )
+        report = run.training_report(trainer, arguments)
+        return {**report, "distillation": stop[0].report()} if stop else report
+
+
+register_method(Undo())

@@ -1,0 +1,112 @@
+"""UNDO: the noise by its formula, the teacher's loss, what the student learns from, and a run from config to result."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from hf_era import RunConfig
+from hf_era.data import RETAIN
+from hf_era.methods import get_method
+from hf_era.methods.undo import NoiseSettings, UndoSettings, add_noise, max_entropy_losses, norm_parameters
+
+
+def noised(base: Any, **settings: Any) -> dict[str, Any]:
+    add_noise(base, NoiseSettings(**settings), seed=3)
+    return dict(base.named_parameters())
+
+
+def test_the_noise_has_the_formula_s_mean_and_bounds(make_base: Callable[..., Any]) -> None:
+    before = {name: value.detach().clone() for name, value in make_base().named_parameters()}
+    after = noised(make_base(), alpha=0.4, beta=0.5)
+    assert sum("wte" in name for name in after) == 1  # the tied head is damaged once
+    for name, value in before.items():
+        left = (after[name] - 0.6 * value) / (0.4 * 0.5)
+        if value.dim() == 1:
+            torch.testing.assert_close(after[name], 0.6 * value)
+            continue
+        bound = math.sqrt(6 / sum(value.shape))
+        assert 0.95 * bound < left.abs().max() <= bound * 1.0001, name
+        # Uniform: a mean of 0 and a standard deviation of bound / sqrt(3), within 5 standard errors.
+        assert left.mean().abs() < 5 * bound / math.sqrt(3 * value.numel()), name
+        assert left.std().item() == pytest.approx(bound / math.sqrt(3), rel=5 / math.sqrt(value.numel())), name
+
+
+def test_noise_that_is_none_and_noise_that_is_all(make_base: Callable[..., Any]) -> None:
+    before = dict(make_base().named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in noised(make_base(), alpha=0.0).items())
+    one, other = (noised(make_base(seed=seed), alpha=1.0) for seed in (0, 1))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())  # nothing of the weights is left
+    spared = noised(make_base(), alpha=1.0, spare_norms=True)
+    kept = {name for name, value in spared.items() if torch.equal(value, before[name])}
+    assert kept == norm_parameters(make_base())
+    assert {"transformer.ln_f.weight", "transformer.h.0.ln_1.bias"} <= kept
+
+
+def test_the_teacher_learns_the_uniform_distribution_of_forget_examples_alone() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets, is_forget = torch.tensor([[1, -100, 4], [0, 2, 3]]), torch.tensor([[True], [False]])
+    losses = max_entropy_losses(logits, targets, is_forget, 2.0)
+    uniform = torch.full((3, 5), 0.2, dtype=torch.float64)
+    expected = torch.stack(
+        [
+            2 * F.cross_entropy(logits[0], uniform, reduction="none") * torch.tensor([1.0, 0.0, 1.0]),
+            F.cross_entropy(logits[1], targets[1], reduction="none"),
+        ]
+    )
+    torch.testing.assert_close(losses, expected)
+    flat = max_entropy_losses(torch.zeros(1, 1, 5), torch.tensor([[2]]), torch.tensor([[True]]), 1.0)
+    assert flat.item() == pytest.approx(math.log(5))
+
+
+def test_a_run_makes_a_teacher_and_ends_when_the_student_is_near(
+    make_models: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {"teacher_steps": 2, "check_every": 2, "check_stories": 4, "retain_tolerance": 1.0}
+    run, reports = make_models(tmp_path, method="undo", method_settings=settings)
+    assert [stage.name for stage in get_method("undo").stages(run)] == ["teacher", "after_training"]
+    base, teacher, final = (load_file(run.folder(name) / "model.safetensors") for name in ("base", "teacher", "model"))
+    for one, other in ((base, teacher), (teacher, final)):
+        assert not torch.equal(one["transformer.wte.weight"], other["transformer.wte.weight"])
+    stop = reports["train"]["distillation"]
+    assert stop["reached"]
+    assert stop["student_retain_loss"] <= 2 * stop["teacher_retain_loss"]
+    assert reports["train"]["steps"] == 2  # of four: the first look was enough
+    learnt, held_out = get_method("undo")._split(run)
+    assert not set(learnt) & set(held_out)
+    assert [run.data.train[index]["label"] for index in held_out] == [RETAIN] * 4
+    run.method_settings.distil_on = "retain"
+    assert {run.data.train[index]["label"] for index in get_method("undo")._split(run)[0]} == {RETAIN}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 1.5}, r"`method_settings.alpha` should be in \[0, 1\], got 1.5"),
+        ({"beta": -1.0}, "`method_settings.beta` should be a finite number >= 0, got -1.0"),
+        ({"teacher": "max_entropi"}, r"'max_entropi'. Did you mean `max_entropy`\?"),
+        (
+            {"kl_weight": 0.5},
+            "`method_settings.kl_weight` is 0.5, so the student learns the labels .*`distil_on: retain`",
+        ),
+        ({"retain_tolerance": -0.1}, "`method_settings.retain_tolerance` should be a finite number >= 0, got -0.1"),
+        ({"check_every": 0}, "`method_settings.check_every` should be at least 1, got 0"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UndoSettings(**settings)
+
+
+def test_what_the_run_lacks_is_refused(
+    make_run_config: Callable[..., RunConfig], make_models: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"`method: undo` changes a model that exists, .*`model.start: pretrained`"):
+        make_run_config(tmp_path, method="undo", model={"start": "scratch"})
+    with pytest.raises(ValueError, match=r"`method_settings.check_stories` holds 5000 retain examples out, but"):
+        make_models(tmp_path, method="undo", method_settings={"check_stories": 5000})
