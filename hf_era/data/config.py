@@ -17,6 +17,8 @@ FACTS = "facts"
 BUILT_IN = (GENERATOR, TOPICS, SECOND_LANGUAGE, FACTS)
 FROM_STORIES = (SECOND_LANGUAGE, FACTS)
 """Built-in sources that are made of texts: those of `data.stories_file`, or of the generator."""
+LABELLED_BUILT_IN = (TOPICS, *FROM_STORIES)
+"""Built-in sources with a column of labels."""
 GIVEN = "given"
 """As a source: examples that a program hands over; nothing is read."""
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
