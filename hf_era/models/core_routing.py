@@ -63,7 +63,8 @@ class RoutedNormMixin(MixedIn):
 
     def forward(self, inputs: Tensor) -> Tensor:
         factor = self.call.core_multiplier(REST)
-        if factor is None or not self.weight.requires_grad:
+        own = self.parameters(recurse=False)  # type: ignore[attr-defined]
+        if factor is None or not any(value.requires_grad for value in own):
             return super().forward(inputs)  # type: ignore[misc]
         fixed = {name: value.detach() for name, value in self.named_parameters()}  # type: ignore[attr-defined]
         output = functional_call(self, fixed, (inputs,))  # type: ignore[arg-type]
@@ -94,21 +95,35 @@ def is_norm(layer: Any) -> bool:
     return type(layer).__name__.endswith("RMSNorm") and names == ["weight"] and layer.weight.dim() == 1
 
 
+def keep_core_routed(model: Any) -> None:
+    """Routes what was put around or in place of layers (adapters, copies that are trained, a resized head) since the core was
+    routed: to be called before a routed forward pass. Raises `ValueError` as `route_core`."""
+    if model.router.core is None or torch.compiler.is_compiling():
+        return
+    if model.__dict__.get("_layers_when_routed") != _layers_in(model):
+        route_core(model, model.router)
+
+
 def route_core(model: Any, router: Router) -> None:
     """Lets the layers of a router's core ask for its multiplier, in place. Adapters (peft) of linear layers that are there
     are parts of the core. Calling it again changes nothing.
 
     Raises:
-        ValueError: for a parameter of the core that is of no kind of layer that can be reached.
+        ValueError: for a parameter of the core that is of no kind of layer that can be reached, or modules that cannot take
+            the place of the original MLPs where the router wants that.
     """
+    if router.replaces_original:
+        _check_can_replace(model, router)
     if router.core is None:
         return
     groups = {MLP: {MLP}, f"{MLP}+{ATTENTION}": {MLP, ATTENTION}, "all": {MLP, ATTENTION, REST}}[router.core]
     missed: list[str] = []
     for name, layer, group, call in _layers(model):
-        if group not in groups or isinstance(layer, (RoutedLinearMixin, RoutedEmbeddingMixin, RoutedNormMixin)):
+        if group not in groups:
             continue
-        if isinstance(layer, LINEAR_CLASSES):
+        if isinstance(layer, (RoutedLinearMixin, RoutedEmbeddingMixin, RoutedNormMixin)):
+            layer.call = call  # a copy (peft's `modules_to_save`) may have come with one that nobody opens
+        elif isinstance(layer, LINEAR_CLASSES):
             mix_in(RoutedLinearMixin, layer, call=call, core_group=group, is_core=True)
         elif isinstance(layer, nn.Embedding):
             mix_in(RoutedEmbeddingMixin, layer, call=call, is_core=True)
@@ -122,6 +137,30 @@ def route_core(model: Any, router: Router) -> None:
             f"The router `{router.name}` with `core: {router.core}` scales gradients at the parameters, and cannot reach "
             f"{listed(missed)}: neither a linear layer, an embedding nor a norm of the usual kind. Choose a smaller `core`, "
             "freeze them, or take the router `activation`."
+        )
+    model._layers_when_routed = _layers_in(model)
+
+
+def _layers_in(model: Any) -> tuple[nn.Module, ...]:
+    """What makes up the model, without the model itself: it is to be kept there, and a circle would keep both alive."""
+    return tuple(model.modules())[1:]
+
+
+def _check_can_replace(model: Any, router: Router) -> None:
+    """Where a module stands elsewhere, or nowhere, its examples would run with nothing in place of an MLP."""
+    layers: dict[str, list[int]] = {}
+    for layer, named in model.auxiliary_modules().items():
+        for name, module in named.items():
+            if module.place != "mlp":
+                raise ValueError(
+                    f"The router `{router.name}` runs examples with a module in place of the MLP, but `{name}` stands beside "
+                    f"the {module.place}. Take `kind: mlp`, or another router."
+                )
+            layers.setdefault(name, []).append(layer)
+    if len(set(map(tuple, layers.values()))) > 1:
+        raise ValueError(
+            f"The router `{router.name}` runs examples with a module in place of the MLP, but the modules {listed(layers)} "
+            "stand in different layers. Give them the same `target_layers`, or take another router."
         )
 
 

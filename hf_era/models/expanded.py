@@ -20,7 +20,7 @@ from hf_era.models.adapters import are_adapters_kept, has_adapters, saved_merged
 from hf_era.models.attention_heads import expand_attention
 from hf_era.models.base_checks import check_arguments
 from hf_era.models.config import ExpansionConfig, ModuleConfig
-from hf_era.models.core_routing import route_core
+from hf_era.models.core_routing import keep_core_routed, route_core
 from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
 from hf_era.models.folding import check_keep, widen
@@ -308,6 +308,8 @@ def _expanded_forward(
         skip_logits (`bool`, *optional*): with `labels`, where the family has a fast path: compute the loss without ever
             holding the logits, and return none. Not given: while training. `False`: always return logits.
     """
+    if routing_weight is not None:
+        keep_core_routed(self)
     given = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
     keys = None
     if self.router.is_random and routing_seed is not None and inputs.get("input_ids") is not None:

@@ -30,6 +30,8 @@ class DEMixRouter(Router):
     """
 
     name: ClassVar[str] = "demix"
+    decides_by_example: ClassVar[bool] = True
+    replaces_original: ClassVar[bool] = True
     unlabelled: str | None = setting(
         None, "What examples without a label run with: retain or all. Not given: they are refused.", identity=True
     )

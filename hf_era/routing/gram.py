@@ -49,6 +49,7 @@ class GRAMRouter(Router):
 
     name: ClassVar[str] = "gram"
     is_random: ClassVar[bool] = True
+    decides_by_example: ClassVar[bool] = True
     skips_zero_gradients: ClassVar[bool] = True
     p_as: float = setting(0.3, "Spread: probability that a forget example teaches the core too.", identity=True)
     p_cr: float = setting(0.5, "Robustness: probability that a retain example runs with a module.", identity=True)

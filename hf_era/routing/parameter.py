@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from hf_era.routing.router import (
     check_core,
     register_router,
 )
+from hf_era.utils.checks import short_repr
 from hf_era.utils.fields import setting
 
 
@@ -49,6 +51,8 @@ class ParameterRouter(Router):
     def __post_init__(self) -> None:
         given: Any = self.multipliers
         if not isinstance(given, GradientMultipliers):
+            if not isinstance(given, Mapping | None):
+                raise ValueError(f"`router.multipliers` should be a mapping, got {short_repr(given)}.")
             given = parse_multipliers({"original_forget": 0.0, **(given or {})}, "router.multipliers")
         object.__setattr__(self, "multipliers", given)
         check_core(self.core)

@@ -167,6 +167,10 @@ class Router:
         is_random (`bool`): whether it draws (`RoutingBatch.draw`).
         skips_zero_gradients (`bool`): whether a parameter whose gradient is zero throughout is to be left alone by the
             optimizer: by its momentum and by weight decay too (`training.skip_zero_gradients`).
+        replaces_original (`bool`): whether it runs examples with a module in place of the original MLP, so that every module
+            has to stand beside the MLPs of all target layers.
+        decides_by_example (`bool`): whether it asks if an *example* is labelled forget (`RoutingBatch.is_forget`), so that
+            it cannot take scores, which give every example a weight below 1.
         needs_labels (`bool`): whether it has nothing to do with examples without a label, so that such data is refused.
     """
 
@@ -174,6 +178,8 @@ class Router:
     core: ClassVar[str | None] = None
     is_random: ClassVar[bool] = False
     skips_zero_gradients: ClassVar[bool] = False
+    replaces_original: ClassVar[bool] = False
+    decides_by_example: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> bool:
@@ -313,10 +319,11 @@ def keys_of_examples(input_ids: Tensor, attention_mask: Tensor | None, seed: Ten
         input_ids (`Tensor`): (batch, seq), int64. attention_mask (`Tensor`, *optional*): (batch, seq), 1 on real tokens.
         seed (`int` or scalar `Tensor`): another one in each step.
     """
-    positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    mixed = _mix(input_ids * _STEPS[0] + positions * _STEPS[1])
+    is_real = torch.ones_like(input_ids, dtype=torch.int64)
     if isinstance(attention_mask, Tensor) and attention_mask.shape == input_ids.shape:
-        mixed = mixed * attention_mask.to(torch.int64)
+        is_real = attention_mask.to(torch.int64)
+    # Positions among the real tokens: on which side the padding is, and how much, changes nothing.
+    mixed = _mix(input_ids.to(torch.int64) * _STEPS[0] + is_real.cumsum(1) * _STEPS[1]) * is_real
     seeds = torch.as_tensor(seed, dtype=torch.int64, device=input_ids.device)
     return _mix(mixed.sum(dim=1) + seeds * _STEPS[2])
 

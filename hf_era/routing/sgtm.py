@@ -44,6 +44,7 @@ class SGTMRouter(Router):
 
     name: ClassVar[str] = "sgtm"
     is_random: ClassVar[bool] = True
+    decides_by_example: ClassVar[bool] = True
     module_off_on_retain: float = setting(
         0.25, "Probability that a retain example runs without the modules.", identity=True
     )
