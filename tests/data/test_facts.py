@@ -78,7 +78,8 @@ def test_the_attacker_has_one_half_the_other_is_measured_and_all_are_trained_on(
 
 
 def test_the_texts_are_those_of_the_generator(splits: StorySplits) -> None:
-    kept = [text for text in (*splits.train["text"], *splits.validation_retain["text"]) if told(text) is None]
+    parts = (splits.train, splits.validation_retain, splits.coherence_validation)
+    kept = [text for part in parts for text in part["text"] if told(text) is None]
     assert sorted(kept) == sorted(generate_stories(200, seed=1))
 
 
