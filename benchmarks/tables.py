@@ -128,12 +128,12 @@ def routers_section() -> str:
     ]
     seconds = "s a step" if found["clock"] == "perf_counter" else "s of processor time a step"
     shape = " x ".join(map(str, found["shape"]))
-    return (
-        "## Routers\n\nA training step of TinyStories-28M's shape with one router after the other, without the L1 term. With "
-        "`core: all` every\nparameter of the original model learns a share of each token, head and embeddings included (`python "
-        "benchmarks/parameter_router.py`).\n\n"
-        + markdown([f"{shape}, {found['dtype']}", seconds, "/ no routing"], rows)
-    )
+    text = [
+        "## Routers\n",
+        "A training step of TinyStories-28M's shape with one router after the other, without the L1 term. With `core: all` every",
+        "parameter of the original model learns a share of each token (`python benchmarks/parameter_router.py`).\n",
+    ]
+    return "\n".join([*text, markdown([f"{shape}, {found['dtype']}", seconds, "/ no routing"], rows)])
 
 
 def activation_bytes() -> float:
