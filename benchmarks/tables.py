@@ -130,8 +130,8 @@ def routers_section() -> str:
     shape = " x ".join(map(str, found["shape"]))
     text = [
         "## Routers\n",
-        "A training step of TinyStories-28M's shape, one router after the other, without the L1 term. With `core: all` every",
-        "parameter of the original model learns a share of each token (`python benchmarks/parameter_router.py`).\n",
+        "A training step of TinyStories-28M's shape, one router after the other, without the L1 term. With `core: all`",
+        "every parameter of the original model learns a share of each token (`python benchmarks/parameter_router.py`).\n",
     ]
     return "\n".join([*text, markdown([f"{shape}, {found['dtype']}", seconds, "/ no routing"], rows)])
 
