@@ -17,6 +17,8 @@ FACTS = "facts"
 BUILT_IN = (GENERATOR, TOPICS, SECOND_LANGUAGE, FACTS)
 FROM_STORIES = (SECOND_LANGUAGE, FACTS)
 """Built-in sources that are made of texts: those of `data.stories_file`, or of the generator."""
+LABELLED_BUILT_IN = (TOPICS, *FROM_STORIES)
+"""Built-in sources with a column of labels."""
 GIVEN = "given"
 """As a source: examples that a program hands over; nothing is read."""
 TREE_WORDS = ("tree", "trees", "forest", "forests", "woodland", "woodlands")
@@ -71,6 +73,10 @@ class DataConfig:
         generator_stories (`int`, *optional*, defaults to `6000`): examples that a built-in source makes.
         labelled_fraction (`float`, *optional*, defaults to `1.0`): share of the forget training examples that keep their
             label, in (0, 1]. The others are taken for retain, by data filtering and coherence too, and counted apart.
+        labelled_retain_fraction (`float`, *optional*, defaults to `1.0`): share of the retain training examples that keep
+            theirs, in (0, 1]. With less than 1, examples without a label are of both kinds, as data is of which only a part
+            was labelled, and a router may treat them apart (`gram`, `sgtm`). With 1 they would all be forget examples: no
+            router is told of them, for that would give them away.
         label_errors (`str`, *optional*, defaults to `"random"`): which ones lose it: `random`; `short`, the shortest first;
             or `score`, those first that a classifier of words takes least for forget examples. See
             `hf_era.data.label_errors`.
@@ -133,6 +139,11 @@ class DataConfig:
     generator_stories: int = setting(6_000, "Examples that the generator makes.", identity=False)
     forget_words: list[str] = setting(list, "Examples with one of these words are to be forgotten.", identity=True)
     labelled_fraction: float = setting(1.0, "Share of the forget examples that keep their label.", identity=False)
+    labelled_retain_fraction: float = setting(
+        1.0,
+        "Share of the retain examples that keep their label, so that not all without one are forget.",
+        identity=False,
+    )
     label_errors: str = setting(
         "random", f"Which forget examples lose their label: {', '.join(LABEL_ERRORS)}.", identity=False
     )
@@ -258,8 +269,9 @@ class DataConfig:
             )
 
     def _check_label_errors(self) -> None:
-        if not 0 < self.labelled_fraction <= 1:
-            raise ValueError(f"`data.labelled_fraction` should be in (0, 1], got {self.labelled_fraction}.")
+        for name in ("labelled_fraction", "labelled_retain_fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"`data.{name}` should be in (0, 1], got {getattr(self, name)}.")
         if self.label_errors not in LABEL_ERRORS:
             raise ValueError(unknown_value_message("data.label_errors", self.label_errors, LABEL_ERRORS))
         if self.label_threshold is None:

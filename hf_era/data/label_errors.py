@@ -16,7 +16,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
@@ -32,12 +32,18 @@ _WORD = re.compile(r"\w+")
 
 
 def change_labels(
-    train: Dataset, labelled_fraction: float, seed: int, errors: str = "random", threshold: float | None = None
+    train: Dataset,
+    labelled_fraction: float,
+    seed: int,
+    errors: str = "random",
+    threshold: float | None = None,
+    labelled_retain_fraction: float = 1.0,
 ) -> Dataset:
     """Sets the label of all but `labelled_fraction` of the forget examples to -1 (at least one example keeps its label).
 
-    Retain examples keep theirs, so "has no label" would give the forget examples away: what is trained takes both for
-    retain, as somebody who only knows some of the forget examples has to.
+    Where retain examples keep theirs, "has no label" would give the forget examples away: what is trained takes both for
+    retain, as somebody who only knows some of the forget examples has to. Where some of them lose theirs as well, those
+    without a label are of both kinds, as data is of which a part was labelled: routers may treat them apart.
 
     Args:
         train (`Dataset`): columns `text`, `label`, and `module` where labels name modules.
@@ -46,12 +52,19 @@ def change_labels(
         errors (`str`, *optional*, defaults to `"random"`): one of `LABEL_ERRORS`.
         threshold (`float`, *optional*): of `score`, in place of a fraction. Forget examples with a lower probability lose
             their label; retain examples with this one or a higher are labelled forget.
+        labelled_retain_fraction (`float`, *optional*, defaults to `1.0`): in (0, 1], of the retain examples; random.
 
     Raises:
         ValueError: if the threshold leaves no example that is labelled forget and is one, or none that is labelled retain.
     """
     labels: list[int] = train["label"][:]
     forget = [index for index, label in enumerate(labels) if label == FORGET]
+    retain = [index for index, label in enumerate(labels) if label == RETAIN]
+    without = len(retain) - max(round(labelled_retain_fraction * len(retain)), 1)
+    if without > 0:
+        for index in random.Random(f"retain-labels-{seed}").sample(retain, without):
+            labels[index] = UNLABELLED
+        train = _relabelled(train, labels)
     if threshold is not None:
         return _relabelled(train, _labels_from(threshold, forget_scores(train["text"][:], labels, seed), labels))
     keep = max(round(labelled_fraction * len(forget)), 1)
@@ -68,10 +81,23 @@ def change_labels(
     return _relabelled(train, labels)
 
 
-def count_changes(before: Dataset, after: Dataset) -> tuple[int, int]:
-    """How many forget examples lost their label, and how many retain examples are labelled forget."""
+class LabelChanges(NamedTuple):
+    """How many labels are not the truth.
+
+    Attributes:
+        dropped (`int`): forget examples without their label. mistaken (`int`): retain examples that are labelled forget.
+        retain_dropped (`int`): retain examples without their label.
+    """
+
+    dropped: int = 0
+    mistaken: int = 0
+    retain_dropped: int = 0
+
+
+def count_changes(before: Dataset, after: Dataset) -> LabelChanges:
+    """What `change_labels` changed."""
     changes = Counter(zip(before["label"][:], after["label"][:], strict=True))
-    return changes[FORGET, UNLABELLED], changes[RETAIN, FORGET]
+    return LabelChanges(changes[FORGET, UNLABELLED], changes[RETAIN, FORGET], changes[RETAIN, UNLABELLED])
 
 
 def _labels_from(threshold: float, scores: Sequence[float], labels: Sequence[int]) -> list[int]:

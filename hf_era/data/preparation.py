@@ -17,6 +17,7 @@ from hf_era.data.columns import arrow_batches, flat_column
 from hf_era.data.config import BUILT_IN, FACTS, FROM_STORIES, DataConfig
 from hf_era.data.examples import IS_CHAT, PROMPT_CHARACTERS, SCORE, examples_of
 from hf_era.data.facts import CHANCE
+from hf_era.data.label_errors import LabelChanges
 from hf_era.data.labelling import FORGET, MODULE, RETAIN, UNLABELLED, Labels
 from hf_era.data.routing_weights import frequency_table, weigh_examples
 from hf_era.data.sources import load_stories, made_of_texts
@@ -176,7 +177,9 @@ def prepare_data(
         table = frequency_table(train, rule, vocabulary_size, skip_bos=config.add_bos)
         rows = table.rows(lambda token: tokenizer.decode([token]), rule.table_minimum_per_10k)
     # Where forget examples alone lost their labels, a mark would give them away.
-    has_unlabelled = splits.labels_dropped == 0 and UNLABELLED in splits.train["label"][:]
+    changes = splits.label_changes
+    is_mixed = not changes.dropped or changes.retain_dropped > 0
+    has_unlabelled = is_mixed and UNLABELLED in splits.train["label"][:]
     names = list(config.modules) if modules is None else modules
     train = weigh_examples(train, rule, table, config.num_proc, has_unlabelled, names)
     summary = _summary(train, others, config, splits)
@@ -220,7 +223,7 @@ def _summary(train: Dataset, others: dict[str, Dataset], config: DataConfig, spl
         "labelling": config.labels.describe(),
         "unused_columns": splits.unused_columns,
         "train_stories": len(train),
-        **_training_counts(train, splits.labels_dropped),
+        **_training_counts(train, splits.label_changes),
         **_label_errors(config, splits),
         "duplicates_dropped": splits.duplicates_dropped,
         "contradictions_dropped": splits.contradictions_dropped,
@@ -237,8 +240,8 @@ def _label_errors(config: DataConfig, splits: StorySplits) -> dict[str, Any]:
     """Which labels are wrong on purpose; nothing where none may be."""
     if config.label_threshold is not None:
         errors = {"kind": config.label_errors, "threshold": config.label_threshold}
-        return {"label_errors": errors, "train_retain_labelled_forget": splits.labels_mistaken}
-    return {"label_errors": {"kind": config.label_errors}} if splits.labels_dropped else {}
+        return {"label_errors": errors, "train_retain_labelled_forget": splits.label_changes.mistaken}
+    return {"label_errors": {"kind": config.label_errors}} if splits.label_changes.dropped else {}
 
 
 def _module_counts(parts: Mapping[str, Dataset], modules: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -252,7 +255,7 @@ def _module_counts(parts: Mapping[str, Dataset], modules: Iterable[str]) -> dict
     return counts
 
 
-def _training_counts(train: Dataset, labels_dropped: int) -> dict[str, int]:
+def _training_counts(train: Dataset, changes: LabelChanges) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for table in arrow_batches(train, ["label", "is_forget_word", "routing_weight"]):
         labels = table["label"].to_numpy()
@@ -271,6 +274,6 @@ def _training_counts(train: Dataset, labels_dropped: int) -> dict[str, int]:
             train_tokens_routed_as_forget=(weights < 0.5).sum(),
             train_forget_without_routed_token=((labels == FORGET) & ~below_one).sum(),
         )
-    counts["train_forget_unlabelled"] = labels_dropped
-    counts["train_unlabelled"] -= labels_dropped
+    counts["train_forget_unlabelled"] = changes.dropped
+    counts["train_unlabelled"] -= changes.dropped
     return {name: int(count) for name, count in counts.items()}

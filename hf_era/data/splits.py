@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_era.data.config import DataConfig
-from hf_era.data.label_errors import change_labels, count_changes
+from hf_era.data.label_errors import LabelChanges, change_labels, count_changes
 from hf_era.data.labelling import FORGET, LABEL_COLUMN, MODULE, RETAIN, UNLABELLED, Labels, label_text
 from hf_era.data.words import fold
 
@@ -31,8 +31,8 @@ MOST_FOR_COHERENCE = 0.1
 
 @dataclass(frozen=True)
 class StorySplits:
-    """Labelled examples, split. `train` has the label -1 where an example has none, or lost it (`labelled_fraction`): the
-    latter, forget examples all of them, are `labels_dropped`; `labels_mistaken` are retain examples that it labels forget.
+    """Labelled examples, split. `train` has the label -1 where an example has none, or lost it (`labelled_fraction`,
+    `labelled_retain_fraction`); `label_changes` counts the latter, and retain examples that it labels forget.
     `contradictions_dropped` are those of the duplicates that had another label than the example that they repeat."""
 
     train: Dataset
@@ -44,8 +44,7 @@ class StorySplits:
     duplicates_dropped: int
     blanks_dropped: int = 0
     contradictions_dropped: int = 0
-    labels_dropped: int = 0
-    labels_mistaken: int = 0
+    label_changes: LabelChanges = field(default_factory=LabelChanges)
     unused_columns: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -82,8 +81,14 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         train = train.select([index for index in unique if index not in held_out])
     # Whatever the method, and with coherence or without: rows of one table are trained on the same examples.
     given, coherence = _without_coherence_validation(train, config, seed, is_unique=validation is None)
-    train = change_labels(given, config.labelled_fraction, seed, config.label_errors, config.label_threshold)
-    labels_dropped, labels_mistaken = count_changes(given, train)
+    train = change_labels(
+        given,
+        config.labelled_fraction,
+        seed,
+        config.label_errors,
+        config.label_threshold,
+        config.labelled_retain_fraction,
+    )
     check_modules_occur(train, config.labels, "examples that are left to train on")
     return StorySplits(
         train=train,
@@ -94,8 +99,7 @@ def split_stories(train: Dataset, validation: Dataset | None, config: DataConfig
         coherence_validation=coherence,
         duplicates_dropped=len(pool) - len(unique),
         contradictions_dropped=contradictions,
-        labels_dropped=labels_dropped,
-        labels_mistaken=labels_mistaken,
+        label_changes=count_changes(given, train),
     )
 
 

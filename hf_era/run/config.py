@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from hf_era.data.config import DataConfig
+from hf_era.data.config import LABELLED_BUILT_IN, DataConfig
 from hf_era.evaluation.evaluator import EvaluationConfig
 from hf_era.evaluation.generation import SamplingConfig
 from hf_era.evaluation.relearn.config import RelearnConfig
@@ -285,8 +285,8 @@ def _without_settings_of_others(values: dict[str, Any], layer: Mapping[str, Any]
 
 
 def _without_other_labels(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of earlier files without what a later one gives in another way: other labels replace labels, and other
-    training examples bring no validation examples along."""
+    """The values of earlier files without what a later one gives in another way: other labels replace labels, those of a
+    built-in source too, and other training examples bring no validation examples along."""
     data, new = values.get("data"), layer.get("data")
     if not isinstance(data, Mapping) or not isinstance(new, Mapping):
         return values
@@ -295,8 +295,10 @@ def _without_other_labels(values: dict[str, Any], layer: Mapping[str, Any]) -> d
     ways = [way for way in _LABELLING_FIELDS if any(new.get(name) for name in way)]
     if ways:
         replaced.update(name for way in _LABELLING_FIELDS if way not in ways for name in way)
+    if not ways and new.get("train") in LABELLED_BUILT_IN:  # which says itself what is to be forgotten
+        replaced.update(name for way in _LABELLING_FIELDS for name in way)
     if {"train", "forget", "retain"}.intersection(new):
-        replaced.update({"train", "forget", "retain", "validation"}.difference(new))
+        replaced.update({"train", "forget", "retain", "validation", "stories_file", "attack_labels"}.difference(new))
     return {**values, "data": {name: value for name, value in data.items() if name not in replaced}}
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hf_era.data import DataConfig, StorySplits, generate_stories, load_splits, load_stories
 from hf_era.data.facts import ANIMALS, CHANCE, MOST_FACT_EXAMPLES, ROOMS, TEXT, THINGS, among_facts, rooms_of
+from hf_era.run.config import lay_over
 
 COUNTS = {"forget_validation_stories": 20, "retain_validation_stories": 40, "attack_stories": 20}
 
@@ -120,3 +121,12 @@ def test_too_few_examples_of_a_half(settings: dict[str, Any], message: str) -> N
 def test_load_stories_knows_the_source_by_its_name() -> None:
     loaded = load_stories("facts", generator_stories=50, seed=3)
     assert loaded.to_dict() == among_facts(generate_stories(50, seed=3), seed=3)
+
+
+def test_over_a_recipe_with_forget_words_a_built_in_source_brings_its_own_labels() -> None:
+    recipe = {"data": {"train": "stories.jsonl", "forget_words": ["tree"], "stories_file": None, "max_tokens": 64}}
+    assert lay_over(recipe, {"data": {"train": "facts"}})["data"] == {"train": "facts", "max_tokens": 64}
+    of_words = {"train": "facts", "forget_words": ["frog"]}  # said beside it, so meant
+    assert lay_over(recipe, {"data": of_words})["data"] == {**of_words, "max_tokens": 64}
+    back = lay_over({"data": {"train": "facts", "stories_file": "s.jsonl", "attack_labels": ["x"]}}, recipe)
+    assert back["data"] == recipe["data"]

@@ -55,7 +55,7 @@ def test_from_a_threshold_on_retain_examples_are_labelled_forget(mixed: Dataset)
     labels = after["label"][:]
     assert [place for place in range(30) if labels[place] == UNLABELLED] == list(range(0, 30, 3))
     assert [place for place in range(30, 90) if labels[place] == FORGET] == [30, 31]
-    assert count_changes(mixed, after) == (10, 2)
+    assert count_changes(mixed, after) == (10, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,14 @@ def test_no_example_is_scored_by_what_it_taught() -> None:
     texts = [f"the sea word{index}" for index in range(40)]
     scores = forget_scores(texts, [FORGET, RETAIN] * 20, seed=0)
     assert scores == pytest.approx([0.0] * 40, abs=1e-9)
+
+
+def test_retain_examples_may_lose_their_label_too(mixed: Dataset) -> None:
+    after = change_labels(mixed, 0.5, 0, labelled_retain_fraction=0.5)
+    changes = count_changes(mixed, after)
+    assert changes.dropped == mixed["label"][:].count(FORGET) // 2
+    assert changes.retain_dropped == mixed["label"][:].count(RETAIN) // 2
+    # Which forget examples lose theirs does not depend on it.
+    alone = change_labels(mixed, 0.5, 0)["label"][:]
+    forget = [index for index, label in enumerate(mixed["label"][:]) if label == FORGET]
+    assert [after["label"][index] for index in forget] == [alone[index] for index in forget]
