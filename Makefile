@@ -19,7 +19,7 @@ help:
 	@echo "make test       run the tests (make test-slow: the slow ones too)"
 	@echo "make install    only make the environment in $(VENV)"
 	@echo "make quality    linter, format check, type checker, advisories   (make format: repair the format)"
-	@echo "make bench      the benchmarks, into benchmarks/results (15 minutes on 2 cores; bench-more: 15 more)"
+	@echo "make bench      the benchmarks, into benchmarks/results (15 minutes on 2 cores; bench-more: 20 more)"
 	@echo "make cards      render model_cards/, the tables of README and docs and the picture from benchmarks/results"
 	@echo "make docs       write docs/api.md from the docstrings"
 
@@ -74,6 +74,7 @@ bench-more: install
 	$(BIN)/python benchmarks/switches.py --time-limit 150
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/families.py --rounds 3
+	$(BIN)/python benchmarks/parameter_router.py --time-limit 150
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -118,6 +118,24 @@ def routing_table() -> str:
     return markdown(["dtype", "variant", "ms", "extra ms", "extra MiB"], rows)
 
 
+def routers_section() -> str:
+    """What routers cost, with its heading; nothing until it was measured."""
+    if not (RESULTS / "parameter_router_cpu.json").is_file():
+        return ""
+    found = read("parameter_router_cpu")
+    rows = [
+        [name, f"{one['median_s']:.2f}", f"{one['over_no_routing']:.2f}"] for name, one in found["variants"].items()
+    ]
+    seconds = "s a step" if found["clock"] == "perf_counter" else "s of processor time a step"
+    shape = " x ".join(map(str, found["shape"]))
+    text = [
+        "## Routers\n",
+        "A training step of TinyStories-28M's shape, one router after the other, without the L1 term. With `core: all`",
+        "every parameter of the original model learns a share of each token (`python benchmarks/parameter_router.py`).\n",
+    ]
+    return "\n".join([*text, markdown([f"{shape}, {found['dtype']}", seconds, "/ no routing"], rows)])
+
+
 def activation_bytes() -> float:
     """Bytes that a routed step keeps per token, layer and unit of the hidden size: from the growth with layers."""
     growth = read("growth_cpu")
@@ -213,6 +231,7 @@ TABLES = {
         "families": families_table,
         "work": work_table,
         "routing": routing_table,
+        "routers": routers_section,
         "estimates": estimates_table,
     },
     README: {"summary": summary_table},

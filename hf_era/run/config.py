@@ -18,7 +18,7 @@ from hf_era.evaluation.generation import SamplingConfig
 from hf_era.evaluation.relearn.config import RelearnConfig
 from hf_era.methods import METHODS, Method, get_method
 from hf_era.models.config import ExpansionConfig
-from hf_era.routing import RoutingRuleConfig, make_router
+from hf_era.routing import ActivationRouter, RoutingRuleConfig, make_router
 from hf_era.run.directory import OWN_FOLDERS
 from hf_era.run.parsing import build, coerce, merge, parse_overrides, read_yaml
 from hf_era.training.coherence import CoherenceConfig
@@ -261,8 +261,8 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
 
 def lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config with those of a later file over them, see `merge`; what the later one says in another way, as
-    by other labels, is replaced."""
-    return merge(_without_what_is_replaced(values, layer), layer)
+    by other labels or another router, is replaced."""
+    return merge(_without_other_labels(_without_settings_of_others(values, layer), layer), layer)
 
 
 _LABELLING_FIELDS = (
@@ -271,7 +271,20 @@ _LABELLING_FIELDS = (
 """Fields of the section `data` that label together, and in place of the others."""
 
 
-def _without_what_is_replaced(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def _without_settings_of_others(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of earlier files without the settings of the router or method that a later one puts another in place of."""
+    kept = dict(values)
+    new, old, training = layer.get("router"), values.get("router"), values.get("training")
+    if new not in (None, ActivationRouter.name, {"name": ActivationRouter.name}) and isinstance(training, Mapping):
+        kept["training"] = {name: value for name, value in training.items() if name != "multipliers"}
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("name", old.get("name")) != old.get("name"):
+        del kept["router"]
+    if "method" in values and layer.get("method", values["method"]) != values["method"]:
+        kept.pop("method_settings", None)
+    return kept
+
+
+def _without_other_labels(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """The values of earlier files without what a later one gives in another way: other labels replace labels, those of a
     built-in source too, and other training examples bring no validation examples along."""
     data, new = values.get("data"), layer.get("data")

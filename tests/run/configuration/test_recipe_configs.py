@@ -16,7 +16,8 @@ RECIPES = {
 }
 CONFIGS = Path(__file__).resolve().parents[3] / "recipes" / "configs"
 # A matrix is no run; its own test reads it.
-RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("matrix"))
+RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if "\nruns:" not in path.read_text(encoding="utf-8"))
+METHODS = [path for path in RUNS if "\nmethod:" in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
@@ -56,6 +57,17 @@ def test_an_overlay_keeps_the_recipes_rule_and_start(recipe: str, overlay: str |
         assert config.model.architecture == alone.model.architecture
         assert config.training["max_steps"] == alone.training["max_steps"]
     assert RunConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_method_lies_over_another_recipe(path: Path, tmp_path: Path) -> None:
+    """As its page says, and then another method and router over that."""
+    paths = [CONFIGS / "posttrain_fullseq.yaml", path]
+    config, alone = load_run_config(paths), load_run_config([path])
+    assert (config.method, config.method_settings) == (alone.method, alone.method_settings)
+    config.training_arguments(tmp_path, bf16=False)
+    again = load_run_config(paths, ["--method", "gradient_routing", "--router", "sgtm"])
+    assert again.training_arguments(tmp_path, bf16=False).token_router.name == "sgtm"
 
 
 def test_all_recipes_differ_in_what_they_are_called_after_only() -> None:

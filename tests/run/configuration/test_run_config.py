@@ -13,6 +13,7 @@ from hf_era.evaluation import EvaluationConfig, RelearnConfig, SamplingConfig
 from hf_era.methods import METHODS
 from hf_era.models.config import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
+from hf_era.routing.router import ROUTERS
 from hf_era.run.config import ModelConfig, RunConfig
 from hf_era.run.reference import describe_fields
 from hf_era.training.coherence import CoherenceConfig
@@ -77,7 +78,7 @@ def test_every_field_is_described() -> None:
     expected = {field.name for field in dataclasses.fields(RunConfig) if field.name not in SECTIONS}
     for section, kind in SECTIONS.items():
         expected |= {f"{section}.{field.name}" for field in dataclasses.fields(kind) if field.init}
-    expected |= {"router.multipliers"}
+    expected |= {f"router.{field.name}" for kind in ROUTERS.values() for field in dataclasses.fields(kind)}
     own = {name: method.settings_class for name, method in METHODS.items() if method.settings_class is not None}
     expected |= {f"method_settings.{field.name}" for kind in own.values() for field in dataclasses.fields(kind)}
     assert set(described) == expected

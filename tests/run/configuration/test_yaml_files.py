@@ -43,6 +43,23 @@ def test_a_later_file_goes_over_an_earlier_one_key_by_key(write: Callable[..., P
     assert config.model.architecture == {"hidden_size": 64, "num_layers": 4}
 
 
+def test_another_router_or_method_leaves_the_settings_of_the_earlier_one_behind(write: Callable[..., Path]) -> None:
+    first = write(
+        "training: {multipliers: {original_forget: 0.0}}\nmethod: npo\nmethod_settings: {beta: 0.5}\n", "first.yaml"
+    )
+    second = write("router: {name: gram, p_as: 0.25}\nmethod: rmu\n", "second.yaml")
+    third = write("router: {name: sgtm}\n", "third.yaml")
+    config = load_run_config([first, second])
+    assert (config.router, config.training) == ({"name": "gram", "p_as": 0.25}, {})
+    assert config.method_settings == RunConfig(method="rmu").method_settings
+    assert load_run_config([first, second, third]).router == {"name": "sgtm"}
+    # The same one keeps them.
+    same = load_run_config([first, second, write("router: {name: gram, p_cr: 0.75}\nmethod: rmu\n", "same.yaml")])
+    assert same.router == {"name": "gram", "p_as": 0.25, "p_cr": 0.75}
+    same = load_run_config([first, write("method: npo\nrouter: activation\n", "npo.yaml")])
+    assert (same.method_settings.beta, same.training) == (0.5, {"multipliers": {"original_forget": 0.0}})
+
+
 def test_null_in_a_later_file_takes_a_value_away(write: Callable[..., Path]) -> None:
     first, second = write("model: {base: some/base}", "a.yaml"), write("model: {base: null}", "b.yaml")
     assert load_run_config([first]).model.base == "some/base"
