@@ -19,6 +19,7 @@ from hf_era.models.trainable import choose_trainable
 from hf_era.routing import make_router
 from hf_era.training import GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.training.checkpoints import DamagedCheckpointWarning
+from hf_era.training.checks import unlabelled_message
 from hf_era.training.coherence import CoherenceConfig, coherence_settings, damage_of_best, fine_tune_for_coherence
 from hf_era.training.report import GRADIENT_ROUTING_TEXTS
 from hf_era.utils.checks import short_repr
@@ -72,11 +73,7 @@ class GradientRouting(Method):
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         router = make_router(settings.router)
         if router.needs_labels and unlabelled_stories:
-            raise ValueError(
-                f"The router `{router.name}` has nothing to do with examples without a label, of which there are "
-                f"{unlabelled_stories:,}. Say what they run with, for instance `router: {{name: {router.name}, unlabelled: "
-                "retain}`, label them, or choose another router."
-            )
+            raise ValueError(unlabelled_message(router, unlabelled_stories))
         wanted = settings.coherence.stories
         available = retain_stories + (unlabelled_stories if settings.coherence.unlabelled else 0)
         if settings.coherence.enabled and available < wanted:

@@ -30,12 +30,14 @@ from hf_era.data.sources import check_source
 from hf_era.evaluation import LabelledPrompts, SamplingConfig, check_attack, prompts_for
 from hf_era.evaluation.generation import longest_prompt
 from hf_era.methods import get_method
+from hf_era.methods.gradient_routing import GradientRouting
 from hf_era.models import family_for, get_family
 from hf_era.models.loading import check_round_trip, expanded_from_config, load_base_config, load_tokenizer
 from hf_era.models.size import check_config_numbers, check_model_fits
 from hf_era.routing import make_router
 from hf_era.run.config import SMALL_ARCHITECTURE, RunConfig
 from hf_era.training import GradientRoutingConfig
+from hf_era.training.checks import scores_message
 from hf_era.utils.checks import error_text, listed, short_repr
 from hf_era.utils.fields import identity_values
 from hf_era.utils.files import fingerprint, local_path, model_fingerprint
@@ -71,7 +73,7 @@ def load_inputs(config: RunConfig) -> RunInputs:
     family = family_for(base_config, config.expansion)
     config.expansion.resolve_layers(family.layers_of(base_config))
     config.expansion.resolved(family, base_config)  # else known only after a base control was trained
-    _check_core(config, base_config)
+    _check_router(config, base_config)
     _check_length(config, base_config)
     name = config.model.tokenizer or base
     tokenizer: Any = None if name is None else load_tokenizer(name)  # `None`: one is trained on the examples
@@ -245,10 +247,15 @@ def _base_config(config: RunConfig) -> Any:
     return base_config
 
 
-def _check_core(config: RunConfig, base_config: Any) -> None:
-    """Raises `ValueError` for a router whose core this model has parameters of that cannot be reached."""
+def _check_router(config: RunConfig, base_config: Any) -> None:
+    """Raises `ValueError` for a router that this model or these labels do not fit: parameters of its core that cannot be
+    reached, modules that cannot take an MLP's place, scores where it asks for labels. Controls do not route."""
+    if not isinstance(get_method(config.method), GradientRouting):
+        return
     router = make_router(config.router)
-    if router.core is not None and config.expansion.module_configs:
+    if router.decides_by_example and config.data.score_column is not None:
+        raise ValueError(scores_message(router, f"`data.score_column` is {short_repr(config.data.score_column)}"))
+    if (router.core is not None or router.replaces_original) and config.expansion.module_configs:
         with torch.device("meta"):
             expanded_from_config(copy.deepcopy(base_config), config.expansion, config.seed).router = router
 

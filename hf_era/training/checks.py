@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
@@ -24,11 +25,14 @@ from transformers import (
 from hf_era.data import RoutingCollator
 from hf_era.data.collator import MODULE_INDEX, check_all_are_collated
 from hf_era.data.columns import arrow_batches
+from hf_era.data.examples import SCORE
 from hf_era.data.labelling import MODULE
 from hf_era.data.padding_rows import PaddingRowCollator
+from hf_era.routing import Router
 from hf_era.training.evaluation_sets import named_sets
 from hf_era.utils.checks import listed, short_repr, unknown_key_message
 
+IS_UNASSIGNED = "is_unassigned"
 OWN_COLLATOR = "`hf_era.data.RoutingCollator(tokenizer.pad_token_id)`"
 _PAD_NO_ROUTING_WEIGHT = (
     DataCollatorForLanguageModeling,
@@ -122,6 +126,36 @@ def check_modules_match(dataset: Any, names: Sequence[str] | None) -> None:
                 f"`train_dataset` has the `module_index` {index}{named}, but the model's modules are {listed(names)}, from "
                 f"0 to {len(names) - 1}. Make it with the modules of this model, in this order (-1: none)."
             )
+
+
+def check_fits_router(dataset: Any, router: Router) -> None:
+    """Raises `ValueError` for a training set whose labels the router has nothing to do with: scores, where it has to know
+    whether an example is to be forgotten, or examples without a label, where it needs one."""
+    columns = columns_of(dataset) or []
+    if router.decides_by_example and SCORE in columns:
+        raise ValueError(scores_message(router, "`train_dataset` has scores (the column `score`)"))
+    if not router.needs_labels or not isinstance(dataset, Dataset) or IS_UNASSIGNED not in columns:
+        return
+    marks = [table[IS_UNASSIGNED] for table in arrow_batches(dataset, [IS_UNASSIGNED])]
+    filled = [part.filter(pc.greater(pc.list_value_length(part), 0)) for part in marks]
+    unlabelled = sum(pc.sum(pc.list_element(part, 0)).as_py() or 0 for part in filled)
+    if unlabelled:
+        raise ValueError(unlabelled_message(router, unlabelled))
+
+
+def scores_message(router: Router, what: str) -> str:
+    return (
+        f"The router `{router.name}` asks of each example whether it is to be forgotten, but {what}: with a score of 0.1, too, "
+        "an example would be taken for one. Make labels of them, or take the router `activation` or `parameter`."
+    )
+
+
+def unlabelled_message(router: Router, unlabelled: int) -> str:
+    return (
+        f"The router `{router.name}` has nothing to do with examples without a label, of which there are {unlabelled:,}. Say "
+        f"what they run with, for instance `router: {{name: {router.name}, unlabelled: retain}}`, label them, or choose "
+        "another router."
+    )
 
 
 def _collates_like(collator: Any, kind: type) -> bool:

@@ -32,6 +32,7 @@ from hf_era.models.loading import check_model_source, load_tokenizer
 from hf_era.models.trainable import choose_trainable
 from hf_era.training.causal_lm_trainer import CausalLMTrainer
 from hf_era.training.checks import (
+    check_fits_router,
     check_has_effect,
     check_is_routed,
     check_modules_arrive,
@@ -123,6 +124,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
             train_dataset, eval_dataset, self.data_summary = data
         kwargs |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
         check_modules_match(train_dataset, getattr(model, "module_names", None))
+        if isinstance(args, self.config_class):
+            check_fits_router(train_dataset, args.token_router)
         super().__init__(model=model, args=args, l1_coefficient=getattr(args, "l1_coefficient", 0.0), **kwargs)
         self._set_up_model(self.model)
         if self.args.leaves_zero_gradients_out:
@@ -192,8 +195,11 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As `CausalLMTrainer.compute_loss`; refuses a training batch without routing weights, or that lost the modules."""
-        if model.training:
+        """As `CausalLMTrainer.compute_loss`; refuses a training batch without routing weights, or that lost the modules. What
+        is predicted for metrics is not routed: a router would switch modules by what the examples are."""
+        if not model.training:
+            inputs = {name: value for name, value in inputs.items() if name not in self.extra_columns}
+        else:
             check_is_routed(inputs, self.data_collator)
             check_modules_arrive(inputs, self.train_dataset, self.data_collator)
             if self.args.token_router.is_random and "routing_seed" not in inputs:
