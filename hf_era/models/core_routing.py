@@ -96,8 +96,8 @@ def is_norm(layer: Any) -> bool:
 
 
 def keep_core_routed(model: Any) -> None:
-    """Routes what was put around or in place of layers (adapters, copies that are trained, a resized head) since the core was
-    routed: to be called before a routed forward pass. Raises `ValueError` as `route_core`."""
+    """Routes what was put around or in place of layers (adapters, copies that are trained, a resized head) since the core
+    was routed: to be called before a routed forward pass. Raises `ValueError` as `route_core`."""
     if model.router.core is None or torch.compiler.is_compiling():
         return
     if model.__dict__.get("_layers_when_routed") != _layers_in(model):
@@ -153,8 +153,8 @@ def _check_can_replace(model: Any, router: Router) -> None:
         for name, module in named.items():
             if module.place != "mlp":
                 raise ValueError(
-                    f"The router `{router.name}` runs examples with a module in place of the MLP, but `{name}` stands beside "
-                    f"the {module.place}. Take `kind: mlp`, or another router."
+                    f"The router `{router.name}` runs examples with a module in place of the MLP, but `{name}` stands "
+                    f"beside the {module.place}. Take `kind: mlp`, or another router."
                 )
             layers.setdefault(name, []).append(layer)
     if len(set(map(tuple, layers.values()))) > 1:

@@ -295,8 +295,8 @@ def _check_bare(layer: Any) -> None:
         raise ValueError(
             f"A router that scales gradients at the parameters does not reach those of {type(layer).__module__}."
             f"{type(layer).__name__}, which was put around a linear layer. If it is made of linear layers, as LoRA, take a "
-            "router with a `core`, to which they belong. Otherwise merge the adapter, leave the MLPs of target layers out of "
-            "it (and attention with heads beside its own), or take a router that scales at the activation."
+            "router with a `core`, to which they belong. Otherwise merge the adapter, leave the MLPs of target layers out "
+            "of it (and attention with heads beside its own), or take a router that scales at the activation."
         )
 
 
