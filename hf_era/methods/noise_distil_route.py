@@ -10,17 +10,17 @@ No paper has it; the parts are UNDO's (`hf_era.methods.undo`) and those of the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import set_seed
 
 from hf_era.data.routing_weights import frequency_table
 from hf_era.methods.gradient_routing import GradientRouting
-from hf_era.methods.method import Run, Settings, register_method
-from hf_era.methods.undo import NoiseSettings, add_noise, check_share
+from hf_era.methods.method import Cost, Run, Settings, register_method
+from hf_era.methods.post_training import OWN_LOSS, refuse_ignored
+from hf_era.methods.undo import TRAINS_ALL, NoiseSettings, add_noise, check_share
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import GradientRoutingTrainer
 from hf_era.training.distillation import DistillationTrainer
@@ -89,6 +89,7 @@ class NoiseDistilRoute(GradientRouting):
         "labels": GradientRouting.texts["labels"],
     }
     settings_class = NoiseDistilRouteSettings
+    trainer_class = RoutedDistillationTrainer
 
     def check(self, settings: Settings) -> None:
         if settings.start != "pretrained":
@@ -96,12 +97,7 @@ class NoiseDistilRoute(GradientRouting):
                 f"`method: {self.name}` noises a model that exists, but `model.start` is {settings.start!r}. Set "
                 "`model.start: pretrained`, and name the model with `model.base`, or leave that out to train one here."
             )
-        for name in ("trainable", "lora"):
-            if settings.training.get(name) not in (None, "all"):
-                raise ValueError(
-                    f"`method: {self.name}` trains every weight that it noises, but `training.{name}` is given, which "
-                    "freezes the base. Leave it out."
-                )
+        refuse_ignored(self.name, {**OWN_LOSS, **dict.fromkeys(("trainable", "lora"), TRAINS_ALL)}, settings)
         super().check(settings)
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
@@ -115,19 +111,17 @@ class NoiseDistilRoute(GradientRouting):
         add_noise(model, run.method_settings, run.seed, is_spared=model.is_auxiliary_parameter)
         return model
 
-    def _route(self, run: Run, key: str) -> dict[str, Any]:
+    def options(self, run: Run) -> dict[str, Any]:
         settings: NoiseDistilRouteSettings = run.method_settings
-        arguments = run.training_arguments("route", key)
-        set_seed(run.seed)
         teacher, entries = None, None
         if settings.kl_weight > 0:
             teacher = load_causal_lm(run.before_model).to(torch.float32)
             entries = forget_entries(run) if settings.leak_guard else None
-        options = {"teacher": teacher, "kl_weight": settings.kl_weight, "forget_entries": entries}
-        trainer, _ = run.train(
-            RoutedDistillationTrainer, self.start_model(run), arguments, run.folder("expanded"), **options
-        )
-        return run.training_report(trainer, arguments)
+        return {"teacher": teacher, "kl_weight": settings.kl_weight, "forget_entries": entries}
+
+    def routing_cost(self, run: Run) -> Cost:
+        cost = super().routing_cost(run)
+        return replace(cost, measured=cost.measured + (cost.trained if run.method_settings.kl_weight > 0 else 0))
 
 
 def forget_entries(run: Run) -> Tensor:

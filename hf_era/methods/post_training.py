@@ -7,6 +7,7 @@ method a file for the rest; each is a subclass of `PostTraining`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,7 +20,19 @@ from hf_era.methods.gradient_routing import train_what_routing_trains
 from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import CausalLMTrainer
+from hf_era.utils.checks import short_repr
 from hf_era.utils.files import fingerprint
+
+
+OWN_LOSS = {"label_smoothing_factor": "has a loss of its own, without label smoothing"}
+
+
+def refuse_ignored(name: str, ignored: Mapping[str, str], settings: Settings) -> None:
+    """Raises `ValueError` for settings of the section `training` that a method would pass over without a word."""
+    for field, reason in ignored.items():
+        if settings.training.get(field) not in (None, "all", 0):
+            given = short_repr(settings.training[field])
+            raise ValueError(f"`training.{field}` is {given}, but `method: {name}` {reason}. Leave it out.")
 
 
 class PostTraining(Method):
@@ -28,11 +41,13 @@ class PostTraining(Method):
     Attributes:
         trainer_class (`type`): a `CausalLMTrainer`, whose loss is the method.
         phase_title (`str`): what is said while it trains.
+        ignored (`dict[str, str]`): fields of the section `training` that it does not look at, and why; they are refused.
     """
 
     training_phase = "train"
     trainer_class: ClassVar[type[CausalLMTrainer]] = CausalLMTrainer
     phase_title: ClassVar[str] = "Training the model further"
+    ignored: ClassVar[dict[str, str]] = {}
 
     def check(self, settings: Settings) -> None:
         if settings.start != "pretrained":
@@ -45,6 +60,7 @@ class PostTraining(Method):
                 f"`training.trainable` is 'modules', but `method: {self.name}` has no auxiliary module, so that nothing "
                 "would be trained. Choose `trainable: routed`, or leave it out."
             )
+        refuse_ignored(self.name, self.ignored, settings)
 
     def stories(self, run: Run) -> Dataset | None:
         """The examples that it trains on; `None`: all."""

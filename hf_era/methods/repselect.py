@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset
@@ -204,6 +204,7 @@ class RepSelect(PostTraining):
         ),
     }
     settings_class = RepSelectSettings
+    ignored: ClassVar[dict[str, str]] = dict.fromkeys(("trainable", "lora"), "changes the MLP projections, and these alone")
     needs_forget_examples = True
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hf_era.data.collator import IGNORE_INDEX
-from hf_era.methods.method import Phase, Run, Settings, register_method
+from hf_era.methods.method import Phase, Run, register_method
+from hf_era.methods.post_training import OWN_LOSS
 from hf_era.methods.unlearning import Unlearning, UnlearningTrainer
 from hf_era.models import family_for
 from hf_era.utils.checks import check_count, check_positive, short_repr, unknown_value_message
@@ -160,15 +161,10 @@ class RMU(Unlearning):
     settings_class = RMUSettings
     trainer_class = RMUTrainer
     compares = True
-
-    def check(self, settings: Settings) -> None:
-        super().check(settings)
-        for name in ("lora", "trainable"):
-            if settings.training.get(name) not in (None, "all"):
-                raise ValueError(
-                    f"`training.{name}` is {short_repr(settings.training[name])}, but `method: rmu` says itself which "
-                    "weights learn. Leave it out, and see `method_settings.updated`."
-                )
+    ignored: ClassVar[dict[str, str]] = {
+        **OWN_LOSS,
+        **dict.fromkeys(("trainable", "lora"), "says itself which weights learn (`method_settings.updated`)"),
+    }
 
     def phases(self, run: Run) -> list[Phase]:
         steered_layer(run)  # refuses layers that the model has not, before a base is trained

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from hf_era.data import FORGET, RETAIN
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.data.columns import list_column
 from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method
-from hf_era.methods.post_training import PostTraining
+from hf_era.methods.post_training import OWN_LOSS, PostTraining
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import CausalLMTrainer
 from hf_era.training.distillation import DistillationTrainer, StopNearTeacher
@@ -37,6 +37,7 @@ from hf_era.utils.files import fingerprint
 
 TEACHERS = ("none", "max_entropy")
 DISTIL_ON = ("all", "retain")
+TRAINS_ALL = "trains every weight that it noises"
 
 
 def check_share(name: str, value: float) -> None:
@@ -239,6 +240,10 @@ class Undo(PostTraining):
         ),
     }
     settings_class = UndoSettings
+    ignored: ClassVar[dict[str, str]] = {
+        **OWN_LOSS,
+        **dict.fromkeys(("trainable", "lora"), TRAINS_ALL),
+    }
     needs_forget_examples = True
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from hf_era.data import FORGET, RoutingCollator, padding_token_id
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.losses import token_losses
 from hf_era.methods.method import Run
-from hf_era.methods.post_training import PostTraining
+from hf_era.methods.post_training import OWN_LOSS, PostTraining
 from hf_era.models.fast.causal_lm import label_losses
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import CausalLMTrainer
@@ -118,6 +118,7 @@ class Unlearning(PostTraining):
 
     needs_forget_examples = True
     phase_title = "Unlearning"
+    ignored = OWN_LOSS
     compares: ClassVar[bool] = False
 
     def options(self, run: Run) -> dict[str, Any]:

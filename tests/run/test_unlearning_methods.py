@@ -41,11 +41,27 @@ def test_a_method_for_a_trained_model_needs_one(method: str) -> None:
         RunConfig.from_dict({"method": method, "training": {"trainable": "modules"}})
 
 
-def test_rmu_says_itself_what_learns() -> None:
-    with pytest.raises(
-        ValueError, match=r"`training.lora` is \{'rank': 2\}, but `method: rmu` says itself which weights"
-    ):
-        RunConfig.from_dict({"method": "rmu", "training": {"lora": {"rank": 2}}})
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("rmu", "says itself which weights learn"),
+        ("undo", "trains every weight that it noises"),
+        ("noise_distil_route", "trains every weight that it noises"),
+        ("repselect", "changes the MLP projections, and these alone"),
+    ],
+)
+def test_a_method_that_says_itself_what_learns_refuses_other_choices(method: str, reason: str) -> None:
+    for field, value in {"lora": {"rank": 2}, "trainable": "routed"}.items():
+        with pytest.raises(ValueError, match=rf"`training.{field}` is .*, but `method: {method}` {reason}"):
+            RunConfig.from_dict({"method": method, "training": {field: value}})
+    RunConfig.from_dict({"method": method, "training": {"trainable": "all"}})
+
+
+@pytest.mark.parametrize("method", ["gradient_difference", "npo", "rmu", "undo", "noise_distil_route"])
+def test_label_smoothing_is_refused_where_the_loss_has_none(method: str) -> None:
+    with pytest.raises(ValueError, match=rf"`training.label_smoothing_factor` is 0.1, but `method: {method}` has a loss"):
+        RunConfig.from_dict({"method": method, "training": {"label_smoothing_factor": 0.1}})
+    RunConfig.from_dict({"method": "continue_all", "training": {"label_smoothing_factor": 0.1}})
 
 
 @pytest.mark.parametrize("method", ["gradient_difference", "npo", "rmu", "era_rmu"])

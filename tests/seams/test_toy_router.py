@@ -236,12 +236,11 @@ TABLE: dict[str, tuple[tuple[float, float], float, tuple[str, str, str]]] = {
 
 
 def category(found: Tensor, whole: Tensor) -> str:
-    """Bit for bit."""
+    """Zero is exact; sums over tokens are made in another order than without routing."""
     if torch.count_nonzero(found) == 0:
         return "zero"
-    if torch.equal(found, whole):
-        return "whole"
-    return "scaled" if torch.equal(found, -0.5 * whole) else "other"
+    shares = {"whole": 1.0, "scaled": -0.5}
+    return next((name for name, m in shares.items() if torch.allclose(found, m * whole, rtol=1e-4, atol=1e-7)), "other")
 
 
 @pytest.mark.parametrize("row", TABLE)
@@ -422,7 +421,7 @@ def test_the_trainer_trains_with_it(make_expanded: Callable[..., Any], batch: Ba
 def test_adapters_that_it_would_not_reach_are_refused(model: ExpandedGPTNeoForCausalLM, batch: Batch) -> None:
     """An adapter's own matrices would learn all that a forget token teaches, without a word."""
     adapted = with_lora(model, 2, 4)
-    message = r"at the parameters does not reach those of peft\..*\. Merge the adapter"
+    message = r"at the parameters does not reach those of peft\..*, take a router with a `core`, to which they belong"
     with pytest.raises(ValueError, match=message):
         adapted(**batch)
     adapted.set_active(None, False)  # of the original MLP alone
@@ -442,11 +441,14 @@ def test_a_router_is_made_of_its_name_or_a_mapping() -> None:
     assert make_router(router.to_dict()) == router
 
 
+KNOWN = "activation, demix, gram, parameter, sgtm, toy"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("toi", "Unknown value for `router`: 'toi'. Did you mean `toy`? Known: activation, toy."),
-        ({"name": ["toy"]}, "Unknown value for `router`: ['toy']. Did you mean `toy`? Known: activation, toy."),
+        ("toi", f"Unknown value for `router`: 'toi'. Did you mean `toy`? Known: {KNOWN}."),
+        ({"name": ["toy"]}, f"Unknown value for `router`: ['toy']. Did you mean `toy`? Known: {KNOWN}."),
         (
             {"name": "toy", "original_forgot": 1},
             "Unknown key `original_forgot` in `router` (toy). Did you mean `original_forget`? "
