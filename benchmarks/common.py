@@ -44,7 +44,7 @@ def interleave(
     warm_up: int = 1,
     time_limit_s: float | None = None,
     synchronise: Callable[[], object] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Times the variants in turns, one call each per round; every second round goes through them backwards.
 
@@ -55,7 +55,7 @@ def interleave(
         time_limit_s (`float`, *optional*): no further round starts after so many seconds; one round is always timed.
         synchronise (`Callable`, *optional*): waits for the device, e.g. `torch.cuda.synchronize`; called before the
             clock starts and before it stops.
-        clock (`Callable`, *optional*, defaults to `time.perf_counter`): `time.process_time` counts the processor's time for
+        clock (`Callable`, *optional*): not given: `time.perf_counter`. `time.process_time` counts the processor's time for
             this process alone, where others use the machine.
 
     Returns:
@@ -77,7 +77,7 @@ def interleave(
         if timed and time_limit_s is not None and time.perf_counter() - start > time_limit_s:
             break
         for name in list(variants)[:: -1 if number % 2 else 1]:
-            seconds = _seconds(variants[name], synchronise, clock)
+            seconds = _seconds(variants[name], synchronise, clock or time.perf_counter)
             if number >= 0:
                 times[name].append(seconds)
     return times

@@ -142,7 +142,8 @@ def changed_settings() -> dict[str, dict[str, Any]]:
     alone = {
         "train": "a.jsonl", "validation": "b.jsonl", "train_split": "x", "validation_split": "y", "subset": "z",
         "text_column": "story", "max_train_stories": 50, "generator_stories": 70, "forget_words": ["tree"],
-        "labelled_fraction": 0.5, "max_characters": 100, "max_tokens": 30, "add_bos": False, "add_eos": True,
+        "labelled_fraction": 0.5, "labelled_retain_fraction": 0.5,
+        "max_characters": 100, "max_tokens": 30, "add_bos": False, "add_eos": True,
         "forget_validation_stories": 2, "retain_validation_stories": 2, "unlabelled_validation_stories": 7,
         "attack_stories": 1, "coherence_validation_stories": 1,
     }  # fmt: skip

@@ -348,7 +348,8 @@ class WatchedRun:
     Attributes:
         parts: part of the split -> its stories.
         names: hash of weights -> the folder that holds them, or `RANDOM`.
-        losses: `forget`, `retain`, `coherence` -> folder -> the loss of its model on those stories, nats a token.
+        losses: `forget`, `retain`, `coherence`, `reported` (by the attack)
+            -> folder -> the loss of its model on those stories, nats a token.
     """
 
     name: str
@@ -433,6 +434,10 @@ def observed_run(name: str, config: RunConfig, watcher: Watcher) -> WatchedRun:
         kind: {folder: plain_loss(model, parts[part]) for folder, model in models.items()}
         for kind, part in MEASURED_ON.items()
     }
+    # The attack chooses on one half of the forget examples and reports the other.
+    order = torch.randperm(len(parts[MEASURED_ON["forget"]]), generator=torch.Generator().manual_seed(config.relearn.seed))
+    reported = [parts[MEASURED_ON["forget"]][index] for index in order[::2].tolist()]
+    losses["reported"] = {folder: plain_loss(model, reported) for folder, model in models.items()}
     return WatchedRun(name, config, result, watcher, parts, names, losses)
 
 
@@ -634,11 +639,13 @@ def expected_figures(run: WatchedRun) -> dict[str, float]:
     expected = {
         f"{kind} loss {stage}": loss[kind][folder] for stage, folder in STAGES[run.name].items() for kind in loss
     }
-    expected["unlearning"] = expected["attack: unlearning"] = forget[FINAL] - forget[BEFORE]
+    attacked = {"forget": run.losses["reported"], "retain": retain}
+    expected["unlearning"] = forget[FINAL] - forget[BEFORE]
+    expected["attack: unlearning"] = attacked["forget"][FINAL] - attacked["forget"][BEFORE]
     expected["retain_tax"] = retain[FINAL] - retain[BEFORE]
     for kind in loss:
-        expected[f"attack: {kind} loss before the method"] = loss[kind][BEFORE]
-        expected |= {f"attack {index}: {kind} loss at its start": loss[kind][FINAL] for index in range(3)}
+        expected[f"attack: {kind} loss before the method"] = attacked[kind][BEFORE]
+        expected |= {f"attack {index}: {kind} loss at its start": attacked[kind][FINAL] for index in range(3)}
     if EXPANDED in forget:
         gaps = {kind: loss[kind][CONTRACTED] - loss[kind][EXPANDED] for kind in loss}
         expected |= {"ablation_gap": gaps["forget"], "retain_ablation_gap": gaps["retain"]}

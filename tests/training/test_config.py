@@ -20,7 +20,7 @@ from hf_era.utils.fields import UNLESS_DEFAULT, about
 
 ROUTING_ALONE = {
     "router", "multipliers", "l1_coefficient", "auxiliary_learning_rate_factor", "auxiliary_weight_decay",
-    "minimum_ablation_gap", "forget_dataset_name", "retain_dataset_name",
+    "skip_zero_gradients", "minimum_ablation_gap", "forget_dataset_name", "retain_dataset_name",
     # Of text that the trainer labels, tokenises and weighs itself, and of a model that it expands.
     "label_column", "forget_labels", "retain_labels", "score_column", "forget_words", "modules", "text_column", "max_length",
     "validation_examples", "routing", "expansion", "trainable", "lora",
