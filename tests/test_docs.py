@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_era import cli
+from hf_era.routing import make_router
 from hf_era.run.config import SECTIONS
 from hf_era.run.parsing import parse_overrides
 
@@ -51,6 +52,9 @@ def check_command(line: str) -> None:
     assert not overrides or known.command in WITH_OVERRIDES, line
     sections = parse_overrides(overrides, SECTIONS, default="training" if known.command == "run" else "relearn")
     for section, values in sections.items():
+        if section == "router":
+            make_router(values)
+            continue
         fields = SECTIONS[section].__dataclass_fields__ if section in SECTIONS else {}
         assert not isinstance(values, dict) or set(values) <= set(fields), line
 

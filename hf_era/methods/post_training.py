@@ -23,7 +23,6 @@ from hf_era.training import CausalLMTrainer
 from hf_era.utils.checks import short_repr
 from hf_era.utils.files import fingerprint
 
-
 OWN_LOSS = {"label_smoothing_factor": "has a loss of its own, without label smoothing"}
 
 

@@ -204,7 +204,9 @@ class RepSelect(PostTraining):
         ),
     }
     settings_class = RepSelectSettings
-    ignored: ClassVar[dict[str, str]] = dict.fromkeys(("trainable", "lora"), "changes the MLP projections, and these alone")
+    ignored: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("trainable", "lora"), "changes the MLP projections, and these alone"
+    )
     needs_forget_examples = True
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:

@@ -145,15 +145,15 @@ def check_fits_router(dataset: Any, router: Router) -> None:
 
 def scores_message(router: Router, what: str) -> str:
     return (
-        f"The router `{router.name}` asks of each example whether it is to be forgotten, but {what}: with a score of 0.1, too, "
-        "an example would be taken for one. Make labels of them, or take the router `activation` or `parameter`."
+        f"The router `{router.name}` asks of each example whether it is to be forgotten, but {what}: with a score of 0.1, "
+        "too, an example would be taken for one. Make labels of them, or take the router `activation` or `parameter`."
     )
 
 
 def unlabelled_message(router: Router, unlabelled: int) -> str:
     return (
-        f"The router `{router.name}` has nothing to do with examples without a label, of which there are {unlabelled:,}. Say "
-        f"what they run with, for instance `router: {{name: {router.name}, unlabelled: retain}}`, label them, or choose "
+        f"The router `{router.name}` has nothing to do with examples without a label, of which there are {unlabelled:,}. "
+        f"Say what they run with, for instance `router: {{name: {router.name}, unlabelled: retain}}`, label them, or choose "
         "another router."
     )
 

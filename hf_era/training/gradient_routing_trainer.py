@@ -195,8 +195,8 @@ class GradientRoutingTrainer(CausalLMTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As `CausalLMTrainer.compute_loss`; refuses a training batch without routing weights, or that lost the modules. What
-        is predicted for metrics is not routed: a router would switch modules by what the examples are."""
+        """As `CausalLMTrainer.compute_loss`; refuses a training batch without routing weights, or that lost the modules.
+        What is predicted for metrics is not routed: a router would switch modules by what the examples are."""
         if not model.training:
             inputs = {name: value for name, value in inputs.items() if name not in self.extra_columns}
         else:

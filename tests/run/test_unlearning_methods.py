@@ -59,7 +59,9 @@ def test_a_method_that_says_itself_what_learns_refuses_other_choices(method: str
 
 @pytest.mark.parametrize("method", ["gradient_difference", "npo", "rmu", "undo", "noise_distil_route"])
 def test_label_smoothing_is_refused_where_the_loss_has_none(method: str) -> None:
-    with pytest.raises(ValueError, match=rf"`training.label_smoothing_factor` is 0.1, but `method: {method}` has a loss"):
+    with pytest.raises(
+        ValueError, match=rf"`training.label_smoothing_factor` is 0.1, but `method: {method}` has a loss"
+    ):
         RunConfig.from_dict({"method": method, "training": {"label_smoothing_factor": 0.1}})
     RunConfig.from_dict({"method": "continue_all", "training": {"label_smoothing_factor": 0.1}})
 
