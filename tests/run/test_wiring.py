@@ -435,7 +435,9 @@ def observed_run(name: str, config: RunConfig, watcher: Watcher) -> WatchedRun:
         for kind, part in MEASURED_ON.items()
     }
     # The attack chooses on one half of the forget examples and reports the other.
-    order = torch.randperm(len(parts[MEASURED_ON["forget"]]), generator=torch.Generator().manual_seed(config.relearn.seed))
+    order = torch.randperm(
+        len(parts[MEASURED_ON["forget"]]), generator=torch.Generator().manual_seed(config.relearn.seed)
+    )
     reported = [parts[MEASURED_ON["forget"]][index] for index in order[::2].tolist()]
     losses["reported"] = {folder: plain_loss(model, reported) for folder, model in models.items()}
     return WatchedRun(name, config, result, watcher, parts, names, losses)
