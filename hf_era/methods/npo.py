@@ -66,7 +66,7 @@ class NPOTrainer(UnlearningTrainer):
         losses = self.losses_of(model, inputs)  # (batch, seq - 1)
         loss = self.settings.retain_coefficient * self.retain_mean(losses[~is_forget])
         if not is_forget.any():
-            return loss
+            return loss + self.forget_mean(losses[is_forget])  # 0, but all processes log the same parts
         rows = {name: value[is_forget] for name, value in inputs.items()}
         with torch.no_grad(), self.accelerator.autocast():
             before = self.losses_of(self.reference, rows).sum(1)  # (forget examples,)

@@ -32,7 +32,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import UNLESS_DEFAULT, setting
+from hf_era.utils.fields import UNLESS_DEFAULT, ByPreset, setting
 from hf_era.utils.files import local_path, real_path
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
@@ -261,8 +261,9 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
 
 def lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config with those of a later file over them, see `merge`; what the later one says in another way, as
-    by other labels or another router, is replaced."""
-    return merge(_without_other_labels(_without_settings_of_others(values, layer), layer), layer)
+    by other labels, another router or a preset of attacks, is replaced."""
+    kept = _without_fields_of_preset(_without_settings_of_others(values, layer), layer)
+    return merge(_without_other_labels(kept, layer), layer)
 
 
 _LABELLING_FIELDS = (
@@ -282,6 +283,16 @@ def _without_settings_of_others(values: dict[str, Any], layer: Mapping[str, Any]
     if "method" in values and layer.get("method", values["method"]) != values["method"]:
         kept.pop("method_settings", None)
     return kept
+
+
+def _without_fields_of_preset(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of earlier files without the fields that a preset of a later one may set: `strong` over a recipe with an
+    attack of 200 steps would be `strong` in name only."""
+    old, new = values.get("relearn"), layer.get("relearn")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or new.get("preset") is None:
+        return values
+    by_preset = {item.name for item in dataclasses.fields(RelearnConfig) if isinstance(item.default, ByPreset)}
+    return {**values, "relearn": {name: value for name, value in old.items() if name not in by_preset}}
 
 
 def _without_other_labels(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class CellLines:
     def __init__(self, matrix: MatrixConfig, cells: Sequence[Cell]) -> None:
         self.path = Path(matrix.output_dir) / CELLS
         self._place = {cell.key: number for number, cell in enumerate(cells)}
+        self._keys = {cell.key: cell.settings_key for cell in cells}
         self._settings = _differing_settings(cells)
         self._kept = read_lines(self.path)
 
@@ -55,8 +56,11 @@ class CellLines:
             for cell in cells:
                 result, is_current = cell.result(), cell.is_done()
                 if result is not None and (is_current or not self._is_current(lines.get(cell.key), cell)):
-                    key = cell.settings_key if is_current else None
-                    lines[cell.key] = cell_line(result, cell.testbed, key) | {"settings": self._settings[cell.key]}
+                    key, settings = (cell.settings_key if is_current else None), self._settings[cell.key]
+                    if not is_current:  # what it was made of, not what it would be made of now
+                        own = flat_settings(result.config)
+                        settings = {name: json.loads(own[name]) for name in settings if name in own}
+                    lines[cell.key] = cell_line(result, cell.testbed, key) | {"settings": settings}
             self._kept = lines
             return self._write(lines.values())
 
@@ -65,6 +69,22 @@ class CellLines:
         with self._lock():
             own = {key_of(line): line for line in lines}
             self._write({**read_lines(self.path), **own}.values())
+
+    def stale(self, lines: Sequence[Line], testbed: str) -> str | None:
+        """A note on those lines of a testbed that are not of the settings that the matrix has now; `None` if all are."""
+        rows: dict[str, list[str]] = {}
+        for line in lines:
+            if line["testbed"] == testbed and line.get("settings_key") != self._keys.get(key_of(line)):
+                rows.setdefault(line["row"], []).append(str(line["seed"]))
+        if not rows:
+            return None
+        told = "; ".join(
+            f"{row}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}" for row, seeds in rows.items()
+        )
+        return (
+            f"Of other settings than the matrix has now, or of seeds that it no longer has: {told}. Their figures need not "
+            f"compare with the others': run these cells again, or take their lines out of {CELLS}."
+        )
 
     def _lock(self) -> FileLock:
         folder = self.path.parent / "configs"  # where other files lie that nobody keeps
@@ -110,6 +130,9 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
     lines.sort(key=lambda line: testbeds.index(line["testbed"]))
     lines, table = table_of(lines, [run.name for run in matrix.runs], matrix.references)
     kept.write(lines)
+    for part in table["testbeds"]:
+        if (note := kept.stale(lines, part["name"])) is not None:
+            part["notes"].append(note)
     folder = Path(matrix.output_dir)
     write_json(folder / "table.json", table)
     plot = PLOT if matrix.testbeds or matrix.base_curve else None

@@ -33,7 +33,9 @@ from hf_era import (
     GradientRoutingTrainer,
 )
 from hf_era.data import RoutingCollator
+from hf_era.methods.npo import NPOSettings, NPOTrainer
 from hf_era.methods.slgr import SplitLossTrainer
+from hf_era.methods.unlearning import LabelledCollator
 from hf_era.models import FAMILIES
 from hf_era.models.measured import measure_activations
 from hf_era.training import causal_lm_trainer
@@ -157,7 +159,19 @@ class SplitLoss(SplitLossTrainer):
         super().__init__(model, args, teacher=make_model(seed=1).contract(), vocabulary_weight=weight, **kwargs)
 
 
-KINDS = (GradientRoutingTrainer, Control, SplitLoss, L1PerRank, TokensPerRank, RepeatedStories)
+class Unlearning(NPOTrainer):
+    """NPO of the stock model inside the one that it is given, with another for reference; every fourth story is forgotten,
+    so that one of two processes has none in a step."""
+
+    def __init__(self, model: ExpandedGPTNeoForCausalLM, args: GradientRoutingConfig, **kwargs: Any) -> None:
+        stories = kwargs["train_dataset"]
+        kwargs["train_dataset"] = stories.add_column("label", [int(index % 4 > 0) for index in range(len(stories))])
+        kwargs["data_collator"] = LabelledCollator(0)
+        stock, reference = (FastGPTNeoForCausalLM.from_stock(one.contract()) for one in (model, make_model(seed=1)))
+        super().__init__(stock, args, settings=NPOSettings(), reference=reference, **kwargs)
+
+
+KINDS = (GradientRoutingTrainer, Control, SplitLoss, Unlearning, L1PerRank, TokensPerRank, RepeatedStories)
 TRAINERS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
 
 

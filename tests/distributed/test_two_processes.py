@@ -28,6 +28,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "save": True},
     "gpt2": {"model_type": "gpt2", "save": True},
     "split-loss": {"trainer": "SplitLoss", "settings": ACCUMULATED},
+    "unlearning": {"trainer": "Unlearning", "settings": ACCUMULATED},
     "parameter": {"router": {"name": "parameter"}, "settings": {**ACCUMULATED, "use_reentrant": False}},
     "parameter-llama": {"router": {"name": "parameter"}, "model_type": "llama"},
     "gram": {"router": {"name": "gram", "p_as": 0.5, "p_cr": 0.25}, "settings": ACCUMULATED},

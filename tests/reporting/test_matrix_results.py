@@ -11,7 +11,7 @@ from hf_era.evaluation.cell_lines import cell_line, read_lines
 from hf_era.reporting.matrix_tables import labels_text, matrix_markdown, rows_table
 from hf_era.reporting.plots import reference_curves
 from hf_era.run.matrix import load_matrix
-from hf_era.run.matrix_results import CellLines
+from hf_era.run.matrix_results import CellLines, aggregate_cells
 
 
 def test_the_line_of_a_result(make_result):
@@ -118,6 +118,31 @@ def test_a_result_of_other_settings_does_not_replace_a_line(matrix_file, make_re
     lines = CellLines(matrix, cells)
     assert lines.add(*cells)[0]["date"] == "later"
     assert not any(map(lines.has, cells))
+
+
+def test_the_table_says_which_lines_are_of_other_settings(matrix_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_era.run.matrix_results.figure_svg", lambda figure: "")
+
+    def aggregate(width):
+        values = yaml.safe_load(matrix_file.read_text())
+        values["runs"][1]["settings"]["expansion"]["width"] = width
+        matrix_file.write_text(yaml.safe_dump(values, sort_keys=False))
+        aggregate_cells(*load_matrix(matrix_file))
+        table = json.loads((tmp_path / "matrix" / "table.json").read_text())
+        notes = {
+            part["name"]: [note for note in part["notes"] if "other settings" in note] for part in table["testbeds"]
+        }
+        return notes, [row["settings"] for row in table["rows"] if row["row"] == "second"]
+
+    assert aggregate(7) == ({"trees": [], "letters": []}, [{"expansion.width": 7}])
+    # The row is changed, and nothing was run since.
+    notes, settings = aggregate(9)
+    assert notes["letters"] == []
+    (note,) = notes["trees"]
+    assert note.startswith(
+        "Of other settings than the matrix has now, or of seeds that it no longer has: second, seed 0."
+    )
+    assert settings == [{"expansion.width": 7}]
 
 
 def figures(**values):

@@ -118,7 +118,7 @@ class RelearnConfig(RelearnAttackConfig):
     """
 
     preset: str = setting(
-        STANDARD, "quick, standard or strong: sets the other fields; one that is given wins.", identity=False
+        STANDARD, "quick, standard or strong: sets the other fields; one that is given with it wins.", identity=False
     )
     enabled: bool = setting(True, "false leaves the attacks out.", identity=True)
     stories: list[int] = setting(
@@ -126,13 +126,15 @@ class RelearnConfig(RelearnAttackConfig):
     )
     trials: int = setting(ByPreset(5), "Trials of each attack; they share no forget example.", identity=True)
     sweep_stories: int | None = setting(
-        None, "Sweep and LoRA with so many examples too; always with the largest of relearn.stories.", identity=True
+        ByPreset(None),
+        "Sweep and LoRA with so many examples too; always with the largest of relearn.stories.",
+        identity=True,
     )
     sweep_learning_rates: list[float] = setting(
         ByPreset([1e-5, 5e-5, 2e-4, 1e-3]), "Also attack with these learning rates. Empty: no sweep.", identity=True
     )
     sweep_trials: int | None = setting(
-        None, "Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True
+        ByPreset(None), "Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True
     )
     schedules: list[str] = setting(
         ByPreset([CONSTANT]),
@@ -317,8 +319,9 @@ def too_few_for_halves(number: int) -> str:
     return (
         f"There {'is' if number == 1 else 'are'} {_count(number, 'forget example', 'forget examples')} with two tokens or "
         "more to measure the attack on, but it takes two halves: one to choose the strongest attack on, one to report it "
-        "on. Set more aside with `data.forget_validation_stories` (a hundred, rather than two), or leave the attack out "
-        "with `--relearn.enabled false`."
+        "on. Give more to measure on, a hundred rather than two: in a run `data.forget_validation_stories`, in "
+        "`hf-era relearn` those of `--forget` that the attacker does not take. Or leave the attack out: `--relearn.enabled "
+        "false`, or `hf-era eval`."
     )
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from hf_era.cli import _parser
 from hf_era.commands.evaluate import model_config
+from hf_era.evaluation import RelearnConfig
 from hf_era.run.config import RunConfig, load_run_config
 from hf_era.utils.yaml_text import dump_yaml, parse_yaml
 
@@ -51,6 +52,16 @@ def test_an_override_sets_a_field(arguments: list[str], field: str, value: Any) 
     old = RunConfig()
     changed = {section: dataclasses.replace(getattr(old, section), **{name: value})} if section else {name: value}
     assert config == dataclasses.replace(old, **changed)  # and nothing else
+
+
+def test_a_preset_of_attacks_over_a_recipe_is_what_it_is_by_itself() -> None:
+    given = ["--relearn.preset", "strong"]
+    # The recipe's own attack is short, and has few examples.
+    assert load_run_config(["demo"], given).relearn == RelearnConfig(preset="strong")
+    assert load_run_config(["demo"], [*given, "--relearn.steps", "70"]).relearn.steps == 70
+    assert (
+        load_run_config(["demo"], ["--relearn.lora_rank", "2"]).relearn.steps == load_run_config(["demo"]).relearn.steps
+    )
 
 
 # What YAML takes for something else than text.
