@@ -104,15 +104,19 @@ def evaluate_model(config: ModelEvaluationConfig, attack: bool, console: Console
         result = _with_tasks(config, inputs, suite, state, result)
     if experiment is not None:
         start = time.monotonic()
-        before = None if config.before is None else experiment.losses(load_model(config, config.before, "before"))
-        attacked = experiment.run(inputs.model, before)
-        if config.before is not None:
-            attacked = experiment.attack_before(load_model(config, config.before, "before"), attacked)
-        result.attack = attacked.to_dict()
+        result.attack = _attacked(config, inputs, experiment)
         seconds["attack"] = round(time.monotonic() - start, 1)
     result.seconds |= seconds
     result.data_filtering = None if filtering is None else comparison_values(filtering)
     return result
+
+
+def _attacked(config: ModelEvaluationConfig, inputs: ModelInputs, experiment: RelearnExperiment) -> dict[str, Any]:
+    """What the attacks do to the model, and the strongest to the one before the method, where that is named."""
+    if config.before is None:
+        return experiment.run(inputs.model).to_dict()
+    attacked = experiment.run(inputs.model, experiment.losses(load_model(config, config.before, "before")))
+    return experiment.attack_before(load_model(config, config.before, "before"), attacked).to_dict()
 
 
 def _plan(

@@ -17,17 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import set_seed
 
-from hf_era.data import FORGET, RETAIN
+from hf_era.data import FORGET, RETAIN, padding_token_id
 from hf_era.data.collator import IGNORE_INDEX
-from hf_era.data.columns import list_column
 from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method
 from hf_era.methods.post_training import OWN_LOSS, PostTraining
+from hf_era.methods.unlearning import IS_FORGET, LabelledCollator
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import CausalLMTrainer
 from hf_era.training.distillation import DistillationTrainer, StopNearTeacher
@@ -172,10 +171,10 @@ class MaxEntropyTrainer(CausalLMTrainer):
     """Cross entropy to the uniform distribution on forget tokens, and to the labels on all others; both summed, and divided
     by the predicted tokens of the whole accumulated batch.
 
-    `routing_weight` says which is which: 0 on forget tokens, 1 on others (`with_labels_as_weights`).
+    Which is which, `is_forget` says (`LabelledCollator`).
     """
 
-    extra_columns = ("routing_weight",)
+    extra_columns = ("label",)
 
     def __init__(self, *args: Any, forget_weight: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -185,7 +184,7 @@ class MaxEntropyTrainer(CausalLMTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss above."""
-        targets, is_forget = inputs["labels"][:, 1:], inputs["routing_weight"][:, :1] < 0.5
+        targets, is_forget = inputs["labels"][:, 1:], inputs[IS_FORGET][:, None]
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         losses = max_entropy_losses(outputs.logits[:, :-1], targets, is_forget, self.forget_weight)
         count = (targets != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
@@ -207,15 +206,6 @@ def max_entropy_losses(logits: Tensor, targets: Tensor, is_forget: Tensor, forge
     of_label = -log_probabilities.gather(-1, torch.where(counted, targets, 0).unsqueeze(-1)).squeeze(-1)
     of_uniform = -log_probabilities.mean(-1)
     return torch.where(is_forget, forget_weight * of_uniform, of_label) * counted
-
-
-def with_labels_as_weights(examples: Dataset) -> Dataset:
-    """The examples with a `routing_weight` of 0 on every token of those labelled forget and of 1 on all others, whatever the
-    routing rule gave them."""
-    is_other, lengths = np.array(examples["label"][:]) != FORGET, np.array(examples["length"][:])
-    weights = list_column(np.repeat(is_other.astype(np.float32), lengths), lengths)
-    kept = examples.remove_columns("routing_weight") if "routing_weight" in examples.column_names else examples
-    return kept.add_column("routing_weight", weights)  # type: ignore[call-arg]
 
 
 # ---- The method ----
@@ -295,10 +285,10 @@ class Undo(PostTraining):
             changes["learning_rate"] = settings.teacher_learning_rate
         arguments = run.training_arguments("teacher", key, **changes)
         set_seed(run.seed)
-        model, stories = super().start_weights(run), with_labels_as_weights(run.data.train)
-        weight = settings.teacher_forget_weight
+        collator = LabelledCollator(padding_token_id(run.tokenizer))
+        options = {"forget_weight": settings.teacher_forget_weight, "data_collator": collator}
         trainer, _ = run.train(
-            MaxEntropyTrainer, model, arguments, run.folder("teacher"), stories, forget_weight=weight
+            MaxEntropyTrainer, super().start_weights(run), arguments, run.folder("teacher"), **options
         )
         return run.training_report(trainer, arguments)
 
