@@ -29,14 +29,14 @@ from hf_era.models.families.family import FAMILIES, Family
 from hf_era.models.layers import (
     AuxiliaryModule,
     ExpandedPartMixin,
-    LayerCall,
     RoutedDownProjectionMixin,
     RoutedLinearMixin,
     apply_linear,
     is_bare,
-    mix_in,
     register_module_kind,
 )
+from hf_era.models.mixing import mix_in
+from hf_era.models.running_call import LayerCall
 
 if TYPE_CHECKING:
     from hf_era.models.config import ModuleConfig

@@ -18,17 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_era.models.layers import (
-    LINEAR_CLASSES,
-    AuxiliaryModule,
-    LayerCall,
-    MixedIn,
-    RoutedBlockMixin,
-    RoutedLinearMixin,
-    RunningCall,
-    mix_in,
-    mix_out,
-)
+from hf_era.models.layers import LINEAR_CLASSES, AuxiliaryModule, RoutedBlockMixin, RoutedLinearMixin
+from hf_era.models.mixing import MixedIn, mix_in, mix_out
+from hf_era.models.running_call import LayerCall, RunningCall
 from hf_era.routing import Router, scale_gradient, scale_norm_weight_gradient
 from hf_era.utils.checks import listed
 

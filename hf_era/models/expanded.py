@@ -25,18 +25,12 @@ from hf_era.models.families.family import Family
 from hf_era.models.fast.causal_lm import FastPaths, label_losses, set_fast_paths, stock_losses
 from hf_era.models.folding import check_keep, widen
 from hf_era.models.generation_config import make_generation_config_savable
-from hf_era.models.layers import (
-    MODULE_KINDS,
-    AuxiliaryModule,
-    RoutingChannel,
-    collapse_block,
-    collapse_part,
-    expand_layer,
-)
+from hf_era.models.layers import MODULE_KINDS, AuxiliaryModule, collapse_block, collapse_part, expand_layer
 from hf_era.models.loading import expand_checkpoint, expand_model
 from hf_era.models.loading_hint import write_readme
 from hf_era.models.module_files import ModuleFilesMixin, save_in_parts
 from hf_era.models.module_switches import ModuleSwitchesMixin
+from hf_era.models.running_call import RoutingChannel
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import follow_attention, model_around, whole_weights
 from hf_era.routing import (

@@ -1,24 +1,13 @@
 """The layers of an expanded model: auxiliary modules, and target layers that route.
 
-How a batch's routing reaches the MLP of a target layer: as an argument of the block, never as lasting state. The model
-writes the routing of the running forward pass into a `RoutingChannel`. When a target block is *called*, it reads the
-channel and hands the routing on as a keyword argument of its own call. Gradient checkpointing wraps what happens
-inside that call (`__call__` up to transformers 5.17, `forward` since) and keeps the arguments; the recomputation in
-the backward pass therefore sees the routing of its own forward pass, whatever the channel holds by then. Inside
-`forward`, the block lends it to its MLP for the length of that call.
-
-Reading the channel inside `forward` instead would look the same and be wrong: by the backward pass the channel is
-empty, the recomputed layer would not route, and forget gradient would leak into the original dims without any error.
-
 What the MLP itself computes is its own business. Its down projection routes what it is given, whatever made it, and
 adds what the auxiliary modules made of the MLP's input: the same function as a wider MLP, before any dropout or norm
-that follows. A second place for modules, beside a layer's attention heads, is in `hf_era.models.attention_heads`.
+that follows. A second place for modules, beside a layer's attention heads, is in `hf_era.models.attention_heads`. How a
+batch's routing gets here: `hf_era.models.running_call`.
 """
 
 from __future__ import annotations
 
-import threading
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -26,13 +15,9 @@ from transformers import initialization
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from hf_era.routing import (
-    PartRouting,
-    TokenRouting,
-    activation_l1,
-    linear_with_scaled_weight_gradient,
-    scale_gradient,
-)
+from hf_era.models.mixing import MixedIn, mix_in, mix_out
+from hf_era.models.running_call import LayerCall, RoutingChannel, RunningCall
+from hf_era.routing import TokenRouting, linear_with_scaled_weight_gradient
 
 if TYPE_CHECKING:
     from hf_era.models.config import ModuleConfig
@@ -41,93 +26,6 @@ if TYPE_CHECKING:
 LINEAR_CLASSES = (nn.Linear, Conv1D)
 INITIALIZER_RANGE = 0.02
 """Where a config has none, as in transformers."""
-
-
-class RunningCall(threading.local):
-    """What a call that is running says to the layers in it; empty in between. Each thread sees its own, so that several may
-    call one model at once. Copied and pickled, it is a new one."""
-
-    routing: TokenRouting | None = None
-
-    def core_multiplier(self, group: str) -> Tensor | None:
-        """As `TokenRouting.core_multiplier`, of the routing that is running; `None` without any."""
-        return None if self.routing is None else self.routing.core_multiplier(group)
-
-    def __reduce__(self) -> Any:
-        return type(self), ()
-
-
-class RoutingChannel(RunningCall):
-    """Holds the routing of the forward pass that is running now, and gathers the L1 norms that its layers measure."""
-
-    def __init__(self) -> None:
-        self.routing: TokenRouting | None = None
-        self.layer_l1: list[Tensor] = []
-        self.blocks_return_tuples = False
-
-    def open(self, routing: TokenRouting | None) -> None:
-        self.routing, self.layer_l1 = routing, []
-
-    def close(self) -> Tensor | None:
-        """Empties the channel and returns the L1 norm summed over the layers, if they measured it."""
-        total = sum(self.layer_l1[1:], self.layer_l1[0]) if self.layer_l1 else None
-        self.routing, self.layer_l1 = None, []
-        return total
-
-
-class LayerCall(RunningCall):
-    """The call of a target layer that is running: what it lends to its projections and modules.
-
-    One object that they share, so that it does not matter what wraps them in the meantime (an adapter, a shard). A copy of a
-    layer shares it too: peft puts copies in the layers' places (`modules_to_save`), and these are to be routed as well.
-
-    Attributes:
-        routing (`TokenRouting`, *optional*): of the running forward pass. `None`: nothing is routed or measured.
-        auxiliary_outputs (`list[Tensor]`): (batch, seq, hidden) each: what the next down projection adds to its own output.
-        l1 (`Tensor`, *optional*): the L1 norm of the activations so far.
-        is_routed (`bool`): whether a fused activation has routed the activation that comes next.
-        heads (`list[AttentionHeads]`): the modules whose heads take part in the attention that is running.
-        wrapped (`frozenset[str]`): what has an adapter around it: `output`, the next down projection, and of the attention
-            that is running its other projections, `query`, `key`, `value`.
-    """
-
-    def __init__(self) -> None:
-        self.routing: TokenRouting | None = None
-        self.auxiliary_outputs: list[Tensor] = []
-        self.l1: Tensor | None = None
-        self.is_routed = False
-        self.heads: list[Any] = []
-        self.wrapped: frozenset[str] = frozenset()
-
-    def __deepcopy__(self, memo: Any) -> LayerCall:
-        return self
-
-    def part(self, module: str | None) -> PartRouting | None:
-        """The routing of an auxiliary module, or of the original dims for `None`."""
-        return None if self.routing is None else self.routing.of(module)
-
-    def route(self, activation: Tensor, module: str | None) -> Tensor:
-        """The input of a down projection, (batch, seq, width): measured and routed, unless a fused activation did both."""
-        if self.routing is None:
-            return activation
-        if self.is_routed:
-            self.is_routed = False
-            return activation
-        if self.routing.measure_activation_l1:
-            self.add_l1(activation_l1(activation, self.routing.l1_mask(module, activation.shape[:2])))
-        return scale_gradient(activation, self.routing.of(module).activation_multiplier)
-
-    def add_outputs(self, output: Tensor) -> Tensor:
-        """The output of a down projection, (batch, seq, hidden), dialled if the router says so, and what the modules add."""
-        part = self.part(None)
-        if part is not None and part.dial is not None:
-            output = output * part.dial.to(output.dtype)[:, None, None]
-        for added in self.auxiliary_outputs:
-            output = output + added
-        return output
-
-    def add_l1(self, norm: Tensor) -> None:
-        self.l1 = norm if self.l1 is None else self.l1 + norm
 
 
 # ---- Auxiliary modules ----
@@ -301,42 +199,6 @@ def _check_bare(layer: Any) -> None:
 
 
 # ---- Target layers ----
-
-
-class MixedIn:
-    """Put in front of the class of a layer that is there, which keeps its parameters and their names."""
-
-    prefix: ClassVar[str] = "Expanded"
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class was made on the way: what it was made of is what can be found again.
-        mixed_of = getattr(type(self), "mixed_of", None)
-        return super().__reduce_ex__(protocol) if mixed_of is None else (_new_layer, mixed_of, self.__dict__)
-
-
-def mixed_class(mixin: Any, stock: Any) -> Any:
-    """The class of a stock layer with a mixin in front: `ExpandedGPTNeoBlock` of `GPTNeoBlock`. One for each pair."""
-    return _mixed_class(mixin, stock)
-
-
-def stock_class_of(layer: Any) -> type:
-    """The class of a layer without the mixins in front of it."""
-    found = type(layer)
-    while "mixed_of" in found.__dict__:
-        found = found.mixed_of[1]
-    return found
-
-
-@cache
-def _mixed_class(mixin: Any, stock: Any) -> type:
-    return type(
-        f"{mixin.prefix}{stock.__name__}", (mixin, stock), {"mixed_of": (mixin, stock), "__doc__": mixin.__doc__}
-    )
-
-
-def _new_layer(mixin: type, stock: type) -> Any:
-    made: Any = mixed_class(mixin, stock)
-    return made.__new__(made)
 
 
 class RoutedBlockMixin(MixedIn):
@@ -522,18 +384,3 @@ def collapse_part(part: Any) -> None:
 def collapse_block(block: Any) -> None:
     """Turns an expanded block, whose parts are stock ones again, into the stock one that it was, in place."""
     mix_out(block, "routing_channel", "layer_call")
-
-
-def mix_in(mixin: type[MixedIn], layer: Any, **attributes: Any) -> None:
-    """Puts a mixin in front of a layer's class, in place, with the attributes that it needs."""
-    layer.__class__ = mixed_class(mixin, type(layer))
-    for name, value in attributes.items():
-        setattr(layer, name, value)
-
-
-def mix_out(layer: Any, *attributes: str) -> None:
-    """The inverse of `mix_in`, in place."""
-    for name in attributes:
-        if hasattr(layer, name):
-            delattr(layer, name)
-    layer.__class__ = type(layer).mixed_of[1]

@@ -17,7 +17,9 @@ from hf_era.models.attention_heads import expand_attention
 from hf_era.models.expanded import run_with_routing
 from hf_era.models.families.family import Family, get_family
 from hf_era.models.fast.causal_lm import FastCausalLMMixin
-from hf_era.models.layers import MixedIn, RoutingChannel, expand_layer, mixed_class
+from hf_era.models.layers import expand_layer
+from hf_era.models.mixing import MixedIn, mixed_class
+from hf_era.models.running_call import RoutingChannel
 from hf_era.models.stock_forward import give_forward
 from hf_era.models.whole_weights import model_around
 from hf_era.routing import ActivationRouter, build_token_routing

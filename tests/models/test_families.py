@@ -46,7 +46,7 @@ def test_what_is_routed_is_the_input_of_the_down_projection(
         return activation, norm
 
     function = "routed_gelu" if paths.fast else "scale_gradient"
-    where = "hf_era.models.fast.activation" if paths.fast else "hf_era.models.layers"
+    where = "hf_era.models.fast.activation" if paths.fast else "hf_era.models.running_call"
     monkeypatch.setattr(f"{where}.{function}", remember_fused if paths.fast else remember_scaled)
     received: list[Tensor] = []
     mlp = model.family.get_mlp(model.family.get_blocks(model)[1])

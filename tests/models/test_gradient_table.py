@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hf_era import ExpandedGPTNeoForCausalLM, GradientMultipliers
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.models.layers import ExpandedMLPMixin, LayerCall
+from hf_era.models.layers import ExpandedMLPMixin
+from hf_era.models.running_call import LayerCall
 from hf_era.routing import scale_gradient
 
 SCALE = -0.5

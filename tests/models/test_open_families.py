@@ -282,13 +282,13 @@ def test_a_model_that_computes_something_else_is_refused(
 def test_gradients_that_are_routed_wrongly_are_refused(
     fault: str, starcoder2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_era.models import layers
+    from hf_era.models import running_call
 
     def scale(activation: Tensor, factor: Tensor | None) -> Tensor:
         if factor is None or fault == "not routed":
             return activation
         if fault == "other tokens":
-            return layers_scale(activation, factor.roll(1, dims=1))
+            return own_scale(activation, factor.roll(1, dims=1))
         return activation * 1.0 if activation.shape[-1] == 4 else activation
 
     def route(self: Any, activation: Tensor, module: str | None) -> Tensor:
@@ -297,11 +297,11 @@ def test_gradients_that_are_routed_wrongly_are_refused(
             return routed
         return routed + (activation - activation.detach()) * 0.5
 
-    layers_scale, own_route = layers.scale_gradient, layers.LayerCall.route
+    own_scale, own_route = running_call.scale_gradient, running_call.LayerCall.route
     if fault == "down projection too":
-        monkeypatch.setattr(layers.LayerCall, "route", route)
+        monkeypatch.setattr(running_call.LayerCall, "route", route)
     else:
-        monkeypatch.setattr(layers, "scale_gradient", scale)
+        monkeypatch.setattr(running_call, "scale_gradient", scale)
     with pytest.raises(
         ValueError, match=r"gradient of `c_fc` of layer 2, which is routed, differs .* by \d\.\de.*at most"
     ):

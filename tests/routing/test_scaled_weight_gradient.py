@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_era.models.layers import LayerCall, RoutedLinearMixin, mixed_class
+from hf_era.models.layers import RoutedLinearMixin
+from hf_era.models.mixing import mixed_class
+from hf_era.models.running_call import LayerCall
 from hf_era.routing import PartRouting, TokenRouting, linear_with_scaled_weight_gradient
 
 Linear = tuple[Tensor, Tensor, Tensor | None, Tensor]

@@ -19,7 +19,8 @@ from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionCon
 from hf_era.evaluation import AuxiliaryActivationMeter, gradient_audit
 from hf_era.models import AuxiliaryModule, ModuleConfig, register_module_kind
 from hf_era.models.fast.causal_lm import ALL_SLOW
-from hf_era.models.layers import MODULE_KINDS, LayerCall, apply_linear
+from hf_era.models.layers import MODULE_KINDS, apply_linear
+from hf_era.models.running_call import LayerCall
 
 # ---- The toy ----
 

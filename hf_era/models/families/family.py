@@ -30,7 +30,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 
 from hf_era.models.families.unsupported import unsupported_message
 from hf_era.models.fast.causal_lm import CHUNKED_LOSS, FastCausalLMMixin, FastPath
-from hf_era.models.layers import mixed_class
+from hf_era.models.mixing import mixed_class
 
 if TYPE_CHECKING:
     from torch import nn

@@ -26,7 +26,8 @@ from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.fast.activation import RoutedActivation
 from hf_era.models.fast.chunked_loss import IGNORE_INDEX, linear_cross_entropy
 from hf_era.models.generation_config import make_generation_config_savable
-from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin, MixedIn, RoutedLinearMixin, stock_class_of
+from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin, RoutedLinearMixin
+from hf_era.models.mixing import MixedIn, stock_class_of
 from hf_era.models.stock_forward import CACHE_NAME, give_forward
 from hf_era.models.whole_weights import model_around
 

@@ -14,7 +14,7 @@ from hf_era.models.fast.causal_lm import ALL_FAST, ALL_SLOW
 
 SPIES = {
     "fused_activation": ("hf_era.models.fast.activation", "routed_gelu"),
-    "separate_activation": ("hf_era.models.layers", "scale_gradient"),
+    "separate_activation": ("hf_era.models.running_call", "scale_gradient"),
     "chunked_loss": ("hf_era.models.fast.causal_lm", "linear_cross_entropy"),
     "whole_loss": ("torch.nn.functional", "cross_entropy"),
     "attention": ("torch.nn.functional", "scaled_dot_product_attention"),
