@@ -141,12 +141,14 @@ class Measuring:
         return Cost(trained, measured, at_most=self.config.relearn.patience is not None)
 
     def attacks(self) -> list[PlannedAttack]:
-        """The attacks that will be made, those of each module too; on the model before the method at most the largest."""
+        """The attacks that will be made, those of each module too, at most; on the model before the method the largest."""
         planned = []
         for module, (pool, _) in self._pools().items():
             attacks = plan_attacks(self._attack_settings(module), len(pool)).attacks
-            if self.config.relearn.attack_before and self._has_before:
-                attacks.append(max(attacks, key=lambda attack: (attack.stories, attack.trials)))
+            largest = max(attacks, key=lambda attack: (attack.stories, attack.trials))
+            attacks += [largest] * (
+                self.config.relearn.widen_sweep + (self.config.relearn.attack_before and self._has_before)
+            )
             planned += attacks
         return planned
 

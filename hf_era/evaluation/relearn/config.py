@@ -42,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora_learning_rates": [3e-4, 1e-3, 5e-3],
         "schedules": [COSINE, CONSTANT],
         "mixtures": [FORGET, HALF, RETAIN],
+        "widen_sweep": 2,
         "evaluation_stories": 128,
     },
 }
@@ -133,6 +134,11 @@ class RelearnConfig(RelearnAttackConfig):
     sweep_learning_rates: list[float] = setting(
         ByPreset([1e-5, 5e-5, 2e-4, 1e-3]), "Also attack with these learning rates. Empty: no sweep.", identity=True
     )
+    widen_sweep: int = setting(
+        ByPreset(0),
+        "While the strongest attack is at the lowest or highest learning rate tried, try the one beyond; so often at most.",
+        identity=UNLESS_DEFAULT,
+    )
     sweep_trials: int | None = setting(
         ByPreset(None), "Trials of each attack of the sweep and of LoRA. Not given: as trials.", identity=True
     )
@@ -187,6 +193,7 @@ class RelearnConfig(RelearnAttackConfig):
         super().__post_init__()
         for name in ("trials", "sweep_stories", "sweep_trials", "evaluation_stories"):
             check_count(f"relearn.{name}", getattr(self, name))
+        check_count("relearn.widen_sweep", self.widen_sweep, 0, 20)
         if not self.stories:
             raise ValueError("`relearn.stories` is empty. Give at least one number, or set `relearn.enabled` to false.")
         for stories in self.stories:

@@ -30,7 +30,16 @@ from hf_era.evaluation.relearn.config import (
 )
 from hf_era.evaluation.relearn.head_bias import recalibrate_head
 from hf_era.evaluation.relearn.measured import MeasuredStories
-from hf_era.evaluation.relearn.result import CONSTANT, FORGET, LORA, RelearnPoint, RelearnResult, RelearnTrial
+from hf_era.evaluation.relearn.result import (
+    CONSTANT,
+    FORGET,
+    LEARNING_RATE,
+    LORA,
+    AttackSummary,
+    RelearnPoint,
+    RelearnResult,
+    RelearnTrial,
+)
 from hf_era.utils.files import read_json, write_json
 from hf_era.utils.processes import in_all, share_of, share_out
 
@@ -180,19 +189,25 @@ class RelearnExperiment:
             raw, model = {name: raw[name] for name in ("forget", "retain")}, self._recalibrated(model)
         start = self._checked_start(model)
         known = {trial.key: trial for trial in done}
-        planned = [(attack, index) for attack in self._plan.attacks for index in range(attack.trials)]
-        missing = [(attack, index) for attack, index in planned if self._key(attack, index) not in known]
-        known |= {trial.key: trial for trial in self._make(model, missing, start, on_trial)}
-        trials = [known[self._key(attack, index)] for attack, index in planned]
-        return RelearnResult(
-            trials=trials,
-            before=before,
-            settings=self.config.to_dict(),
-            measured=dict(self._measured.counts),
-            pool_stories=len(self._pool),
-            notes=[*self._plan.notes, *filter(None, map(self._note_of, trials))],
-            raw=raw,
-        )
+
+        def result_of(attacks: list[PlannedAttack]) -> RelearnResult:
+            planned = [(attack, index) for attack in attacks for index in range(attack.trials)]
+            missing = [(attack, index) for attack, index in planned if self._key(attack, index) not in known]
+            known.update({trial.key: trial for trial in self._make(model, missing, start, on_trial)})
+            trials = [known[self._key(attack, index)] for attack, index in planned]
+            notes = [*self._plan.notes, *filter(None, map(self._note_of, trials))]
+            measured = dict(self._measured.counts)
+            return RelearnResult(trials, before, self.config.to_dict(), measured, len(self._pool), notes, raw=raw)
+
+        attacks = list(self._plan.attacks)
+        result = result_of(attacks)
+        for _ in range(self.config.widen_sweep):
+            further = _beyond_the_edge(result)
+            if further is None:
+                break
+            attacks.append(further)
+            result = result_of(attacks)
+        return result
 
     def attack_before(self, model: Any, result: RelearnResult) -> RelearnResult:
         """The result, with its strongest attack made on the model before the method too (`before_trials`): what attacks do
@@ -200,8 +215,8 @@ class RelearnExperiment:
         strongest = result.strongest()
         if not self.config.attack_before or strongest is None:
             return result
-        planned = [part for part in self._plan.attacks if part.attack == strongest.attack]
-        numbers = [(attack, index) for attack in planned for index in range(attack.trials)]
+        planned = _planned(strongest)
+        numbers = [(planned, index) for index in range(planned.trials)]
         model = self._recalibrated(model)
         return replace(result, before_trials=self._make(model, numbers, self._checked_start(model)))
 
@@ -274,6 +289,33 @@ class RelearnExperiment:
             f"The {_name(trial)}, trial {trial.trial + 1}: the loss was no longer finite after step {points[-1].step}; "
             "the curve up to there counts."
         )
+
+
+_WIDENING = 3.0
+"""From a single learning rate to the first one beyond it."""
+
+
+def _beyond_the_edge(result: RelearnResult) -> PlannedAttack | None:
+    """The strongest attack at the learning rate beyond the last one, by the ratio of the two last ones; `None` where it has
+    been tried at a lower and at a higher one. If no step of it brought anything back, lower ones may."""
+    strongest = result.strongest()
+    if strongest is None or LEARNING_RATE not in strongest.edges:
+        return None
+    alike = strongest.attack._replace(learning_rate=0.0)
+    rates = {
+        trial.learning_rate
+        for trial in result.trials
+        if trial.attack._replace(learning_rate=0.0, steps=strongest.steps) == alike
+    }
+    was_in_vain = strongest.lowest_step == 0
+    edge = min(rates) if was_in_vain else strongest.learning_rate
+    towards_it = 1 / _WIDENING if was_in_vain else _WIDENING
+    nearest = min(rates - {edge}, key=lambda rate: abs(math.log(rate / edge)), default=edge / towards_it)
+    return replace(_planned(strongest), learning_rate=float(f"{edge * edge / nearest:.6g}"))
+
+
+def _planned(summary: AttackSummary) -> PlannedAttack:
+    return PlannedAttack(**summary.attack._asdict(), trials=summary.trials)
 
 
 def _name(attack: PlannedAttack | RelearnTrial) -> str:

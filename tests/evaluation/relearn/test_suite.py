@@ -279,3 +279,35 @@ def test_recalibrating_the_head_takes_suppressed_words_out(
     assert experiment.losses(stock) != plain.losses(stock)
     assert stock.get_output_embeddings().bias is None
     assert presets.RECALIBRATION_STEPS == 200
+
+
+# ---- Beyond the sweep ----
+
+
+def test_a_sweep_goes_on_beyond_its_edge_until_the_best_learning_rate_lies_inside(
+    make_base: Callable[..., Any],
+) -> None:
+    experiment = make_experiment(learning_rate=1e-3, sweep_learning_rates=[3e-3], widen_sweep=8)
+    made: list[float] = []
+    result = experiment.run(make_base(), on_trial=lambda trial: made.append(trial.learning_rate))
+    strongest = result.strongest()
+    assert strongest is not None
+    assert "learning rate" not in strongest.edges
+    assert made == pytest.approx([1e-3 * 3**number for number in range(len(made))])
+    assert len(made) > 2
+    assert strongest.learning_rate == made[-2]  # the last one brought back less, and ended it
+    again = experiment.run(make_base(), done=result.trials, on_trial=lambda trial: made.append(0.0))
+    assert (again, 0.0 in made) == (result, False)
+
+
+def test_a_sweep_is_widened_so_often_and_downwards_too(make_base: Callable[..., Any]) -> None:
+    for settings, expected in (
+        ({"learning_rate": 1e-4, "widen_sweep": 2}, [1e-4, 3e-4, 9e-4]),  # a single rate first goes up
+        ({"learning_rate": 0.2, "sweep_learning_rates": [0.1], "widen_sweep": 1}, [0.2, 0.1, 0.05]),
+        ({"learning_rate": 1e-4}, [1e-4]),
+    ):
+        result = make_experiment(**settings).run(make_base())
+        assert [trial.learning_rate for trial in result.trials] == expected
+        strongest = result.strongest()
+        assert strongest is not None
+        assert "learning rate" in strongest.edges
