@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hf_era.utils.checks import unknown_value_message
+
+if TYPE_CHECKING:
+    from hf_era.run.matrix import Cell, MatrixConfig
 
 
 def add_parser(commands: Any) -> None:
@@ -21,6 +26,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--cell", type=int, metavar="N", help="run only cell N, from 0: for SLURM arrays")
     parser.add_argument("--aggregate", action="store_true", help="run nothing, only compare what is there")
     parser.add_argument("--seeds", nargs="+", help="other seeds than those of the file")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="run or list only these rows")
+    parser.add_argument("--testbeds", nargs="+", metavar="TESTBED", help="run or list only these testbeds")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -38,17 +45,15 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     def finished() -> list[bool]:
         return [lines.has(cell) or cell.result() is not None for cell in cells]
 
+    chosen = _chosen(options, matrix, cells)
     if options.list:
         for number, (cell, is_done) in enumerate(zip(cells, finished(), strict=True)):
+            if cell not in chosen:
+                continue
             testbed = f"{cell.testbed}  " if cell.testbed else ""
             done = "done" if is_done else "    "
             print(f"{number:3d}  {done}  {testbed}{cell.row}  seed {cell.seed}  {cell.result_file}")
         return 0
-    if options.cell is not None and not 0 <= options.cell < len(cells):
-        raise ValueError(
-            f"`--cell` should be from 0 to {len(cells) - 1}, got {options.cell}. `--list` shows the cells."
-        )
-    chosen = cells if options.cell is None else [cells[options.cell]]
     failed = []
     if not options.aggregate:
         rows, seeds = len(matrix.runs), ", ".join(map(str, matrix.seeds))
@@ -67,3 +72,25 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         names = ", ".join(f"{cell.title.rpartition(', ')[0]} (seed {cell.seed})" for cell in failed)
         console.print(f"[bold red]Failed: {names}.[/] Give the same command again once the cause is mended.")
     return 1 if failed else 0
+
+
+def _chosen(options: argparse.Namespace, matrix: MatrixConfig, cells: list[Cell]) -> list[Cell]:
+    """Those that the options name; `ValueError` for one that names none."""
+    if options.cell is not None and not 0 <= options.cell < len(cells):
+        raise ValueError(
+            f"`--cell` should be from 0 to {len(cells) - 1}, got {options.cell}. `--list` shows the cells."
+        )
+    for name, known in (("rows", [run.name for run in matrix.runs]), ("testbeds", matrix.testbeds)):
+        for value in getattr(options, name) or []:
+            if value not in known:
+                raise ValueError(unknown_value_message(f"--{name}", value, known))
+    chosen = cells if options.cell is None else [cells[options.cell]]
+    found = [
+        cell
+        for cell in chosen
+        if (options.rows is None or cell.row in options.rows)
+        and (options.testbeds is None or cell.testbed in options.testbeds)
+    ]
+    if not found:
+        raise ValueError("`--cell`, `--rows` and `--testbeds` name no cell together. `--list` shows the cells.")
+    return found

@@ -117,6 +117,18 @@ def test_one_cell_for_an_array_and_the_list(matrix_file, tmp_path, capsys):
     assert "`--cell` should be from 0 to 3, got 4" in capsys.readouterr().err
 
 
+def test_rows_and_testbeds_by_name(matrix_file, tmp_path, capsys):
+    testbeds = {"trees": {}, "letters": {"data": {"max_tokens": 16}}}
+    path = str(matrix_file(testbeds=testbeds, settings={"output_dir": str(tmp_path / "runs/{testbed}/{name}-{seed}")}))
+    assert main(["matrix", path, "--rows", "routed", "--testbeds", "letters", "--list"]) == 0
+    lines = [line.split()[:5] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["3", "letters", "routed", "seed", "0"], ["7", "letters", "routed", "seed", "1"]]
+    assert main(["matrix", path, "--rows", "rooted"]) == 2
+    assert "Unknown value for `--rows`: 'rooted'. Did you mean `routed`?" in capsys.readouterr().err
+    assert main(["matrix", path, "--rows", "routed", "--cell", "0"]) == 2
+    assert "`--cell`, `--rows` and `--testbeds` name no cell together" in capsys.readouterr().err
+
+
 def test_a_cell_that_fails_does_not_stop_the_others(matrix_file, tmp_path, capsys):
     row = {"name": "broken", "recipe": "recipe.yaml"}
     path = matrix_file(runs=[row, {"name": "routed", "recipe": "recipe.yaml"}], data_filtering=None)
