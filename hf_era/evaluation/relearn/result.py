@@ -14,7 +14,7 @@ RECOVERY_MARGIN = 0.05
 """Nats a token: an attack has recovered the capability once the forget loss is below that before the method plus this."""
 
 CONVERGED_MARGIN = 0.01
-"""Nats a token: a longer schedule that brings back less than this more than a shorter one says that neither is too short."""
+"""Nats a token: what brings back less than this more, a longer schedule or another learning rate, brings back as much."""
 
 FULL, LORA = "full", "lora"
 """Kinds of attack: all weights are trained, or low-rank adapters only."""
@@ -206,7 +206,8 @@ class AttackSummary:
         edges (`tuple[str, ...]`): at which edges of what was tried the minimum lies. `steps`: a trial ran out of steps
             before its forget loss had turned, as patience counts it; with the schedule `cosine`, whose end is where it is,
             also not if another length brought back as much, to `CONVERGED_MARGIN`. Of the strongest attack also `stories`
-            (no attack of its kind and mixture had more) and `learning rate` (none alike had a lower one, or a higher one).
+            (no attack of its kind and mixture had more) and `learning rate` (none alike had a lower one, or a higher one,
+            and the one beside it did not bring back as much).
             With any of them `lowest_forget` and `robust_unlearning` are upper bounds: more of the same may bring back more.
         recovery (`str`): `reached`: the median trial recovered; `not reached`; `at the start`: the forget loss was at the
             level before the attack already; `unknown`.
@@ -350,11 +351,17 @@ def strongest_of(summaries: Sequence[AttackSummary]) -> AttackSummary | None:
 def _edges_of_the_grid(strongest: AttackSummary, summaries: Sequence[AttackSummary]) -> list[str]:
     """Beyond which of the numbers of examples and learning rates that were tried a stronger attack may lie."""
     alike = [part for part in summaries if (part.kind, part.mixture) == (strongest.kind, strongest.mixture)]
-    rates = [
-        part.learning_rate for part in alike if (part.stories, part.schedule) == (strongest.stories, strongest.schedule)
-    ]
     edges = [STORIES] if strongest.stories == max(part.stories for part in alike) else []
-    return [*edges, LEARNING_RATE] if strongest.learning_rate in (min(rates), max(rates)) else edges
+    swept = [part for part in alike if (part.stories, part.schedule) == (strongest.stories, strongest.schedule)]
+    own = strongest.learning_rate
+    others = {part.learning_rate for part in swept} - {own}
+    if others and min(others) < own < max(others):
+        return edges
+    # Where the rate beside it brought back as much, the loss is flat; but where no step of any did, a lower one may.
+    beside = min(others, key=lambda rate: abs(rate - own), default=None)
+    nearly = [part.selection for part in swept if part.learning_rate == beside and part.selection is not None]
+    is_flat = strongest.selection is not None and min(nearly, default=math.inf) < strongest.selection + CONVERGED_MARGIN
+    return edges if is_flat and strongest.lowest_step > 0 else [*edges, LEARNING_RATE]
 
 
 def _is_long_enough(part: AttackSummary, summaries: Sequence[AttackSummary]) -> bool:
