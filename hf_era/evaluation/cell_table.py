@@ -139,12 +139,13 @@ def _over_seeds(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 def _bounds(lines: Sequence[Line]) -> dict[str, str]:
     """Figures that are bounds in a seed, and so in the mean. An attack's loss is one where its minimum lies at an edge of
-    what was tried; that no attack had more examples makes it none."""
+    what was tried, and so is what follows from it; that no attack had more examples makes it none."""
     found: dict[str, set[str]] = {}
     for line in lines:
         for kind, ratio in (line.get("compute_ratio") or {}).items():
             if ratio.get("bound"):
                 found.setdefault(f"compute_ratio_{kind}", set()).add(ratio["bound"])
         if set(value_at(line, "attack", "edges") or ()) - {STORIES}:
-            found.setdefault("attacked_forget_loss", set()).add("at most")
+            for name in ("attacked_forget_loss", "robust_unlearning", "share_of_filtering"):
+                found.setdefault(name, set()).add("at most")
     return {name: " and ".join(sorted(bounds)) for name, bounds in found.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_era.evaluation.intervals import Estimate
 from hf_era.evaluation.share_of_filtering import LEAST_RANGE
 from hf_era.evaluation.summary import estimate_of
 from hf_era.reporting.markdown.tables import escape_markdown, markdown_table
@@ -14,6 +13,7 @@ from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of
 
 MISSING = "-"
+_SIGNS = {"at least": "≥", "at most": "≤"}
 _PLOT = (
     "Forget loss after the attack against retain loss before it, with the curves of base controls and data filtering"
 )
@@ -100,8 +100,8 @@ def rows_table(rows: list[Mapping[str, Any]]) -> Table:
     caption = (
         "Means over seeds with 95 % intervals (Student's t), losses in nats a token. Over filtering: forget loss after the "
         "attack minus that of data filtering, in pairs of seeds; of filtering's robustness: robust unlearning (forget loss "
-        "after the attack minus that before the method) as a share of that of data filtering. ≤ and ≥: bounds. In place of "
-        "a mean: how many seeds have the figure."
+        "after the attack minus that before the method) as a share of that of data filtering. ≤ and ≥: in some seed it is a "
+        "bound. In place of a mean: how many seeds have the figure."
     )
     return Table(caption, header, lines, text_columns=3)
 
@@ -112,12 +112,8 @@ def _cell(row: Mapping[str, Any], figure: str, signed: bool, digits: int) -> str
         return MISSING
     if values["value"] is None:
         return f"{values['seeds']} of {len(row['seeds'])} seeds"
-    bound, estimate = row["bounds"].get(figure), estimate_of(values)
-    if bound is None:
-        return format_estimate(estimate, signed, digits)
-    # An interval would be one of the bounds.
-    sign = {"at least": "≥", "at most": "≤"}.get(bound, bound)
-    return f"{sign} {format_estimate(Estimate(estimate.value), signed, digits)}"
+    bound, text = row["bounds"].get(figure), format_estimate(estimate_of(values), signed, digits)
+    return text if bound is None else f"{_SIGNS.get(bound, bound)} {text}"
 
 
 def method_text(row: Mapping[str, Any]) -> str:

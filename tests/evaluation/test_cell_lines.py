@@ -83,6 +83,7 @@ def test_bounds_and_figures_that_not_all_seeds_have():
     assert wild["bounds"] == {
         "compute_ratio_retain": "at least", "compute_ratio_forget": "at most",
         "compute_ratio_forget_attacked": "at most", "attacked_forget_loss": "at most",
+        "robust_unlearning": "at most", "share_of_filtering": "at most",
     }  # fmt: skip
     assert "compute_ratio_retain" not in rows_of(table)["routed"]["bounds"]
 
