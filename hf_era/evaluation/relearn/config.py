@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora_learning_rates": [3e-4, 1e-3, 5e-3],
         "schedules": [COSINE, CONSTANT],
         "mixtures": [FORGET, HALF, RETAIN],
-        "widen_sweep": 2,
+        "widen_sweep": 3,
         "evaluation_stories": 128,
     },
 }
@@ -136,7 +136,8 @@ class RelearnConfig(RelearnAttackConfig):
     )
     widen_sweep: int = setting(
         ByPreset(0),
-        "While the strongest attack is at the lowest or highest learning rate tried, try the one beyond; so often at most.",
+        "While the strongest attack is at the lowest or highest learning rate, try the one beyond, and where its cosine was "
+        "too short twice the length; so often at most.",
         identity=UNLESS_DEFAULT,
     )
     sweep_trials: int | None = setting(

@@ -296,11 +296,14 @@ _WIDENING = 3.0
 
 
 def _beyond_the_edge(result: RelearnResult) -> PlannedAttack | None:
-    """The strongest attack at the learning rate beyond the last one, by the ratio of the two last ones; `None` where it has
-    been tried at a lower and at a higher one. If no step of it brought anything back, lower ones may."""
+    """The strongest attack at the learning rate beyond the last one, by the ratio of the two last ones; where it has been
+    tried at a lower and at a higher one, but its schedule was too short, at twice the length; else `None`. If no step of it
+    brought anything back, lower rates may."""
     strongest = result.strongest()
-    if strongest is None or LEARNING_RATE not in strongest.edges:
+    if strongest is None or strongest.converged:
         return None
+    if LEARNING_RATE not in strongest.edges:
+        return None if strongest.steps is None else replace(_planned(strongest), steps=2 * strongest.steps)
     alike = strongest.attack._replace(learning_rate=0.0)
     rates = {
         trial.learning_rate

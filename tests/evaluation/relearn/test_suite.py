@@ -311,3 +311,13 @@ def test_a_sweep_is_widened_so_often_and_downwards_too(make_base: Callable[..., 
         strongest = result.strongest()
         assert strongest is not None
         assert "learning rate" in strongest.edges
+
+
+def test_a_cosine_that_was_too_short_is_made_twice_as_long(make_base: Callable[..., Any]) -> None:
+    settings = {"schedules": ["cosine"], "cosine_steps": [4], "patience": 3}
+    rates = {"learning_rate": 1e-2, "sweep_learning_rates": [1e-3, 0.3]}
+    result = make_experiment(**settings, **rates, widen_sweep=2).run(make_base())
+    tried = [(trial.learning_rate, trial.steps) for trial in result.trials]
+    assert tried[:3] == [(1e-2, 4), (1e-3, 4), (0.3, 4)]
+    assert tried[3:] == [(1e-2, 8), (1e-2, 16)]
+    assert result.trials[3].curve.points[-1].step == 8  # by its own schedule, not that of the settings
