@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hf_era.models.config import ExpansionConfig
+from hf_era.routing import RoutingBatch
 from hf_era.run.config import RunConfig, load_run_config
 
 RECIPES = {
@@ -76,4 +78,11 @@ def test_all_recipes_differ_in_what_they_are_called_after_only() -> None:
         return {key: values[key] for key in ("expansion", "data", "seed", "evaluation")}
 
     assert without("scratch_fullseq") == without("scratch_concept") == without("posttrain_fullseq")
-    assert without("scratch_fullseq") == without("posttrain_concept")
+    assert without("scratch_fullseq") == without("posttrain_concept") == without("scratch_robust")
+
+
+def test_the_robust_sibling_lets_the_core_learn_nothing_of_forget_examples(tmp_path: Path) -> None:
+    arguments = load_run_config([CONFIGS / "scratch_robust.yaml"]).training_arguments(tmp_path, bf16=False)
+    routing = arguments.token_router.route(RoutingBatch(torch.tensor([[0.0], [1.0]]), ["forget"]))
+    assert routing.original.parameter_multiplier.tolist() == [[0.0], [1.0]]
+    assert routing.modules["forget"].dial.tolist() == [1.0, 0.0]
