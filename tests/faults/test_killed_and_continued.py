@@ -31,9 +31,7 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     plan = [
         ("route", TERMINATE, "any", 0.3),
         ("route", KILL, "saving", 0.1),
-        ("coherence", KILL, "any", 0.6),
         ("attack", WARN, "any", 0.5),
-        ("card", KILL, "saving", 0.5),
     ]
     run = faulty_run(tmp_path / "disturbed")
     for phase, name, which, share in plan:
