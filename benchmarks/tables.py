@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hf_era.reporting.comparison_tables import (
     strongest_attack_over_seeds,
 )
 from hf_era.reporting.markdown.tables import markdown_table
+from hf_era.reporting.matrix_tables import curve_texts, range_texts, rows_table
 from hf_era.reporting.numbers import format_estimate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,6 +224,26 @@ def summary_table() -> str:
     return markdown(["forget and retain loss, minus the model before", "removed", "cost", "left under attack"], lines)
 
 
+BAKEOFF_COLUMNS = (
+    "Row", "Labels", "Seeds", "Retain loss", "Retain tax", "Forget loss", "Forget loss after the attack",
+    "Share of filtering", "Compute ratio: retain", "forget after the attack", "Accuracy after the attack",
+)  # fmt: skip
+
+
+def bakeoff_section(testbed: str) -> str:
+    """What the bake-off says of one testbed: its range and the rows with the columns that matter; nothing until it ran."""
+    found = read("bakeoff/table")
+    testbeds = [part for part in found["testbeds"] if part["name"] == testbed]
+    rows = [row for row in found["rows"] if row["testbed"] == testbed]
+    if not testbeds or not rows:
+        return "Not run yet."
+    shown = rows_table(rows)
+    columns = [number for number, name in enumerate(shown.header) if name in BAKEOFF_COLUMNS]
+    lines = [[row[number] for number in columns] for row in shown.rows]
+    texts = [*range_texts(testbeds[0]), *curve_texts(testbeds[0])]
+    return "\n\n".join([*texts, markdown([shown.header[number] for number in columns], lines)])
+
+
 TABLES = {
     SPEED: {
         "speed": headline_table,
@@ -236,6 +258,7 @@ TABLES = {
     },
     README: {"summary": summary_table},
     EVIDENCE: {
+        **{f"bakeoff_{name}": partial(bakeoff_section, name) for name in ("language", "facts", "trees")},
         "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
         "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
         "strongest": lambda: markdown_table(strongest_attack_over_seeds(matrix_rows())),

@@ -43,14 +43,14 @@ def matrix_markdown(table: Mapping[str, Any], plot: str | None = None) -> str:
         rows = [row for row in table["rows"] if row["testbed"] == testbed["name"]]
         blocks += [f"## {escape_markdown(testbed['name'])}"] if testbed["name"] else []
         blocks += [
-            escape_markdown(text) for text in [*_range_texts(testbed), *_curve_texts(testbed), *testbed["notes"]]
+            escape_markdown(text) for text in [*range_texts(testbed), *curve_texts(testbed), *testbed["notes"]]
         ]
         shown = rows_table(rows)
         blocks += [shown.caption, markdown_table(shown)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _range_texts(testbed: Mapping[str, Any]) -> list[str]:
+def range_texts(testbed: Mapping[str, Any]) -> list[str]:
     """D - A, and whether methods can be told apart."""
     texts = []
     for measure, part in testbed["range"].items():
@@ -67,7 +67,7 @@ def _range_texts(testbed: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def _curve_texts(testbed: Mapping[str, Any]) -> list[str]:
+def curve_texts(testbed: Mapping[str, Any]) -> list[str]:
     """The power laws, with how well they fit."""
     parts = [
         f"{kind.replace('_', ' ')} {curve['floor']:.3f} + {curve['scale']:.3f} x^-{curve['exponent']:.3f} (R² "
