@@ -10,9 +10,10 @@ OPTIONS ?=
 # Test files side by side, on as many cores as there are, four at most, in the order of tests/conftest.py: left to itself xdist
 # keeps the files with few but long tests for the end, where one core waits. PYTEST='-n 0' for one after the other.
 PYTEST ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+OUTPUT ?= gpu_results
 RESULTS := benchmarks/results/matrix_small/seed0
 
-.PHONY: help install demo test test-slow quality format cards docs bench bench-more clean
+.PHONY: help install demo test test-slow quality format cards docs bench bench-more gpu clean
 
 help:
 	@echo "make demo       run the whole life cycle on built-in texts (under 3 minutes on 2 cores)"
@@ -20,6 +21,7 @@ help:
 	@echo "make install    only make the environment in $(VENV)"
 	@echo "make quality    linter, format check, type checker, advisories   (make format: repair the format)"
 	@echo "make bench      the benchmarks, into benchmarks/results (15 minutes on 2 cores; bench-more: 20 more)"
+	@echo "make gpu        what a GPU is to tell, in nine minutes, into gpu_results (OUTPUT=elsewhere)"
 	@echo "make cards      render model_cards/, the tables of README and docs and the picture from benchmarks/results"
 	@echo "make docs       write docs/api.md from the docstrings"
 
@@ -60,6 +62,10 @@ cards: install
 
 docs: install
 	$(BIN)/python docs/make_api.py
+
+# On one CUDA GPU, in nine minutes at most.
+gpu: install
+	$(BIN)/python benchmarks/gpu.py $(OUTPUT)
 
 # The time limits are of each benchmark's rounds: on a slow machine there are fewer of them.
 bench: install
