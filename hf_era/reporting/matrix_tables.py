@@ -42,9 +42,7 @@ def matrix_markdown(table: Mapping[str, Any], plot: str | None = None) -> str:
     for testbed in table["testbeds"]:
         rows = [row for row in table["rows"] if row["testbed"] == testbed["name"]]
         blocks += [f"## {escape_markdown(testbed['name'])}"] if testbed["name"] else []
-        blocks += [
-            escape_markdown(text) for text in [*range_texts(testbed), *curve_texts(testbed), *testbed["notes"]]
-        ]
+        blocks += [escape_markdown(text) for text in [*range_texts(testbed), *curve_texts(testbed), *testbed["notes"]]]
         shown = rows_table(rows)
         blocks += [shown.caption, markdown_table(shown)]
     return "\n\n".join(blocks) + "\n"
