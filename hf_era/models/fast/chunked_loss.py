@@ -20,7 +20,9 @@ from hf_era.models.fast.precision import cpu_has_bf16_units
 IGNORE_INDEX = -100
 # Bytes of one chunk's logits. Larger chunks read and write the weight's gradient less often: the CPU's size was measured
 # on 2 cores, a GPU's follows from its memory's speed.
-BYTES_PER_CHUNK, BYTES_PER_GPU_CHUNK = 128 << 20, 512 << 20
+BYTES_PER_CHUNK, BYTES_PER_GPU_CHUNK = 128 << 20, 1 << 30
+# Rows of the head that a product has a multiple of: a GPU's tensor cores are slow at 50,257 columns and fast at 50,304.
+HEAD_MULTIPLES = {"cuda": 64}
 
 
 def rows_per_chunk(weight: Tensor) -> int:
@@ -81,7 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_factor: Tensor | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        sums, factors = torch.promote_types(weight.dtype, torch.float32), _factors(weight)
+        sums, factors = torch.promote_types(weight.dtype, torch.float32), _padded(_factors(weight))
         hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
         weight_gradient: Tensor | None = None
         total = torch.zeros((), dtype=sums, device=hidden.device)
@@ -95,7 +97,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if softcap is not None:
                 bounded = logits.to(sums).div_(softcap).tanh_()
                 logits = bounded * softcap
-            log_probabilities = torch.log_softmax(logits, dim=-1, dtype=sums)
+            log_probabilities = torch.log_softmax(_without_padding(logits, len(weight)), dim=-1, dtype=sums)
             del logits  # a chunk's largest tensors are not held longer than they are needed
             at_target = log_probabilities.gather(-1, safe)
             total -= (at_target * counted).sum()
@@ -148,6 +150,7 @@ def _finished(total: Tensor | None, weight: Tensor, factor_dtype: torch.dtype, s
     """The weight's gradient in its own dtype, with the scale where the factors could not carry it."""
     if total is None:  # no position at all
         return torch.zeros_like(weight)
+    total = total[: len(weight)]
     return (total if total.dtype == factor_dtype else total.mul_(scale)).to(weight.dtype)
 
 
@@ -172,13 +175,26 @@ def _factors(weight: Tensor) -> Tensor:
     return weight
 
 
+def _padded(factors: Tensor) -> Tensor:
+    """With rows of zeros to a multiple that products of this device like. They are in no gradient and in no file."""
+    missing = -len(factors) % HEAD_MULTIPLES.get(factors.device.type, 1)
+    return F.pad(factors, (0, 0, 0, missing)) if missing else factors  # a pad of nothing would be a copy
+
+
+def _without_padding(logits: Tensor, vocabulary: int) -> Tensor:
+    """Logits, (positions, padded vocabulary), in place: entries that are none are impossible."""
+    if logits.shape[-1] > vocabulary:
+        logits[:, vocabulary:] = -torch.inf
+    return logits
+
+
 def _losses_of_each(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """For evaluation: with gradients, autograd would keep every chunk's logits."""
-    sums, factors = torch.promote_types(weight.dtype, torch.float32), _factors(weight)
+    sums, factors = torch.promote_types(weight.dtype, torch.float32), _padded(_factors(weight))
     step = rows_per_chunk(weight)
     parts = [
         F.cross_entropy(
-            _capped((part.to(factors.dtype) @ factors.T).to(sums), softcap),
+            _without_padding(_capped((part.to(factors.dtype) @ factors.T).to(sums), softcap), len(weight)),
             target,
             ignore_index=IGNORE_INDEX,
             reduction="none",
