@@ -206,4 +206,8 @@ def test_the_plot_has_a_panel_per_testbed_with_curves_and_points():
     looks = reference_curves.looks_of_rows(TABLE["rows"])
     assert looks["one"].color != looks["two"].color
     assert len(reference_curves.draw(TABLE, ["one"]).axes[0].containers) == 1
+    far = {**TABLE, "rows": [{**TABLE["rows"][0], "figures": figures(retain_loss=6.5, attacked_forget_loss=2.9)}]}
+    (panel,) = reference_curves.draw(far).axes
+    assert panel.get_xlim()[1] < 3.3  # a model that lost everything does not press the others together
+    assert [text.get_text() for text in panel.texts] == ["at 6.5 \u2192"]
     assert not reference_curves.draw({"testbeds": [], "rows": []}).axes[0].axison

@@ -6,6 +6,7 @@ as one that never did. To the right is what a method costs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,9 +47,10 @@ def draw(table: Mapping[str, Any], left_out: Sequence[str] = ()) -> Figure:
         styles = looks_of_rows(rows)
         figure, [panels] = new_figure(3.8 + 0.19 * -(-(len(styles) + 2) // max(len(testbeds), 1)), 1, len(testbeds))
         for panel, testbed in zip(panels, testbeds, strict=True):
-            _curves(panel, testbed["curves"].get("loss") or {})
+            curves = testbed["curves"].get("loss") or {}
+            _curves(panel, curves)
             for row in _of(rows, testbed):
-                _point(panel, row, styles[row["row"]])
+                _point(panel, row, styles[row["row"]], _farthest(curves))
             panel.set_title(_title(testbed))
             panel.set_xlabel("retain loss before the attack, nats a token")
             panel.margins(0.08)
@@ -85,13 +87,26 @@ def _curves(panel: Axes, curves: Mapping[str, Any]) -> None:
             panel.plot(curves[name]["retain"], curves[name]["forget"], color=colour, marker=".", linewidth=1.4)
 
 
-def _point(panel: Axes, row: Mapping[str, Any], style: Look) -> None:
+def _farthest(curves: Mapping[str, Any]) -> float:
+    """Retain loss of the right edge: one model that forgot everything would press all others together."""
+    retain = [value for curve in curves.values() for value in curve["retain"]]
+    return max(retain) + 0.25 * (max(retain) - min(retain)) if retain else math.inf
+
+
+def _point(panel: Axes, row: Mapping[str, Any], style: Look, farthest: float) -> None:
+    """The mean with its intervals; beyond the right edge at the edge, with its retain loss beside it."""
     x, y = (estimate_of(row["figures"][name]) for name in (_X, _Y))
+    place, is_beyond = min(x.value or 0.0, farthest), (x.value or 0.0) > farthest
     panel.errorbar(
-        [x.value or 0.0], [y.value or 0.0], xerr=[[part] for part in bounds(x)], yerr=[[part] for part in bounds(y)],
-        color=style.color, marker=style.marker, markerfacecolor=style.face, linestyle="none", capsize=2,
-        elinewidth=0.8, markersize=6,
+        [place], [y.value or 0.0], xerr=None if is_beyond else [[part] for part in bounds(x)],
+        yerr=[[part] for part in bounds(y)], color=style.color, marker=style.marker, markerfacecolor=style.face,
+        linestyle="none", capsize=2, elinewidth=0.8, markersize=6,
     )  # fmt: skip
+    if is_beyond:
+        panel.annotate(
+            f"at {x.value:.1f} \u2192", (place, y.value or 0.0), xytext=(-7, 0), textcoords="offset points",
+            ha="right", va="center", fontsize="small", color=style.color,
+        )  # fmt: skip
 
 
 def _handle(style: Look) -> Line2D:

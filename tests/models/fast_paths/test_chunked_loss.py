@@ -154,7 +154,9 @@ def test_bf16_is_as_near_to_float64_as_whole_bf16_logits(reduction: str, weights
 def test_a_label_outside_the_vocabulary_is_an_error(label: int, form: Form) -> None:
     targets = targets_of("all counted")
     targets[20] = label
-    if chunked_loss.HEAD_MULTIPLES["cpu"] > 1 and label == VOCABULARY:  # an entry of the padding: impossible, and so said
+    if (
+        chunked_loss.HEAD_MULTIPLES["cpu"] > 1 and label == VOCABULARY
+    ):  # an entry of the padding: impossible, and so said
         assert torch.isinf(form(*tensors(targets), targets))
         return
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
