@@ -38,8 +38,9 @@ def cell_line(result: RunResult, testbed: str = "", settings_key: str | None = N
     Returns: `testbed`, `row`, `seed`, `method`, `role`, `router`, `start`; `labelled_fraction`, `label_errors`; `steps`, own
     ones, `base_steps`, those of the base it went on from, `compute`, examples read in both; `forget_loss`, `retain_loss` at
     the end, before any attack; `before` and `with_modules`: the same of the model before the method, and before ablation;
-    `retain_tax`; `attack`: the strongest one; `seconds`, of which `base_seconds` may be shared; `version`, `revision`,
-    `date`, `data` and `settings_key`. Losses are in nats a token.
+    `retain_tax`; `attack`: the strongest one; `base_distance`: of the weights from the pretrained ones, and the loss barrier
+    between; `seconds`, of which `base_seconds` may be shared; `version`, `revision`, `date`, `data` and `settings_key`.
+    Losses are in nats a token.
     """
     config, training = result.config, result.training
     untouched = result.method_role == UNTOUCHED
@@ -66,6 +67,7 @@ def cell_line(result: RunResult, testbed: str = "", settings_key: str | None = N
         "with_modules": _losses(result, "before_ablation"),
         "retain_tax": result.retain_tax,
         "attack": _attack(result.relearning),
+        "base_distance": {name: value for name, value in result.base_distance.items() if name != "line"},
         "seconds": sum(result.seconds.values()),
         "base_seconds": result.seconds.get("base", 0.0),
         "version": result.versions.get("hf-era"),

@@ -20,6 +20,8 @@ _OF_A_LINE: dict[str, tuple[str, ...]] = {
     "attacked_accuracy": ("attack", "accuracy"),
     "attack_tokens": ("attack", "tokens"),
     "forget_loss_with_modules": ("with_modules", "forget"),
+    "base_distance": ("base_distance", "relative"),
+    **{f"barrier_{kind}": ("base_distance", "barrier", kind) for kind in ("forget", "retain")},
     "seconds": ("seconds",),
     "share_of_filtering": ("share_of_filtering", "loss"),
     "share_of_filtering_error": ("share_of_filtering", "error"),

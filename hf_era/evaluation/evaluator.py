@@ -27,7 +27,7 @@ from hf_era.evaluation.losses import (
 )
 from hf_era.evaluation.selectivity import AuxiliaryActivationMeter, MeterParts
 from hf_era.utils.checks import check_count, check_path_text
-from hf_era.utils.fields import setting
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 from hf_era.utils.processes import share_of, share_out
 
 CPU_BATCH_SIZE = 16
@@ -52,6 +52,12 @@ class EvaluationConfig:
     mean_of_batch_means_size: int = setting(
         80, "Examples a batch of the reference's mean of batch means, reported beside ours.", identity=True
     )
+    barrier_points: int = setting(
+        0,
+        "Of a model that existed before: measure losses at so many points of the line to the final one, for the loss "
+        "barrier between them. 0: none.",
+        identity=UNLESS_DEFAULT,
+    )
     # What identifies the measured tasks is `suite_key`, which knows the files' contents.
     tasks: list[str] = setting(
         list, "Tasks of lm-eval, NAME or NAME=FILE; measured beside the losses (needs lm-eval).", identity=False
@@ -66,6 +72,7 @@ class EvaluationConfig:
         for name in ("batch_size", "mean_of_batch_means_size"):
             check_count(f"evaluation.{name}", getattr(self, name), 1, 1_000_000)
         check_count("evaluation.bootstrap_samples", self.bootstrap_samples, 0, 1_000_000)
+        check_count("evaluation.barrier_points", self.barrier_points, 0, 1_000)
         check_count("evaluation.task_limit", self.task_limit)
         check_count("evaluation.num_fewshot", self.num_fewshot, 0, 1_000)
         check_path_text("evaluation.task_files", self.task_files)

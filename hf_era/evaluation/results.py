@@ -195,6 +195,9 @@ class RunResult(Result):
         stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
             model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.
         leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
+        base_distance (`dict`): of the final model's weights from those of the pretrained model before the method: `l2` and
+            `relative`, and with `evaluation.barrier_points` the `barrier` and `line` of losses between them
+            (`hf_era.evaluation.distance`); empty if there was none, or they have not the same parameters.
         base_training (`dict`): of the base or base control that was trained for it: `steps`, `train_loss`, and the
             `l1_coefficient` of its L1 term (none: there was no such term); empty if none was trained.
     """
@@ -214,6 +217,7 @@ class RunResult(Result):
     method_texts: dict[str, str]
     stages: list[dict[str, str]]
     leak_audit: dict[str, Any] = field(default_factory=dict)
+    base_distance: dict[str, Any] = field(default_factory=dict)
     base_training: dict[str, Any] = field(default_factory=dict)
     kind: str = "run"
 
@@ -281,7 +285,10 @@ class RunResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         derived = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "localised")
-        return {**super().to_dict(), "derived": {name: getattr(self, name) for name in derived}}
+        values = super().to_dict()
+        if not values["base_distance"]:
+            del values["base_distance"]
+        return {**values, "derived": {name: getattr(self, name) for name in derived}}
 
 
 @dataclass(kw_only=True)

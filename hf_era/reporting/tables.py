@@ -271,6 +271,23 @@ def _attack_row(part: AttackSummary, title: str) -> list[str]:
     ]
 
 
+def distance_table(result: AnyResult) -> Table | None:
+    """How far the final model is from the pretrained one before the method; `None` if it was not measured."""
+    found = result.base_distance if isinstance(result, RunResult) else {}
+    if not found:
+        return None
+    names = {"l2": "Distance of the weights (L2)", "relative": "The same over the norm of the weights before"}
+    rows = [[text, format_number(found[name])] for name, text in names.items()]
+    rows += [
+        [f"Loss barrier, {kind} examples", format_number(value)] for kind, value in (found.get("barrier") or {}).items()
+    ]
+    caption = (
+        "From the model before the method to the final one. Loss barrier: how far the loss rises on the straight line "
+        "between them, nats a token."
+    )
+    return Table(caption, ["From the model before", "Figure"], rows)
+
+
 def selectivity_table(result: RunResult) -> Table:
     """One row per target layer: activation of the auxiliary module on forget examples over that on retain examples."""
     rows = [

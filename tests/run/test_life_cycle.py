@@ -14,9 +14,11 @@ from hf_era import RunConfig, run_pipeline
 from hf_era.cli import main
 from hf_era.data import WordFinder
 from hf_era.evaluation import RunResult
+from hf_era.evaluation.distance import weight_distance
 from hf_era.methods import Phase
 from hf_era.models.fast.causal_lm import ALL_SLOW
 from hf_era.models.generation_config import GenerationConfigWarning
+from hf_era.models.loading import load_causal_lm
 from hf_era.training import NonFiniteLossError
 from hf_era.utils.files import read_json
 
@@ -129,6 +131,7 @@ def test_from_a_local_base(
         model={"architecture": {}, "base": str(base)},
         coherence={"enabled": False},
         generation={"new_tokens": 46},
+        evaluation={"barrier_points": 1},
     )
     with pytest.warns(GenerationConfigWarning, match="`temperature`"):
         result = run_pipeline(config)
@@ -137,6 +140,11 @@ def test_from_a_local_base(
     assert "trained_tokens" not in finished[1].generations["settings"]
     report = (config.output_path / "report.html").read_text()
     assert "Beyond the first 48 tokens nothing was trained in this run." in report
+    moved = weight_distance(*(load_causal_lm(path) for path in (config.output_path / "model", base)))
+    assert {name: result.base_distance[name] for name in moved} == moved
+    ends = [result.base_distance["line"][place]["forget"] for place in (0, -1)]
+    assert ends == pytest.approx([result.loss(stage, "forget") for stage in ("before", result.final_stage)])
+    assert "Loss barrier, forget examples" in report
     assert list(result.losses) == ["before", "before_ablation", "after_ablation"]
     assert not (config.output_path / "base").exists()
     assert AutoTokenizer.from_pretrained(config.output_path / "model").vocab_size == 300

@@ -80,7 +80,7 @@ def _losses(result: AnyResult) -> list[Any]:
         return [Paragraphs(["No losses were measured."])]
     batch_means = tables.batch_means_table(result)
     folded = [Folded("Averaged over batches, as the reference does", [batch_means])] if batch_means is not None else []
-    others = [tables.accuracy_table(result), tables.differences_table(result)]
+    others = [tables.accuracy_table(result), tables.differences_table(result), tables.distance_table(result)]
     return [tables.losses_table(result), *filter(None, others), *folded]
 
 

@@ -152,6 +152,7 @@ def _context(result: RunResult, repository: str | None, seeds: Sequence[RunResul
         "tasks_table": tables.tasks_table(result),
         "losses_table": tables.losses_table(result),
         "differences_table": tables.differences_table(result),
+        "distance_table": tables.distance_table(result),
         "ablation_table": tables.ablation_table(result),
         "selectivity_table": tables.selectivity_table(result) if result.has_module else None,
         "routing_table": tables.routing_table(result, ROUTED_TOKENS),
