@@ -75,6 +75,7 @@ bench: install
 	$(BIN)/python benchmarks/side_mlp.py --time-limit 15
 	$(BIN)/python benchmarks/data.py --time-limit 40
 	$(BIN)/python benchmarks/attack.py --time-limit 40
+	$(BIN)/python benchmarks/startup.py
 
 bench-more: install
 	$(BIN)/python benchmarks/switches.py --time-limit 150
