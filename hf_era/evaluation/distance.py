@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,38 +27,48 @@ def is_comparable(model: nn.Module, other: nn.Module) -> bool:
 def weight_distance(model: nn.Module, other: nn.Module) -> dict[str, float]:
     """`l2`: the Euclidean norm of the difference of all parameters, tied ones counted once; `relative`: that over the norm
     of `other`. Summed in float64."""
-    others = dict(other.named_parameters())
-    pairs = [(value.double(), others[name].to(value.device).double()) for name, value in model.named_parameters()]
-    squares = sum(float((own - base).square().sum()) for own, base in pairs)
-    size = sum(float(base.square().sum()) for _, base in pairs)
+    others, squares, size = dict(other.named_parameters()), 0.0, 0.0
+    for name, value in model.named_parameters():  # one at a time: all of them in float64 may be too much
+        base = others[name].to(value.device).double()
+        squares += float((value.double() - base).square().sum())
+        size += float(base.square().sum())
     return {"l2": math.sqrt(squares), "relative": math.sqrt(squares / size) if size > 0 else math.inf}
 
 
 @torch.no_grad()
 def interpolated(model: nn.Module, other: nn.Module, share: float) -> nn.Module:
-    """A copy whose weights are (1 - share) of `other` and share of `model`."""
-    mixed, ends = copy.deepcopy(other), dict(model.named_parameters())
+    """A copy whose weights are (1 - share) of `other` and share of `model`, in fp32 at least: in half precision most of the
+    line would be rounded to one of its ends."""
+    mixed, ends = copy.deepcopy(model), dict(other.named_parameters())
+    mixed.to(torch.promote_types(next(model.parameters()).dtype, torch.float32))
     for name, value in mixed.named_parameters():
-        value.lerp_(ends[name].to(value), share)
+        value.copy_(torch.lerp(ends[name].to(value), value, share))
     return mixed
 
 
-def loss_barrier(model: nn.Module, other: nn.Module, losses_of: LossesOf, points: int) -> dict[str, Any]:
+def loss_barrier(
+    model: nn.Module,
+    other: nn.Module,
+    losses_of: LossesOf,
+    points: int,
+    ends: Sequence[Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
     """The losses on the straight line from `other` to `model`, and how far they rise above that between the two ends.
 
     Args:
         model, other: with the same parameters (`is_comparable`). losses_of: a model -> kind -> loss, nats a token.
         points (`int`): between the ends, at equal distances, at least 1.
+        ends (*optional*): the losses of `other` and of `model`, where they are known.
 
     Returns: `barrier`: kind -> max over the line of loss - ((1 - t) loss of `other` + t loss of `model`), at least 0, for t
     is 0 too (Frankle et al. 2020, arXiv 1912.05671, of losses); `line`: the points, each with `share` (t) and the losses.
     """
-    shares = [number / (points + 1) for number in range(points + 2)]
-    line = [{"share": share, **losses_of(interpolated(model, other, share))} for share in shares]
-    kinds = [name for name in line[0] if name != "share"]
-    first, last = line[0], line[-1]
+    first, last = ends or (losses_of(other), losses_of(model))
+    inner = [number / (points + 1) for number in range(1, points + 1)]
+    between = [{"share": share, **losses_of(interpolated(model, other, share))} for share in inner]
+    line = [{"share": 0.0, **first}, *between, {"share": 1.0, **last}]
     barrier = {
         kind: max(part[kind] - (1 - part["share"]) * first[kind] - part["share"] * last[kind] for part in line)
-        for kind in kinds
+        for kind in first
     }
     return {"barrier": {kind: max(value, 0.0) for kind, value in barrier.items()}, "line": line}

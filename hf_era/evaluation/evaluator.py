@@ -16,6 +16,7 @@ from hf_era.data import RoutingCollator, longest_first
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.data.columns import order_of_longest_first, present
 from hf_era.evaluation.batch_halving import halving_batches
+from hf_era.evaluation.distance import is_comparable, loss_barrier, weight_distance
 from hf_era.evaluation.intervals import paired_difference, ratio_estimate
 from hf_era.evaluation.losses import (
     StoryLosses,
@@ -54,7 +55,7 @@ class EvaluationConfig:
     )
     barrier_points: int = setting(
         0,
-        "Of a model that existed before: measure losses at so many points of the line to the final one, for the loss "
+        "Of a model that was made of another: measure losses at so many points of the line to the final one, for the loss "
         "barrier between them. 0: none.",
         identity=UNLESS_DEFAULT,
     )
@@ -188,6 +189,26 @@ class Evaluator:
         words = measured["forget"]
         estimates["forget_words"] = loss_estimate(words.forget_word_nll, words.forget_word_tokens, samples).to_dict()
         return estimates
+
+    def distance(
+        self, model: Any, base: Any, measured: Mapping[str, StoryLosses], of_base: Mapping[str, StoryLosses]
+    ) -> dict[str, Any]:
+        """How far a model is from the one that it was made of, with the loss barrier where `barrier_points` asks for it
+        (`hf_era.evaluation.distance`); empty if they have not the same parameters. `measured`, `of_base`: their losses, as
+        `measure` gave them."""
+        if not is_comparable(model, base):
+            return {}
+        kinds = [kind for kind in ("forget", "retain") if measured[kind].tokens.sum() > 0]
+
+        def losses(parts: Mapping[str, StoryLosses]) -> dict[str, float]:
+            return {kind: float(parts[kind].nll.sum() / parts[kind].tokens.sum()) for kind in kinds}
+
+        def losses_of(mixed: Any) -> dict[str, float]:
+            return losses({kind: self.measure_set(mixed, kind, "On the line to the base") for kind in kinds})
+
+        found, points = weight_distance(model, base), self.config.barrier_points
+        ends = [losses(of_base), losses(measured)]
+        return {**found, **(loss_barrier(model, base, losses_of, points, ends) if points and kinds else {})}
 
     def accuracies(self, model: Any, description: str) -> dict[str, dict[str, Any]]:
         """`forget_accuracy`, `retain_accuracy` -> of the examples with a prompt, the share whose completion is right, token

@@ -148,11 +148,13 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
     measured = {"final": evaluator.measure(inputs.model, "The model")}
     accuracies = {"final": evaluator.accuracies(inputs.model, "The model")}
     _check_finite(config, measured["final"], config.model)
+    distance: dict[str, Any] = {}
     if config.before is not None:
         before = load_model(config, config.before, "before")
         measured["before"] = evaluator.measure(before, "Before the method")
         accuracies["before"] = evaluator.accuracies(before, "Before the method")
         _check_finite(config, measured["before"], config.before)
+        distance = evaluator.distance(inputs.model, before, measured["final"], measured["before"])
     losses = {stage: evaluator.estimates(part) for stage, part in measured.items()}
     found = evaluator.differences(measured["final"], measured["before"]) if "before" in measured else {}
     return _described(
@@ -161,6 +163,7 @@ def _measured(config: ModelEvaluationConfig, inputs: ModelInputs, evaluator: Eva
         losses=losses["final"],
         accuracies={stage: found for stage, found in accuracies.items() if found},
         before=None if config.before is None else {"model": config.before, "losses": losses["before"]},
+        base_distance=distance,
         differences={_DIFFERENCES[kind]: difference for kind, difference in found.items()},
         mean_of_batch_means={
             "batch_size": config.evaluation.mean_of_batch_means_size,

@@ -119,6 +119,9 @@ class Result:
         modules (`dict`): where there are several, name -> what was measured of each by itself, see
             `hf_era.evaluation.module_results`. profiles (`list[dict]`): losses under each combination of modules, as
             `hf_era.evaluation.profiles` makes them; empty if not done.
+        base_distance (`dict`): of the final model's weights from those of the model that it was made of: `l2` and
+            `relative`, and with `evaluation.barrier_points` the `barrier` and `line` of losses between them
+            (`hf_era.evaluation.distance`); empty if there was none, or they have not the same parameters.
         seconds (`dict[str, float]`): per phase.
     """
 
@@ -136,6 +139,7 @@ class Result:
     data_filtering: dict[str, Any] | None = None
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
     profiles: list[dict[str, Any]] = field(default_factory=list)
+    base_distance: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     kind: str = ""
     schema_version: int = SCHEMA_VERSION
@@ -152,7 +156,8 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        for name in ("modules", "profiles", "accuracies"):  # most results have one module, and no prompts
+        # Most results have one module, no prompts, and nothing that they were made of.
+        for name in ("modules", "profiles", "accuracies", "base_distance"):
             if not values[name]:
                 del values[name]
         return {"schema_version": values.pop("schema_version"), "kind": values.pop("kind"), **values}
@@ -195,9 +200,6 @@ class RunResult(Result):
         stages (`list[dict[str, str]]`): `name` and `title` of the run's stages, in order. The last one is the final
             model; `before` is the model before the method, `before_ablation` and `after_ablation` those around the cut.
         leak_audit (`dict`): as `hf_era.evaluation.leak_audit` makes it; empty if not done.
-        base_distance (`dict`): of the final model's weights from those of the pretrained model before the method: `l2` and
-            `relative`, and with `evaluation.barrier_points` the `barrier` and `line` of losses between them
-            (`hf_era.evaluation.distance`); empty if there was none, or they have not the same parameters.
         base_training (`dict`): of the base or base control that was trained for it: `steps`, `train_loss`, and the
             `l1_coefficient` of its L1 term (none: there was no such term); empty if none was trained.
     """
@@ -217,7 +219,6 @@ class RunResult(Result):
     method_texts: dict[str, str]
     stages: list[dict[str, str]]
     leak_audit: dict[str, Any] = field(default_factory=dict)
-    base_distance: dict[str, Any] = field(default_factory=dict)
     base_training: dict[str, Any] = field(default_factory=dict)
     kind: str = "run"
 
@@ -285,10 +286,7 @@ class RunResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         derived = ("ablation_gap", "retain_ablation_gap", "unlearning", "retain_tax", "localised")
-        values = super().to_dict()
-        if not values["base_distance"]:
-            del values["base_distance"]
-        return {**values, "derived": {name: getattr(self, name) for name in derived}}
+        return {**super().to_dict(), "derived": {name: getattr(self, name) for name in derived}}
 
 
 @dataclass(kw_only=True)

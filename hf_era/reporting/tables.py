@@ -273,7 +273,7 @@ def _attack_row(part: AttackSummary, title: str) -> list[str]:
 
 def distance_table(result: AnyResult) -> Table | None:
     """How far the final model is from the pretrained one before the method; `None` if it was not measured."""
-    found = result.base_distance if isinstance(result, RunResult) else {}
+    found = result.base_distance
     if not found:
         return None
     names = {"l2": "Distance of the weights (L2)", "relative": "The same over the norm of the weights before"}
@@ -281,10 +281,8 @@ def distance_table(result: AnyResult) -> Table | None:
     rows += [
         [f"Loss barrier, {kind} examples", format_number(value)] for kind, value in (found.get("barrier") or {}).items()
     ]
-    caption = (
-        "From the model before the method to the final one. Loss barrier: how far the loss rises on the straight line "
-        "between them, nats a token."
-    )
+    barrier = " Loss barrier: how far the loss rises on the straight line between them, nats a token."
+    caption = "From the model before the method to the final one." + (barrier if found.get("barrier") else "")
     return Table(caption, ["From the model before", "Figure"], rows)
 
 

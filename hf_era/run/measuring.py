@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from torch import nn
 
 from hf_era.data import FORGET, RETAIN, RoutingCollator, padding_token_id
 from hf_era.data.columns import present
@@ -29,9 +28,7 @@ from hf_era.evaluation import (
     gradient_audit,
     selectivity_estimates,
 )
-from hf_era.evaluation.distance import is_comparable, loss_barrier, weight_distance
 from hf_era.evaluation.generation import longest_prompt
-from hf_era.evaluation.losses import loss_estimate
 from hf_era.evaluation.modules import (
     examples_of_modules,
     measure_module,
@@ -118,8 +115,8 @@ class Measuring:
             layers += sum(1 + len(module.resolve_layers(number)) for module in self.module_configs)
             audits += len(self.own)
         points = self.config.evaluation.barrier_points if self._has_distance else 0
-        line = (points + 2) * held_out if points else 0
-        return Cost(2 * AUDIT_STORIES * expanded * audits, (len(self.stages) + layers) * held_out + unlabelled + line)
+        measured = (len(self.stages) + layers + points) * held_out + unlabelled
+        return Cost(2 * AUDIT_STORIES * expanded * audits, measured)
 
     def _generation_cost(self) -> Cost:
         settings = self.config.generation
@@ -244,7 +241,7 @@ class Measuring:
             "accuracies": {stage: found for stage, found in accuracies.items() if found},
             "selectivity": selectivity,
             "leak_audit": audit,
-            "base_distance": self._base_distance(evaluator),
+            "base_distance": self._base_distance(evaluator, measured),
             **({"modules": self._with_stages(modules, measured)} if modules else {}),
         }
 
@@ -253,21 +250,14 @@ class Measuring:
         """Whether the final model was made of one that existed."""
         return self.run.before_kind == "pretrained" and self.final_stage != "before"
 
-    def _base_distance(self, evaluator: Evaluator) -> dict[str, Any]:
+    def _base_distance(self, evaluator: Evaluator, measured: dict[str, dict[str, StoryLosses]]) -> dict[str, Any]:
         """How far the final model is from the pretrained one before the method; empty where that says nothing."""
         if not self._has_distance:
             return {}
-        model, base = (load_causal_lm(self.stages[name].model) for name in (self.final_stage, "before"))
-        if not is_comparable(model, base):
-            return {}
-
-        def losses_of(mixed: nn.Module) -> dict[str, float]:
-            measured = evaluator.measure(mixed, "On the line to the model before the method")
-            losses = {kind: loss_estimate(part.nll, part.tokens, 0).loss for kind, part in measured.items()}
-            return {kind: value for kind in ("forget", "retain") if (value := losses[kind]) is not None}
-
-        points = self.config.evaluation.barrier_points
-        return {**weight_distance(model, base), **(loss_barrier(model, base, losses_of, points) if points else {})}
+        stages = self.final_stage, "before"
+        return evaluator.distance(
+            *(load_causal_lm(self.stages[name].model) for name in stages), *(measured[name] for name in stages)
+        )
 
     def _with_meters(
         self, evaluator: Evaluator, model: Any, description: str

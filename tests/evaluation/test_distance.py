@@ -53,3 +53,20 @@ def test_a_barrier_is_what_rises_above_the_straight_line_between_the_losses() ->
     assert [part["share"] for part in found["line"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert found["line"][0]["hill"] == pytest.approx(-1.0)
     assert torch.is_grad_enabled()
+
+
+def test_a_base_in_half_precision_is_met_on_the_line_as_it_is() -> None:
+    model, other = line_of(1.0, 1.0 + 1e-4)  # closer than bf16 can tell
+    other.bfloat16()
+    found = loss_barrier(model, other, lambda part: {"weight": weight_of(part)}, 1)
+    assert [part["weight"] for part in found["line"]] == pytest.approx([1.0, 1.00005, 1.0001], abs=1e-6)
+    assert next(interpolated(model, other, 0.5).parameters()).dtype == torch.float32
+
+
+def test_known_ends_are_not_measured_again() -> None:
+    seen: list[float] = []
+    model, other = line_of(-1.0, 1.0)
+    ends = [{"loss": 5.0}, {"loss": 7.0}]
+    found = loss_barrier(model, other, lambda part: seen.append(weight_of(part)) or {"loss": 9.0}, 1, ends)
+    assert seen == [0.0]
+    assert found["barrier"] == {"loss": 3.0}

@@ -355,13 +355,15 @@ def _edges_of_the_grid(strongest: AttackSummary, summaries: Sequence[AttackSumma
     swept = [part for part in alike if (part.stories, part.schedule) == (strongest.stories, strongest.schedule)]
     own = strongest.learning_rate
     others = {part.learning_rate for part in swept} - {own}
+    if strongest.lowest_step == 0:  # all were in vain, and all are equal: a lower rate may not be
+        return [*edges, LEARNING_RATE]
     if others and min(others) < own < max(others):
         return edges
-    # Where the rate beside it brought back as much, the loss is flat; but where no step of any did, a lower one may.
+    # Where the rate beside it brought back as much, the loss is flat.
     beside = min(others, key=lambda rate: abs(rate - own), default=None)
     nearly = [part.selection for part in swept if part.learning_rate == beside and part.selection is not None]
     is_flat = strongest.selection is not None and min(nearly, default=math.inf) < strongest.selection + CONVERGED_MARGIN
-    return edges if is_flat and strongest.lowest_step > 0 else [*edges, LEARNING_RATE]
+    return edges if is_flat else [*edges, LEARNING_RATE]
 
 
 def _is_long_enough(part: AttackSummary, summaries: Sequence[AttackSummary]) -> bool:

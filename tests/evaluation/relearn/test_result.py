@@ -121,6 +121,24 @@ def test_a_minimum_at_the_edge_of_what_was_tried_is_marked() -> None:
     assert result.to_dict()["strongest"]["edges"] == []
 
 
+def chosen_by(learning_rate: float, *losses: float) -> RelearnTrial:
+    """One whose losses on the half for choosing are these, and on the other 1 higher."""
+    points = [RelearnPoint(5 * number, loss + 1, 9.0, selection_loss=loss) for number, loss in enumerate(losses)]
+    return RelearnTrial("full", 4, learning_rate, 0, 0, RelearnCurve(points))
+
+
+def test_a_rate_at_the_edge_beside_one_that_brought_back_as_much_is_no_edge() -> None:
+    more = trial(0, 3.0, 2.9, 2.95, 3.0, stories=16)  # not at the edge in examples either
+    best = chosen_by(1e-2, 3.0, 2.0, 1.5, 1.6)
+    for beside, expected in ((1.509, ()), (1.511, ("learning rate",))):
+        assert edges(best, chosen_by(1e-3, 3.0, 2.0, beside, 1.8), more) == expected
+    # The rate farther away does not count, and of attacks that were all in vain the lowest rate is an edge.
+    assert edges(best, chosen_by(1e-3, 3.0, 2.9, 2.8, 3.0), chosen_by(1e-4, 3.0, 2.0, 1.5, 1.6), more) == ("learning rate",)
+    in_vain = [chosen_by(rate, 3.0, 3.1, 3.2, 3.3) for rate in (1e-3, 1e-2, 1e-4)]
+    weak = trial(0, 4.0, 3.9, 3.95, 4.0, stories=16)
+    assert edges(*in_vain, weak) == ("learning rate",)
+
+
 @pytest.mark.parametrize(
     ("losses", "settings", "has_turned"),
     [

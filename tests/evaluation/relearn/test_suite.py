@@ -304,6 +304,8 @@ def test_a_sweep_is_widened_so_often_and_downwards_too(make_base: Callable[..., 
     for settings, expected in (
         ({"learning_rate": 1e-4, "widen_sweep": 2}, [1e-4, 3e-4, 9e-4]),  # a single rate first goes up
         ({"learning_rate": 0.2, "sweep_learning_rates": [0.1], "widen_sweep": 1}, [0.2, 0.1, 0.05]),
+        # None of these brings anything back: lower ones may, whichever of the equals was made first.
+        ({"learning_rate": 0.1, "sweep_learning_rates": [0.2], "widen_sweep": 2}, [0.1, 0.2, 0.05, 0.025]),
         ({"learning_rate": 1e-4}, [1e-4]),
     ):
         result = make_experiment(**settings).run(make_base())
