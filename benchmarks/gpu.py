@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +119,7 @@ def step_of(kind: str, mode: str, shape: Shape, device: torch.device) -> Callabl
     return work
 
 
-def variant_names(modes: Sequence[str]) -> list[str]:
+def variant_names(modes: Collection[str]) -> list[str]:
     """In the order in which they matter: compiling takes half a minute each."""
     names = [f"{kind} eager" for kind in KINDS]
     names += [f"{kind} {mode}" for kind in ("routed", "stock", "parameter", "ours") for mode in MODES[1:]]
@@ -125,44 +127,58 @@ def variant_names(modes: Sequence[str]) -> list[str]:
 
 
 def time_steps(part: str, small: bool, modes: Sequence[str], device: torch.device, output: Path, limit: float) -> None:
-    """Builds the variants until half of the time is used up, and times them in turns; a variant that fails is said."""
+    """Builds the variants until half of the time is used up, and times them in turns; a variant that fails is said. What is
+    eager is timed and written first: a compiler may take all the time that is left."""
     shape, start = shape_of(part, small), time.monotonic()
-    found: dict[str, Any] = {"shape": shape.name, "batch": [shape.rows, shape.length], "failed": {}, "left_out": []}
+    flops = flops_of(build("stock", shape, device)[0], make_batch(shape.rows, shape.length, device, 260))
+    found: dict[str, Any] = {"shape": shape.name, "batch": [shape.rows, shape.length], "flops": flops}
+    found |= {"failed": {}, "left_out": [], "variants": {}}
     steps: dict[str, Callable[[], object]] = {}
     peaks: dict[str, int | None] = {}
-    for name in variant_names(modes):
-        if time.monotonic() - start > limit / 2:
-            found["left_out"].append(name)
-            continue
-        try:
-            with peak_of(device) as peak:
-                step = step_of(*name.split(), shape, device)
-                for _ in range(3):  # compiles, and makes the optimizer's state
-                    step()
-            steps[name], peaks[name] = step, peak[0]
-            print(f"{part}: {name} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-        except Exception as error:  # whatever a compiler says: the other variants are measured
-            found["failed"][name] = f"{type(error).__name__}: {str(error)[:300]}"
-    repeats = 2 if small else 5
+    for names in (variant_names({"eager"} & set(modes)), variant_names(set(modes) - {"eager"})):
+        for name in names:
+            if time.monotonic() - start > limit / 2:
+                found["left_out"].append(name)
+                continue
+            try:
+                with peak_of(device) as peak:
+                    step = step_of(*name.split(), shape, device)
+                    for _ in range(3):  # compiles, and makes the optimizer's state
+                        step()
+                steps[name], peaks[name] = step, peak[0]
+                print(f"{part}: {name} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+            except Exception as error:  # whatever a compiler says: the other variants are measured
+                found["failed"][name] = f"{type(error).__name__}: {str(error)[:300]}"
+        if steps and names:
+            left = limit * 0.9 - (time.monotonic() - start)
+            found["variants"] = _timed(steps, peaks, found, small, device, max(left / 2, 1.0))
+        write_json(output, found)
+
+
+def _timed(
+    steps: dict[str, Callable[[], object]],
+    peaks: dict[str, int | None],
+    found: dict[str, Any],
+    small: bool,
+    device: torch.device,
+    limit: float,
+) -> dict[str, Any]:
+    """The figures of each variant, timed in turns."""
+    repeats, positions = 2 if small else 5, found["batch"][0] * found["batch"][1]
     several = {name: _repeated(step, repeats) for name, step in steps.items()}
-    left = max(limit * 0.9 - (time.monotonic() - start), 1.0)
     synchronise = torch.cuda.synchronize if device.type == "cuda" else None
-    times = interleave(several, rounds=3 if small else 15, warm_up=1, time_limit_s=left, synchronise=synchronise)
+    times = interleave(several, rounds=3 if small else 15, warm_up=1, time_limit_s=limit, synchronise=synchronise)
     times = {name: [seconds / repeats for seconds in values] for name, values in times.items()}
-    flops = flops_of(build("stock", shape, device)[0], make_batch(shape.rows, shape.length, device, 260))
-    positions = shape.rows * shape.length
-    found["flops"] = flops
-    found["variants"] = {
+    return {
         name: {
             **figures,
             "over_stock_eager": median_ratio(times, name, "stock eager") if "stock eager" in times else None,
             "token_positions_per_s": positions / figures["median_s"],
-            "flops_per_s": flops / figures["median_s"],
+            "flops_per_s": found["flops"] / figures["median_s"],
             "peak_bytes": peaks[name],
         }
         for name, figures in summarise(times).items()
     }
-    write_json(output, found)
 
 
 def _repeated(step: Callable[[], object], times: int) -> Callable[[], object]:
@@ -200,17 +216,20 @@ def run_tests(small: bool, output: Path, limit: float) -> None:
     """The gpu-marked tests; on a machine without a GPU they are skipped, which counts are said."""
     chosen = ["tests/test_gpu.py"] if small else ["tests"]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-n", "0", "-p", "no:cacheprovider", *chosen]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
-    lines = done.stdout.splitlines()
-    write_json(
-        output,
-        {
-            "status": done.returncode,
-            "summary": next((line for line in reversed(lines) if " in " in line), ""),
-            "failures": [line for line in lines if line.startswith(("FAILED", "ERROR"))],
-            "tail": lines[-40:] if done.returncode else [],
-        },
-    )
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
+        status, said = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as error:
+        status, said = None, (error.stdout or b"").decode(errors="replace")
+    lines = said.splitlines()
+    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    summary = next((line for line in reversed(lines) if " in " in line), "")
+    found: dict[str, Any] = {"status": status, "summary": summary, "failures": failures}
+    if status:
+        found |= {"error": f"{len(failures)} tests failed", "tail": lines[-40:]}
+    elif status is None:
+        found |= {"error": f"not through after {limit:.0f} s", "tail": lines[-40:]}
+    write_json(output, found)
 
 
 def run_recipe(small: bool, device: torch.device, output: Path, limit: float) -> None:
@@ -263,7 +282,7 @@ def run_recipe(small: bool, device: torch.device, output: Path, limit: float) ->
 
 def run_part(options: argparse.Namespace, output: Path) -> None:
     """One part, in this process."""
-    device, limit = torch.device(options.device), options.limit
+    device, limit = torch.device(options.device), options.until - time.time()
     if options.part in ("steps", "llama"):
         time_steps(options.part, options.small, options.modes, device, output, limit)
     elif options.part == "matmul":
@@ -286,10 +305,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of the steps")
     parser.add_argument("--limit", type=float, default=530.0, help="seconds for all of it (default: 530)")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA GPU here. `--device cpu --small` tries every part out.", file=sys.stderr)
         return 2
+    options.output = options.output.resolve()  # the parts run elsewhere
     if options.part:
         run_part(options, options.output / f"{options.part}.json")
         return 0
@@ -305,26 +326,37 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _apart(part: str, options: argparse.Namespace, limit: float) -> dict[str, Any]:
-    """The figures of a part that ran in a process of its own, or why there are none."""
+    """The figures of a part that ran in a process of its own, or why there are none. What it started ends with it: on the
+    same GPU it would be in the way of the next one."""
     if limit < 5:
         return {"error": "left out: no time was left"}
     file = options.output / f"{part}.json"
     file.unlink(missing_ok=True)
-    command = [sys.executable, __file__, str(options.output), "--part", part, "--limit", f"{limit - 3:.1f}"]
+    until = time.time() + limit - 5
+    command = [sys.executable, __file__, str(options.output), "--part", part, "--until", f"{until:.1f}"]
     command += ["--device", options.device, "--modes", *options.modes, *(["--small"] if options.small else [])]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=limit, check=False)
-        why = f"status {done.returncode}: {done.stderr[-1500:]}" if done.returncode else ""
+        said = process.communicate(timeout=limit)[1]
+        why = f"status {process.returncode}: {said[-1500:]}" if process.returncode else ""
     except subprocess.TimeoutExpired:
         why = f"not through after {limit:.0f} s"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     figures = read_json(file) if file.is_file() else {}
-    return {**figures, **({"error": why} if why else {})}
+    if not figures and not why:
+        why = "it wrote no figures"
+    if not why and figures.get("failed"):
+        why = f"failed: {', '.join(figures['failed'])}"
+    return {**({"error": why} if why else {}), **figures}
 
 
 def _print(found: dict[str, Any]) -> None:
     peak = found["parts"].get("matmul", {}).get("bf16_flops_per_s")
     for part in ("steps", "llama"):
-        figures = found["parts"].get(part, {})
+        figures = found["parts"].get(part)
+        if figures is None:
+            continue
         rows = [
             [
                 name,
@@ -337,7 +369,9 @@ def _print(found: dict[str, Any]) -> None:
             for name, one in figures.get("variants", {}).items()
         ]
         columns = ["variant", "ms", "/ stock eager", "positions/s", "of the bf16 peak", "peak MiB"]
-        print_table(f"{figures.get('shape', part)}, {figures.get('batch')}, bf16", columns, rows)
+        left_out = figures.get("left_out")
+        note = f"Left out for want of time: {', '.join(left_out)}." if left_out else None
+        print_table(f"{figures.get('shape', part)}, {figures.get('batch')}, bf16", columns, rows, note)
     print(json.dumps({part: figures.get("error", "done") for part, figures in found["parts"].items()}))
 
 

@@ -232,6 +232,8 @@ BAKEOFF_COLUMNS = (
 
 def bakeoff_section(testbed: str) -> str:
     """What the bake-off says of one testbed: its range and the rows with the columns that matter; nothing until it ran."""
+    if not (RESULTS / "bakeoff" / "table.json").is_file():
+        return "Not run yet."
     found = read("bakeoff/table")
     testbeds = [part for part in found["testbeds"] if part["name"] == testbed]
     rows = [row for row in found["rows"] if row["testbed"] == testbed]

@@ -1,5 +1,6 @@
 """`make gpu`: every part in small on a CPU, so that a slip shows before a GPU is at hand."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hf_era.utils.files import read_json
 
 def measured(folder: Path, part: str, *options: str) -> dict[str, Any]:
     """What a part writes, made in this process."""
-    common = [str(folder), "--device", "cpu", "--small", "--part", part, "--limit", "60"]
+    common = [str(folder), "--device", "cpu", "--small", "--part", part, "--until", str(time.time() + 60)]
     assert gpu.main([*common, *options]) == 0
     found: dict[str, Any] = read_json(folder / f"{part}.json")
     return found

@@ -101,7 +101,7 @@ def _row(lines: Sequence[Line], by_key: Mapping[Key, Line], references: Referenc
         **{name: first.get(name) for name in same},
         "seeds": [line["seed"] for line in lines],
         "figures": {name: part for name, part in figures.items() if part},
-        "bounds": _bounds(lines),
+        "bounds": _bounds(lines, by_key, references),
         "attacks": sorted({name for line in lines if (name := value_at(line, "attack", "name"))}),
     }
 
@@ -139,15 +139,39 @@ def _over_seeds(values: Sequence[float | None]) -> dict[str, Any] | None:
     return mean_interval(measured).to_dict()
 
 
-def _bounds(lines: Sequence[Line]) -> dict[str, str]:
+_FALL = ("attacked_forget_loss", "robust_unlearning", "over_filtering", "of_filtering", "share_of_filtering",
+         "share_of_filtering_error")  # fmt: skip
+_RISE = ("attacked_accuracy", "compute_ratio_forget_attacked")
+"""Figures that more of the attack on a row itself can only lower, or raise."""
+_RISE_WITH_REFERENCES = ("share_of_filtering", "share_of_filtering_error")
+_RISE_WITH_CONTROL = ("over_filtering", "of_filtering")
+"""Figures that more of the attacks on the reference models, or on data filtering, can only raise."""
+
+
+def _bounds(lines: Sequence[Line], by_key: Mapping[Key, Line], references: References) -> dict[str, str]:
     """Figures that are bounds in a seed, and so in the mean. An attack's loss is one where its minimum lies at an edge of
     what was tried, and so is what follows from it; that no attack had more examples makes it none."""
     found: dict[str, set[str]] = {}
+
+    def add(names: Sequence[str], bound: str) -> None:
+        for name in names:
+            found.setdefault(name, set()).add(bound)
+
     for line in lines:
         for kind, ratio in (line.get("compute_ratio") or {}).items():
             if ratio.get("bound"):
-                found.setdefault(f"compute_ratio_{kind}", set()).add(ratio["bound"])
-        if set(value_at(line, "attack", "edges") or ()) - {STORIES}:
-            for name in ("attacked_forget_loss", "robust_unlearning", "share_of_filtering"):
-                found.setdefault(name, set()).add("at most")
+                add([f"compute_ratio_{kind}"], ratio["bound"])
+
+        def is_open(row: str | None, line: Line = line) -> bool:
+            part = by_key.get((line["testbed"], str(row), line["seed"]), {})
+            return bool(set(value_at(part, "attack", "edges") or ()) - {STORIES})
+
+        control = references.controls.get(line["row"])
+        if is_open(line["row"]):
+            add(_FALL, "at most")
+            add(_RISE, "at least")
+        if any(is_open(row) for row in {*references.base, *references.filtering} - {line["row"]}):
+            add(_RISE_WITH_REFERENCES, "at least")
+        if control != line["row"] and is_open(control):
+            add(_RISE_WITH_CONTROL, "at least")
     return {name: " and ".join(sorted(bounds)) for name, bounds in found.items()}

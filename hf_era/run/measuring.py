@@ -147,10 +147,12 @@ class Measuring:
         planned = []
         for module, (pool, _) in self._pools().items():
             attacks = plan_attacks(self._attack_settings(module), len(pool)).attacks
-            largest = max(attacks, key=lambda attack: (attack.stories, attack.trials))
-            attacks += [largest] * (
-                self.config.relearn.widen_sweep + (self.config.relearn.attack_before and self._has_before)
-            )
+            largest = max(attacks, key=lambda attack: (attack.trials, attack.examples(None), attack.steps or 0))
+            if self.config.relearn.attack_before and self._has_before:
+                attacks.append(largest)
+            # Beyond the edge may be twice the length of a cosine. That it is so each time is not to be expected.
+            further = largest if largest.steps is None else replace(largest, steps=2 * largest.steps)
+            attacks += [further] * self.config.relearn.widen_sweep
             planned += attacks
         return planned
 
@@ -405,7 +407,7 @@ class Measuring:
             module: KeptTrials(self.records, key if module is None else fingerprint(key, module), self.state, number)
             for number, module in enumerate(experiments)
         }
-        planned = sum(attack.trials for experiment in experiments.values() for attack in experiment.plan())
+        planned = sum(attack.trials for attack in self.attacks())
         through = sum(len(part.found) for part in kept.values())
 
         def on_trial(module: str | None, trial: RelearnTrial) -> None:

@@ -80,12 +80,26 @@ def test_bounds_and_figures_that_not_all_seeds_have():
     wild = rows_of(table)["wild"]
     # Seed 0 lies outside of the curves: no mean over what is left.
     assert wild["figures"]["share_of_filtering"] == {"value": None, "low": None, "high": None, "seeds": 1}
+    falls = ("attacked_forget_loss", "robust_unlearning", "over_filtering", "of_filtering", "share_of_filtering")
     assert wild["bounds"] == {
-        "compute_ratio_retain": "at least", "compute_ratio_forget": "at most",
-        "compute_ratio_forget_attacked": "at most", "attacked_forget_loss": "at most",
-        "robust_unlearning": "at most", "share_of_filtering": "at most",
+        **dict.fromkeys((*falls, "share_of_filtering_error"), "at most"),
+        "compute_ratio_retain": "at least", "compute_ratio_forget": "at most", "attacked_accuracy": "at least",
+        "compute_ratio_forget_attacked": "at least and at most",  # outside of the budgets, and of an open attack
     }  # fmt: skip
     assert "compute_ratio_retain" not in rows_of(table)["routed"]["bounds"]
+
+
+def test_an_open_attack_on_a_reference_model_makes_shares_a_bound_from_below():
+    lines = lines_of()
+    for part in lines:
+        if part["row"] == "filtering_1200" and part["seed"] == 1:
+            part["attack"]["edges"] = ["learning rate"]
+    _, table = table_of(lines, ["routed"], REFERENCES)
+    bounds = rows_of(table)["routed"]["bounds"]
+    names = ("share_of_filtering", "share_of_filtering_error", "over_filtering", "of_filtering")
+    assert {name: bounds.get(name) for name in (*names, "attacked_forget_loss")} == {
+        **dict.fromkeys(names, "at least"), "attacked_forget_loss": None,
+    }  # fmt: skip
 
 
 def test_accuracies_are_measured_as_error_rates():

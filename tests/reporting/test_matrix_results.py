@@ -210,4 +210,8 @@ def test_the_plot_has_a_panel_per_testbed_with_curves_and_points():
     (panel,) = reference_curves.draw(far).axes
     assert panel.get_xlim()[1] < 3.3  # a model that lost everything does not press the others together
     assert [text.get_text() for text in panel.texts] == ["at 6.5 \u2192"]
+    wide = {"value": 2.9, "low": -5.0, "high": 10.0}
+    rows = [{**TABLE["rows"][0], "figures": {**far["rows"][0]["figures"], "retain_loss": wide}}]
+    (panel,) = reference_curves.draw({**TABLE, "rows": rows}).axes
+    assert 2.4 < panel.get_xlim()[0] < panel.get_xlim()[1] < 3.3
     assert not reference_curves.draw({"testbeds": [], "rows": []}).axes[0].axison

@@ -50,7 +50,7 @@ def draw(table: Mapping[str, Any], left_out: Sequence[str] = ()) -> Figure:
             curves = testbed["curves"].get("loss") or {}
             _curves(panel, curves)
             for row in _of(rows, testbed):
-                _point(panel, row, styles[row["row"]], _farthest(curves))
+                _point(panel, row, styles[row["row"]], _limits(curves))
             panel.set_title(_title(testbed))
             panel.set_xlabel("retain loss before the attack, nats a token")
             panel.margins(0.08)
@@ -87,22 +87,27 @@ def _curves(panel: Axes, curves: Mapping[str, Any]) -> None:
             panel.plot(curves[name]["retain"], curves[name]["forget"], color=colour, marker=".", linewidth=1.4)
 
 
-def _farthest(curves: Mapping[str, Any]) -> float:
-    """Retain loss of the right edge: one model that forgot everything would press all others together."""
+def _limits(curves: Mapping[str, Any]) -> tuple[float, float]:
+    """Retain losses of the left and the right edge: one model that forgot everything, or one wide interval, would press all
+    others together."""
     retain = [value for curve in curves.values() for value in curve["retain"]]
-    return max(retain) + 0.25 * (max(retain) - min(retain)) if retain else math.inf
+    if not retain:
+        return -math.inf, math.inf
+    margin = 0.25 * (max(retain) - min(retain))
+    return min(retain) - margin, max(retain) + margin
 
 
-def _point(panel: Axes, row: Mapping[str, Any], style: Look, farthest: float) -> None:
+def _point(panel: Axes, row: Mapping[str, Any], style: Look, limits: tuple[float, float]) -> None:
     """The mean with its intervals; beyond the right edge at the edge, with its retain loss beside it."""
     x, y = (estimate_of(row["figures"][name]) for name in (_X, _Y))
-    place, is_beyond = min(x.value or 0.0, farthest), (x.value or 0.0) > farthest
+    place = min(x.value or 0.0, limits[1])
+    lower, upper = bounds(x)
+    widths = [[max(min(lower, place - limits[0]), 0.0)], [max(min(upper, limits[1] - place), 0.0)]]
     panel.errorbar(
-        [place], [y.value or 0.0], xerr=None if is_beyond else [[part] for part in bounds(x)],
-        yerr=[[part] for part in bounds(y)], color=style.color, marker=style.marker, markerfacecolor=style.face,
-        linestyle="none", capsize=2, elinewidth=0.8, markersize=6,
+        [place], [y.value or 0.0], xerr=widths, yerr=[[part] for part in bounds(y)], color=style.color,
+        marker=style.marker, markerfacecolor=style.face, linestyle="none", capsize=2, elinewidth=0.8, markersize=6,
     )  # fmt: skip
-    if is_beyond:
+    if (x.value or 0.0) > limits[1]:
         panel.annotate(
             f"at {x.value:.1f} \u2192", (place, y.value or 0.0), xytext=(-7, 0), textcoords="offset points",
             ha="right", va="center", fontsize="small", color=style.color,

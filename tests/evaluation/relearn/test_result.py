@@ -133,7 +133,9 @@ def test_a_rate_at_the_edge_beside_one_that_brought_back_as_much_is_no_edge() ->
     for beside, expected in ((1.509, ()), (1.511, ("learning rate",))):
         assert edges(best, chosen_by(1e-3, 3.0, 2.0, beside, 1.8), more) == expected
     # The rate farther away does not count, and of attacks that were all in vain the lowest rate is an edge.
-    assert edges(best, chosen_by(1e-3, 3.0, 2.9, 2.8, 3.0), chosen_by(1e-4, 3.0, 2.0, 1.5, 1.6), more) == ("learning rate",)
+    assert edges(best, chosen_by(1e-3, 3.0, 2.9, 2.8, 3.0), chosen_by(1e-4, 3.0, 2.0, 1.5, 1.6), more) == (
+        "learning rate",
+    )
     in_vain = [chosen_by(rate, 3.0, 3.1, 3.2, 3.3) for rate in (1e-3, 1e-2, 1e-4)]
     weak = trial(0, 4.0, 3.9, 3.95, 4.0, stories=16)
     assert edges(*in_vain, weak) == ("learning rate",)
