@@ -226,7 +226,8 @@ def summary_table() -> str:
 
 BAKEOFF_COLUMNS = (
     "Row", "Labels", "Seeds", "Retain loss", "Retain tax", "Forget loss", "Forget loss after the attack",
-    "Share of filtering", "Compute ratio: retain", "forget after the attack", "Accuracy after the attack",
+    "Share of filtering", "Compute ratio: retain", "Forget loss with the module", "retain loss with it",
+    "Accuracy after the attack",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ _OF_A_LINE: dict[str, tuple[str, ...]] = {
     "accuracy": ("attack", "start_accuracy"),
     "attacked_accuracy": ("attack", "accuracy"),
     "attack_tokens": ("attack", "tokens"),
-    "forget_loss_with_modules": ("with_modules", "forget"),
+    **{f"{kind}_loss_with_modules": ("with_modules", kind) for kind in ("forget", "retain")},
     "base_distance": ("base_distance", "relative"),
     **{f"barrier_{kind}": ("base_distance", "barrier", kind) for kind in ("forget", "retain")},
     "seconds": ("seconds",),

@@ -22,6 +22,8 @@ _UNITS = {"loss": (1, 3, "nats a token"), "error": (100, 1, "points of accuracy"
 _COLUMNS = (  # title, figure, signed, digits
     ("Retain loss", "retain_loss", False, 3),
     ("Forget loss", "forget_loss", False, 3),
+    ("Forget loss with the module", "forget_loss_with_modules", False, 3),
+    ("retain loss with it", "retain_loss_with_modules", False, 3),
     ("Retain tax", "retain_tax", True, 3),
     ("Forget loss after the attack", "attacked_forget_loss", False, 3),
     ("Over filtering", "over_filtering", True, 3),
