@@ -37,7 +37,7 @@ def make_measuring(make_config: Callable[..., Any]) -> Callable[..., Measuring]:
         config = SimpleNamespace(
             output_path=Path("out"),
             relearn=settings,
-            evaluation=SimpleNamespace(),
+            evaluation=SimpleNamespace(barrier_points=0),
             data=SimpleNamespace(forget_words=[]),
         )
         expansion = ExpansionConfig(modules=[ModuleConfig(**part) for part in MODULES])
