@@ -100,14 +100,14 @@ def _limits(curves: Mapping[str, Any]) -> tuple[float, float]:
 def _point(panel: Axes, row: Mapping[str, Any], style: Look, limits: tuple[float, float]) -> None:
     """The mean with its intervals; beyond the right edge at the edge, with its retain loss beside it."""
     x, y = (estimate_of(row["figures"][name]) for name in (_X, _Y))
-    place = min(x.value or 0.0, limits[1])
-    lower, upper = bounds(x)
+    place, is_beyond = min(x.value or 0.0, limits[1]), (x.value or 0.0) > limits[1]
+    lower, upper = (0.0, 0.0) if is_beyond else bounds(x)
     widths = [[max(min(lower, place - limits[0]), 0.0)], [max(min(upper, limits[1] - place), 0.0)]]
     panel.errorbar(
         [place], [y.value or 0.0], xerr=widths, yerr=[[part] for part in bounds(y)], color=style.color,
         marker=style.marker, markerfacecolor=style.face, linestyle="none", capsize=2, elinewidth=0.8, markersize=6,
     )  # fmt: skip
-    if (x.value or 0.0) > limits[1]:
+    if is_beyond:
         panel.annotate(
             f"at {x.value:.1f} \u2192", (place, y.value or 0.0), xytext=(-7, 0), textcoords="offset points",
             ha="right", va="center", fontsize="small", color=style.color,
