@@ -1,6 +1,6 @@
 """Two processes train like one: gradients, losses, weights and files, under DDP and FSDP2, on real processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "gram": {"router": {"name": "gram", "p_as": 0.5, "p_cr": 0.25}, "settings": ACCUMULATED},
     "slow-paths": {"settings": {**WHOLE, "fused_activation": False, "chunked_loss": False}},
 }
+# What others among them cover in part, or what nobody has by default.
+SLOW_LAYOUTS = ("halves", "accumulated-reentrant", "parameter-llama", "slow-paths")
 CHECKPOINTING: dict[str, dict[str, Any]] = {
     "kept": {},
     "reentrant": {"use_reentrant": True},
@@ -93,11 +95,13 @@ def with_batch(case: dict[str, Any], size: int) -> dict[str, Any]:
     return {**case, "settings": settings}
 
 
+def layouts(names: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"settings": WHOLE, **LAYOUTS[name], "way": way, "name": f"{way}-{name}"} for way in WAYS for name in names]
+
+
 def all_cases() -> list[dict[str, Any]]:
-    cases = []
+    cases = layouts([name for name in LAYOUTS if name not in SLOW_LAYOUTS])
     for way in WAYS:
-        for name, layout in LAYOUTS.items():
-            cases.append({"settings": WHOLE, **layout, "way": way, "name": f"{way}-{name}"})
         for name, case in LONG.items():
             cases.append({**with_batch(case, 2), "way": way, "name": f"{way}-{name}", "save": name == "uneven"})
     planted: dict[str, Any] = {"way": "ddp", "settings": WHOLE}
@@ -108,9 +112,9 @@ def all_cases() -> list[dict[str, Any]]:
 
 
 def slow_cases() -> list[dict[str, Any]]:
-    """Every family that is not among the layouts, and bf16."""
+    """The slow layouts, every family that is not among the layouts, and bf16."""
     families = [name for name in FAMILIES if name not in ("gpt_neo", "llama", "gpt2")]
-    cases = [
+    cases = layouts(SLOW_LAYOUTS) + [
         {"way": way, "model_type": name, "name": f"{way}-family-{name}", "settings": WHOLE}
         for way in WAYS
         for name in families
@@ -165,7 +169,9 @@ def assert_same_losses(actual: dict[str, Any], expected: dict[str, Any], relativ
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_LAYOUTS else name for name in LAYOUTS]
+)
 def test_gradients_and_losses_are_those_of_one_process(
     way: str, layout: str, two: dict[str, Any], run_one: Callable[..., Any]
 ) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from hf_era.utils import exit_codes
 
-KILL, TERMINATE, WARN = "SIGKILL", "SIGTERM", "SIGUSR1"
-ENDS = {KILL: -signal.SIGKILL, TERMINATE: exit_codes.STOPPED, WARN: exit_codes.STOPPED}
+KILL, TERMINATE = "SIGKILL", "SIGTERM"
+ENDS = {KILL: -signal.SIGKILL, TERMINATE: exit_codes.STOPPED}
 
 
 def disturb(run: Any, phase: str, name: str, which: str, number: int) -> str:
@@ -29,9 +29,8 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
 ) -> None:
     # Where in the phase, as a share of its events. A later start of the same phase has less of it left.
     plan = [
-        ("route", TERMINATE, "any", 0.3),
-        ("route", KILL, "saving", 0.1),
-        ("attack", WARN, "any", 0.5),
+        ("route", KILL, "saving", 0.3),
+        ("attack", TERMINATE, "any", 0.5),
     ]
     run = faulty_run(tmp_path / "disturbed")
     for phase, name, which, share in plan:
