@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from hf_era import RunConfig
 
+pytestmark = pytest.mark.slow  # CI runs it all the same
 WORKER = Path(__file__).with_name("measuring_worker.py")
 CONFIG: dict[str, Any] = {
     "name": "tiny",

@@ -10,8 +10,8 @@ import pytest
 
 from hf_era.utils import exit_codes
 
-KILL, TERMINATE = "SIGKILL", "SIGTERM"
-ENDS = {KILL: -signal.SIGKILL, TERMINATE: exit_codes.STOPPED}
+KILL, TERMINATE, WARN = "SIGKILL", "SIGTERM", "SIGUSR1"
+ENDS = {KILL: -signal.SIGKILL, TERMINATE: exit_codes.STOPPED, WARN: exit_codes.STOPPED}
 
 
 def disturb(run: Any, phase: str, name: str, which: str, number: int) -> str:
@@ -24,13 +24,16 @@ def disturb(run: Any, phase: str, name: str, which: str, number: int) -> str:
     return next(line for line in run.stderr.splitlines() if line.startswith("signal at"))
 
 
+@pytest.mark.slow  # CI runs it all the same
 def test_a_disturbed_run_ends_like_an_undisturbed_one(
     undisturbed: Any, faulty_run: Callable[..., Any], tmp_path: Path
 ) -> None:
     # Where in the phase, as a share of its events. A later start of the same phase has less of it left.
     plan = [
-        ("route", KILL, "saving", 0.3),
-        ("attack", TERMINATE, "any", 0.5),
+        ("route", TERMINATE, "any", 0.3),
+        ("route", KILL, "saving", 0.1),
+        ("coherence", KILL, "any", 0.6),
+        ("attack", WARN, "any", 0.5),
     ]
     run = faulty_run(tmp_path / "disturbed")
     for phase, name, which, share in plan:
