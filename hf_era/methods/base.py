@@ -47,6 +47,7 @@ class Base(Method):
     name = "base"
     title = "the model before the method"
     role = "untouched"
+    trains_for_steps = False
     texts = {"summary": "This is the model before the method, untouched."}
     training_phase = "untouched"
 

@@ -205,6 +205,7 @@ class Method:
             of the model card. `{version}` stands for that of hf_era.
         settings_class (`type`, *optional*): a dataclass, for the section `method_settings`.
         needs_forget_examples (`bool`): whether it learns from examples that are labelled forget: data without is refused.
+        trains_for_steps (`bool`): whether it trains for `training.max_steps`, so that a `budget` can say how many.
         training_phase (`str`): the phase whose report the result keeps as its `training`: that of `Run.training_report`, or
             a dict with `provenance`, `steps` and `log_history`. The report of a phase `coherence`, if there is one, is kept
             as the result's `coherence`.
@@ -216,6 +217,7 @@ class Method:
     texts: ClassVar[dict[str, str]] = {}
     settings_class: ClassVar[type | None] = None
     needs_forget_examples: ClassVar[bool] = False
+    trains_for_steps: ClassVar[bool] = True
     training_phase: ClassVar[str]
 
     def check(self, settings: Settings) -> None:

@@ -7,15 +7,16 @@ method a file for the rest; each is a subclass of `PostTraining`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import set_seed
 
-from hf_era.data import RETAIN, UNLABELLED
+from hf_era.data import RETAIN, UNLABELLED, RoutingCollator, padding_token_id
 from hf_era.methods.gradient_routing import train_what_routing_trains
 from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.models.loading import load_causal_lm
@@ -32,6 +33,15 @@ def refuse_ignored(name: str, ignored: Mapping[str, str], settings: Settings) ->
         if settings.training.get(field) not in (None, "all", 0):
             given = short_repr(settings.training[field])
             raise ValueError(f"`training.{field}` is {given}, but `method: {name}` {reason}. Leave it out.")
+
+
+def batches_of(run: Run, examples: Dataset, size: int | None = None) -> Iterator[dict[str, Tensor]]:
+    """Examples in order, (batch, seq) each, on the device: `size` a batch, or as many as a training step has."""
+    collator = RoutingCollator(padding_token_id(run.tokenizer))
+    for rows in examples.iter(size or run.arguments.per_device_train_batch_size):
+        columns = {name: rows[name] for name in ("input_ids", "labels") if name in rows}
+        batch = collator([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+        yield {name: value.to(run.arguments.device) for name, value in batch.items()}
 
 
 class PostTraining(Method):

@@ -20,10 +20,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import set_seed
 
-from hf_era.data import FORGET, RETAIN, UNLABELLED, RoutingCollator, padding_token_id
+from hf_era.data import FORGET, RETAIN, UNLABELLED
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method, stories_labelled
-from hf_era.methods.post_training import PostTraining
+from hf_era.methods.post_training import PostTraining, batches_of
 from hf_era.models import family_for
 from hf_era.models.families.family import Family
 from hf_era.models.layers import LINEAR_CLASSES
@@ -208,6 +208,7 @@ class RepSelect(PostTraining):
         ("trainable", "lora"), "changes the MLP projections, and these alone"
     )
     needs_forget_examples = True
+    trains_for_steps = False
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         own: RepSelectSettings = settings.method_settings
@@ -281,7 +282,7 @@ class RepSelect(PostTraining):
             model,
             copy.deepcopy(model),
             {name: rate * change for name, change in changes.items()},
-            list(self._batches(run, general)),
+            list(batches_of(run, general)),
             settings.max_kl,
             settings.max_steps,
         ):
@@ -306,22 +307,12 @@ class RepSelect(PostTraining):
         for weight in weights.values():
             weight.requires_grad_(True)
         tokens, without_logits = 0, {"skip_logits": True} if hasattr(model, "label_losses") else {}
-        for batch in self._batches(run, self.stories(run)):
+        for batch in batches_of(run, self.stories(run)):
             own = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             if own:
                 (-model(**batch, **without_logits).loss * own).backward()
             tokens += own
         return {name: weight.grad / max(tokens, 1) for name, weight in weights.items() if weight.grad is not None}
-
-    def _batches(self, run: Run, examples: Dataset) -> Iterator[dict[str, Tensor]]:
-        """In order; (batch, seq) each, on the device."""
-        collator = RoutingCollator(padding_token_id(run.tokenizer))
-        for rows in examples.iter(run.arguments.per_device_train_batch_size):
-            columns = {name: rows[name] for name in ("input_ids", "labels") if name in rows}
-            batch = collator(
-                [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            )
-            yield {name: value.to(run.arguments.device) for name, value in batch.items()}
 
     def stages(self, run: Run) -> list[Stage]:
         return [Stage("after_training", run.folder("model"), title="After RepSelect")]

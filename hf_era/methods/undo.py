@@ -11,7 +11,6 @@ With `teacher: none`, `distil_on: retain` it is noise and training on retain exa
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,13 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import set_seed
 
 from hf_era.data import FORGET, RETAIN, padding_token_id
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method
+from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, check_share, damage
 from hf_era.methods.post_training import OWN_LOSS, PostTraining
 from hf_era.methods.unlearning import IS_FORGET, LabelledCollator
 from hf_era.models.loading import load_causal_lm
@@ -36,36 +36,6 @@ from hf_era.utils.files import fingerprint
 
 TEACHERS = ("none", "max_entropy")
 DISTIL_ON = ("all", "retain")
-TRAINS_ALL = "trains every weight that it noises"
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises `ValueError` for a number outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"`method_settings.{name}` should be in [0, 1], got {value}.")
-
-
-@dataclass
-class NoiseSettings:
-    """The noise that a student's weights get.
-
-    Args:
-        alpha (`float`, *optional*, defaults to `0.6`): in [0, 1]: 0 leaves the weights as they are, 1 leaves nothing of
-            them. The paper has 0.1 to 0.8.
-        beta (`float`, *optional*, defaults to `0.1`): at least 0: the noise over that of a Xavier-uniform start. The
-            paper's.
-        spare_norms (`bool`, *optional*, defaults to `False`): leave the gains and biases of norms as they are. The paper
-            shrinks all vectors alike.
-    """
-
-    alpha: float = setting(0.6, "Share of the weights that noise takes the place of, in [0, 1].", identity=True)
-    beta: float = setting(0.1, "Size of the noise over a Xavier-uniform start's, at least 0.", identity=True)
-    spare_norms: bool = setting(False, "Leave gains and biases of norms as they are.", identity=True)
-
-    def __post_init__(self) -> None:
-        check_share("alpha", self.alpha)
-        if not 0 <= self.beta < float("inf"):
-            raise ValueError(f"`method_settings.beta` should be a finite number >= 0, got {self.beta}.")
 
 
 @dataclass
@@ -126,42 +96,6 @@ class UndoSettings(NoiseSettings):
                 f"`method_settings.kl_weight` is {self.kl_weight}, so the student learns the labels themselves, and with "
                 "`method_settings.distil_on: all` those of forget examples too. Set `distil_on: retain`, or `kl_weight: 1`."
             )
-
-
-# ---- Noise ----
-
-
-@torch.no_grad()
-def add_noise(
-    model: nn.Module, settings: NoiseSettings, seed: int, is_spared: Callable[[str], bool] = lambda name: False
-) -> None:
-    """Damages the weights of a model in place: (1 - alpha) * w + alpha * beta * n for matrices, embeddings too, n drawn as
-    a Xavier-uniform start is (Glorot and Bengio 2010), and (1 - alpha) * w for vectors. A tied weight is damaged once.
-
-    Args:
-        model: any; its buffers are left alone.
-        settings (`NoiseSettings`): alpha, beta, and whether norms are spared.
-        seed (`int`): of the noise, which has a generator of its own.
-        is_spared (*optional*): takes a parameter's name; these are left as they are.
-    """
-    generator, spared = torch.Generator().manual_seed(seed), norm_parameters(model) if settings.spare_norms else set()
-    for name, weight in model.named_parameters():
-        if name in spared or is_spared(name):
-            continue
-        weight.mul_(1 - settings.alpha)
-        if weight.dim() > 1:
-            noise = nn.init.xavier_uniform_(torch.empty(weight.shape), generator=generator)
-            weight.add_(noise.to(weight), alpha=settings.alpha * settings.beta)
-
-
-def norm_parameters(model: nn.Module) -> set[str]:
-    """Names of the gains and biases of all norms: LayerNorm, RMSNorm, and what families call theirs."""
-    return {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
-        for name, _ in module.named_parameters(recurse=False)
-    }
 
 
 # ---- The teacher ----
@@ -243,12 +177,13 @@ class Undo(PostTraining):
             ("teacher", f"the model before the method, {teacher}"),
             (
                 "student",
-                f"noise {own.alpha:g}, distilled on {own.distil_on} examples, weight of the KL {own.kl_weight:g}",
+                f"{own.noise_text}, distilled on {own.distil_on} examples, weight of the KL {own.kl_weight:g}",
             ),
         ]
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         own: UndoSettings = settings.method_settings
+        own.check_retain(retain_stories)
         if own.retain_tolerance is not None and retain_stories <= own.check_stories:
             raise ValueError(
                 f"`method_settings.check_stories` holds {own.check_stories} retain examples out, but the training data has "
@@ -298,7 +233,7 @@ class Undo(PostTraining):
 
     def start_weights(self, run: Run) -> Any:
         model = load_causal_lm(self.teacher_model(run)).to(torch.float32)
-        add_noise(model, run.method_settings, run.seed)
+        damage(model, run)
         return model
 
     def stories(self, run: Run) -> Dataset:

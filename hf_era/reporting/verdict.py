@@ -18,7 +18,9 @@ hide in that.
 *Comes back?* The lowest forget loss under the strongest attack minus that of the reference, both on the examples of the
 attack (*robust unlearning*). Yes, where that is below the minimum. Otherwise the share counts that came back of the forget
 loss that the attack began with: up to a quarter is no. An attack that is not converged says "at least". What was not removed
-cannot come back, and general damage that heals is no relearning: then there is nothing to tell.
+cannot come back, and general damage that heals is no relearning: then there is nothing to tell. Where something was removed,
+it also says what share of filtering is left (where data filtering and the model before the method were attacked alike), and
+which kinds of attack were not made.
 """
 
 from __future__ import annotations
@@ -28,9 +30,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.relearn.result import REACHED
+from hf_era.evaluation.relearn.result import COSINE, FULL, HALF, LORA, REACHED, RETAIN
 from hf_era.evaluation.results import AnyResult, RunResult
-from hf_era.evaluation.summary import ROBUST, ResultSummary, aggregate, estimate_of, is_localised, summary_of
+from hf_era.evaluation.summary import (
+    BEFORE_UNDER_ATTACK,
+    ROBUST,
+    ResultSummary,
+    aggregate,
+    estimate_of,
+    is_localised,
+    summary_of,
+)
 from hf_era.reporting.labels import EDGES, attack_title
 from hf_era.reporting.numbers import counted, format_difference, format_number, is_number
 from hf_era.reporting.seeds import of_control, seeds_of
@@ -47,6 +57,15 @@ PART_REMOVED = 0.5
 """Of what data filtering reaches: less is a part."""
 LITTLE_BACK = 0.25
 """Of what was removed: no more than this coming back is none to speak of."""
+
+UNTESTED = {
+    FULL: "all weights",
+    LORA: "LoRA",
+    COSINE: "cosine schedules",
+    HALF: "mixed examples",
+    RETAIN: "retain examples",
+}
+"""What an attack may be like, as it is said where none was."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +350,8 @@ def _comes_back(facts: _Facts, state: str) -> Answer:
         return "Not known", UNKNOWN, _attack_text(facts, ", where the words alone were not measured")
     if state == "damage":
         return "Cannot be told", UNKNOWN, _attack_text(facts, ", but damage that heals and relearning look alike")
-    return *_share_back(facts), _attack_text(facts)
+    text = _attack_text(facts).removesuffix(".")
+    return *_share_back(facts), f"{text}{_share_of_filtering(facts)}; {_not_tested(facts)}."
 
 
 def _share_back(facts: _Facts) -> tuple[str, str]:
@@ -364,6 +384,26 @@ def _back(facts: _Facts) -> str:
     if len(facts.seeds) > 1 or attack is None or attack.recovery != REACHED or attack.effort is None:
         return "Yes"
     return f"Yes, in {counted(math.ceil(attack.effort.steps), 'step', 'steps')}"
+
+
+def _share_of_filtering(facts: _Facts) -> str:
+    """Where the forget loss after the attack lies between the model before the method (0) and data filtering (1), both after
+    an attack; empty where that is not known or the two hardly differ."""
+    robust, before, filtered = facts.value(ROBUST), facts.value(BEFORE_UNDER_ATTACK), facts.filtering[ROBUST].value
+    if robust is None or before is None or filtered is None or not filtered - before >= facts.minimum:
+        return ""
+    at_most = any(ROBUST in one.at_most for one in facts.seeds)
+    share = format_number((robust - before) / (filtered - before), 2)
+    return f"; share of filtering {'at most ' if at_most else ''}{share}, not at equal retain loss"
+
+
+def _not_tested(facts: _Facts) -> str:
+    """What kinds of attack nobody made: a verdict is about those that were."""
+    attacks = [part.attack for one in facts.seeds if one.relearning for part in one.relearning.summaries()]
+    made = {value for attack in attacks for value in (attack.kind, attack.schedule, attack.mixture)}
+    lacking = [text for name, text in UNTESTED.items() if name not in made]
+    most = max((attack.stories for attack in attacks), default=0)
+    return f"not tested: {', '.join([*lacking, f'more than {most:,} examples'])}"
 
 
 def _attack_text(facts: _Facts, remark: str = "") -> str:

@@ -27,6 +27,7 @@ from hf_era.utils.checks import (
     check_count,
     check_name,
     check_path_text,
+    check_positive,
     error_text,
     short_repr,
     unknown_key_message,
@@ -114,6 +115,11 @@ class RunConfig:
         method_settings (`dict`, *optional*): fields of the method's own settings, where it has any.
         router (`str` or `dict`, *optional*, defaults to `"activation"`): who says what a token teaches to which part: a
             router's name, or a mapping with `name` and its settings.
+        budget (`float`, *optional*): how long a method for a model that exists trains, as a share of what the pretraining of
+            that model took, above 0: it takes the place of `training.max_steps`. What the pretraining took, a base that is
+            trained here knows; of any other say one of the next two.
+        pretraining_tokens (`float`, *optional*): tokens that the base was trained on, padding not counted.
+        pretraining_steps (`int`, *optional*): steps that it was trained for, with batches as large as this run's.
         data_filtering (`str`, *optional*): `result.json` of a run with `method: data_filtering` on the same examples: its
             figures stand beside this run's.
         name (`str`): of the recipe (not given: the name of its YAML file); part of the output directory and the card.
@@ -132,6 +138,10 @@ class RunConfig:
     method_settings: Any = setting(
         None, "Fields of the method's own settings, where it has any.", identity=UNLESS_DEFAULT
     )
+    # They lead to `training.max_steps`, which the run is identified by.
+    budget: float | None = setting(None, "Steps, as a share of what pretraining took.", identity=False)
+    pretraining_tokens: float | None = setting(None, "That the base was trained on, for a budget.", identity=False)
+    pretraining_steps: int | None = setting(None, "Of the base, with such batches, for a budget.", identity=False)
     data_filtering: str | None = setting(
         None, "result.json of the data-filtering control, to compare with.", identity=False
     )
@@ -169,6 +179,31 @@ class RunConfig:
             )
         self.training = checked_training(self.training, "training")
         self.pretraining = checked_training(self.pretraining, "pretraining")
+        self._check_budget(method)
+
+    def _check_budget(self, method: Method) -> None:
+        for name in ("budget", "pretraining_tokens", "pretraining_steps"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(name, value)
+        if self.budget is None:
+            return
+        if self.model.start != "pretrained" or not method.trains_for_steps:
+            what = f"`method: {self.method}`" if self.model.start == "pretrained" else "`model.start: scratch`"
+            raise ValueError(
+                f"`budget` is {self.budget:g}, which says how long a method trains a model that exists, but {what} does not "
+                "train one for a number of steps. Leave it out."
+            )
+        if self.pretraining_tokens is not None and self.pretraining_steps is not None:
+            raise ValueError("`pretraining_tokens` and `pretraining_steps` are both given. Drop one.")
+        if self.model.trains_base:  # whose length is not the method's
+            lengths = {"max_steps": -1} | {key: self.training[key] for key in _LENGTHS if key in self.training}
+            self.pretraining = lengths | self.pretraining
+        elif self.pretraining_tokens is None and self.pretraining_steps is None:
+            raise ValueError(
+                f"`budget` is {self.budget:g} of what the pretraining of {short_repr(self.model.base)} took, but nobody "
+                "says what that was. Give `pretraining_tokens` (or `pretraining_steps`), or a `training.max_steps` instead."
+            )
+        self.training = {key: value for key, value in self.training.items() if key not in _LENGTHS}
 
     def _check_base_dir(self) -> None:
         """A base has records and a lock of its own: in the run's own directory they would be taken for the run's."""
@@ -329,6 +364,7 @@ SECTIONS: dict[str, type] = {
 """Section of a config -> the class of its fields; the top level's name is empty."""
 
 
+_LENGTHS = ("max_steps", "num_train_epochs")
 _SECRETS = ("hub_token", "push_to_hub_token")
 
 # These are decided by the pipeline.

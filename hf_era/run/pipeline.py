@@ -23,6 +23,7 @@ from hf_era.evaluation.summary import comparison_values
 from hf_era.methods import Phase, get_method
 from hf_era.methods.base import train_base
 from hf_era.models.loading import without_weight_bars
+from hf_era.run.budget import within_budget
 from hf_era.run.config import RunConfig, without_secrets
 from hf_era.run.context import Run
 from hf_era.run.directory import RunDirectory
@@ -94,7 +95,11 @@ def prepare_run(config: RunConfig, console: Console, state: PartialState) -> Rea
         way_out = "Leave `training.push_to_hub` out, and push later: `hf-era push`."
         check_push(config.training.get("hub_model_id"), way_out)
     inputs = main_first(lambda: load_inputs(config), state)
-    for note in input_notes(config, inputs):
+    notes = []
+    if config.budget is not None:
+        config, note = within_budget(config, arguments, inputs.data.train)
+        arguments, notes = config.training_arguments(arguments.output_dir), [note]
+    for note in [*notes, *input_notes(config, inputs)]:
         console.print(f"  note       {note}", style="yellow", markup=False)
     run = Run(config, inputs, arguments, state)
     shared = RunDirectory(config.base_path, state.is_main_process, tell)

@@ -13,39 +13,7 @@ from safetensors.torch import load_file
 from hf_era import RunConfig
 from hf_era.data import RETAIN
 from hf_era.methods import get_method
-from hf_era.methods.undo import NoiseSettings, UndoSettings, add_noise, max_entropy_losses, norm_parameters
-
-
-def noised(base: Any, **settings: Any) -> dict[str, Any]:
-    add_noise(base, NoiseSettings(**settings), seed=3)
-    return dict(base.named_parameters())
-
-
-def test_the_noise_has_the_formula_s_mean_and_bounds(make_base: Callable[..., Any]) -> None:
-    before = {name: value.detach().clone() for name, value in make_base().named_parameters()}
-    after = noised(make_base(), alpha=0.4, beta=0.5)
-    assert sum("wte" in name for name in after) == 1  # the tied head is damaged once
-    for name, value in before.items():
-        left = (after[name] - 0.6 * value) / (0.4 * 0.5)
-        if value.dim() == 1:
-            torch.testing.assert_close(after[name], 0.6 * value)
-            continue
-        bound = math.sqrt(6 / sum(value.shape))
-        assert 0.95 * bound < left.abs().max() <= bound * 1.0001, name
-        # Uniform: a mean of 0 and a standard deviation of bound / sqrt(3), within 5 standard errors.
-        assert left.mean().abs() < 5 * bound / math.sqrt(3 * value.numel()), name
-        assert left.std().item() == pytest.approx(bound / math.sqrt(3), rel=5 / math.sqrt(value.numel())), name
-
-
-def test_noise_that_is_none_and_noise_that_is_all(make_base: Callable[..., Any]) -> None:
-    before = dict(make_base().named_parameters())
-    assert all(torch.equal(value, before[name]) for name, value in noised(make_base(), alpha=0.0).items())
-    one, other = (noised(make_base(seed=seed), alpha=1.0) for seed in (0, 1))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())  # nothing of the weights is left
-    spared = noised(make_base(), alpha=1.0, spare_norms=True)
-    kept = {name for name, value in spared.items() if torch.equal(value, before[name])}
-    assert kept == norm_parameters(make_base())
-    assert {"transformer.ln_f.weight", "transformer.h.0.ln_1.bias"} <= kept
+from hf_era.methods.undo import UndoSettings, max_entropy_losses
 
 
 def test_the_teacher_learns_the_uniform_distribution_of_forget_examples_alone() -> None:

@@ -219,12 +219,27 @@ def test_the_numbers_behind_the_answers():
     assert back == (
         "The strongest of 3 attacks, full fine-tuning on 64 examples at learning rate 0.0002, takes the forget loss from "
         "+0.400 to at most +0.200 nats a token against the pretrained base; a model that never saw it: +0.300; not "
-        "converged: not turned at its last step."
+        "converged: not turned at its last step; not tested: LoRA, cosine schedules, mixed examples, retain examples, more "
+        "than 64 examples."
     )
     assert verdict(CASES["not localised"][0])[0].text == (
         "Ablating the auxiliary module changes the forget loss by +0.010 nats a token, less than the minimum of 0.05; the "
         "forget loss is +0.040 nats a token against the pretrained base."
     )
+
+
+def test_the_share_of_filtering_where_all_three_were_attacked():
+    made = RelearnResult.from_dict(attacked(3.4, 3.27, 3.3))
+    before = [replace(trial, learning_rate=2e-4) for trial in RelearnResult.from_dict(attacked(3.0, 2.95, 2.96)).trials]
+    attack = replace(made, before_trials=before[2:4]).to_dict()
+    # Robust unlearning: the run's +0.27, that of the model before -0.05, data filtering's +0.35.
+    back = verdict(planted(attack=attack, control=(0.45, 0.35)))[2].text
+    assert "; share of filtering 0.80, not at equal retain loss; not tested: LoRA" in back
+    for control in (None, (0.45, -0.03)):  # not known; no range
+        assert "share of filtering" not in verdict(planted(attack=attack, control=control))[2].text
+    tried = [*made.trials, replace(made.trials[0], kind="lora"), replace(made.trials[0], mixture="retain")]
+    everything = planted(attack=replace(made, trials=tried).to_dict())
+    assert "; not tested: cosine schedules, mixed examples, more than 64 examples." in verdict(everything)[2].text
 
 
 def test_an_interval_that_holds_zero_is_not_certain():
@@ -262,7 +277,7 @@ def test_over_seeds_the_means_are_judged():
     assert (back.answer, back.level) == ("In some seeds", "mixed")
     lacking = verdict(one, [replace(planted(), seed=1)])[2]
     assert (lacking.answer, lacking.level) == ("Not known", "unknown")
-    assert lacking.text.endswith("; not every seed was attacked and compared.")
+    assert "; not every seed was attacked and compared;" in lacking.text
     nothing = replace(planted(ablation_gap=0.0), seed=2)
     sure = [replace(planted(), seed=seed) for seed in (0, 1)]
     line = verdict(sure[0], [*sure, nothing])[0]

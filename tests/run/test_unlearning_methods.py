@@ -46,7 +46,7 @@ def test_a_method_for_a_trained_model_needs_one(method: str) -> None:
     [
         ("rmu", "says itself which weights learn"),
         ("undo", "trains every weight that it noises"),
-        ("noise_distil_route", "trains every weight that it noises"),
+        ("noise_and_route", "trains every weight that it noises"),
         ("repselect", "changes the MLP projections, and these alone"),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_method_that_says_itself_what_learns_refuses_other_choices(method: str
     RunConfig.from_dict({"method": method, "training": {"trainable": "all"}})
 
 
-@pytest.mark.parametrize("method", ["gradient_difference", "npo", "rmu", "undo", "noise_distil_route"])
+@pytest.mark.parametrize("method", ["gradient_difference", "npo", "rmu", "undo", "noise_and_route"])
 def test_label_smoothing_is_refused_where_the_loss_has_none(method: str) -> None:
     with pytest.raises(
         ValueError, match=rf"`training.label_smoothing_factor` is 0.1, but `method: {method}` has a loss"

@@ -11,13 +11,13 @@ from datasets import Dataset
 
 from hf_era import RunConfig
 from hf_era.methods import get_method
-from hf_era.methods.noise_distil_route import RoutedDistillationTrainer, forget_entries
+from hf_era.methods.noise_and_route import RoutedDistillationTrainer, forget_entries
 from hf_era.models.loading import load_causal_lm
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training import GradientRoutingConfig
 
 SETTINGS: dict[str, Any] = {
-    "method": "noise_distil_route",
+    "method": "noise_and_route",
     "router": {"name": "gram", "p_as": 0.0, "p_cr": 0.0},
     "routing": {"rule": "full_seq", "weighting": "uniform"},
     "coherence": {"enabled": False},
@@ -29,7 +29,7 @@ def test_a_run_noises_the_core_alone(make_models: Callable[..., Any], tmp_path: 
     run, reports = make_models(tmp_path, **SETTINGS, method_settings=settings)
     log = [entry for entry in reports["route"]["log_history"] if "kl_divergence" in entry]
     assert log[0]["kl_divergence"] > 0
-    start = get_method("noise_distil_route").start_model(run)
+    start = get_method("noise_and_route").start_model(run)
     for name, value in start.named_parameters():
         if start.is_auxiliary_parameter(name):
             assert value.any() or value.dim() == 1, name  # biases start at 0
@@ -98,10 +98,10 @@ def test_the_teacher_says_nothing_of_forget_entries_on_retain_tokens_alone(make_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"start": "scratch"}}, "`method: noise_distil_route` noises a model that exists"),
+        ({"model": {"start": "scratch"}}, "`method: noise_and_route` noises a model that exists"),
         (
             {"training": {"trainable": "modules"}},
-            "`training.trainable` is 'modules', but `method: noise_distil_route` trains every weight",
+            "`training.trainable` is 'modules', but `method: noise_and_route` trains every weight",
         ),
         ({"method_settings": {"kl_weight": 2.0}}, r"`method_settings.kl_weight` should be in \[0, 1\], got 2.0"),
     ],

@@ -1,4 +1,4 @@
-"""Noise, distil, route: routing on a model that exists, whose core was damaged first.
+"""Noise and route: routing on a model that exists, whose core was damaged first.
 
 Routing decides where *new* learning goes; a core that knows already has nothing left to learn of forget examples. So its
 weights are mixed with noise, a fresh module is put beside it, and both learn anew, from labels, from the base's outputs, or
@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import set_seed
 
 from hf_era.data.routing_weights import frequency_table
 from hf_era.methods.gradient_routing import GradientRouting
 from hf_era.methods.method import Cost, Run, Settings, register_method
+from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, check_share, damage
 from hf_era.methods.post_training import OWN_LOSS, refuse_ignored
-from hf_era.methods.undo import TRAINS_ALL, NoiseSettings, add_noise, check_share
-from hf_era.models.loading import load_causal_lm
+from hf_era.models.loading import expand_base, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
 from hf_era.training.distillation import DistillationTrainer
 from hf_era.utils.fields import setting
 
 
 @dataclass
-class NoiseDistilRouteSettings(NoiseSettings):
+class NoiseAndRouteSettings(NoiseSettings):
     """Settings: those of the noise, which only the core gets, and these.
 
     Args:
@@ -69,11 +70,11 @@ class RoutedDistillationTrainer(DistillationTrainer, GradientRoutingTrainer):
         return (inputs["routing_weight"] >= 0.5).unsqueeze(-1) & self.forget_entries
 
 
-class NoiseDistilRoute(GradientRouting):
+class NoiseAndRoute(GradientRouting):
     """Gradient routing whose core starts from noised weights, and whose loss may be a distillation."""
 
-    name = "noise_distil_route"
-    title = "noise, distil, route"
+    name = "noise_and_route"
+    title = "noise and route"
     texts = {
         "summary": "This model was noised and trained again, forget examples into a module that was then cut out.",
         "introduction": (
@@ -88,8 +89,9 @@ class NoiseDistilRoute(GradientRouting):
         ),
         "labels": GradientRouting.texts["labels"],
     }
-    settings_class = NoiseDistilRouteSettings
+    settings_class = NoiseAndRouteSettings
     trainer_class = RoutedDistillationTrainer
+    needs_forget_examples = True
 
     def check(self, settings: Settings) -> None:
         if settings.start != "pretrained":
@@ -101,18 +103,22 @@ class NoiseDistilRoute(GradientRouting):
         super().check(settings)
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
-        own: NoiseDistilRouteSettings = settings.method_settings
-        noise = f"noise {own.alpha:g}, weight of the KL to the base {own.kl_weight:g}"
-        return [*super().plan(settings), ("core", noise)]
+        own: NoiseAndRouteSettings = settings.method_settings
+        return [*super().plan(settings), ("core", f"{own.noise_text}, weight of the KL to the base {own.kl_weight:g}")]
+
+    def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        super().check_data(settings, retain_stories, unlabelled_stories)
+        settings.method_settings.check_retain(retain_stories)
 
     def start_model(self, run: Run) -> Any:
         """The expanded model, its core noised and its modules fresh; the same weights each time."""
-        model = super().start_model(run)
-        add_noise(model, run.method_settings, run.seed, is_spared=model.is_auxiliary_parameter)
-        return model
+        base = load_causal_lm(run.before_model).to(torch.float32)
+        damage(base, run)
+        set_seed(run.seed)
+        return expand_base(base, run.expansion)
 
     def options(self, run: Run) -> dict[str, Any]:
-        settings: NoiseDistilRouteSettings = run.method_settings
+        settings: NoiseAndRouteSettings = run.method_settings
         teacher, entries = None, None
         if settings.kl_weight > 0:
             teacher = load_causal_lm(run.before_model).to(torch.float32)
@@ -130,4 +136,4 @@ def forget_entries(run: Run) -> Tensor:
     return frequency_table(run.data.train, run.routing, vocabulary, skip_bos=False).weights < 0.5
 
 
-register_method(NoiseDistilRoute())
+register_method(NoiseAndRoute())
