@@ -234,7 +234,7 @@ def test_the_share_of_filtering_where_all_three_were_attacked():
     attack = replace(made, before_trials=before[2:4]).to_dict()
     # Robust unlearning: the run's +0.27, that of the model before -0.05, data filtering's +0.35.
     back = verdict(planted(attack=attack, control=(0.45, 0.35)))[2].text
-    assert "; share of filtering 0.80, not at equal retain loss; not tested: LoRA" in back
+    assert "; share of filtering at most 0.80, not at equal retain loss; not tested: LoRA" in back
     for control in (None, (0.45, -0.03)):  # not known; no range
         assert "share of filtering" not in verdict(planted(attack=attack, control=control))[2].text
     tried = [*made.trials, replace(made.trials[0], kind="lora"), replace(made.trials[0], mixture="retain")]
