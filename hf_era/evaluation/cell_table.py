@@ -31,7 +31,7 @@ _OF_A_LINE: dict[str, tuple[str, ...]] = {
     },
 }
 """Figures of a row -> where a line has them."""
-_COMPARED = ("retain_tax", "over_filtering", "of_filtering")
+_COMPARED = ("retain_tax", "over_filtering", "of_filtering", "training_share", "over_continuing")
 """Figures that need the line of another row with the same seed."""
 
 
@@ -109,7 +109,8 @@ def _row(lines: Sequence[Line], by_key: Mapping[Key, Line], references: Referenc
 def _compared(line: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
     """`retain_tax`: retain loss over that of the base control, or of the model before the method where the matrix has none;
     `over_filtering`: forget loss after the attack over that of data filtering; `of_filtering`: its robust unlearning as a
-    share of that of data filtering."""
+    share of that of data filtering. Of rows of the frontier also `training_share`: compute of the method over that of the
+    pretraining; `over_continuing`: retain loss over that of the row that continued on everything with the same compute."""
 
     def other(row: str | None) -> Line:
         return by_key.get((line["testbed"], str(row), line["seed"]), {})
@@ -121,7 +122,22 @@ def _compared(line: Line, by_key: Mapping[Key, Line], references: References) ->
         "retain_tax": line.get("retain_tax") if tax is None else tax,
         "over_filtering": _difference(attacked_loss(line), attacked_loss(filtered)),
         "of_filtering": None if own is None or not (robust or 0) > 0 else own / robust,
+        **_on_frontier(line, base, by_key, references),
     }
+
+
+def _on_frontier(line: Line, base: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
+    share, over = None, None
+    if line["row"] in references.on_frontier and line.get("own_compute") is not None:
+        own = line["own_compute"]
+        whole = (line["compute"] - own) or base.get(
+            "compute"
+        )  # what it went on from; from random weights, the base control
+        share = own / whole if whole else None
+        keys = [(line["testbed"], row, line["seed"]) for row in references.continuing]
+        same = [part for key in keys if (part := by_key.get(key)) and part.get("own_compute") == own]
+        over = _difference(line.get("retain_loss"), same[0].get("retain_loss")) if same else None
+    return {"training_share": share, "over_continuing": over}
 
 
 def _difference(own: float | None, other: float | None) -> float | None:

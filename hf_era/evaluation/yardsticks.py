@@ -31,12 +31,22 @@ class References:
         filtering (`tuple[str, ...]`): rows of data filtering with several budgets.
         base_control (`str`, *optional*): the row whose compute is 1. Not given: that of `base` with the most.
         controls (`dict[str, str]`): row -> the row of data filtering that it is compared with.
+        frontier (`dict[str, tuple[str, ...]]`): method -> its rows of several budgets.
+        continuing (`tuple[str, ...]`): those of them that trained on with everything: what a retain loss at the same compute
+            is compared with.
     """
 
     base: tuple[str, ...] = ()
     filtering: tuple[str, ...] = ()
     base_control: str | None = None
     controls: dict[str, str] = field(default_factory=dict)
+    frontier: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    continuing: tuple[str, ...] = ()
+
+    @property
+    def on_frontier(self) -> frozenset[str]:
+        """All rows of the frontier."""
+        return frozenset(row for rows in self.frontier.values() for row in rows)
 
 
 def value_at(line: Line, *names: str) -> Any:

@@ -17,14 +17,17 @@ _SIGNS = {"at least": "≥", "at most": "≤"}
 _PLOT = (
     "Forget loss after the attack against retain loss before it, with the curves of base controls and data filtering"
 )
+_FRONTIER = "Share of filtering after the attack, and retain loss, against compute as a share of the pretraining's"
 _UNITS = {"loss": (1, 3, "nats a token"), "error": (100, 1, "points of accuracy")}
 """What is measured -> factor, digits and unit in which it is shown."""
 _COLUMNS = (  # title, figure, signed, digits
+    ("Training, share of pretraining", "training_share", False, 2),
     ("Retain loss", "retain_loss", False, 3),
     ("Forget loss", "forget_loss", False, 3),
     ("Forget loss with the module", "forget_loss_with_modules", False, 3),
     ("retain loss with it", "retain_loss_with_modules", False, 3),
     ("Retain tax", "retain_tax", True, 3),
+    ("Retain loss over continuing", "over_continuing", True, 3),
     ("Forget loss after the attack", "attacked_forget_loss", False, 3),
     ("Over filtering", "over_filtering", True, 3),
     ("Of filtering's robustness", "of_filtering", False, 2),
@@ -41,9 +44,10 @@ _COLUMNS = (  # title, figure, signed, digits
 )
 
 
-def matrix_markdown(table: Mapping[str, Any], plot: str | None = None) -> str:
-    """A page of a table as `hf_era.evaluation.cell_table.table_of` makes it, with the picture at the path `plot`."""
-    blocks = ["# Matrix", *([f"![{_PLOT}]({plot})"] if plot else [])]
+def matrix_markdown(table: Mapping[str, Any], plot: str | None = None, frontier: str | None = None) -> str:
+    """A page of a table as `hf_era.evaluation.cell_table.table_of` makes it, with the pictures at these paths."""
+    pictures = ((frontier, _FRONTIER), (plot, _PLOT))
+    blocks = ["# Matrix", *(f"![{text}]({path})" for path, text in pictures if path)]
     for testbed in table["testbeds"]:
         rows = [row for row in table["rows"] if row["testbed"] == testbed["name"]]
         blocks += [f"## {escape_markdown(testbed['name'])}"] if testbed["name"] else []

@@ -31,7 +31,7 @@ def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Da
         whole, of = config.pretraining_tokens / per_step, f"{config.pretraining_tokens:,.0f} tokens"
         of += f", with {per_step:,.0f} tokens a step"
     else:
-        pretraining = config.stock_training_arguments(arguments.output_dir, **config.pretraining)
+        pretraining = config.stock_training_arguments(config.output_path, **config.pretraining)
         whole = config.pretraining_steps or steps_of(pretraining, len(train))[0]
         of = f"{whole:,} steps"
     steps = max(round(config.budget * whole), 1)

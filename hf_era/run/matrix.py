@@ -73,6 +73,10 @@ class MatrixConfig:
         filtering_curve (`list[str]`, *optional*): rows of data filtering with at least 4 budgets, for shares of filtering.
         base_control (`str`, *optional*): the row whose compute is 1, and over whose retain loss a retain tax is. Not given:
             that of `base_curve` with the most, and each run's own model before the method.
+        frontier (`dict[str, list[str]]`, *optional*): method -> its rows, the same but for their budget: they are drawn over
+            their compute as a share of the pretraining's.
+        frontier_control (`str`, *optional*): the entry of `frontier` whose models trained on with everything: with the same
+            compute, what a retain loss is compared with.
         launcher (`list[str]`, *optional*): command that runs a config file. Not given: `hf-era run` in this Python. A
             matrix file says what is run, as a Makefile does: look at it before you run somebody else's.
 
@@ -92,6 +96,8 @@ class MatrixConfig:
     base_curve: list[str] = field(default_factory=list)
     filtering_curve: list[str] = field(default_factory=list)
     base_control: str | None = None
+    frontier: dict[str, Any] = field(default_factory=dict)
+    frontier_control: str | None = None
     launcher: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -108,8 +114,11 @@ class MatrixConfig:
         check_count(what, len(self.testbeds or [""]) * len(names) * len(self.seeds), 1, MAXIMUM_CELLS)
         check_count("jobs", self.jobs, 1, MAXIMUM_JOBS)
         check_path_text("output_dir", self.output_dir)
-        for where in ("data_filtering", "base_control", "base_curve", "filtering_curve"):
-            given = getattr(self, where)
+        self._check_frontier()
+        given_names = {
+            name: getattr(self, name) for name in ("data_filtering", "base_control", "base_curve", "filtering_curve")
+        }
+        for where, given in (given_names | {f"frontier.{name}": rows for name, rows in self.frontier.items()}).items():
             for name in given if isinstance(given, list) else [given]:
                 if name is not None and name not in names:
                     raise ValueError(unknown_value_message(where, name, names))
@@ -127,7 +136,17 @@ class MatrixConfig:
             tuple(dict.fromkeys(self.filtering_curve)),
             self.base_control,
             {row: control for row, control in controls.items() if control is not None},
+            {method: tuple(rows) for method, rows in self.frontier.items()},
+            tuple(self.frontier.get(self.frontier_control or "", ())),
         )
+
+    def _check_frontier(self) -> None:
+        for name, rows in self.frontier.items():
+            check_name("frontier", name)
+            if not isinstance(rows, list) or not rows:
+                raise ValueError(f"`frontier.{name}` should be a list of rows, got {short_repr(rows)}.")
+        if self.frontier_control is not None and self.frontier_control not in self.frontier:
+            raise ValueError(unknown_value_message("frontier_control", self.frontier_control, self.frontier))
 
     def _check_testbeds(self) -> None:
         for name, settings in self.testbeds.items():

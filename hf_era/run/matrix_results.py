@@ -4,7 +4,7 @@ cells.jsonl            one line per cell, written as soon as it ends: figures, a
                        in there stays when the run is gone: the rest is made anew from it
 table.md, table.json   of each row in each testbed the means over seeds, and how the testbed itself is
 plots/                 forget loss after the attack against retain loss, with the reference curves: of testbeds, or with a
-                       `base_curve`
+                       `base_curve`; with a `frontier` share of filtering and retain loss against compute
 
 A matrix without testbeds has the full comparison of all its results besides: `comparison.*`, a copy of every result, and
 data filtering beside each.
@@ -25,13 +25,14 @@ from hf_era.evaluation.cell_table import table_of
 from hf_era.evaluation.summary import comparison_values, flat_settings
 from hf_era.reporting.comparison import write_comparison_files
 from hf_era.reporting.matrix_tables import matrix_markdown
-from hf_era.reporting.plots import figure_svg, reference_curves
+from hf_era.reporting.plots import figure_svg, frontier, reference_curves
 from hf_era.run.matrix import Cell, MatrixConfig
 from hf_era.run.outputs import write_outputs
 from hf_era.utils.files import make_folder, write_json, write_text
 
 CELLS = "cells.jsonl"
 PLOT = "plots/reference_curves.svg"
+FRONTIER = "plots/frontier.svg"
 
 
 class CellLines:
@@ -136,10 +137,13 @@ def aggregate_cells(matrix: MatrixConfig, cells: Sequence[Cell]) -> Path:
     folder = Path(matrix.output_dir)
     write_json(folder / "table.json", table)
     plot = PLOT if matrix.testbeds or matrix.base_curve else None
-    page = write_text(folder / "table.md", matrix_markdown(table, plot))
+    frontier_plot = FRONTIER if matrix.frontier else None
+    page = write_text(folder / "table.md", matrix_markdown(table, plot, frontier_plot))
     if plot is not None:
         figure = reference_curves.draw(table, [*matrix.base_curve, *matrix.filtering_curve])
         write_text(folder / plot, figure_svg(figure))
+    if frontier_plot is not None:
+        write_text(folder / frontier_plot, figure_svg(frontier.draw(table, matrix.references.frontier)))
     results = {} if matrix.testbeds else _results(matrix, cells)
     if not results:
         return page

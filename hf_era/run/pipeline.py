@@ -98,7 +98,7 @@ def prepare_run(config: RunConfig, console: Console, state: PartialState) -> Rea
     notes = []
     if config.budget is not None:
         config, note = within_budget(config, arguments, inputs.data.train)
-        arguments, notes = config.training_arguments(arguments.output_dir), [note]
+        arguments, notes = config.training_arguments(config.output_path / "checkpoints"), [note]
     for note in [*notes, *input_notes(config, inputs)]:
         console.print(f"  note       {note}", style="yellow", markup=False)
     run = Run(config, inputs, arguments, state)

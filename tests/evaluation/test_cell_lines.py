@@ -1,6 +1,7 @@
 """Lines of cells, what they are measured against, and the table over seeds."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -100,6 +101,28 @@ def test_an_open_attack_on_a_reference_model_makes_shares_a_bound_from_below():
     assert {name: bounds.get(name) for name in (*names, "attacked_forget_loss")} == {
         **dict.fromkeys(names, "at least"), "attacked_forget_loss": None,
     }  # fmt: skip
+
+
+def test_a_row_of_the_frontier_is_compared_with_what_continued_for_as_long():
+    frontier = {"all": ("all_300", "all_600"), "method": ("method_300", "method_600", "filtered_600")}
+    references = replace(REFERENCES, frontier=frontier, continuing=frontier["all"])
+    lines = [
+        *lines_of(),
+        *(line(f"all_{own}", seed, 2.0, 2.0, 1200 + own, own_compute=own) for own in (300, 600) for seed in (0, 1)),
+        *(
+            line(f"method_{own}", seed, 2.0 + own / 1000, 3.0, 1200 + own, own_compute=own)
+            for own in (300, 600)
+            for seed in (0, 1)
+        ),
+        *(line("filtered_600", seed, 3.0, 3.0, 600, own_compute=600) for seed in (0, 1)),
+    ]
+    rows = rows_of(table_of(lines, ["routed", *frontier["all"], *frontier["method"]], references)[1])
+    shares = {row: rows[row]["figures"]["training_share"]["value"] for row in (*frontier["all"], *frontier["method"])}
+    # From random weights it is a share of the base control's compute.
+    assert shares == {"all_300": 0.25, "all_600": 0.5, "method_300": 0.25, "method_600": 0.5, "filtered_600": 0.5}
+    over = {row: rows[row]["figures"]["over_continuing"]["value"] for row in frontier["method"]}
+    assert over == pytest.approx({"method_300": 0.3, "method_600": 0.6, "filtered_600": 1.0})
+    assert "training_share" not in rows["routed"]["figures"]
 
 
 def test_accuracies_are_measured_as_error_rates():

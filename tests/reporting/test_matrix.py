@@ -277,6 +277,9 @@ def test_cells_of_testbeds_and_their_order(matrix_file, tmp_path):
         ({"testbeds": {"trees": {"data": {"trian": "x"}}}}, "trees: filtered: Unknown key `trian`"),
         ({"runs": [{"name": "filtered", "recipe": "recipe.yaml", "seeds": [4]}]}, "no row has one of its `seeds`"),
         ({"jobs": 0}, "`jobs` should be at least 1, got 0"),
+        ({"frontier": {"noise": ["rooted"]}}, "Unknown value for `frontier.noise`: 'rooted'. Did you mean `routed`?"),
+        ({"frontier": {"noise": "routed"}}, "`frontier.noise` should be a list of rows, got 'routed'"),
+        ({"frontier": {"noise": ["routed"]}, "frontier_control": "all"}, "Unknown value for `frontier_control`: 'all'"),
     ],
 )  # fmt: skip
 def test_wrong_testbeds_are_refused(matrix_file, changes, message):

@@ -9,7 +9,7 @@ import yaml
 from hf_era.cli import main
 from hf_era.evaluation.cell_lines import cell_line, read_lines
 from hf_era.reporting.matrix_tables import labels_text, matrix_markdown, rows_table
-from hf_era.reporting.plots import reference_curves
+from hf_era.reporting.plots import frontier, reference_curves
 from hf_era.run.matrix import load_matrix
 from hf_era.run.matrix_results import CellLines, aggregate_cells
 
@@ -215,3 +215,24 @@ def test_the_plot_has_a_panel_per_testbed_with_curves_and_points():
     (panel,) = reference_curves.draw({**TABLE, "rows": rows}).axes
     assert 2.4 < panel.get_xlim()[0] < panel.get_xlim()[1] < 3.3
     assert not reference_curves.draw({"testbeds": [], "rows": []}).axes[0].axison
+
+
+def test_the_frontier_has_a_line_for_each_method_in_the_order_of_its_compute():
+    def row(name, share, filtering, over, testbed="letters"):
+        values = figures(training_share=share, share_of_filtering=filtering, over_continuing=over)
+        return {"testbed": testbed, "row": name, "figures": values}
+
+    rows = [
+        row("kept_50", 0.5, 0.4, 0.0), row("kept_25", 0.25, 0.3, 0.1), row("noise_50", 0.5, 0.9, None),
+        row("kept_25", 0.25, 0.8, 0.1, "facts"), row("other", None, 0.9, 0.1),
+    ]  # fmt: skip
+    methods = {"kept": ["kept_25", "kept_50"], "noise": ["noise_50"], "never run": ["never_50"]}
+    drawn = frontier.draw({"rows": rows}, methods)
+    assert [panel.get_title() for panel in drawn.axes if panel.get_title()] == ["letters", "facts"]
+    panel = drawn.axes[0]
+    assert [list(line.lines[0].get_xdata()) for line in panel.containers] == [[0.25, 0.5], [0.5]]
+    assert list(panel.containers[0].lines[0].get_ydata()) == [0.3, 0.4]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["kept", "noise"]
+    ticks = [text.get_text() for text in drawn.axes[2].get_xticklabels()]
+    assert ticks == ["25 %", "50 %"]
+    assert len(frontier.draw({"rows": []}, methods).axes) == 1
