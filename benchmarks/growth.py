@@ -1,11 +1,14 @@
-"""How the time and the memory of a training step grow: sequence length, batch, auxiliary width, layers, vocabulary.
+"""How the time and the memory of a training step grow: sequence length, batch, auxiliary width, layers, vocabulary, modules,
+share of examples without a label, and a Llama's parameters.
 
-    python benchmarks/growth.py            # about 10 minutes on 2 CPU cores; writes a JSON file and a picture
+    python benchmarks/growth.py                      # about 15 minutes on 2 CPU cores; writes a JSON file and a picture
+    python benchmarks/growth.py --sweeps modules     # some of it; the others stay in the file as they are
 
-One thing grows at a time from a base shape (hidden 256, 4 layers, vocabulary 8,192, 2 x 256 tokens, auxiliary width 64 in
-all layers). `stock` is transformers' GPT-Neo, `routed` ours with routing and the L1 term; the optimizer is fused AdamW.
-Every point is a process of its own: the median of its steps after a warm-up, and its peak memory less what it held before
-the model was built.
+One thing grows at a time from a base shape (hidden 256, 4 layers, vocabulary 8,192, 2 x 256 tokens, one module of width 64
+in all layers). `stock` is transformers' GPT-Neo, `routed` ours with routing and the L1 term; several modules (each of that
+width, examples in turns) and examples without a label have the router `gram`. The Llamas have the proportions of
+SmolLM2-135M, the largest of them. The optimizer is fused AdamW. Every point is a process of its own: the median of its
+steps after a warm-up, and its peak memory less what it held before the model was built.
 """
 
 from __future__ import annotations
@@ -22,44 +25,81 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from rich.progress import track
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.common import RESULTS, environment, measured_apart, print_table, resident_bytes, write_result
 from benchmarks.train_step import gpt_neo_config, make_batch, make_step, peak_since
-from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
+from hf_era import ExpansionConfig
+from hf_era.models.loading import expanded_from_config
+from hf_era.routing import make_router
 
-BASE = {"sequence length": 256, "batch": 2, "auxiliary width": 64, "layers": 4, "vocabulary": 8_192}
+BASE = {
+    "sequence length": 256, "batch": 2, "auxiliary width": 64, "layers": 4, "vocabulary": 8_192, "modules": 1,
+    "unlabelled share": 0.0,
+}  # fmt: skip
 SWEEPS = {
     "sequence length": [256, 512, 1_024, 2_048],
     "batch": [1, 2, 4, 8, 16],
     "auxiliary width": [16, 64, 256, 1_024],
     "layers": [2, 4, 8, 16],
     "vocabulary": [2_048, 8_192, 32_768, 131_072],
+    "modules": [1, 4, 16],
+    "unlabelled share": [0.0, 0.5, 1.0],
+    "Llama, million parameters": [16, 44, 135],
 }
+BATCHES = {"modules": 16, "unlabelled share": 8}
+"""Where two examples are too few."""
+LLAMAS = {16: (192, 16, 3), 44: (384, 16, 6), 135: (576, 30, 9)}
+"""Million parameters -> hidden size, layers, heads."""
 KINDS = ("stock", "routed")
 HIDDEN = 256
 
 
-def config_of(shape: dict[str, int]) -> GPTNeoConfig:
+def config_of(shape: dict[str, Any]) -> Any:
+    if "Llama, million parameters" in shape:
+        hidden, layers, heads = LLAMAS[shape["Llama, million parameters"]]
+        return LlamaConfig(
+            vocab_size=49_152, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=heads // 3, intermediate_size=hidden * 8 // 3, tie_word_embeddings=True, use_cache=False,
+        )  # fmt: skip
     sizes = {"hidden_size": HIDDEN, "num_heads": 8, "max_position_embeddings": 2_048, "window_size": 256}
     return gpt_neo_config(shape["layers"], vocab_size=shape["vocabulary"], bos_token_id=0, eos_token_id=0, **sizes)
 
 
-def measure_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, float]:
+def model_of(kind: str, shape: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    config = config_of(shape)
+    if kind == "stock":
+        return AutoModelForCausalLM.from_config(config)
+    modules = [{"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])]
+    model = expanded_from_config(config, ExpansionConfig(modules=modules), seed=0)
+    if shape["modules"] > 1 or shape["unlabelled share"] > 0:
+        model.router = make_router({"name": "gram", "p_as": 0.3, "p_cr": 0.5})
+    return model
+
+
+def batch_of(kind: str, shape: dict[str, Any], device: torch.device, vocabulary: int) -> dict[str, Any]:
+    """Half of the labelled examples are of a module, the modules in turns; the last ones have no label."""
+    batch = make_batch(shape["batch"], shape["sequence length"], device, vocabulary)
+    if kind == "routed" and (shape["modules"] > 1 or shape["unlabelled share"] > 0):
+        place, labelled = torch.arange(shape["batch"]), round(shape["batch"] * (1 - shape["unlabelled share"]))
+        is_forget = (place % 2 == 0) & (place < labelled)
+        index = torch.where(is_forget, (place // 2) % shape["modules"], -1)
+        weight = (~is_forget).float()[:, None].expand(batch["input_ids"].shape).contiguous()
+        unassigned = (place >= labelled)[:, None].expand(batch["input_ids"].shape).contiguous()
+        added = {"routing_weight": weight, "module_index": index, "is_unassigned": unassigned}
+        batch |= {name: value.to(device) for name, value in added.items()}
+    return batch
+
+
+def measure_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, float]:
     """Seconds a step, peak bytes and parameters of one point, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
     before = resident_bytes()
-    torch.manual_seed(0)
-    config = config_of(shape)
-    if kind == "stock":
-        model: Any = GPTNeoForCausalLM(config)
-    else:
-        expansion = ExpansionConfig(width=shape["auxiliary width"])
-        model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(config, expansion))
-    model.to(device).train()
+    model = model_of(kind, shape).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    batch = make_batch(shape["batch"], shape["sequence length"], device, shape["vocabulary"])
+    batch = batch_of(kind, shape, device, model.config.vocab_size)
     step = make_step(kind, "fp32", model, optimizer, batch)
     seconds = []
     for _ in range(steps + 1):
@@ -73,27 +113,37 @@ def measure_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, flo
     return {"seconds": statistics.median(seconds[1:]), "peak_bytes": peak, "parameters": parameters}
 
 
-def run_point(kind: str, shape: dict[str, int], steps: int) -> dict[str, float]:
+def run_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, float]:
     return measured_apart(__file__, "--point", json.dumps({"kind": kind, "shape": shape, "steps": steps}))
 
 
+COLUMNS = 4
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
-    """One column a sweep, time above memory, both axes logarithmic: a straight line of slope 1 is linear growth."""
+    """A sweep is a column, time above memory, in bands of four; logarithmic axes: a straight line of slope 1 is linear
+    growth."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     sweeps = result["sweeps"]
-    size = (3.2 * len(sweeps), 6.2)
-    figure, axes = plt.subplots(2, len(sweeps), figsize=size, layout="constrained", sharey="row")
-    for column, (name, sweep) in enumerate(sweeps.items()):
+    bands = -(-len(sweeps) // COLUMNS)
+    figure, axes = plt.subplots(
+        2 * bands, COLUMNS, figsize=(3.2 * COLUMNS, 5.6 * bands), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for number, (name, sweep) in enumerate(sweeps.items()):
         for row, (key, unit, scale) in enumerate((("seconds", "s a step", 1.0), ("peak_bytes", "peak MiB", 2.0**-20))):
-            axis = axes[row][column]
+            axis = axes[2 * (number // COLUMNS) + row][number % COLUMNS]
+            axis.set_visible(True)
             for kind, style in zip(KINDS, ("o--", "s-"), strict=True):
                 values = [point[key] * scale for point in sweep[kind]]
                 axis.plot(sweep["values"], values, style, label=kind)
-            axis.set_xscale("log", base=2)
+            if 0 not in sweep["values"]:
+                axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xticks(sweep["values"], [f"{value:,}" for value in sweep["values"]], fontsize=8)
             axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
@@ -102,8 +152,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.yaxis.set_minor_locator(mpl.ticker.NullLocator())
             axis.grid(alpha=0.3)
             axis.set_xlabel(name)
-            if column == 0:
-                axis.set_ylabel(unit)
+            axis.set_ylabel(unit)
     axes[0][0].legend()
     machine = result["machine"]
     figure.suptitle(f"Training step, fp32, {machine.get('gpu') or machine['cpu_model']}, {result['date'][:10]}")
@@ -116,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3, help="timed steps a point (default: 3)")
     parser.add_argument("--output", type=Path, default=RESULTS / f"growth_{kind}.json", help="where the figures go")
+    parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="which (default: all)")
     parser.add_argument("--draw-only", action="store_true", help="draw the stored figures again")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -125,12 +175,12 @@ def main() -> None:
     if options.draw_only:
         draw(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".png"))
         return
-    sweeps: dict[str, Any] = {
-        name: {"values": values, **{kind: [] for kind in KINDS}} for name, values in SWEEPS.items()
-    }
-    todo = [(name, value, kind) for name, values in SWEEPS.items() for value in values for kind in KINDS]
+    sweeps: dict[str, Any] = {name: {"values": SWEEPS[name], **{kind: [] for kind in KINDS}} for name in options.sweeps}
+    todo = [(name, value, kind) for name in options.sweeps for value in SWEEPS[name] for kind in KINDS]
     for name, value, point_kind in track(todo, description=f"{len(todo)} points"):
-        sweeps[name][point_kind].append(run_point(point_kind, {**BASE, name: value}, options.steps))
+        sweeps[name][point_kind].append(
+            run_point(point_kind, {**BASE, "batch": BATCHES.get(name, BASE["batch"]), name: value}, options.steps)
+        )
     for name, sweep in sweeps.items():
         rows = [
             [
@@ -141,6 +191,8 @@ def main() -> None:
             for value, *points in zip(sweep["values"], *(sweep[kind] for kind in KINDS), strict=True)
         ]
         print_table(f"Growth with {name}", [name, "stock s", "routed s", "stock MiB", "routed MiB"], rows)
+    kept = json.loads(options.output.read_text(encoding="utf-8"))["sweeps"] if options.output.is_file() else {}
+    sweeps = {name: (kept | sweeps)[name] for name in SWEEPS if name in kept | sweeps}
     result = {**environment(kind), "base": BASE, "hidden": HIDDEN, "sweeps": sweeps}
     write_result(options.output, result)
     draw(result, options.output.with_suffix(".png"))
