@@ -47,8 +47,11 @@ SWEEPS = {
     "unlabelled share": [0.0, 0.5, 1.0],
     "Llama, million parameters": [16, 44, 135],
 }
-BATCHES = {"modules": 16, "unlabelled share": 8}
-"""Where two examples are too few."""
+OWN_BASE: dict[str, dict[str, Any]] = {
+    "modules": {"batch": 16, "router": "gram"},
+    "unlabelled share": {"batch": 8, "router": "gram"},
+}
+"""Of sweeps for which two examples are too few."""
 LLAMAS = {16: (192, 16, 3), 44: (384, 16, 6), 135: (576, 30, 9)}
 """Million parameters -> hidden size, layers, heads."""
 KINDS = ("stock", "routed")
@@ -73,7 +76,7 @@ def model_of(kind: str, shape: dict[str, Any]) -> Any:
         return AutoModelForCausalLM.from_config(config)
     modules = [{"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])]
     model = expanded_from_config(config, ExpansionConfig(modules=modules), seed=0)
-    if shape["modules"] > 1 or shape["unlabelled share"] > 0:
+    if shape.get("router") == "gram":
         model.router = make_router({"name": "gram", "p_as": 0.3, "p_cr": 0.5})
     return model
 
@@ -81,7 +84,7 @@ def model_of(kind: str, shape: dict[str, Any]) -> Any:
 def batch_of(kind: str, shape: dict[str, Any], device: torch.device, vocabulary: int) -> dict[str, Any]:
     """Half of the labelled examples are of a module, the modules in turns; the last ones have no label."""
     batch = make_batch(shape["batch"], shape["sequence length"], device, vocabulary)
-    if kind == "routed" and (shape["modules"] > 1 or shape["unlabelled share"] > 0):
+    if kind == "routed" and shape.get("router") == "gram":
         place, labelled = torch.arange(shape["batch"]), round(shape["batch"] * (1 - shape["unlabelled share"]))
         is_forget = (place % 2 == 0) & (place < labelled)
         index = torch.where(is_forget, (place // 2) % shape["modules"], -1)
@@ -179,7 +182,7 @@ def main() -> None:
     todo = [(name, value, kind) for name in options.sweeps for value in SWEEPS[name] for kind in KINDS]
     for name, value, point_kind in track(todo, description=f"{len(todo)} points"):
         sweeps[name][point_kind].append(
-            run_point(point_kind, {**BASE, "batch": BATCHES.get(name, BASE["batch"]), name: value}, options.steps)
+            run_point(point_kind, {**BASE, **OWN_BASE.get(name, {}), name: value}, options.steps)
         )
     for name, sweep in sweeps.items():
         rows = [
@@ -191,9 +194,12 @@ def main() -> None:
             for value, *points in zip(sweep["values"], *(sweep[kind] for kind in KINDS), strict=True)
         ]
         print_table(f"Growth with {name}", [name, "stock s", "routed s", "stock MiB", "routed MiB"], rows)
+    where = environment(kind)
+    for sweep in sweeps.values():
+        sweep["measured"] = {name: where[name] for name in ("date", "git_revision")}
     kept = json.loads(options.output.read_text(encoding="utf-8"))["sweeps"] if options.output.is_file() else {}
     sweeps = {name: (kept | sweeps)[name] for name in SWEEPS if name in kept | sweeps}
-    result = {**environment(kind), "base": BASE, "hidden": HIDDEN, "sweeps": sweeps}
+    result = {**where, "base": BASE, "hidden": HIDDEN, "sweeps": sweeps}
     write_result(options.output, result)
     draw(result, options.output.with_suffix(".png"))
 

@@ -37,7 +37,7 @@ def cell_line(result: RunResult, testbed: str = "", settings_key: str | None = N
 
     Returns: `testbed`, `row`, `seed`, `method`, `role`, `router`, `start`; `labelled_fraction`, `label_errors`; `steps`, own
     ones, `base_steps`, those of the base it went on from, `own_compute` and `compute`, examples read in its own steps and in
-    both; `forget_loss`, `retain_loss` at
+    both, `training_share`, the former as a share of the pretraining's, where that is known; `forget_loss`, `retain_loss` at
     the end, before any attack; `before` and `with_modules`: the same of the model before the method, and before ablation;
     `retain_tax`; `attack`: the strongest one; `base_distance`: of the weights from the pretrained ones, and the loss barrier
     between; `seconds`, of which `base_seconds` may be shared; `version`, `revision`, `date`, `data` and `settings_key`.
@@ -63,7 +63,8 @@ def cell_line(result: RunResult, testbed: str = "", settings_key: str | None = N
         "steps": steps,
         "base_steps": base_steps,
         "own_compute": (own := steps * _examples_a_step(settings)),
-        "compute": own + base_steps * _examples_a_step(base_settings),
+        "compute": own + (before := base_steps * _examples_a_step(base_settings)),
+        "training_share": own / before if before else config.get("budget"),
         **{f"{kind}_loss": result.loss(result.final_stage, kind) for kind in ("forget", "retain")},
         "before": _losses(result, "before"),
         "with_modules": _losses(result, "before_ablation"),

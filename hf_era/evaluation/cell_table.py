@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_era.evaluation.cell_lines import Key, Line, key_of
@@ -122,21 +122,25 @@ def _compared(line: Line, by_key: Mapping[Key, Line], references: References) ->
         "retain_tax": line.get("retain_tax") if tax is None else tax,
         "over_filtering": _difference(attacked_loss(line), attacked_loss(filtered)),
         "of_filtering": None if own is None or not (robust or 0) > 0 else own / robust,
-        **_on_frontier(line, base, by_key, references),
+        **_on_frontier(line, by_key, references),
     }
 
 
-def _on_frontier(line: Line, base: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
-    share, over = None, None
-    if line["row"] in references.on_frontier and line.get("own_compute") is not None:
-        own = line["own_compute"]
-        whole = (line["compute"] - own) or base.get(
-            "compute"
-        )  # what it went on from; from random weights, the base control
+def _on_frontier(line: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
+    if line["row"] not in references.on_frontier:
+        return {"training_share": None, "over_continuing": None}
+
+    def others(rows: Iterable[str]) -> list[Line]:
+        keys = [(line["testbed"], row, line["seed"]) for row in rows]
+        return [by_key[key] for key in keys if key in by_key]
+
+    own, share = line.get("own_compute"), line.get("training_share")
+    if share is None and own is not None and line.get("start") == "scratch":  # of the base control's training
+        rows = references.base if references.base_control is None else [references.base_control]
+        whole = max((part.get("compute") or 0 for part in others(rows)), default=0)
         share = own / whole if whole else None
-        keys = [(line["testbed"], row, line["seed"]) for row in references.continuing]
-        same = [part for key in keys if (part := by_key.get(key)) and part.get("own_compute") == own]
-        over = _difference(line.get("retain_loss"), same[0].get("retain_loss")) if same else None
+    same = [part for part in others(references.continuing) if part.get("own_compute") == own]
+    over = _difference(line.get("retain_loss"), same[0].get("retain_loss")) if same else None
     return {"training_share": share, "over_continuing": over}
 
 

@@ -32,6 +32,8 @@ class ControlFigures:
     differences: dict[str, Estimate]  # as in `ResultSummary`
     attacks: dict[Attack, Estimate]  # -> robust unlearning
     at_most: frozenset[str]  # as in `ResultSummary`
+    attacked: Estimate  # forget loss under the strongest attack, nats a token
+    edges: frozenset[str]  # of that attack, see `AttackSummary`
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ def _control(values: dict[str, Any] | None) -> ControlFigures | None:
         },
         # An attack of which nothing is known in that respect may have ended at an edge.
         at_most=frozenset({ROBUST} if strongest.get("edges", True) else ()),
+        attacked=estimate_of(strongest.get("lowest_forget")),
+        edges=frozenset(strongest.get("edges", (STEPS,))),
         attacks={Attack.from_dict(part): estimate_of(part.get(ROBUST)) for part in values.get("attacks") or []},
     )
 
@@ -245,7 +249,12 @@ def recipe_of(result: AnyResult) -> dict[str, str]:
     names, each as JSON. Settings that say no more than which seed it is, where something is kept, or what fits a machine are
     left out."""
     config = result.config if isinstance(result, RunResult) else {}
-    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **flat_settings(config)}
+    settings = flat_settings(config)
+    if (
+        config.get("budget") is not None
+    ):  # which says how long: how many steps that are, differs with the tokens of a split
+        settings.pop("training.max_steps", None)
+    return {"name": json.dumps(result.name), "method": json.dumps(result.method), **settings}
 
 
 def flat_settings(values: Mapping[str, Any], section: str = "") -> dict[str, str]:

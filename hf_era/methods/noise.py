@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from hf_era.data import FORGET, RETAIN
 from hf_era.methods.method import Run, stories_labelled
 from hf_era.methods.post_training import batches_of
 from hf_era.models import family_for
-from hf_era.models.loading import causal_lm_from_config
+from hf_era.models.loading import causal_lm_from_config, load_causal_lm
 from hf_era.utils.checks import check_count, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
@@ -103,7 +102,7 @@ def damage(model: nn.Module, run: Run) -> None:
     settings: NoiseSettings = run.method_settings
     chosen: Mapping[str, Tensor] | None = None
     if settings.noised == SELECTIVE:
-        chosen = forget_selective(model, run)
+        chosen = forget_selective(run)
     elif settings.noised == BLOCKS:
         blocks = family_for(run.base_config, run.expansion).blocks + "."
         chosen = {name: torch.tensor(True) for name, _ in model.named_parameters() if name.startswith(blocks)}
@@ -145,7 +144,9 @@ def _xavier_uniform(seed: int) -> Callable[[str, Tensor], Tensor]:
 
 def _fresh(model: nn.Module, seed: int) -> Callable[[str, Tensor], Tensor]:
     with torch.random.fork_rng(devices=[]):
-        fresh = dict(causal_lm_from_config(copy.deepcopy(model.config), seed).named_parameters())
+        config = copy.deepcopy(model.config)
+        config.dtype = torch.float32  # a half-precision checkpoint's would round it
+        fresh = dict(causal_lm_from_config(config, seed).named_parameters())
     return lambda name, weight: fresh[name]
 
 
@@ -162,27 +163,26 @@ def norm_parameters(model: nn.Module) -> set[str]:
 # ---- Which weights are selective of forget examples ----
 
 
-def forget_selective(model: nn.Module, run: Run) -> dict[str, Tensor]:
-    """Name -> bool, of the parameter's shape: the share of its elements whose importance to forget examples over that to
-    retain examples is largest."""
+def forget_selective(run: Run) -> dict[str, Tensor]:
+    """Name -> bool, of the parameter's shape, on the CPU: the share of its elements whose importance to forget examples over
+    that to retain examples is largest, in the model before the method. It is held once more for that, with its gradients and
+    one value for each weight; every process does the same."""
     settings: NoiseSettings = run.method_settings
-    device, most = run.arguments.device, settings.selective_examples
-    own = copy.deepcopy(model).to(device).eval()
-    found = [
-        importance(own, batches_of(run, stories_labelled(run.data, label, most=most, seed=run.seed), size=1))
+    most = settings.selective_examples
+    model = load_causal_lm(run.before_model).to(run.arguments.device, torch.float32).eval()
+    forget, retain = (
+        importance(model, batches_of(run, stories_labelled(run.data, label, most=most, seed=run.seed), size=1))
         for label in (FORGET, RETAIN)
-    ]
-    chosen = {}
-    for name, forget in found[0].items():
-        mask = largest_share(forget / (found[1][name] + torch.finfo(forget.dtype).tiny), settings.selective_share)
-        # One process decides: sums of gradients on a GPU may differ in their last bit.
-        chosen[name] = broadcast(mask) if run.state.num_processes > 1 else mask
-    return chosen
+    )
+    tiny = torch.finfo(torch.float32).tiny
+    return {
+        name: largest_share(value / (retain[name] + tiny), settings.selective_share) for name, value in forget.items()
+    }
 
 
 def importance(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Name -> squared gradient of the loss, of the parameter's shape, mean over batches: of one example each the diagonal of
-    the empirical Fisher information."""
+    """Name -> squared gradient of the loss, of the parameter's shape and on the CPU, mean over batches: of one example each
+    the diagonal of the empirical Fisher information."""
     sums = {name: torch.zeros_like(value, requires_grad=False) for name, value in model.named_parameters()}
     count = 0
     for batch in batches:
@@ -193,7 +193,7 @@ def importance(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[s
                 sums[name].addcmul_(value.grad, value.grad)
         count += 1
     model.zero_grad(set_to_none=True)
-    return {name: value / max(count, 1) for name, value in sums.items()}
+    return {name: value.cpu() / max(count, 1) for name, value in sums.items()}
 
 
 def largest_share(values: Tensor, share: float) -> Tensor:

@@ -110,6 +110,11 @@ def rows_table(rows: list[Mapping[str, Any]]) -> Table:
         "after the attack minus that before the method) as a share of that of data filtering. ≤ and ≥: in some seed it is a "
         "bound. In place of a mean: how many seeds have the figure."
     )
+    if any(column[1] == "training_share" for column in columns):
+        caption += (
+            " Training, share of pretraining: compute of the method alone; over continuing: than a model that trained on "
+            "with everything for as long."
+        )
     return Table(caption, header, lines, text_columns=3)
 
 

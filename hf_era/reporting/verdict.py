@@ -28,12 +28,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.relearn.result import COSINE, FULL, HALF, LORA, REACHED, RETAIN
+from hf_era.evaluation.relearn.result import COSINE, FULL, HALF, LORA, REACHED, RETAIN, STORIES
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import (
-    BEFORE_UNDER_ATTACK,
     ROBUST,
     ResultSummary,
     aggregate,
@@ -387,14 +387,23 @@ def _back(facts: _Facts) -> str:
 
 
 def _share_of_filtering(facts: _Facts) -> str:
-    """Where the forget loss after the attack lies between the model before the method (0) and data filtering (1), both after
-    an attack; empty where that is not known or the two hardly differ."""
-    robust, before, filtered = facts.value(ROBUST), facts.value(BEFORE_UNDER_ATTACK), facts.filtering[ROBUST].value
-    if robust is None or before is None or filtered is None or not filtered - before >= facts.minimum:
-        return ""
-    at_most = any(ROBUST in one.at_most for one in facts.seeds)
-    share = format_number((robust - before) / (filtered - before), 2)
-    return f"; share of filtering {'at most ' if at_most else ''}{share}, not at equal retain loss"
+    """Where the forget loss after the attack lies between that of the model before the method (0) and that of data filtering
+    (1), each after its strongest attack; empty where one is not known or the two hardly differ. An attack that is not
+    converged makes it a bound: one on the model itself from above, the others from below."""
+    shares, bounds = [], set()
+    for one in facts.seeds:
+        before = None if one.relearning is None else one.relearning.before_attacked
+        if one.strongest is None or before is None or one.control is None:
+            return ""
+        own, known = one.strongest.lowest_forget.value, before.lowest_forget.value
+        unknown = one.control.attacked.value
+        if own is None or known is None or unknown is None or not unknown - known >= facts.minimum:
+            return ""
+        shares.append((own - known) / (unknown - known))
+        bounds |= {"at most"} if set(one.strongest.edges) - {STORIES} else set()
+        bounds |= {"at least"} if {*before.edges, *one.control.edges} - {STORIES} else set()
+    bound = {0: "", 1: f"{min(bounds, default='')} "}.get(len(bounds), "about ")
+    return f"; share of filtering {bound}{format_number(fmean(shares), 2)}, not at equal retain loss"
 
 
 def _not_tested(facts: _Facts) -> str:

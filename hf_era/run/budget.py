@@ -11,9 +11,10 @@ import copy
 from datasets import Dataset
 
 from hf_era.data.columns import arrow_batches, flat_column
-from hf_era.run.config import RunConfig
+from hf_era.run.config import LIMITS, RunConfig
 from hf_era.run.context import steps_of
 from hf_era.training import GradientRoutingConfig
+from hf_era.utils.checks import check_count
 
 
 def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Dataset) -> tuple[RunConfig, str]:
@@ -22,7 +23,8 @@ def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Da
     Args:
         config (`RunConfig`): with a `budget`. It stays as it is.
         arguments (`GradientRoutingConfig`): of its training; they know batch and launch.
-        train (`Dataset`): tokenised training examples: a step has their mean number of tokens.
+        train (`Dataset`): tokenised training examples, all of them: a step has their mean number of tokens, whichever the
+            method trains on.
     """
     assert config.budget is not None
     batch = steps_of(arguments, len(train))[1]
@@ -30,11 +32,14 @@ def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Da
         per_step = batch * mean_tokens(train)
         whole, of = config.pretraining_tokens / per_step, f"{config.pretraining_tokens:,.0f} tokens"
         of += f", with {per_step:,.0f} tokens a step"
+    elif config.pretraining_steps is not None:
+        whole, of = config.pretraining_steps, f"{config.pretraining_steps:,} steps"
     else:
         pretraining = config.stock_training_arguments(config.output_path, **config.pretraining)
-        whole = config.pretraining_steps or steps_of(pretraining, len(train))[0]
-        of = f"{whole:,} steps"
+        number, size = steps_of(pretraining, len(train))
+        whole, of = number * size / batch, f"{number:,} steps of {size} examples"
     steps = max(round(config.budget * whole), 1)
+    check_count("training.max_steps", steps, *LIMITS["max_steps"])
     within = copy.copy(config)
     within.training = {**config.training, "max_steps": steps}
     return within, f"`budget` {config.budget:g} of a pretraining of {of}: {steps:,} steps."

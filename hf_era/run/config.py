@@ -193,12 +193,18 @@ class RunConfig:
                 f"`budget` is {self.budget:g}, which says how long a method trains a model that exists, but {what} does not "
                 "train one for a number of steps. Leave it out."
             )
-        if self.pretraining_tokens is not None and self.pretraining_steps is not None:
+        given = [name for name in ("pretraining_tokens", "pretraining_steps") if getattr(self, name) is not None]
+        if len(given) > 1:
             raise ValueError("`pretraining_tokens` and `pretraining_steps` are both given. Drop one.")
+        if given and self.model.trains_base:
+            raise ValueError(
+                f"`{given[0]}` is given, but the base is trained here (`model.base` is not given), as the section "
+                "`pretraining` says. Leave it out."
+            )
         if self.model.trains_base:  # whose length is not the method's
             lengths = {"max_steps": -1} | {key: self.training[key] for key in _LENGTHS if key in self.training}
             self.pretraining = lengths | self.pretraining
-        elif self.pretraining_tokens is None and self.pretraining_steps is None:
+        elif not given:
             raise ValueError(
                 f"`budget` is {self.budget:g} of what the pretraining of {short_repr(self.model.base)} took, but nobody "
                 "says what that was. Give `pretraining_tokens` (or `pretraining_steps`), or a `training.max_steps` instead."
@@ -389,7 +395,7 @@ _RESERVED_FIELDS = {
     "resume_from_checkpoint": "Give the same command again: it goes on where it was.",
 }
 # Least and most. What is beyond is a slip of the hand: it would fill the memory, or start a million processes.
-_LIMITS = {
+LIMITS = {
     "per_device_train_batch_size": (1, 1_000_000),
     "per_device_eval_batch_size": (1, 1_000_000),
     "gradient_accumulation_steps": (1, 1_000_000),
@@ -449,8 +455,8 @@ def checked_training(values: dict[str, Any], section: str) -> dict[str, Any]:
 
 def _check_range(name: str, key: str, value: Any) -> None:
     check_training_number(name, key, value)
-    if key in _LIMITS:
-        check_count(name, value, *_LIMITS[key])
+    if key in LIMITS:
+        check_count(name, value, *LIMITS[key])
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"`{name}` should be a finite number, got {short_repr(value)}.")
     elif key == "hub_model_id" and value is not None:

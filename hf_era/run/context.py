@@ -5,11 +5,11 @@ What of it a method may touch: the Protocol `Run` in `hf_era.methods.method`.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ def identity_settings(config: RunConfig, arguments: CausalLMTrainingConfig) -> d
     values = identity_values(RunConfig, config.to_dict())
     sections = {name: kind for name, kind in SECTIONS.items() if name in values}
     found = {name: identity_values(kind, values[name], SHOWN_OR_KEPT) for name, kind in sections.items()}
+    if config.method_settings is not None and "method_settings" in values:
+        own = dataclasses.asdict(config.method_settings)
+        found["method_settings"] = identity_values(type(config.method_settings), own)
     return {**values, **found, "launch": launch_settings(arguments)}
 
 
@@ -87,6 +90,8 @@ class Run:
         architecture.pop("transformers_version", None)
         # As earlier versions wrote it down, whose base was trained with the routing's config and without an L1 term.
         settings = {**without_routing(self._stock_training()), "l1_coefficient": 0.0}
+        if settings.get("max_steps") == -1:  # which goes without saying; with a budget it is said
+            del settings["max_steps"]
         training = identity_values(GradientRoutingConfig, settings, SHOWN_OR_KEPT)
         training |= launch_settings(self.arguments) | self.control_settings
         return fingerprint(self.inputs.data_fingerprint, architecture, self.seed, training)
@@ -211,7 +216,7 @@ class Run:
         return {**provenance(self.arguments.device), "git_revision": git_revision()}
 
 
-_ARGUMENTS = frozenset(item.name for item in fields(CausalLMTrainingConfig))
+_ARGUMENTS = frozenset(item.name for item in dataclasses.fields(CausalLMTrainingConfig))
 
 
 def steps_of(arguments: CausalLMTrainingConfig, stories: int) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class MatrixConfig:
             that of `base_curve` with the most, and each run's own model before the method.
         frontier (`dict[str, list[str]]`, *optional*): method -> its rows, the same but for their budget: they are drawn over
             their compute as a share of the pretraining's.
-        frontier_control (`str`, *optional*): the entry of `frontier` whose models trained on with everything: with the same
+        frontier_control (`str`): with a `frontier`: the entry of it whose models trained on with everything: with the same
             compute, what a retain loss is compared with.
         launcher (`list[str]`, *optional*): command that runs a config file. Not given: `hf-era run` in this Python. A
             matrix file says what is run, as a Makefile does: look at it before you run somebody else's.
@@ -142,9 +142,14 @@ class MatrixConfig:
 
     def _check_frontier(self) -> None:
         for name, rows in self.frontier.items():
-            check_name("frontier", name)
-            if not isinstance(rows, list) or not rows:
+            if not isinstance(rows, list) or not rows or not all(isinstance(row, str) for row in rows):
                 raise ValueError(f"`frontier.{name}` should be a list of rows, got {short_repr(rows)}.")
+            if (twice := _first_repeated(rows)) is not None:
+                raise ValueError(f"`frontier.{name}`: {short_repr(twice)} stands twice. Name each row once.")
+        if self.frontier and self.frontier_control is None:
+            raise ValueError(
+                "`frontier` is given, but not which of its entries trained on with everything. Set `frontier_control`."
+            )
         if self.frontier_control is not None and self.frontier_control not in self.frontier:
             raise ValueError(unknown_value_message("frontier_control", self.frontier_control, self.frontier))
 

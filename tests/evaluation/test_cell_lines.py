@@ -114,8 +114,11 @@ def test_a_row_of_the_frontier_is_compared_with_what_continued_for_as_long():
             for own in (300, 600)
             for seed in (0, 1)
         ),
-        *(line("filtered_600", seed, 3.0, 3.0, 600, own_compute=600) for seed in (0, 1)),
+        *(line("filtered_600", seed, 3.0, 3.0, 600, own_compute=600, start="scratch") for seed in (0, 1)),
     ]
+    for part in lines:
+        if "own_compute" in part and "start" not in part:
+            part["training_share"] = part["own_compute"] / 1200
     rows = rows_of(table_of(lines, ["routed", *frontier["all"], *frontier["method"]], references)[1])
     shares = {row: rows[row]["figures"]["training_share"]["value"] for row in (*frontier["all"], *frontier["method"])}
     # From random weights it is a share of the base control's compute.
@@ -123,6 +126,9 @@ def test_a_row_of_the_frontier_is_compared_with_what_continued_for_as_long():
     over = {row: rows[row]["figures"]["over_continuing"]["value"] for row in frontier["method"]}
     assert over == pytest.approx({"method_300": 0.3, "method_600": 0.6, "filtered_600": 1.0})
     assert "training_share" not in rows["routed"]["figures"]
+    references = replace(references, base_control=None)  # that with the most
+    found = rows_of(table_of(lines, ["filtered_600"], references)[1])["filtered_600"]["figures"]["training_share"]
+    assert found["value"] == 0.25
 
 
 def test_accuracies_are_measured_as_error_rates():

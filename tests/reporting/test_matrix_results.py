@@ -41,6 +41,9 @@ def test_steps_of_what_a_cell_went_on_from(make_result):
     config = make_result().config | {"pretraining": {"per_device_train_batch_size": 10}}
     further = cell_line(make_result(**trained, config=config))
     assert (further["steps"], further["base_steps"], further["compute"]) == (300, 700, 300 * 16 + 700 * 10)
+    assert (further["own_compute"], further["training_share"]) == (300 * 16, pytest.approx(4800 / 7000, abs=1e-4))
+    given = cell_line(make_result(training={"steps": 300}, base_training={}, config=config | {"budget": 0.01}))
+    assert given["training_share"] == 0.01  # of a base from elsewhere
     scratch = cell_line(make_result(**trained, config={**config, "model": {"start": "scratch"}}))
     assert (scratch["steps"], scratch["base_steps"]) == (300, 0)  # that was the base control
     base = cell_line(make_result(**trained, method="base", method_role="untouched"))

@@ -10,9 +10,12 @@ from datasets import Dataset
 from rich.console import Console
 
 from hf_era import RunConfig
+from hf_era.evaluation.summary import recipe_of
 from hf_era.run.budget import mean_tokens, within_budget
 from hf_era.run.config import load_run_config
 from hf_era.run.pipeline import prepare_run
+
+from ..reporting.samples import bare_run
 
 THEIRS: dict[str, Any] = {"base": "theirs", "architecture": None}
 Make = Callable[..., RunConfig]
@@ -59,6 +62,29 @@ def test_a_base_that_is_trained_here_keeps_its_length(tmp_path: Path, make_run_c
     assert prepare_run(same, console, state).run.identity == run.identity  # a budget is a way to say the steps
 
 
+def test_a_base_with_other_batches(tmp_path: Path, make_run_config: Make) -> None:
+    training, pretraining = {"per_device_train_batch_size": 4}, {"max_steps": 100, "per_device_train_batch_size": 16}
+    config = make_run_config(
+        tmp_path, method="continue_retain", training=training, pretraining=pretraining, budget=0.25
+    )
+    within, note = within_budget(config, arguments_of(config), EXAMPLES)
+    assert within.training["max_steps"] == 100  # of 4 examples: a quarter of 100 of 16
+    assert "100 steps of 16 examples" in note
+
+
+@pytest.mark.parametrize("pretraining", [{}, {"num_train_epochs": 1.0}])
+def test_a_base_of_epochs_is_the_same_with_a_budget(
+    pretraining: dict[str, Any], tmp_path: Path, make_run_config: Make
+) -> None:
+    training = {"max_steps": -1, "num_train_epochs": 2.0}
+    settings = {"method": "continue_retain", "training": training, "pretraining": pretraining}
+    configs = [
+        make_run_config(tmp_path / name, **settings, **more) for name, more in (("a", {}), ("b", {"budget": 0.5}))
+    ]
+    runs = [prepare_run(config, Console(quiet=True), PartialState()).run for config in configs]
+    assert len({run.base_key for run in runs}) == 1
+
+
 def test_a_base_that_is_trained_for_epochs(tmp_path: Path, make_run_config: Make) -> None:
     training = {"max_steps": -1, "num_train_epochs": 2.0, "per_device_train_batch_size": 4}
     config = make_run_config(tmp_path, method="continue_retain", training=training, budget=0.25)
@@ -89,6 +115,7 @@ def test_tokens_without_padding() -> None:
         ),
         ({"budget": 0.5, "model": {"start": "scratch"}}, "`model.start: scratch` does not train one"),
         ({"budget": 0.5, "method": "repselect"}, "`method: repselect` does not train one"),
+        ({"budget": 0.5, "pretraining_steps": 10}, "`pretraining_steps` is given, but the base is trained here"),
         ({"pretraining_tokens": -1.0}, "`pretraining_tokens` should be positive"),
     ],
 )
@@ -97,3 +124,20 @@ def test_a_budget_of_nothing_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_run_config(tmp_path, **changes)
+
+
+def test_more_steps_than_there_can_be(tmp_path: Path, make_run_config: Make) -> None:
+    config = make_run_config(tmp_path, method="continue_retain", model=THEIRS, budget=1e6, pretraining_steps=10**6)
+    with pytest.raises(ValueError, match=r"`training\.max_steps` should be at most"):
+        within_budget(config, arguments_of(config), EXAMPLES)
+
+
+def test_seeds_with_other_numbers_of_steps_are_seeds_of_one_recipe(make_run_config: Make, tmp_path: Path) -> None:
+    def recipe(steps: int, **more: Any) -> dict[str, str]:
+        config = make_run_config(tmp_path, method="continue_retain", model=THEIRS, pretraining_tokens=1e6, **more)
+        values = config.to_dict()
+        values["training"] |= {"max_steps": steps}
+        return recipe_of(bare_run(config=values))
+
+    assert recipe(10, budget=0.5) == recipe(11, budget=0.5) != recipe(10, budget=0.25)
+    assert recipe(10) != recipe(11)

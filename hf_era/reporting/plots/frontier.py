@@ -89,10 +89,10 @@ def _line(panel: Axes, rows: Sequence[Mapping[str, Any]], measure: str, style: L
 
 def _shares(panel: Axes, values: Sequence[float]) -> None:
     """Shares of compute on a logarithmic axis, in percent, at the budgets that there are."""
-    places = sorted({round(value, 3) for value in values})
+    texts = {f"{100 * value:.2g}": value for value in sorted(values)}  # near ones, as of several seeds, share a tick
     panel.set_xscale("log")
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.set_xticks(places, [f"{100 * place:.0f} %" for place in places])
+    panel.set_xticks(list(texts.values()), [f"{float(text):g} %" for text in texts])
     panel.set_xlabel("compute, share of the pretraining")
 
 

@@ -156,7 +156,9 @@ def test_a_part_of_a_mapping_can_be_overridden(write: Callable[..., Path]) -> No
     ],
 )
 def test_a_field_without_its_section_is_recognised_in_a_file(text: str, meant: str, write: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match=rf"in the config\. Did you mean {meant}.* Known: coherence, data, data_"):
+    with pytest.raises(
+        ValueError, match=rf"in the config\. Did you mean {meant}.* Known: budget, coherence, data, data_"
+    ):
         load_run_config([write(text)])
 
 

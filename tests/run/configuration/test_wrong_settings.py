@@ -11,13 +11,13 @@ from hf_era.run.config import ModelConfig, RunConfig, load_run_config
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("sed: 0", r"Unknown key `sed` in the config\. Did you mean `seed`\? Known: coherence, data, .*, training\."),
+        ("sed: 0", r"Unknown key `sed` in the config\. Did you mean `seed`\? Known: budget, coherence, .*, training\."),
         ("1: 2", r"Unknown key `1` in the config\. Known: "),
         ("dat: {train: x}", r"Unknown key `dat` in the config\. Did you mean `data`\?"),
         ("data: {forget_word: [x]}", r"Unknown key `forget_word` in section `data`\. Did you mean `forget_words`\? Known"),
         ("training: {learning_rte: 1}", r"Unknown key `learning_rte` in section `training`\. .*mean `learning_rate`\?"),
         ("pretraining: {maxsteps: 1}", r"Unknown key `maxsteps` in section `pretraining`\. Did you mean `max_steps`\?"),
-        ("zzzz: 1", r"Unknown key `zzzz` in the config\. Known: coherence"),
+        ("zzzz: 1", r"Unknown key `zzzz` in the config\. Known: budget, coherence"),
         ("routing: {rule: full_sec}", r"'full_sec'\. Did you mean `full_seq`\? Known: full_seq, concept, none\."),
         ("routing: {weighting: frequencies}", r"`routing\.weighting`: 'frequencies'\. Did you mean `frequency`\?"),
         ("model: {start: pretraind}", r"'pretraind'\. Did you mean `pretrained`\? Known: pretrained, scratch\."),
