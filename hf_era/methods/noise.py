@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from hf_era.data import FORGET, RETAIN
 from hf_era.methods.method import Run, stories_labelled
 from hf_era.methods.post_training import batches_of
 from hf_era.models import family_for
-from hf_era.models.loading import causal_lm_from_config, load_causal_lm
+from hf_era.models.loading import load_causal_lm
 from hf_era.utils.checks import check_count, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
@@ -144,9 +145,9 @@ def _xavier_uniform(seed: int) -> Callable[[str, Tensor], Tensor]:
 
 def _fresh(model: nn.Module, seed: int) -> Callable[[str, Tensor], Tensor]:
     with torch.random.fork_rng(devices=[]):
-        config = copy.deepcopy(model.config)
-        config.dtype = torch.float32  # a half-precision checkpoint's would round it
-        fresh = dict(causal_lm_from_config(config, seed).named_parameters())
+        torch.manual_seed(seed)
+        # Its own class, which takes the attention that its config names; and in fp32, whatever the checkpoint is in.
+        fresh = dict(cast(Any, type(model))(copy.deepcopy(cast(Any, model).config)).named_parameters())
     return lambda name, weight: fresh[name]
 
 

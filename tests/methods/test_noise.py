@@ -98,6 +98,15 @@ def test_what_no_example_moves_is_in_no_share() -> None:
     assert largest_share(torch.tensor([0.0, 0.0, 0.0, 1.0]), 0.75).tolist() == [False, False, False, True]
 
 
+def test_a_run_may_begin_from_a_mixture_with_a_fresh_model(make_models: Callable[..., Any], tmp_path: Path) -> None:
+    own = {"alpha": 0.5, "noise": "initial", "teacher": "none", "retain_tolerance": None}
+    run, _ = make_models(tmp_path, method="undo", method_settings=own, coherence={"enabled": False})
+    before = dict(load_causal_lm(run.before_model).named_parameters())
+    fresh = dict(causal_lm_from_config(run.base_config, run.seed).named_parameters())
+    for name, value in get_method("undo").start_weights(run).named_parameters():
+        torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * fresh[name])
+
+
 SELECTIVE = {"alpha": 1.0, "noised": "selective", "selective_share": 0.1, "selective_examples": 8}
 
 
