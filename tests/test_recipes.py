@@ -72,7 +72,28 @@ def test_two_processes_train_like_one(tmp_path: Path, repository_root: Path) -> 
             assert result.losses[stage][kind]["loss"] == pytest.approx(estimate["loss"], abs=1e-4), (stage, kind)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.slow
+def test_noise_and_route_in_two_processes(tmp_path: Path, repository_root: Path) -> None:
+    """Each finds the same weights to noise, and so does the leak audit, which one process makes by itself."""
+    two = accelerate("--config_file", "recipes/accelerate/cpu_ddp.yaml", "recipes/posttrain_robust.py")
+    attack = (
+        "--relearn.preset",
+        "quick",
+        "--relearn.lora",
+        "false",
+        "--relearn.mixtures",
+        "forget",
+        "--relearn.widen_sweep",
+        "0",
+    )
+    result, output = launch(two, tmp_path, repository_root, *attack, "--pretraining.max_steps", "8", "--budget", "0.5")
+    assert (result.name, result.method, result.before_kind) == ("posttrain_robust", "noise_and_route", "pretrained")
+    assert result.training["steps"] == 4
+    assert result.leak_audit
+    assert "`budget` 0.5 of a pretraining of 8 steps of 8 examples: 4 steps." in output
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "scratch_robust", "posttrain_robust"])
 def test_help(
     recipe: str, repository_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

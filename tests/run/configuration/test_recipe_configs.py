@@ -79,6 +79,7 @@ def test_all_recipes_differ_in_what_they_are_called_after_only() -> None:
 
     assert without("scratch_fullseq") == without("scratch_concept") == without("posttrain_fullseq")
     assert without("scratch_fullseq") == without("posttrain_concept") == without("scratch_robust")
+    assert without("scratch_fullseq") == without("posttrain_robust")
 
 
 def test_the_robust_sibling_lets_the_core_learn_nothing_of_forget_examples(tmp_path: Path) -> None:
