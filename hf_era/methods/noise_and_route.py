@@ -20,7 +20,7 @@ from transformers import set_seed
 from hf_era.data.routing_weights import frequency_table
 from hf_era.methods.gradient_routing import GradientRouting
 from hf_era.methods.method import Cost, Run, Settings, register_method
-from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, check_share, damage
+from hf_era.methods.noise import BETA, INITIAL, NOISED, SELECTIVE, TRAINS_ALL, NoiseSettings, check_share, damage
 from hf_era.methods.post_training import OWN_LOSS, refuse_ignored
 from hf_era.models.loading import expand_base, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
@@ -30,9 +30,12 @@ from hf_era.utils.fields import setting
 
 @dataclass
 class NoiseAndRouteSettings(NoiseSettings):
-    """Settings: those of the noise, which only the core gets, and these.
+    """Settings: those of the noise, which only the core gets, with defaults of their own, and these.
 
     Args:
+        alpha (`float`, *optional*, defaults to `1.0`), noise (`str`, *optional*, defaults to `"initial"`), noised (`str`,
+            *optional*, defaults to `"selective"`), selective_share (`float`, *optional*, defaults to `0.5`): as in
+            `NoiseSettings`. At 0.3 M parameters noise on all weights takes less out at a higher retain loss.
         kl_weight (`float`, *optional*, defaults to `0.0`): in [0, 1]: of KL(base || student); the rest is the cross entropy
             of the labels. 0 is the clean case: the base's outputs on retain examples tell of forget words too.
         leak_guard (`bool`, *optional*, defaults to `True`): with a `kl_weight`: on retain tokens the base says nothing of
@@ -43,6 +46,10 @@ class NoiseAndRouteSettings(NoiseSettings):
         ValueError: for a value out of range.
     """
 
+    alpha: float = setting(1.0, "Share of the weights that noise takes the place of, in [0, 1].", identity=True)
+    noise: str = setting(INITIAL, f"What is put in: {' or '.join(BETA)}.", identity=True)
+    noised: str = setting(SELECTIVE, f"Which weights: {', '.join(NOISED)}.", identity=True)
+    selective_share: float = setting(0.5, "Of every tensor, with `noised: selective`.", identity=True)
     kl_weight: float = setting(0.0, "Of the KL to the base; the rest is the labels' loss. In [0, 1].", identity=True)
     leak_guard: bool = setting(True, "On retain tokens the base says nothing of forget entries.", identity=True)
 

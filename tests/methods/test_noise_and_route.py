@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def test_a_run_noises_the_core_alone(make_models: Callable[..., Any], tmp_path: Path) -> None:
-    settings = {"alpha": 1.0, "beta": 0.0, "kl_weight": 0.5}
+    settings = {"alpha": 1.0, "beta": 0.0, "noised": "all", "kl_weight": 0.5}
     run, reports = make_models(tmp_path, **SETTINGS, method_settings=settings)
     log = [entry for entry in reports["route"]["log_history"] if "kl_divergence" in entry]
     assert log[0]["kl_divergence"] > 0
