@@ -36,10 +36,9 @@ from benchmarks.common import (
     summarise,
     write_result,
 )
-from benchmarks.train_step import gpt_neo_config, make_batch, make_step, peak_since
+from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step, peak_since
 from hf_era import ExpansionConfig
 from hf_era.models import FAMILIES, get_family
-from hf_era.models.loading import expanded_from_config
 
 VOCABULARY, LAYERS, HIDDEN, HEADS = 32_000, 4, 384, 6
 CPU = torch.device("cpu")
@@ -66,19 +65,9 @@ def family_config(model_type: str) -> Any:
     return AutoConfig.for_model(model_type, **values)
 
 
-def build(kind: str, model_type: str) -> tuple[Any, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    config = family_config(model_type)
-    if kind == "stock":
-        model: Any = get_family(model_type).model_class.stock_class(config)
-    else:
-        model = expanded_from_config(config, ExpansionConfig(width=64), seed=0)
-    model.train()
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1, fused=True)
-
-
 def step_of(kind: str, model_type: str, shape: tuple[int, int]) -> Any:
-    return make_step(kind, "fp32", *build(kind, model_type), make_batch(*shape, CPU, VOCABULARY))
+    built = build_model(kind, family_config(model_type), CPU, ExpansionConfig(width=64))
+    return make_step(kind, "fp32", *built, make_batch(*shape, CPU, VOCABULARY))
 
 
 def measure_memory(kind: str, model_type: str, shape: tuple[int, int]) -> None:

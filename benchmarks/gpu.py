@@ -36,13 +36,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from benchmarks.common import environment, interleave, median_ratio, print_table, summarise
-from benchmarks.train_step import flops_of, gpt_neo_config, make_batch, make_step, matmul_rate, tinystories_28m
+from benchmarks.train_step import (
+    build_model,
+    flops_of,
+    gpt_neo_config,
+    make_batch,
+    make_step,
+    matmul_rate,
+    tinystories_28m,
+)
 from hf_era import ExpansionConfig
-from hf_era.models.loading import expanded_from_config
-from hf_era.routing import make_router
 from hf_era.utils.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,15 +95,8 @@ def shape_of(part: str, small: bool) -> Shape:
 
 
 def build(kind: str, shape: Shape, device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    if kind == "stock":
-        model: Any = AutoModelForCausalLM.from_config(shape.config())
-    else:
-        model = expanded_from_config(shape.config(), ExpansionConfig(width=64, target_layers=shape.layers), seed=0)
-    if kind == "parameter":
-        model.router = make_router({"name": "parameter", "core": "all"})
-    model.to(device).train()
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    router = {"name": "parameter", "core": "all"} if kind == "parameter" else None
+    return build_model(kind, shape.config(), device, ExpansionConfig(width=64, target_layers=shape.layers), router)
 
 
 def step_of(kind: str, mode: str, shape: Shape, device: torch.device) -> Callable[[], object]:

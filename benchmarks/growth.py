@@ -25,13 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from rich.progress import track
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from benchmarks.common import RESULTS, environment, measured_apart, print_table, resident_bytes, write_result
-from benchmarks.train_step import gpt_neo_config, make_batch, make_step, peak_since
+from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step, peak_since
 from hf_era import ExpansionConfig
-from hf_era.models.loading import expanded_from_config
-from hf_era.routing import make_router
 
 BASE = {
     "sequence length": 256, "batch": 2, "auxiliary width": 64, "layers": 4, "vocabulary": 8_192, "modules": 1,
@@ -52,6 +50,7 @@ OWN_BASE: dict[str, dict[str, Any]] = {
     "unlabelled share": {"batch": 8, "router": "gram"},
 }
 """Of sweeps for which two examples are too few."""
+GRAM = {"name": "gram", "p_as": 0.3, "p_cr": 0.5}
 LLAMAS = {16: (192, 16, 3), 44: (384, 16, 6), 135: (576, 30, 9)}
 """Million parameters -> hidden size, layers, heads."""
 KINDS = ("stock", "routed")
@@ -67,18 +66,6 @@ def config_of(shape: dict[str, Any]) -> Any:
         )  # fmt: skip
     sizes = {"hidden_size": HIDDEN, "num_heads": 8, "max_position_embeddings": 2_048, "window_size": 256}
     return gpt_neo_config(shape["layers"], vocab_size=shape["vocabulary"], bos_token_id=0, eos_token_id=0, **sizes)
-
-
-def model_of(kind: str, shape: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
-    config = config_of(shape)
-    if kind == "stock":
-        return AutoModelForCausalLM.from_config(config)
-    modules = [{"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])]
-    model = expanded_from_config(config, ExpansionConfig(modules=modules), seed=0)
-    if shape.get("router") == "gram":
-        model.router = make_router({"name": "gram", "p_as": 0.3, "p_cr": 0.5})
-    return model
 
 
 def batch_of(kind: str, shape: dict[str, Any], device: torch.device, vocabulary: int) -> dict[str, Any]:
@@ -100,8 +87,9 @@ def measure_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, flo
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
     before = resident_bytes()
-    model = model_of(kind, shape).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    modules = [{"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])]
+    router = GRAM if shape.get("router") == "gram" else None
+    model, optimizer = build_model(kind, config_of(shape), device, ExpansionConfig(modules=modules), router)
     batch = batch_of(kind, shape, device, model.config.vocab_size)
     step = make_step(kind, "fp32", model, optimizer, batch)
     seconds = []

@@ -21,7 +21,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoConfig
 
 from benchmarks.common import (
     benchmark_parser,
@@ -43,8 +43,10 @@ from benchmarks.common import (
     summarise,
     write_result,
 )
-from hf_era import ExpandedGPTNeoConfig, ExpandedGPTNeoForCausalLM, ExpansionConfig
+from hf_era import ExpansionConfig
 from hf_era.models.fast.precision import cpu_has_bf16_units
+from hf_era.models.loading import expanded_from_config
+from hf_era.routing import make_router
 
 KINDS, DTYPES = ("stock", "ours", "routed"), ("fp32", "bf16")
 L1_COEFFICIENT = 1e-4
@@ -65,15 +67,23 @@ def tinystories_28m() -> GPTNeoConfig:
     )
 
 
-def build(kind: str, device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    config = tinystories_28m()
+def build_model(
+    kind: str, config: Any, device: torch.device, expansion: ExpansionConfig, router: Mapping[str, Any] | None = None
+) -> tuple[Any, torch.optim.Optimizer]:
+    """A model with random weights and its optimizer: transformers' own for `stock`, else expanded, with the router."""
     if kind == "stock":
-        model: Any = GPTNeoForCausalLM(config)
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_config(config)
     else:
-        model = ExpandedGPTNeoForCausalLM(ExpandedGPTNeoConfig.from_base_config(config, EXPANSION))
+        model = expanded_from_config(config, expansion, seed=0)
+        if router is not None:
+            model.router = make_router(dict(router))
     model.to(device).train()
     return model, torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def build(kind: str, device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
+    return build_model(kind, tinystories_28m(), device, EXPANSION)
 
 
 def make_batch(rows: int, length: int, device: torch.device, vocabulary: int = 50_257) -> dict[str, Any]:
