@@ -90,7 +90,7 @@ def test_noise_and_route_in_two_processes(tmp_path: Path, repository_root: Path)
     assert (result.name, result.method, result.before_kind) == ("posttrain_robust", "noise_and_route", "pretrained")
     assert result.training["steps"] == 4
     assert result.leak_audit
-    assert "`budget` 0.5 of a pretraining of 8 steps of 8 examples: 4 steps." in output
+    assert "`budget` 0.5 of a pretraining of 8 steps of 8 examples: 4 steps, " in output
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "scratch_robust", "posttrain_robust"])

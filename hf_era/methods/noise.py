@@ -10,11 +10,13 @@ Foster et al. 2023, arXiv 2308.07707, equation 4).
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_era.data import FORGET, RETAIN
@@ -172,13 +174,20 @@ def forget_selective(run: Run) -> dict[str, Tensor]:
     most = settings.selective_examples
     model = load_causal_lm(run.before_model).to(run.arguments.device, torch.float32).eval()
     forget, retain = (
-        importance(model, batches_of(run, stories_labelled(run.data, label, most=most, seed=run.seed), size=1))
+        importance(model, batches_of(run, _drawn(stories_labelled(run.data, label), most, run.seed), size=1))
         for label in (FORGET, RETAIN)
     )
     tiny = torch.finfo(torch.float32).tiny
     return {
         name: largest_share(value / (retain[name] + tiny), settings.selective_share) for name, value in forget.items()
     }
+
+
+def _drawn(examples: Dataset, most: int, seed: int) -> Dataset:
+    """At most so many of the examples, drawn at random: the first of a sorted file would be of one kind."""
+    if len(examples) <= most:
+        return examples
+    return examples.select(sorted(random.Random(seed).sample(range(len(examples)), most)))
 
 
 def importance(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -42,7 +42,8 @@ def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Da
     check_count("training.max_steps", steps, *LIMITS["max_steps"])
     within = copy.copy(config)
     within.training = {**config.training, "max_steps": steps}
-    return within, f"`budget` {config.budget:g} of a pretraining of {of}: {steps:,} steps."
+    passes = f"{steps * batch / max(len(train), 1):.1f} times all training examples"
+    return within, f"`budget` {config.budget:g} of a pretraining of {of}: {steps:,} steps, {passes}."
 
 
 def mean_tokens(examples: Dataset) -> float:

@@ -252,6 +252,13 @@ class RunConfig:
             path = path.replace(f"{{{name}}}", str(value))
         return local_path(path)
 
+    @property
+    def stock_training(self) -> dict[str, Any]:
+        """The section `training` of a base or base control that is trained here: a control has the run's own; a base that is
+        pretrained here may have others."""
+        overrides = self.pretraining if self.start == "pretrained" else {}
+        return without_routing({**self.training, **overrides})
+
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> GradientRoutingConfig:
         """The Trainer's arguments for a phase; `overrides` come last."""
         return self._arguments(GradientRoutingConfig, output_dir, {"router": self.router, **self.training, **overrides})

@@ -20,7 +20,7 @@ from hf_era.evaluation.modules import examples_of_modules
 from hf_era.evaluation.tasks import load_suite
 from hf_era.methods import Cost, get_method
 from hf_era.models import family_for
-from hf_era.run.config import SECTIONS, RunConfig, without_routing
+from hf_era.run.config import SECTIONS, RunConfig
 from hf_era.run.inputs import RunInputs
 from hf_era.run.tracking import tracked_name, tracked_project
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
@@ -89,7 +89,7 @@ class Run:
         architecture = self.base_config.to_diff_dict()
         architecture.pop("transformers_version", None)
         # As earlier versions wrote it down, whose base was trained with the routing's config and without an L1 term.
-        settings = {**without_routing(self._stock_training()), "l1_coefficient": 0.0}
+        settings = {**self.config.stock_training, "l1_coefficient": 0.0}
         if settings.get("max_steps") == -1:  # which goes without saying; with a budget it is said
             del settings["max_steps"]
         training = identity_values(GradientRoutingConfig, settings, SHOWN_OR_KEPT)
@@ -111,11 +111,6 @@ class Run:
         layers = self.expansion.resolve_layers(family.layers_of(self.base_config))
         return {"l1_coefficient": self.control_l1_coefficient, "l1_layers": layers}
 
-    def _stock_training(self) -> dict[str, Any]:
-        """A base control has the run's own training settings; a base that is pretrained here may have others."""
-        overrides = self.config.pretraining if self.start == "pretrained" else {}
-        return {**self.config.training, **overrides}
-
     # ---- Where ----
 
     def folder(self, name: str) -> Path:
@@ -133,7 +128,7 @@ class Run:
         return self.config.training_arguments(self.checkpoints(phase, key), **values)
 
     def stock_arguments(self, phase: str, key: str) -> CausalLMTrainingConfig:
-        values = {**self._stock_training(), **self._tracked(phase), "push_to_hub": False, "save_total_limit": 1}
+        values = {**self.config.stock_training, **self._tracked(phase), "push_to_hub": False, "save_total_limit": 1}
         return self.config.stock_training_arguments(self.checkpoints(phase, key), **values)
 
     def _tracked(self, phase: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ examples, some generated tokens and two steps of an attack.
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import sys
@@ -33,7 +34,7 @@ from hf_era.data.columns import arrow_batches, flat_column
 from hf_era.data.labelling import MODULE
 from hf_era.evaluation import EvaluationConfig, Evaluator, RelearnAttack, generate_texts
 from hf_era.evaluation.relearn.attack import MeasuredStories, measured_steps
-from hf_era.methods import Phase
+from hf_era.methods import Phase, get_method
 from hf_era.models.loading import causal_lm_from_config, expanded_from_config, without_weight_bars
 from hf_era.run.config import RunConfig
 from hf_era.run.context import Run
@@ -179,6 +180,17 @@ class _StepTimer(TrainerCallback):
             control.should_training_stop = True
 
 
+def _takes_adapters(config: RunConfig) -> bool:
+    """Whether the method would train adapters on a frozen base: it says so itself."""
+    asked = copy.copy(config)
+    asked.training = {**config.training, "lora": {}}
+    try:
+        get_method(config.method).check(asked)
+    except ValueError:
+        return False
+    return True
+
+
 class _Speed:
     """Measures, with a model of the run's size and random weights, how long things take on this machine.
 
@@ -198,7 +210,8 @@ class _Speed:
         if trains:
             self.memory = memory_table(estimate, self.device, processes_here(run.state))
         self.fits = self.memory.get("estimate", 0) <= self.memory.get("machine", 0)
-        may_freeze = self.is_expanded and run.start == "pretrained"
+
+        may_freeze = self.is_expanded and _takes_adapters(run.config)
         self.advice = [] if not trains else ways_out(estimate, run.arguments, may_freeze)
         if not self.fits:
             return

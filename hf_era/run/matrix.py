@@ -6,6 +6,7 @@ was. `hf_era.run.matrix_running` runs them, `hf_era.run.matrix_results` says wha
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from hf_era.evaluation import RunResult
 from hf_era.evaluation.cell_lines import Key
+from hf_era.evaluation.summary import flat_settings
 from hf_era.evaluation.yardsticks import References, check_references
 from hf_era.run.config import RunConfig, lay_over, without_secrets
 from hf_era.run.parsing import build, merge, read_yaml
@@ -268,7 +270,32 @@ def load_matrix(path: str | Path, overrides: dict[str, Any] | None = None) -> tu
         path = cells[folders.index(twice)].config.output_path
         names = f"{TESTBED}, {{name}} and {{seed}}" if matrix.testbeds else "{name} and {seed}"
         raise ValueError(f"Two cells of the matrix have the output directory {path}. Put {names} in it.")
+    _check_shared_bases(cells)
     return matrix, cells
+
+
+def _check_shared_bases(cells: Sequence[Cell]) -> None:
+    """Raises `ValueError` for two cells that share a `model.base_dir` and would each train another base there: the second
+    would refuse it, after hours perhaps."""
+    known: dict[Path, tuple[Cell, dict[str, str]]] = {}
+    for cell in cells:
+        config = cell.config
+        if not config.model.trains_base or config.model.base_dir is None:
+            continue
+        model = {name: getattr(config.model, name) for name in ("architecture", "tokenizer", "vocabulary_size")}
+        own = flat_settings(
+            {"model": model, "data": dataclasses.asdict(config.data), "training": config.stock_training}
+        ) | {"seed": str(cell.seed)}
+        other, base = known.setdefault(real_path(config.base_path), (cell, own))
+        differing = sorted(name for name in own.keys() | base.keys() if own.get(name) != base.get(name))
+        if differing:
+            name = differing[0]
+            values = " and ".join(str(part.get(name, "not given")) for part in (base, own))
+            raise ValueError(
+                f"`{other.title}` and `{cell.title}` share the base in {config.base_path}, but would each train another "
+                f"one: `{name}` is {values}. Give one a `model.base_dir` of its own, or say in the section `pretraining` "
+                "what the base's training has."
+            )
 
 
 def _cell(folder: Path, matrix: MatrixConfig, testbed: str, run: MatrixRun, seed: int) -> Cell:

@@ -261,6 +261,17 @@ def test_cells_of_testbeds_and_their_order(matrix_file, tmp_path):
     assert len(matrix.cells_of()) == 6
 
 
+def test_cells_that_would_train_two_bases_in_one_place_are_refused(matrix_file, tmp_path):
+    shared = {"model": {"start": "pretrained", "base_dir": str(tmp_path / "base-{seed}")}, "method": "continue_all"}
+    short = shared | {"training": {"warmup_steps": 5}}
+    rows = [{"name": name, "recipe": "recipe.yaml", "settings": part} for name, part in (("a", shared), ("b", short))]
+    with pytest.raises(ValueError, match=r"`a, seed 0` and `b, seed 0` share the base in .*`training.warmup_steps` is"):
+        load_matrix(matrix_file(runs=rows, data_filtering=None))
+    said = short | {"pretraining": {"warmup_steps": 50}}
+    rows = [{"name": name, "recipe": "recipe.yaml", "settings": part} for name, part in (("a", said), ("b", said))]
+    load_matrix(matrix_file(runs=rows, data_filtering=None))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

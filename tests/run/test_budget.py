@@ -40,7 +40,7 @@ def test_a_base_from_elsewhere(given: dict[str, Any], steps: int, tmp_path: Path
     within, note = within_budget(config, arguments_of(config), EXAMPLES)
     assert within.training["max_steps"] == steps
     assert "max_steps" not in config.training  # the budget takes its place
-    assert note.endswith(f": {steps} steps.")
+    assert f": {steps} steps, {steps * 4 / 32:.1f} times all training examples." in note
     assert RunConfig.from_dict(within.to_dict()) == config
 
 

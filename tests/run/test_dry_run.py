@@ -15,7 +15,7 @@ from hf_era.cli import main
 from hf_era.evaluation import RunResult
 from hf_era.run import dry_run as dry_run_module
 from hf_era.run import memory_estimate
-from hf_era.run.dry_run import dry_run
+from hf_era.run.dry_run import _takes_adapters, dry_run
 from hf_era.run.inputs import load_inputs
 
 
@@ -136,3 +136,11 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     limit.write_text("2000000\n")
     monkeypatch.setattr(memory_estimate, "LIMITS", (without, limit))
     assert memory_estimate.memory_of(cpu, 2) == 1e6
+
+
+def test_adapters_are_advised_where_the_method_takes_them(
+    tmp_path: Path, make_run_config: Callable[..., RunConfig]
+) -> None:
+    assert _takes_adapters(make_run_config(tmp_path))
+    assert not _takes_adapters(make_run_config(tmp_path, method="noise_and_route"))
+    assert not _takes_adapters(make_run_config(tmp_path, model={"start": "scratch"}))
