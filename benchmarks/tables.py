@@ -224,27 +224,36 @@ def summary_table() -> str:
     return markdown(["forget and retain loss, minus the model before", "removed", "cost", "left under attack"], lines)
 
 
+NOT_RUN = "Not run yet."
 BAKEOFF_COLUMNS = (
     "Row", "Labels", "Seeds", "Retain loss", "Retain tax", "Forget loss", "Forget loss after the attack",
     "Share of filtering", "Compute ratio: retain", "Forget loss with the module", "retain loss with it",
     "Accuracy after the attack",
 )  # fmt: skip
+POSTTRAINING_COLUMNS = ("Retain loss after the attack", "Distance to the base", "Barrier: forget")
 
 
-def bakeoff_section(testbed: str) -> str:
-    """What the bake-off says of one testbed: its range and the rows with the columns that matter; nothing until it ran."""
+def bakeoff_section(testbed: str, start: str) -> str:
+    """What the bake-off says of one testbed from one start, `scratch` or `pretrained`: its rows with the columns that
+    matter; from scratch before them the testbed's range."""
     if not (RESULTS / "bakeoff" / "table.json").is_file():
-        return "Not run yet."
+        return NOT_RUN
     found = read("bakeoff/table")
-    testbeds = [part for part in found["testbeds"] if part["name"] == testbed]
-    rows = [row for row in found["rows"] if row["testbed"] == testbed]
-    if not testbeds or not rows:
-        return "Not run yet."
+    texts = [
+        text
+        for part in found["testbeds"]
+        if part["name"] == testbed
+        for text in [*range_texts(part), *curve_texts(part)]
+    ]
+    rows = [row for row in found["rows"] if row["testbed"] == testbed and row["start"] == start]
+    if not rows:
+        return NOT_RUN
     shown = rows_table(rows)
-    columns = [number for number, name in enumerate(shown.header) if name in BAKEOFF_COLUMNS]
+    wanted = BAKEOFF_COLUMNS if start == "scratch" else (*BAKEOFF_COLUMNS, *POSTTRAINING_COLUMNS)
+    columns = [number for number, name in enumerate(shown.header) if name in wanted]
     lines = [[row[number] for number in columns] for row in shown.rows]
-    texts = [*range_texts(testbeds[0]), *curve_texts(testbeds[0])]
-    return "\n\n".join([*texts, markdown([shown.header[number] for number in columns], lines)])
+    table = markdown([shown.header[number] for number in columns], lines)
+    return "\n\n".join([*(texts if start == "scratch" else []), table])
 
 
 TABLES = {
@@ -261,7 +270,8 @@ TABLES = {
     },
     README: {"summary": summary_table},
     EVIDENCE: {
-        **{f"bakeoff_{name}": partial(bakeoff_section, name) for name in ("language", "facts", "trees")},
+        **{f"bakeoff_{name}": partial(bakeoff_section, name, "scratch") for name in ("language", "facts", "trees")},
+        **{f"posttraining_{name}": partial(bakeoff_section, name, "pretrained") for name in ("language", "facts")},
         "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
         "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
         "strongest": lambda: markdown_table(strongest_attack_over_seeds(matrix_rows())),

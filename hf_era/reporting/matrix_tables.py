@@ -29,6 +29,7 @@ _COLUMNS = (  # title, figure, signed, digits
     ("Retain tax", "retain_tax", True, 3),
     ("Retain loss over continuing", "over_continuing", True, 3),
     ("Forget loss after the attack", "attacked_forget_loss", False, 3),
+    ("Retain loss after the attack", "attacked_retain_loss", False, 3),
     ("Over filtering", "over_filtering", True, 3),
     ("Of filtering's robustness", "of_filtering", False, 2),
     ("Share of filtering", "share_of_filtering", False, 2),
