@@ -220,6 +220,16 @@ def test_the_plot_has_a_panel_per_testbed_with_curves_and_points():
     assert not reference_curves.draw({"testbeds": [], "rows": []}).axes[0].axison
 
 
+def test_what_starts_from_a_model_has_a_panel_beside_what_starts_from_random_weights():
+    first, second = TABLE["rows"][:2]
+    rows = [first | {"start": "scratch"}, second | {"start": "pretrained"}]
+    drawn = reference_curves.draw({**TABLE, "rows": rows})
+    titles = [panel.get_title().split("\n")[1] for panel in drawn.axes]
+    assert titles == ["from random weights", "from a pretrained model"]
+    assert [len(panel.containers) for panel in drawn.axes] == [1, 1]
+    assert [len(panel.lines) > 1 for panel in drawn.axes] == [True, True]  # both have the curves
+
+
 def test_the_frontier_has_a_line_for_each_method_in_the_order_of_its_compute():
     def row(name, share, filtering, over, testbed="letters"):
         values = figures(training_share=share, share_of_filtering=filtering, over_continuing=over)

@@ -6,6 +6,7 @@ as one that never did. To the right is what a method costs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from hf_era.evaluation.results import CONTROL, UNTOUCHED
 from hf_era.evaluation.summary import estimate_of
+from hf_era.reporting.labels import STARTS
 from hf_era.reporting.numbers import is_number
 from hf_era.reporting.plots.style import (
     CONTROL_COLOUR,
@@ -38,23 +40,33 @@ _X, _Y = "retain_loss", "attacked_forget_loss"
 
 
 def draw(table: Mapping[str, Any], left_out: Sequence[str] = ()) -> Figure:
-    """A table as `hf_era.evaluation.cell_table.table_of` makes it; rows that are `left_out` are points of the curves."""
+    """A table as `hf_era.evaluation.cell_table.table_of` makes it; rows that are `left_out` are points of the curves.
+    Testbeds side by side; where some rows start from random weights and some from a model that exists, one below another,
+    with the two beside each other."""
     rows = [row for row in table["rows"] if row["row"] not in left_out and _is_whole(row)]
     testbeds = [part for part in table["testbeds"] if part["curves"].get("loss") or _of(rows, part)]
+    starts = list(dict.fromkeys(row.get("start") for row in rows)) or [None]
     with own_style():
         if not testbeds:
             return nothing_to_show("No attack was made.")
         styles = looks_of_rows(rows)
-        figure, [panels] = new_figure(3.8 + 0.19 * -(-(len(styles) + 2) // max(len(testbeds), 1)), 1, len(testbeds))
-        for panel, testbed in zip(panels, testbeds, strict=True):
+        shape = (1, len(testbeds)) if len(starts) == 1 else (len(testbeds), len(starts))
+        legend = 0.19 * -(-(len(styles) + 2) // max(shape[1], 1))
+        figure, grid = new_figure(3.8 * shape[0] + legend, *shape)
+        panels = [panel for row in grid for panel in row]
+        for panel, (testbed, start) in zip(panels, itertools.product(testbeds, starts), strict=True):
             curves = testbed["curves"].get("loss") or {}
             _curves(panel, curves)
             for row in _of(rows, testbed):
-                _point(panel, row, styles[row["row"]], _limits(curves))
-            panel.set_title(_title(testbed))
-            panel.set_xlabel("retain loss before the attack, nats a token")
+                if row.get("start") == start:
+                    _point(panel, row, styles[row["row"]], _limits(curves))
+            below = "" if len(starts) == 1 else f"\n{STARTS.get(str(start), start)}"
+            panel.set_title(f"{_title(testbed)}{below}")
             panel.margins(0.08)
-        panels[0].set_ylabel("forget loss after the attack, nats a token")
+        for row in grid:
+            row[0].set_ylabel("forget loss after the attack, nats a token")
+        for panel in grid[-1]:
+            panel.set_xlabel("retain loss before the attack, nats a token")
         handles = [_handle(Look(colour, "-", ".")) for _, colour, _ in _CURVES] + list(map(_handle, styles.values()))
         legend_below(figure, handles, [*(text for *_, text in _CURVES), *map(label, styles)])
         return figure
