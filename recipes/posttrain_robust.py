@@ -1,4 +1,4 @@
-"""Noise and route on a model that exists. `accelerate launch recipes/posttrain_robust.py [--config FILE] [--FIELD VALUE ...]`"""
+"""Noise and route. `accelerate launch recipes/posttrain_robust.py [--config FILE] [--FIELD VALUE ...]`"""
 
 import sys
 
