@@ -53,7 +53,7 @@ def draw(table: Mapping[str, Any], left_out: Sequence[str] = ()) -> Figure:
         shape = (1, len(testbeds)) if len(starts) == 1 else (len(testbeds), len(starts))
         legend = 0.19 * -(-(len(styles) + 2) // max(shape[1], 1))
         figure, grid = new_figure(3.8 * shape[0] + legend, *shape)
-        panels = [panel for row in grid for panel in row]
+        panels = [panel for panels_of_testbed in grid for panel in panels_of_testbed]
         for panel, (testbed, start) in zip(panels, itertools.product(testbeds, starts), strict=True):
             curves = testbed["curves"].get("loss") or {}
             _curves(panel, curves)
@@ -63,8 +63,8 @@ def draw(table: Mapping[str, Any], left_out: Sequence[str] = ()) -> Figure:
             below = "" if len(starts) == 1 else f"\n{STARTS.get(str(start), start)}"
             panel.set_title(f"{_title(testbed)}{below}")
             panel.margins(0.08)
-        for row in grid:
-            row[0].set_ylabel("forget loss after the attack, nats a token")
+        for panels_of_testbed in grid:
+            panels_of_testbed[0].set_ylabel("forget loss after the attack, nats a token")
         for panel in grid[-1]:
             panel.set_xlabel("retain loss before the attack, nats a token")
         handles = [_handle(Look(colour, "-", ".")) for _, colour, _ in _CURVES] + list(map(_handle, styles.values()))
