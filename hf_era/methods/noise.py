@@ -24,7 +24,7 @@ from hf_era.methods.method import Run, stories_labelled
 from hf_era.methods.post_training import batches_of
 from hf_era.models import family_for
 from hf_era.models.loading import load_causal_lm
-from hf_era.utils.checks import check_count, unknown_value_message
+from hf_era.utils.checks import check_count, check_share, unknown_value_message
 from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 XAVIER, INITIAL = "xavier_uniform", "initial"
@@ -33,12 +33,6 @@ BETA = {XAVIER: 0.1, INITIAL: 1.0}
 TRAINS_ALL = "trains every weight that it noises"
 """Why methods with noise refuse to freeze anything."""
 ALL, BLOCKS, SELECTIVE = NOISED = ("all", "blocks", "selective")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises `ValueError` for a number outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"`method_settings.{name}` should be in [0, 1], got {value}.")
 
 
 @dataclass
@@ -71,7 +65,7 @@ class NoiseSettings:
     spare_norms: bool = setting(False, "Leave gains and biases of norms as they are.", identity=True)
 
     def __post_init__(self) -> None:
-        check_share("alpha", self.alpha)
+        check_share("method_settings.alpha", self.alpha)
         for name, known in (("noise", BETA), ("noised", NOISED)):
             if getattr(self, name) not in known:
                 raise ValueError(unknown_value_message(f"method_settings.{name}", getattr(self, name), known))

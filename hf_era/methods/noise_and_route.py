@@ -20,11 +20,12 @@ from transformers import set_seed
 from hf_era.data.routing_weights import frequency_table
 from hf_era.methods.gradient_routing import GradientRouting
 from hf_era.methods.method import Cost, Run, Settings, register_method
-from hf_era.methods.noise import BETA, INITIAL, NOISED, SELECTIVE, TRAINS_ALL, NoiseSettings, check_share, damage
+from hf_era.methods.noise import BETA, INITIAL, NOISED, SELECTIVE, TRAINS_ALL, NoiseSettings, damage
 from hf_era.methods.post_training import OWN_LOSS, refuse_ignored
 from hf_era.models.loading import expand_base, load_causal_lm
 from hf_era.training import GradientRoutingTrainer
 from hf_era.training.distillation import DistillationTrainer
+from hf_era.utils.checks import check_share
 from hf_era.utils.fields import setting
 
 
@@ -55,7 +56,7 @@ class NoiseAndRouteSettings(NoiseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("kl_weight", self.kl_weight)
+        check_share("method_settings.kl_weight", self.kl_weight)
 
 
 class RoutedDistillationTrainer(DistillationTrainer, GradientRoutingTrainer):

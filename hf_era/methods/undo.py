@@ -24,13 +24,13 @@ from transformers import set_seed
 from hf_era.data import FORGET, RETAIN, padding_token_id
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method
-from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, check_share, damage
+from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, damage
 from hf_era.methods.post_training import OWN_LOSS, PostTraining
 from hf_era.methods.unlearning import IS_FORGET, LabelledCollator
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import CausalLMTrainer
 from hf_era.training.distillation import DistillationTrainer, StopNearTeacher
-from hf_era.utils.checks import check_count, check_positive, unknown_value_message
+from hf_era.utils.checks import check_count, check_positive, check_share, unknown_value_message
 from hf_era.utils.fields import setting
 from hf_era.utils.files import fingerprint
 
@@ -87,7 +87,7 @@ class UndoSettings(NoiseSettings):
         for name in ("teacher_learning_rate", "teacher_forget_weight"):
             if getattr(self, name) is not None:
                 check_positive(f"method_settings.{name}", getattr(self, name))
-        check_share("kl_weight", self.kl_weight)
+        check_share("method_settings.kl_weight", self.kl_weight)
         tolerance = self.retain_tolerance
         if tolerance is not None and not 0 <= tolerance < float("inf"):
             raise ValueError(f"`method_settings.retain_tolerance` should be a finite number >= 0, got {tolerance}.")

@@ -52,6 +52,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"`{name}` should be positive and finite, got {short_repr(value)}.")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raises `ValueError` for a number outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` should be in [0, 1], got {value}.")
+
+
 def check_text(name: str, value: str) -> None:
     """Raises `ValueError` for text that cannot be written to a file: half a surrogate pair is no character."""
     try:
