@@ -79,6 +79,7 @@ bench: install
 
 bench-more: install
 	$(BIN)/python benchmarks/switches.py --time-limit 150
+	$(BIN)/python benchmarks/freed_memory.py --time-limit 60
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/families.py --rounds 3
 	$(BIN)/python benchmarks/parameter_router.py --time-limit 150

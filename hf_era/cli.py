@@ -15,6 +15,7 @@ from hf_era.commands.parser import CommandParser
 from hf_era.run.recipes import config_names
 from hf_era.utils import exit_codes
 from hf_era.utils.files import recipes_folder
+from hf_era.utils.freed_memory import keep_freed_memory
 from hf_era.utils.signals import StoppedError, stoppable
 from hf_era.utils.storage_errors import StorageError
 from hf_era.version import __version__
@@ -161,6 +162,7 @@ def _run(paths: Sequence[str | Path], options: argparse.Namespace, overrides: Se
 
 def _guarded(work: Callable[[], int]) -> int:
     """Runs a command; errors that hf_era raised itself are said in one line, without a traceback."""
+    keep_freed_memory()
     try:
         with stoppable():
             return work()
