@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,13 +48,10 @@ from hf_era.training.evaluation_sets import (
     no_event,
     tell_of_nothing_measured,
 )
+from hf_era.training.finite_losses import LossesToCheck, NonFiniteLossError
 from hf_era.training.label_smoothing import CausalLabelSmoother
 
 logger = logging.get_logger(__name__)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or a weight became NaN or infinite. The last checkpoint on disk is from before."""
 
 
 class CausalLMTrainer(CheckpointingTrainer):
@@ -135,7 +133,7 @@ class CausalLMTrainer(CheckpointingTrainer):
         self.add_callback(_FrozenLayersGetNoGradient())
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_has_bf16_units():
             logger.warning_once(EMULATED_BF16_MESSAGE)
-        self._last_loss: Tensor | None = None
+        self._losses_to_check = LossesToCheck()
         self.l1_coefficient = l1_coefficient
         self.check_model()
         self._real_tokens: Tensor | int = 1
@@ -313,48 +311,60 @@ class CausalLMTrainer(CheckpointingTrainer):
         self._steps_in_loss_parts = int(numbers.get("steps_in_loss_parts", 0))
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
-        """As the Trainer's; keys and values are kept as `use_cache` of the arguments says, and not as the model's does."""
+        """As the Trainer's; keys and values are kept as `use_cache` of the arguments says, and not as the model's does; of
+        batches that are padded on the right the model is told so."""
         stack = super().compute_loss_context_manager()
-        config: Any = getattr(self.model, "config", None)
+        model: Any = self.model
+        config: Any = getattr(model, "config", None)
+        if hasattr(model, "set_fast_paths") and self._pads_on_the_right():
+            stack.callback(setattr, model, "fast_paths", model.fast_paths)
+            model.fast_paths = replace(model.fast_paths, right_padding=True)
         if hasattr(config, "use_cache"):
             stack.callback(setattr, config, "use_cache", config.use_cache)
             config.use_cache = self.args.use_cache
         return stack
+
+    def _pads_on_the_right(self) -> bool:
+        """Whether all training batches come from `RoutingCollator`, of examples without a mask of their own."""
+        columns = getattr(self.train_dataset, "column_names", None)
+        collator = getattr(self.data_collator, "collator", self.data_collator)  # within that of padding rows
+        return type(collator) is RoutingCollator and columns is not None and "attention_mask" not in columns
 
     # ---- Training, and non-finite losses ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._check_evaluation_sets()
         make_generation_config_savable(self.model)
-        self._last_loss = None
+        self._losses_to_check.clear()
         self._loss_parts, self._steps_in_loss_parts = {}, 0
         output = super().train(*args, **kwargs)
-        self._check_last_loss()
+        self._check_losses()
         return output
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        if self.args.device.type != "cpu":
-            self._check_last_loss()  # by now it is there: looking at the newest would make the host wait for the device
-        self._last_loss = loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.args.device.type == "cpu":
-            self._check_last_loss()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._losses_to_check.add(loss, self.state.global_step + 1)
+        # On a GPU the one before: the host would wait for the newest, and launch the next step too late.
+        self._check_losses(all_but=int(loss.is_cuda))
         return loss
 
-    def _check_last_loss(self) -> None:
-        loss, self._last_loss = self._last_loss, None
-        if loss is not None and not torch.isfinite(loss):
-            raise NonFiniteLossError(self._non_finite_message(f"The loss became {float(loss)}"))
+    def _check_losses(self, all_but: int = 0) -> None:
+        broken = self._losses_to_check.first_broken(all_but)
+        if broken is not None:
+            raise NonFiniteLossError(self._non_finite_message(f"The loss became {float(broken.loss)}", broken.step))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A finite loss can have non-finite gradients: the broken weights show only at the next step.
         broken = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
         if broken is not None:
-            raise NonFiniteLossError(self._non_finite_message(f"The weight {broken} became non-finite"))
+            raise NonFiniteLossError(
+                self._non_finite_message(f"The weight {broken} became non-finite", self.state.global_step + 1)
+            )
         super()._save_checkpoint(model, trial)
 
-    def _non_finite_message(self, what: str) -> str:
+    def _non_finite_message(self, what: str, step: int) -> str:
         return (
-            f"{what} at step {self.state.global_step + 1} of {self.state.max_steps}. Training stopped; checkpoints under "
+            f"{what} at step {step} of {self.state.max_steps}. Training stopped; checkpoints under "
             f"{self.args.output_dir} are from before and were kept. Try a lower `training.learning_rate` (now "
             f"{self.args.learning_rate}){self.more_against_divergence}, or `training.max_grad_norm: 1.0`."
         )

@@ -1,11 +1,13 @@
 """The fast paths as training settings: the switches reach the model, and on or off the training is the same."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 import hf_era.training.causal_lm_trainer as trainer_module
 from hf_era import FastGPTNeoForCausalLM, GradientRoutingConfig
@@ -47,6 +49,35 @@ def test_model_init_gets_the_switches_too(make_trainer: Callable[..., Any], make
     trainer = make_trainer(chunked_loss=False)
     trainer.model_init = lambda: make_expanded([0, 1])
     assert trainer.call_model_init().fast_paths == FastPaths(chunked_loss=False)
+
+
+class LookAtPadding(TrainerCallback):
+    """Notes what the model was told of the padding, within a forward pass and after it."""
+
+    def __init__(self, model: Any) -> None:
+        self.within: list[bool] = []
+        self.after: list[bool] = []
+        model.base_model.register_forward_hook(lambda *_: self.within.append(model.fast_paths.right_padding))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.after.append(kwargs["model"].fast_paths.right_padding)
+
+
+@pytest.mark.parametrize("has_masks", [False, True], ids=["collated", "masks of the user"])
+def test_the_model_is_told_of_padding_on_the_right(
+    make_trainer: Callable[..., Any],
+    make_expanded: Callable[..., Any],
+    make_stories: Callable[..., Dataset],
+    has_masks: bool,
+) -> None:
+    """While it trains on what `RoutingCollator` padded; a mask of the user's may hide what it likes."""
+    model, stories = make_expanded([0, 1]), make_stories(8, seed=3)
+    if has_masks:
+        stories = stories.map(lambda row: {"attention_mask": [0] + [1] * (len(row["input_ids"]) - 1)})
+    look = LookAtPadding(model)
+    make_trainer(model=model, stories=stories, callbacks=[look], max_steps=2).train()
+    assert set(look.within) == {not has_masks}
+    assert look.after == [False, False]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -119,10 +150,12 @@ def test_emulated_bf16_is_pointed_out(
 def test_a_loss_that_is_looked_at_late_still_stops_the_training(make_trainer: Callable[..., Any]) -> None:
     """On a GPU the loss of a step is looked at one step later, so that the host need not wait for the device."""
     trainer = make_trainer()
-    trainer._last_loss = torch.tensor(float("nan"))
-    with pytest.raises(NonFiniteLossError, match="The loss became nan"):
-        trainer._check_last_loss()
-    trainer._check_last_loss()  # said once
+    for step, loss in enumerate([1.0, math.nan, 2.0], 3):
+        trainer._losses_to_check.add(torch.tensor(loss), step)
+    trainer._check_losses(all_but=2)
+    with pytest.raises(NonFiniteLossError, match=r"The loss became nan at step 4 of"):
+        trainer._check_losses(all_but=1)
+    trainer._check_losses()  # said once
 
 
 def test_a_base_is_saved_as_a_stock_checkpoint(make_base: Callable[..., Any], tmp_path: Any) -> None:

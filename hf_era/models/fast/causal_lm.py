@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_era.models.adapters import has_adapters, saved_merged
 from hf_era.models.fast.activation import RoutedActivation
+from hf_era.models.fast.attention_mask import causal_attention, mask_for_attention, needs_no_mask
 from hf_era.models.fast.chunked_loss import IGNORE_INDEX, linear_cross_entropy
 from hf_era.models.generation_config import make_generation_config_savable
 from hf_era.models.layers import AuxiliaryMLP, ExpandedMLPMixin, RoutedLinearMixin
@@ -49,6 +50,10 @@ class FastPaths:
         chunked_loss (`bool`, *optional*, defaults to `True`):
             LM head and cross entropy a chunk of positions at a time, and only at positions that have a label; the
             whole logits never exist. While training with labels, `logits` of the output is `None`.
+        right_padding (`bool`, *optional*, defaults to `False`):
+            Batches with labels are padded on the right or not at all, and whoever says so answers for it: nobody looks, and
+            attention takes no mask, compiled or not, which is what the fastest kernels ask for. Trainers say it of batches
+            that `RoutingCollator` made. For one thread at a time, and with the chunked loss alone.
     """
 
     fused_activation: bool = field(
@@ -56,6 +61,9 @@ class FastPaths:
     )
     chunked_loss: bool = field(
         default=True, metadata={"help": "LM head and cross entropy in chunks, at labelled positions only."}
+    )
+    right_padding: bool = field(
+        default=False, metadata={"help": "Batches with labels are padded on the right: attention takes no mask."}
     )
 
 
@@ -105,8 +113,11 @@ class FastPath:
                 none. Not given: while training. `False`: always return logits.
         """
         labels, reduction = inputs.get("labels"), inputs.pop("loss_reduction", "mean")
-        inputs["attention_mask"] = _mask_for_attention(model, inputs)
-        if not _takes_chunked_loss(model, skip_logits, labels, inputs):
+        is_causal, is_chunked = False, _takes_chunked_loss(model, skip_logits, labels, inputs)
+        if is_chunked and model.fast_paths.right_padding:
+            is_causal = needs_no_mask(model, inputs)
+        inputs["attention_mask"] = None if is_causal else mask_for_attention(model, inputs)
+        if not is_chunked:
             return stock_losses(stock_forward, inputs, reduction)
         del inputs["labels"]
         count = inputs.pop("num_items_in_batch", None)
@@ -114,7 +125,7 @@ class FastPath:
         targets, positions = _labelled(labels)
         if count is None:
             count = (targets != IGNORE_INDEX).sum()
-        with _sparse_embedding_gradient(model):
+        with _sparse_embedding_gradient(model), causal_attention(model) if is_causal else nullcontext():
             outputs = model.base_model(**inputs)
         losses = _chunked_losses(model, outputs.last_hidden_state, targets, positions, reduction, count)
         return CausalLMOutputWithPast(
@@ -173,8 +184,11 @@ def _chunked_losses(
         chosen, chosen_targets = chosen.index_select(0, positions), chosen_targets.index_select(0, positions)
         factor = None if factor is None else factor.index_select(0, positions)
     if reduction == "mean":
-        # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception.
-        scale = 1 / torch.as_tensor(count, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception; on the device, where a
+        # number would be copied for every chunk.
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        total = count if isinstance(count, Tensor) else hidden.new_full((), count)
+        scale = 1 / total.to(hidden.device, dtype)
         return linear_cross_entropy(chosen, head, chosen_targets, scale=scale, softcap=cap, weight_factor=factor)
     losses = linear_cross_entropy(chosen, head, chosen_targets, "none", softcap=cap)
     if positions is not None:
@@ -211,30 +225,6 @@ def _takes_chunked_loss(model: Any, skip_logits: bool | None, labels: Tensor | N
     is_plain = stock_class_of(head) is nn.Linear and head.bias is None and "_loss_function" not in model.__dict__
     is_plain = is_plain and not head.weight.is_meta
     return is_plain and not as_tuple and all(inputs.get(name) is None for name in _OTHER_LOSS_ARGUMENTS)
-
-
-def _mask_for_attention(model: Any, inputs: dict[str, Any]) -> Any:
-    mask = inputs.get("attention_mask")
-    if (
-        not isinstance(mask, Tensor)  # a static cache comes with a mask for each kind of layer, by name
-        or mask.dim() != 2
-        or inputs.get(CACHE_NAME) is not None
-        # Without a mask, transformers takes positions that start anew for documents packed into one row.
-        or inputs.get("position_ids") is not None
-        or model.config._attn_implementation != "sdpa"
-        or model.fast_paths == ALL_SLOW
-        or torch.compiler.is_compiling()
-    ):
-        return mask
-    if (mask[:, 1:] > mask[:, :-1]).any():
-        return mask
-    # GPT-2 would tell the user to pass a mask.
-    model.base_model.warn_if_padding_and_no_attention_mask = _no_warning
-    return None
-
-
-def _no_warning(*_inputs: Any) -> None:
-    """In place of transformers' look for padding without a mask: there was one."""
 
 
 def _labelled(labels: Any) -> tuple[Tensor, Tensor | None]:

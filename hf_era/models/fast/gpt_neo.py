@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GPTNeoForCausalLM
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
+from hf_era.models.fast.attention_mask import SDPA_NAMES
 from hf_era.models.fast.causal_lm import FastCausalLMMixin, FastPath
 
 
@@ -40,7 +41,7 @@ class FastGPTNeoSelfAttention(GPTNeoSelfAttention):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """All (batch, heads, positions, head size); returns the output, of the query's shape, and the weights if any."""
-        if self.returns_weights or self.config._attn_implementation != "sdpa":
+        if self.returns_weights or self.config._attn_implementation not in SDPA_NAMES:
             return super()._attn(query, key, value, _additive(attention_mask, query))
         mask, is_causal = self._mask(query.shape[-2], key.shape[-2], attention_mask)
         output = F.scaled_dot_product_attention(

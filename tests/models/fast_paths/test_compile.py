@@ -41,13 +41,13 @@ def test_a_graph_break_would_be_an_error(
     expanded: ExpandedGPTNeoForCausalLM, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: the values of the mask are read while compiling, as the eager forward pass does."""
-    original = causal_lm._mask_for_attention
+    original = causal_lm.mask_for_attention
 
     def breaks(model: Any, inputs: dict[str, Any]) -> Any:
         assert int((inputs["attention_mask"] == 0).sum()) > 0
         return original(model, inputs)
 
-    monkeypatch.setattr(causal_lm, "_mask_for_attention", breaks)
+    monkeypatch.setattr(causal_lm, "mask_for_attention", breaks)
     torch.compiler.reset()
     try:
         with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="data-dependent"):
