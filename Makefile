@@ -63,9 +63,10 @@ cards: install
 docs: install
 	$(BIN)/python docs/make_api.py
 
-# On one CUDA GPU, in nine minutes at most.
-gpu: install
-	$(BIN)/python benchmarks/gpu.py $(OUTPUT)
+# On one CUDA GPU, in nine minutes at most, with what is installed: `make install TORCH='torch>=2.11'` before, or a PYTHON that has
+# torch for CUDA and the package's requirements.
+gpu:
+	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(OUTPUT)
 
 # The time limits are of each benchmark's rounds: on a slow machine there are fewer of them.
 bench: install

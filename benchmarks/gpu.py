@@ -1,6 +1,6 @@
 """Everything that a GPU is to tell, in one command and at most nine minutes, with nothing downloaded.
 
-    make gpu OUTPUT=gpu_results                            # or: python benchmarks/gpu.py gpu_results
+    make gpu OUTPUT=gpu_results                            # or: python benchmarks/gpu.py gpu_results [--data FOLDER]
     python benchmarks/gpu.py out --device cpu --small      # every part in small on a CPU: what its test runs
 
 Parts, each in a process of its own, the next one started even if one failed:
@@ -11,11 +11,14 @@ Parts, each in a process of its own, the next one started even if one failed:
     llama     the same for a Llama of SmolLM2-135M's shape, 16 x 1,024 tokens
     recipe    recipe A at its full shape for 300 steps, with its loss curve
 
-Variants of a step: transformers' own model (`stock`), ours without routing, routed, and the router `parameter`; each as it
-is (`eager`), compiled, and compiled with CUDA graphs. They are built in the order in which they matter until half of the
-part's time is used up, and then timed in turns. Token positions a second, share of the measured peak (FLOPs of the stock
-model's matrix products), peak memory of each alone. The figures are written as they come: `gpu.json` in the output folder,
-with the card's name and the date.
+Variants of a step: transformers' own model (`stock`), ours without routing, routed (with the L1 term), and the router
+`parameter` (without); each as it is (`eager`), compiled, and compiled with CUDA graphs (forward and backward; AdamW is
+fused, and launched by itself). `stock eager` is built first. Then one variant after the other, in the order in which
+they matter, is built, timed in turns with it and let go, until the part's time is used up; the figures are written
+after each: `gpu.json` in the output folder, with the card's name and the date. Token positions a second; share of the
+measured peak, of the FLOPs of the stock model's matrix products with half of the attention's, the other half being
+masked; peak memory of a step, compiling left out. Ours is told, as its trainer tells it, that padding is on the right,
+so that attention takes no mask when compiled either.
 """
 
 from __future__ import annotations
@@ -27,8 +30,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
 from transformers import AutoConfig
 
 from benchmarks.common import environment, interleave, median_ratio, print_table, summarise
@@ -48,16 +52,21 @@ from benchmarks.train_step import (
     matmul_rate,
     tinystories_28m,
 )
-from hf_era import ExpansionConfig
+from hf_era import ExpansionConfig, FastPaths
 from hf_era.utils.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS, MODES = ("stock", "routed", "ours", "parameter"), ("eager", "compiled", "graphs")
+MODES = ("eager", "compiled", "graphs")
 COMPILED = {"compiled": {}, "graphs": {"mode": "reduce-overhead"}}
-PARTS = {"matmul": 20, "steps": 170, "recipe": 110, "llama": 130, "tests": 100}
+BASELINE = "stock eager"
+VARIANTS = (
+    "routed eager", "routed graphs", "stock graphs", "parameter graphs", "routed compiled", "ours graphs", "ours eager",
+    "parameter eager", "stock compiled", "parameter compiled", "ours compiled",
+)  # fmt: skip
+"""In the order in which they matter: compiling takes half a minute each."""
+PARTS = {"matmul": 15, "recipe": 60, "steps": 220, "llama": 165, "tests": 70}
 """In the order in which they run, with the seconds that each may take."""
-SHARED = ROOT.parent / "shared" / "data"
-STORIES, TOKENIZER = SHARED / "tinystories" / "train.jsonl", SHARED / "gpt2_tokenizer"
+STORIES, TOKENIZER = Path("tinystories") / "train.jsonl", Path("gpt2_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,11 @@ def shape_of(part: str, small: bool) -> Shape:
 
 def build(kind: str, shape: Shape, device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
     router = {"name": "parameter", "core": "all"} if kind == "parameter" else None
-    return build_model(kind, shape.config(), device, ExpansionConfig(width=64, target_layers=shape.layers), router)
+    expansion = ExpansionConfig(width=64, target_layers=shape.layers)
+    model, optimizer = build_model(kind, shape.config(), device, expansion, router)
+    if kind != "stock":
+        model.set_fast_paths(FastPaths(right_padding=True))
+    return model, optimizer
 
 
 def step_of(kind: str, mode: str, shape: Shape, device: torch.device) -> Callable[[], object]:
@@ -118,66 +131,85 @@ def step_of(kind: str, mode: str, shape: Shape, device: torch.device) -> Callabl
     return work
 
 
-def variant_names(modes: Collection[str]) -> list[str]:
-    """In the order in which they matter: compiling takes half a minute each."""
-    names = [f"{kind} eager" for kind in KINDS]
-    names += [f"{kind} {mode}" for kind in ("routed", "stock", "parameter", "ours") for mode in MODES[1:]]
-    return [name for name in names if name.split()[1] in modes]
-
-
-def time_steps(part: str, small: bool, modes: Sequence[str], device: torch.device, output: Path, limit: float) -> None:
-    """Builds the variants until half of the time is used up, and times them in turns; a variant that fails is said. What is
-    eager is timed and written first: a compiler may take all the time that is left."""
+def time_steps(
+    part: str, small: bool, modes: Collection[str], device: torch.device, output: Path, limit: float
+) -> None:
+    """Builds and times one variant after the other until the time is used up; one that fails is said."""
     shape, start = shape_of(part, small), time.monotonic()
-    flops = flops_of(build("stock", shape, device)[0], make_batch(shape.rows, shape.length, device, 260))
-    found: dict[str, Any] = {"shape": shape.name, "batch": [shape.rows, shape.length], "flops": flops}
-    found |= {"failed": {}, "left_out": [], "variants": {}}
-    steps: dict[str, Callable[[], object]] = {}
-    peaks: dict[str, int | None] = {}
-    for names in (variant_names({"eager"} & set(modes)), variant_names(set(modes) - {"eager"})):
-        for name in names:
-            if time.monotonic() - start > limit / 2:
-                found["left_out"].append(name)
-                continue
-            try:
-                with peak_of(device) as peak:
-                    step = step_of(*name.split(), shape, device)
-                    for _ in range(3):  # compiles, and makes the optimizer's state
-                        step()
-                steps[name], peaks[name] = step, peak[0]
-                print(f"{part}: {name} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-            except Exception as error:  # whatever a compiler says: the other variants are measured
-                found["failed"][name] = f"{type(error).__name__}: {str(error)[:300]}"
-        if steps and names:
-            left = limit * 0.9 - (time.monotonic() - start)
-            found["variants"] = _timed(steps, peaks, found, small, device, max(left / 2, 1.0))
+    torch._dynamo.config.recompile_limit = 64  # all kinds share code, and beyond the limit compiled is eager
+    found: dict[str, Any] = {"shape": shape.name, "batch": [shape.rows, shape.length], "failed": {}, "left_out": []}
+    found["variants"] = {}
+    stock = _Variant(BASELINE, shape, device)
+    found |= {"stock_flops": _flops(shape, device)}
+    for name in [BASELINE, *(one for one in VARIANTS if one.split()[1] in modes)]:
+        if time.monotonic() - start > limit * 0.7:  # the longest compilation has to fit into what is left
+            found["left_out"].append(name)
+            continue
+        try:
+            found["variants"][name] = _timed(
+                stock if name == BASELINE else _Variant(name, shape, device), stock, found, 2 if small else 5
+            )
+        except Exception as error:  # whatever a compiler says: the other variants are measured
+            found["failed"][name] = f"{type(error).__name__}: {str(error)[:300]}"
         write_json(output, found)
+        print(f"{part}: {name} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def _timed(
-    steps: dict[str, Callable[[], object]],
-    peaks: dict[str, int | None],
-    found: dict[str, Any],
-    small: bool,
-    device: torch.device,
-    limit: float,
-) -> dict[str, Any]:
-    """The figures of each variant, timed in turns."""
-    repeats, positions = 2 if small else 5, found["batch"][0] * found["batch"][1]
-    several = {name: _repeated(step, repeats) for name, step in steps.items()}
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else None
-    times = interleave(several, rounds=3 if small else 15, warm_up=1, time_limit_s=limit, synchronise=synchronise)
-    times = {name: [seconds / repeats for seconds in values] for name, values in times.items()}
-    return {
-        name: {
-            **figures,
-            "over_stock_eager": median_ratio(times, name, "stock eager") if "stock eager" in times else None,
-            "token_positions_per_s": positions / figures["median_s"],
-            "flops_per_s": found["flops"] / figures["median_s"],
-            "peak_bytes": peaks[name],
+class _Variant:
+    """A model and its step, warmed up.
+
+    Attributes:
+        peak_bytes (`int`, *optional*): of a step, with weights and optimizer; `None` on a CPU.
+        compiler (`dict[str, int]`): what torch says of how it compiled; breaks and skips are fallbacks to something slower.
+    """
+
+    def __init__(self, name: str, shape: Shape, device: torch.device) -> None:
+        torch.compiler.reset()
+        counters.clear()
+        self.name, self.device, self.peak_bytes = name, device, None
+        held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        self.step = step_of(*name.split(), shape, device)
+        self.step()  # compiles, and makes the optimizer's state
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(3):  # a graph is recorded in the second step
+            self.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self.peak_bytes = torch.cuda.max_memory_allocated(device) - held
+        self.compiler = {
+            "graph_breaks": sum(counters["graph_break"].values()),
+            "graphs": counters["stats"]["unique_graphs"],
+            "cudagraph_skips": counters["inductor"]["cudagraph_skips"],
         }
-        for name, figures in summarise(times).items()
+
+
+def _timed(variant: _Variant, stock: _Variant, found: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """The figures of a variant, timed in turns with the stock model."""
+    steps = {one.name: _repeated(one.step, repeats) for one in (stock, variant)}
+    device, positions = variant.device, found["batch"][0] * found["batch"][1]
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else None
+    times = interleave(steps, rounds=5, warm_up=1, time_limit_s=12.0, synchronise=synchronise)
+    times = {name: [seconds / repeats for seconds in values] for name, values in times.items()}
+    figures = summarise(times)[variant.name]
+    return {
+        **figures,
+        "over_stock_eager": median_ratio(times, variant.name, BASELINE),
+        "token_positions_per_s": positions / figures["median_s"],
+        "flops_per_s": found["stock_flops"]["causal"] / figures["median_s"],
+        "peak_bytes": variant.peak_bytes,
+        "compiler": variant.compiler,
     }
+
+
+def _flops(shape: Shape, device: torch.device) -> dict[str, int]:
+    """FLOPs of a step's matrix products: `whole`, and `causal` without the half of the attention that is masked. Counted
+    with one row: attention in fp32 keeps its scores, and those of all rows do not fit on every card."""
+    model = build("stock", shape, device)[0]
+    whole = shape.rows * flops_of(model, make_batch(1, shape.length, device, model.config.vocab_size))
+    # Two products of length x length x hidden, each with two more in the backward pass.
+    attention = 12 * model.config.num_hidden_layers * shape.rows * shape.length**2 * model.config.hidden_size
+    return {"whole": whole, "causal": whole - attention // 2}
 
 
 def _repeated(step: Callable[[], object], times: int) -> Callable[[], object]:
@@ -190,30 +222,26 @@ def _repeated(step: Callable[[], object], times: int) -> Callable[[], object]:
     return work
 
 
-@contextmanager
-def peak_of(device: torch.device) -> Iterator[list[int | None]]:
-    """What tensors held at a time within, less what they held before, in bytes; `None` on a CPU."""
-    found: list[int | None] = [None]
-    if device.type != "cuda":
-        yield found
-        return
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    yield found
-    torch.cuda.synchronize(device)
-    found[0] = torch.cuda.max_memory_allocated(device) - before
-
-
 # ---- The other parts ----
 
 
 def measure_matmul(device: torch.device, output: Path) -> None:
-    write_json(output, {"bf16_flops_per_s": matmul_rate(device, torch.bfloat16)})
+    """The best of some products, and the mean of a thousand in a row, of a card that has become warm."""
+    best, size = matmul_rate(device, torch.bfloat16), 8_192 if device.type == "cuda" else 256
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    repeats, synchronise = (1_000, torch.cuda.synchronize) if device.type == "cuda" else (2, lambda: None)
+    synchronise()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        left @ right
+    synchronise()
+    sustained = repeats * 2 * size**3 / (time.perf_counter() - start)
+    write_json(output, {"bf16_flops_per_s": best, "sustained_bf16_flops_per_s": sustained})
 
 
 def run_tests(small: bool, output: Path, limit: float) -> None:
     """The gpu-marked tests; on a machine without a GPU they are skipped, which counts are said."""
-    chosen = ["tests/test_gpu.py"] if small else ["tests"]
+    chosen = ["tests/test_gpu.py", *([] if small else ["tests/distributed/test_fsdp2_on_gpus.py"])]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-n", "0", "-p", "no:cacheprovider", *chosen]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
@@ -231,20 +259,20 @@ def run_tests(small: bool, output: Path, limit: float) -> None:
     write_json(output, found)
 
 
-def run_recipe(small: bool, device: torch.device, output: Path, limit: float) -> None:
-    """Recipe A for some steps: its loss curve and its speed. Data: real stories and GPT-2's tokenizer where they lie beside
-    the checkout, else texts made by the package and a tokenizer trained on them."""
-    folder, has_stories = output.with_suffix(""), STORIES.is_file() and TOKENIZER.is_dir() and not small
+def run_recipe(small: bool, data: Path | None, device: torch.device, output: Path, limit: float) -> None:
+    """Recipe A for some steps: its loss curve and its speed. Data: real stories and GPT-2's tokenizer from the folder, else,
+    which is another shape and is said, texts made by the package and a tokenizer trained on them."""
+    folder, has_stories = output.with_suffix(""), data is not None and not small
     steps = 4 if small else 300
     options = {
-        "output_dir": folder / "run", "max_steps": steps, "logging_steps": 1 if small else 25, "eval_strategy": "no",
+        "output_dir": folder / "run", "max_steps": steps, "logging_steps": 1 if small else 50, "eval_strategy": "no",
         "save_strategy": "no", "disable_tqdm": True, "bf16": device.type == "cuda", "use_cpu": device.type == "cpu",
         "model.base_control": False, "generation.enabled": False, "relearn.enabled": False,
         "data.max_train_stories": 20_000, "data.validation": None, "data.attack_stories": 0,
-        "data.forget_validation_stories": 64, "data.retain_validation_stories": 200, "torch_compile": not small,
+        "data.forget_validation_stories": 64, "data.retain_validation_stories": 200,
     }  # fmt: skip
     if has_stories:
-        options |= {"data.train": STORIES, "model.tokenizer": TOKENIZER}
+        options |= {"data.train": data / STORIES, "model.tokenizer": data / TOKENIZER}
     else:
         options |= {
             "data.train": "generator",
@@ -265,18 +293,24 @@ def run_recipe(small: bool, device: torch.device, output: Path, limit: float) ->
         raise RuntimeError(f"Recipe A ended with status {done.returncode}:\n{done.stderr[-3000:]}")
     result = read_json(folder / "run" / "result.json")
     logs = result["training"]["log_history"]
-    write_json(
-        output,
-        {
-            "data": "real stories, GPT-2's tokenizer" if has_stories else "made texts and a tokenizer trained on them",
-            "options": {name: str(value) for name, value in options.items()},
-            "curve": {
-                str(entry["step"]): entry["language_model_loss"] for entry in logs if "language_model_loss" in entry
-            },
-            "seconds": result["seconds"],
-            "losses": result["losses"],
-        },
-    )
+    found = {
+        "data": "real stories, GPT-2's tokenizer" if has_stories else "made texts and a tokenizer trained on them",
+        "options": {name: str(value) for name, value in options.items()},
+        "curve": {str(entry["step"]): entry["language_model_loss"] for entry in logs if "language_model_loss" in entry},
+        "seconds": result["seconds"],
+        "losses": result["losses"],
+    }
+    if not has_stories and not small:
+        found["error"] = (
+            f"without the real stories: no {STORIES} and {TOKENIZER} in `--data`, or beside or in the checkout"
+        )
+    write_json(output, found)
+
+
+def stories_folder(given: Path | None) -> Path | None:
+    """The folder with the stories and the tokenizer: the one given, or beside or in the checkout."""
+    folders = [given] if given is not None else [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
+    return next((one.resolve() for one in folders if (one / STORIES).is_file() and (one / TOKENIZER).is_dir()), None)
 
 
 def run_part(options: argparse.Namespace, output: Path) -> None:
@@ -289,7 +323,7 @@ def run_part(options: argparse.Namespace, output: Path) -> None:
     elif options.part == "tests":
         run_tests(options.small, output, limit)
     else:
-        run_recipe(options.small, device, output, limit)
+        run_recipe(options.small, stories_folder(options.data), device, output, limit)
 
 
 # ---- All of it ----
@@ -299,6 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the figures")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --small (default: cuda)")
+    parser.add_argument("--data", type=Path, help=f"folder with {STORIES} and {TOKENIZER} (default: ../shared/data)")
     parser.add_argument("--small", action="store_true", help="tiny shapes: to try every part out, not to measure")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of the steps")
@@ -334,6 +369,7 @@ def _apart(part: str, options: argparse.Namespace, limit: float) -> dict[str, An
     until = time.time() + limit - 5
     command = [sys.executable, __file__, str(options.output), "--part", part, "--until", f"{until:.1f}"]
     command += ["--device", options.device, "--modes", *options.modes, *(["--small"] if options.small else [])]
+    command += [] if options.data is None else ["--data", str(options.data.resolve())]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         said = process.communicate(timeout=limit)[1]
@@ -360,7 +396,7 @@ def _print(found: dict[str, Any]) -> None:
             [
                 name,
                 f"{1e3 * one['median_s']:.2f}",
-                "-" if one["over_stock_eager"] is None else f"{one['over_stock_eager']:.2f}",
+                f"{one['over_stock_eager']:.2f}",
                 f"{one['token_positions_per_s']:,.0f}",
                 "-" if not peak else f"{one['flops_per_s'] / peak:.1%}",
                 "-" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 2**20:,.0f}",

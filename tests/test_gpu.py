@@ -46,6 +46,10 @@ def test_forward_does_not_depend_on_the_routing(
     assert torch.equal(model(**batch, skip_logits=False).logits, routed)
 
 
+# Dynamo instantiates an autograd function while it traces one, inductor scripts its own helpers, and says that fp32 is fp32.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_fast_paths_have_the_gradients_of_the_slow_ones(
     make_expanded: Callable[..., Any],
@@ -83,6 +87,9 @@ def test_the_trainer_runs_in_bf16_and_contracts(make_expanded: Callable[..., Any
         data_collator=RoutingCollator(0),  # type: ignore[arg-type]
     )
     trainer.train()
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast
+    model.set_fast_paths(ALL_SLOW)
+    model.set_attn_implementation("eager")
     ids = torch.arange(8, device="cuda")[None]
-    with torch.no_grad(), trainer.model.eval().ablated():
-        assert torch.equal(trainer.model.contract()(ids).logits, trainer.model(ids).logits)
+    with torch.no_grad(), model.eval().ablated():
+        torch.testing.assert_close(model.contract()(ids).logits, model(ids).logits)

@@ -25,11 +25,15 @@ BYTES_PER_CHUNK, BYTES_PER_GPU_CHUNK = 128 << 20, 1 << 30
 HEAD_MULTIPLES = {"cuda": 64}
 
 
-def rows_per_chunk(weight: Tensor) -> int:
-    """Positions in a chunk, for a head's weight of (vocabulary, hidden)."""
+def rows_per_chunk(weight: Tensor, rows: int | None = None) -> int:
+    """Positions in a chunk, for a head's weight of (vocabulary, hidden); of so many `rows`, chunks of like size."""
     size = BYTES_PER_CHUNK if weight.device.type == "cpu" else BYTES_PER_GPU_CHUNK
     itemsize = torch.promote_types(weight.dtype, torch.float32).itemsize
-    return max(size // (len(weight) * itemsize), 16)
+    most = max(size // (len(weight) * itemsize), 16)
+    if not rows:
+        return most
+    even, multiple = -(-rows // -(-rows // most)), HEAD_MULTIPLES.get(weight.device.type, 1)
+    return -(-even // multiple) * multiple
 
 
 def linear_cross_entropy(
@@ -87,7 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
         weight_gradient: Tensor | None = None
         total = torch.zeros((), dtype=sums, device=hidden.device)
-        step = rows_per_chunk(weight)
+        step = rows_per_chunk(weight, len(hidden))
         for start in range(0, len(hidden), step):
             chunk = slice(start, start + step)
             block, target = hidden[chunk].to(factors.dtype), targets[chunk]
@@ -191,7 +195,7 @@ def _without_padding(logits: Tensor, vocabulary: int) -> Tensor:
 def _losses_of_each(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """For evaluation: with gradients, autograd would keep every chunk's logits."""
     sums, factors = torch.promote_types(weight.dtype, torch.float32), _padded(_factors(weight))
-    step = rows_per_chunk(weight)
+    step = rows_per_chunk(weight, len(hidden))
     parts = [
         F.cross_entropy(
             _without_padding(_capped((part.to(factors.dtype) @ factors.T).to(sums), softcap), len(weight)),
