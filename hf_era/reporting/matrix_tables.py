@@ -13,7 +13,7 @@ from hf_era.reporting.tables import Table
 from hf_era.reporting.text import name_of
 
 MISSING = "-"
-_SIGNS = {"at least": "≥", "at most": "≤"}
+_SIGNS = {"at least": "≥", "at most": "≤", "at least and at most": "≈"}
 _PLOT = (
     "Forget loss after the attack against retain loss before it, with the curves of base controls and data filtering"
 )
@@ -109,7 +109,7 @@ def rows_table(rows: list[Mapping[str, Any]]) -> Table:
         "Means over seeds with 95 % intervals (Student's t), losses in nats a token. Over filtering: forget loss after the "
         "attack minus that of data filtering, in pairs of seeds; of filtering's robustness: robust unlearning (forget loss "
         "after the attack minus that before the method) as a share of that of data filtering. ≤ and ≥: in some seed it is a "
-        "bound. In place of a mean: how many seeds have the figure."
+        "bound, ≈: in some from below and in some from above. In place of a mean: how many seeds have the figure."
     )
     if any(column[1] == "training_share" for column in columns):
         caption += (
