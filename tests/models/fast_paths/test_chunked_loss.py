@@ -207,3 +207,13 @@ def test_gradients_of_many_chunks_are_summed_in_fp32(form: Form) -> None:
     for index in range(3):
         chunked, whole = (((result[index] - truth[index]).norm() / truth[index].norm()).item() for result in results)
         assert chunked <= BF16_RATIO * whole + BF16_EPS, (index, chunked, whole)
+
+
+def test_chunks_are_of_like_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as memory asks for, the last one not a rest; and of whole multiples where the device likes them."""
+    monkeypatch.setattr(chunked_loss, "BYTES_PER_CHUNK", 100 * VOCABULARY * 4)
+    weight = torch.empty(VOCABULARY, HIDDEN)
+    assert chunked_loss.rows_per_chunk(weight) == 100
+    assert [chunked_loss.rows_per_chunk(weight, rows) for rows in (0, 1, 100, 101, 210)] == [100, 1, 100, 51, 70]
+    monkeypatch.setattr(chunked_loss, "HEAD_MULTIPLES", {"cpu": 64})
+    assert chunked_loss.rows_per_chunk(weight, 210) == 128
