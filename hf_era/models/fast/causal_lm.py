@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -125,7 +125,7 @@ class FastPath:
         targets, positions = _labelled(labels)
         if count is None:
             count = (targets != IGNORE_INDEX).sum()
-        with _sparse_embedding_gradient(model), causal_attention(model) if is_causal else nullcontext():
+        with causal_attention(model) if is_causal else nullcontext():
             outputs = model.base_model(**inputs)
         losses = _chunked_losses(model, outputs.last_hidden_state, targets, positions, reduction, count)
         return CausalLMOutputWithPast(
@@ -194,24 +194,6 @@ def _chunked_losses(
     if positions is not None:
         losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses)
     return losses.view(targets.shape)
-
-
-@contextmanager
-def _sparse_embedding_gradient(model: Any) -> Iterator[None]:
-    """Where embeddings and LM head share their weight, the embeddings' part of its gradient comes as the rows that the batch
-    has, and autograd adds them into the head's whole part: no second gradient of the vocabulary's size is filled with zeros
-    and added. Worth it on a CPU; not where the weight is sharded."""
-    embedding = model.get_input_embeddings()
-    shared = stock_class_of(embedding) is nn.Embedding and type(embedding.weight) is nn.Parameter
-    shared = shared and embedding.weight is model.get_output_embeddings().weight
-    if not shared or embedding.sparse or embedding.weight.device.type != "cpu" or torch.compiler.is_compiling():
-        yield
-        return
-    embedding.sparse = True
-    try:
-        yield
-    finally:
-        embedding.sparse = False
 
 
 def _takes_chunked_loss(model: Any, skip_logits: bool | None, labels: Tensor | None, inputs: dict[str, Any]) -> bool:

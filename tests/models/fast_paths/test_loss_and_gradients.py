@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPTNeoForCausalLM
 
@@ -80,40 +79,6 @@ def test_normalisation_of_the_loss_from_whole_logits(
     model, option = (compare.slow(fast), {}) if why == "fast paths off" else (fast, {"skip_logits": False})
     assert model(**inputs, **option).logits is not None
     compare.assert_same(compare.result(model, {**inputs, **option}), compare.result(stock, inputs))
-
-
-def test_the_shared_weight_has_one_whole_gradient(
-    fast: FastGPTNeoForCausalLM, stock: GPTNeoForCausalLM, make_inputs: Callable[..., Inputs], monkeypatch: Any
-) -> None:
-    """The embeddings' part comes as rows and is added to the head's: whole, and the same when it is asked for twice."""
-    inputs = make_inputs("right")
-    asked = []
-    look_up = F.embedding
-    monkeypatch.setattr(F, "embedding", lambda *values: asked.append(values[-1]) or look_up(*values))
-    loss = fast(**inputs).loss
-    assert asked.count(True) == 1  # the tokens'; positions are no part of the head
-    assert not fast.get_input_embeddings().sparse
-    loss.backward(retain_graph=True)
-    weight = fast.get_input_embeddings().weight
-    first = weight.grad.clone()
-    assert first.layout == torch.strided
-    loss.backward()
-    torch.testing.assert_close(weight.grad, 2 * first)
-    stock(**inputs).loss.backward()
-    torch.testing.assert_close(first, stock.get_input_embeddings().weight.grad, rtol=0, atol=1e-6)
-
-
-def test_embeddings_alone_have_a_whole_gradient(
-    fast: FastGPTNeoForCausalLM, make_inputs: Callable[..., Inputs]
-) -> None:
-    """Where no head's part comes, as with a loss of hidden states, or another head."""
-    inputs = make_inputs("right")
-    fast.base_model(inputs["input_ids"]).last_hidden_state.sum().backward()
-    assert fast.get_input_embeddings().weight.grad.layout == torch.strided
-    fast.zero_grad(set_to_none=True)
-    fast.lm_head.weight = nn.Parameter(fast.lm_head.weight.detach().clone())
-    fast(**inputs).loss.backward()
-    assert fast.get_input_embeddings().weight.grad.layout == torch.strided
 
 
 def test_without_any_label_the_loss_is_that_of_the_stock_class(
