@@ -58,12 +58,14 @@ def causal_attention(model: Any) -> Iterator[None]:
     """Within it, transformers makes no mask for the model's attention, and its sdpa kernel is causal."""
     _silence(model)
     config = model.config
-    before = config._attn_implementation_internal
-    config._attn_implementation_internal = CAUSAL_SDPA
+    before = config._attn_implementation
+    config._attn_implementation = (
+        CAUSAL_SDPA  # not what is behind the property: torch 2.11 does not see that while it traces
+    )
     try:
         yield
     finally:
-        config._attn_implementation_internal = before
+        config._attn_implementation = before
 
 
 def _may_go_without(model: Any, inputs: dict[str, Any]) -> bool:
