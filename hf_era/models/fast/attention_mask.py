@@ -59,9 +59,8 @@ def causal_attention(model: Any) -> Iterator[None]:
     _silence(model)
     config = model.config
     before = config._attn_implementation
-    config._attn_implementation = (
-        CAUSAL_SDPA  # not what is behind the property: torch 2.11 does not see that while it traces
-    )
+    # Through the property: what is behind it torch 2.11 does not see while it traces.
+    config._attn_implementation = CAUSAL_SDPA
     try:
         yield
     finally:

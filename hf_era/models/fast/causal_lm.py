@@ -187,7 +187,7 @@ def _chunked_losses(
         # A tensor, so that no label at all gives NaN, as in the stock class, and not an exception; on the device, where a
         # number would be copied for every chunk.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        total = count if isinstance(count, Tensor) else hidden.new_full((), count)
+        total = count if isinstance(count, Tensor) else hidden.new_full((), count, dtype=dtype)
         scale = 1 / total.to(hidden.device, dtype)
         return linear_cross_entropy(chosen, head, chosen_targets, scale=scale, softcap=cap, weight_factor=factor)
     losses = linear_cross_entropy(chosen, head, chosen_targets, "none", softcap=cap)

@@ -81,6 +81,18 @@ def test_normalisation_of_the_loss_from_whole_logits(
     compare.assert_same(compare.result(model, {**inputs, **option}), compare.result(stock, inputs))
 
 
+def test_a_number_of_labels_is_not_rounded_to_the_dtype_of_the_model(
+    fast: FastGPTNeoForCausalLM, make_inputs: Callable[..., Inputs]
+) -> None:
+    """1001 is no bf16 number, 100001 is beyond fp16."""
+    inputs = make_inputs("right")
+    for dtype, count in ((torch.bfloat16, 1_001), (torch.float16, 100_001)):
+        model = fast.to(dtype)
+        loss = model(**inputs, num_items_in_batch=count).loss
+        assert loss == model(**inputs, num_items_in_batch=torch.tensor(count)).loss
+        assert loss > 0
+
+
 def test_without_any_label_the_loss_is_that_of_the_stock_class(
     fast: FastGPTNeoForCausalLM, stock: GPTNeoForCausalLM, make_inputs: Callable[..., Inputs]
 ) -> None:
