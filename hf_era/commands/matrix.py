@@ -25,6 +25,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--list", action="store_true", help="only list the cells and which are done")
     parser.add_argument("--cell", type=int, metavar="N", help="run only cell N, from 0: for SLURM arrays")
     parser.add_argument("--aggregate", action="store_true", help="run nothing, only compare what is there")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="also run cells of which a line of results is left, but no run on this machine",
+    )
     parser.add_argument("--seeds", nargs="+", help="other seeds than those of the file")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="run or list only these rows")
     parser.add_argument("--testbeds", nargs="+", metavar="TESTBED", help="run or list only these testbeds")
@@ -62,9 +67,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             f"{len(cells)} cells: {testbeds}{rows} rows, seeds {seeds}; {sum(finished())} have a result. "
             f"To run: {len(chosen)}."
         )
-        failed = run_cells(
-            matrix, chosen, console, start_paths(cells), lines.add, lambda cell: lines.has(cell) or cell.is_done()
-        )
+
+        def is_done(cell: Cell) -> bool:
+            return cell.is_done() or (lines.has(cell) and not options.again)
+
+        failed = run_cells(matrix, chosen, console, start_paths(cells), lines.add, is_done)
     if options.aggregate or (options.cell is None and any(finished())):
         page = aggregate_cells(matrix, cells)
         console.print(f"{sum(finished())} of {len(cells)} cells compared in {page}")

@@ -39,7 +39,8 @@ def cell_line(result: RunResult, testbed: str = "", settings_key: str | None = N
     ones, `base_steps`, those of the base it went on from, `own_compute` and `compute`, examples read in its own steps and in
     both, `training_share`, the former as a share of the pretraining's, where that is known; `forget_loss`, `retain_loss` at
     the end, before any attack; `before` and `with_modules`: the same of the model before the method, and before ablation;
-    `retain_tax`; `attack`: the strongest one; `base_distance`: of the weights from the pretrained ones, and the loss barrier
+    `retain_tax`; `attack`: the strongest one, with `kinds`, the strongest of each kind and mixture where there are several;
+    `base_distance`: of the weights from the pretrained ones, and the loss barrier
     between; `seconds`, of which `base_seconds` may be shared; `version`, `revision`, `date`, `data` and `settings_key`.
     Losses are in nats a token.
     """
@@ -145,7 +146,22 @@ def _attack(relearning: RelearnResult | None) -> Line | None:
     if accuracy is not None and accuracy.value is not None:
         found |= {"start_accuracy": getattr(strongest, "start_accuracy", None), "accuracy": accuracy.value}
         found["curve"]["accuracy"] = [getattr(point, "forget_accuracy", None) for point in points]
-    return found
+    kinds = relearning.strongest_of_each_kind()
+    return (
+        found if len(kinds) < 2 else found | {"kinds": {f"{part.kind}, {part.mixture}": _kind(part) for part in kinds}}
+    )
+
+
+def _kind(attack: AttackSummary) -> Line:
+    return {
+        "name": _name(attack),
+        "start_forget": attack.start_forget,
+        "start_retain": attack.start_retain,
+        "lowest_forget": attack.lowest_forget.value,
+        "retain_at_lowest": attack.retain_at_lowest.value,
+        "lowest_step": attack.lowest_step,
+        "edges": list(attack.edges),
+    }
 
 
 def _name(attack: AttackSummary) -> str:

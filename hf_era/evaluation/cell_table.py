@@ -31,8 +31,10 @@ _OF_A_LINE: dict[str, tuple[str, ...]] = {
     },
 }
 """Figures of a row -> where a line has them."""
-_COMPARED = ("retain_tax", "over_filtering", "of_filtering", "training_share", "over_continuing")
-"""Figures that need the line of another row with the same seed."""
+_FRONTIER = ("training_share", "over_continuing", "forget_recovery", "retain_recovery")
+"""Figures of rows of the frontier alone."""
+_COMPARED = ("retain_tax", "over_filtering", "of_filtering", *_FRONTIER)
+"""Figures that need the line of another row with the same seed, or two of their own."""
 
 
 def table_of(lines: Sequence[Line], rows: Sequence[str], references: References) -> tuple[list[Line], dict[str, Any]]:
@@ -46,7 +48,8 @@ def table_of(lines: Sequence[Line], rows: Sequence[str], references: References)
     `name`, `range` (D - A, for `loss` and `error`), `curves` (A and D, means over seeds), `compute_curves` and `notes`. Its
     `rows`: one entry for each row of each testbed, with what its lines have in common, `seeds`, `figures` (name -> an
     `Estimate` as a dict, mean and 95 % interval of Student's t over seeds, and `seeds` where only some have it: then without
-    a value), `bounds` (figure -> `at least`, `at most`, or both) and `attacks`, the strongest ones.
+    a value), `bounds` (figure -> `at least`, `at most`, or both), `attacks`, the strongest ones, and where lines have
+    several kinds of attack `attack_kinds`: kind and mixture -> `figures` and `bounds` of the strongest of these.
     """
     testbeds = list(dict.fromkeys(line["testbed"] for line in lines))
     found: dict[str, Any] = {"testbeds": [], "rows": []}
@@ -102,6 +105,7 @@ def _row(lines: Sequence[Line], by_key: Mapping[Key, Line], references: Referenc
         "seeds": [line["seed"] for line in lines],
         "figures": {name: part for name, part in figures.items() if part},
         "bounds": _bounds(lines, by_key, references),
+        **_attack_kinds(lines, by_key, references),
         "attacks": sorted({name for line in lines if (name := value_at(line, "attack", "name"))}),
     }
 
@@ -110,7 +114,8 @@ def _compared(line: Line, by_key: Mapping[Key, Line], references: References) ->
     """`retain_tax`: retain loss over that of the base control, or of the model before the method where the matrix has none;
     `over_filtering`: forget loss after the attack over that of data filtering; `of_filtering`: its robust unlearning as a
     share of that of data filtering. Of rows of the frontier also `training_share`: compute of the method over that of the
-    pretraining; `over_continuing`: retain loss over that of the row that continued on everything with the same compute."""
+    pretraining; `over_continuing`: retain loss over that of the row that continued on everything with the same compute;
+    `forget_recovery`, `retain_recovery`: losses before the attack minus those after it."""
 
     def other(row: str | None) -> Line:
         return by_key.get((line["testbed"], str(row), line["seed"]), {})
@@ -128,7 +133,7 @@ def _compared(line: Line, by_key: Mapping[Key, Line], references: References) ->
 
 def _on_frontier(line: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
     if line["row"] not in references.on_frontier:
-        return {"training_share": None, "over_continuing": None}
+        return dict.fromkeys(_FRONTIER)
 
     def others(rows: Iterable[str]) -> list[Line]:
         keys = [(line["testbed"], row, line["seed"]) for row in rows]
@@ -141,7 +146,41 @@ def _on_frontier(line: Line, by_key: Mapping[Key, Line], references: References)
         share = own / whole if whole else None
     same = [part for part in others(references.continuing) if part.get("own_compute") == own]
     over = _difference(line.get("retain_loss"), same[0].get("retain_loss")) if same else None
-    return {"training_share": share, "over_continuing": over}
+    return {"training_share": share, "over_continuing": over, **_recovery(line.get("attack"))}
+
+
+def _recovery(attack: Line | None) -> dict[str, float | None]:
+    """What an attack brought back of the forget examples, and of the retain examples beside it."""
+    return {
+        f"{kind}_recovery": _difference(value_at(attack or {}, f"start_{kind}"), value_at(attack or {}, place))
+        for kind, place in (("forget", "lowest_forget"), ("retain", "retain_at_lowest"))
+    }
+
+
+def _attack_kinds(lines: Sequence[Line], by_key: Mapping[Key, Line], references: References) -> dict[str, Any]:
+    """The strongest attack of each kind and mixture; nothing where no line has several."""
+    kinds = dict.fromkeys(kind for line in lines for kind in value_at(line, "attack", "kinds") or ())
+    found = {}
+    for kind in kinds:
+        own = [value_at(line, "attack", "kinds", kind) or {} for line in lines]
+        filtered = [
+            by_key.get((line["testbed"], str(references.controls.get(line["row"])), line["seed"])) for line in lines
+        ]
+        others = [value_at(line or {}, "attack", "kinds", kind) or {} for line in filtered]
+        figures = {
+            "attacked_forget_loss": [part.get("lowest_forget") for part in own],
+            "over_filtering": [
+                _difference(part.get("lowest_forget"), other.get("lowest_forget"))
+                for part, other in zip(own, others, strict=True)
+            ],
+            **{name: [_recovery(part)[name] for part in own] for name in ("forget_recovery", "retain_recovery")},
+        }
+        is_open = any(set(part.get("edges") or ()) - {STORIES} for part in own)
+        found[kind] = {
+            "figures": {name: part for name, values in figures.items() if (part := _over_seeds(values))},
+            "bounds": {"attacked_forget_loss": "at most", "forget_recovery": "at least"} if is_open else {},
+        }
+    return {"attack_kinds": found} if found else {}
 
 
 def _difference(own: float | None, other: float | None) -> float | None:

@@ -6,16 +6,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hf_era.data import RETAIN, UNLABELLED
+from hf_era.data import UNLABELLED
 from hf_era.methods.base import train_stock
-from hf_era.methods.method import Method, Phase, Run, Settings, Stage, register_method, stories_labelled
+from hf_era.methods.method import Method, Phase, RetainSettings, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.utils.files import fingerprint
 
 
 class DataFiltering(Method):
     """Trains a stock model from random weights on what is not labelled forget, otherwise as the base control.
 
-    It knows the labels that the run it is compared with knows: a forget example without one is trained on.
+    It knows the labels that the run it is compared with knows: a forget example without one is trained on, or with
+    `unlabelled: false` left out with all others that have none.
     """
 
     name = "data_filtering"
@@ -33,8 +34,9 @@ class DataFiltering(Method):
             "From random weights, on all examples but those labelled forget, with the steps and settings of the runs it is "
             "compared with."
         ),
-        "labels": "Those without a label were trained as retain examples, as in the runs it is compared with.",
+        "labels": "Those without a label were trained as retain examples, unless the method's settings say otherwise.",
     }
+    settings_class = RetainSettings
     training_phase = "filter"
 
     def check(self, settings: Settings) -> None:
@@ -49,28 +51,32 @@ class DataFiltering(Method):
         found: dict[str, Any] = {}
         if run.control_l1_coefficient > 0:
             found["control_l1_coefficient"] = run.control_l1_coefficient
-        if UNLABELLED in run.data.train["label"][:]:
+        if run.method_settings.unlabelled and UNLABELLED in run.data.train["label"][:]:
             found["unlabelled_stories"] = "trained on"
         return found
+
+    def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
+        settings.method_settings.check(self.name, retain_stories, unlabelled_stories)
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         return [("method", "data filtering: a stock model is trained without the examples labelled forget")]
 
     def phases(self, run: Run) -> list[Phase]:
         key = fingerprint(run.identity, "data filtering")
+        settings: RetainSettings = run.method_settings
+        stories = stories_labelled(run.data, *settings.labels)
 
         def work(key: str) -> dict[str, Any]:
             arguments = run.stock_arguments("filter", key)
-            stories = stories_labelled(run.data, RETAIN, UNLABELLED)
             trainer, _ = train_stock(run, arguments, run.folder("model"), stories)
-            unlabelled = len(stories_labelled(run.data, UNLABELLED))
+            unlabelled = len(stories_labelled(run.data, UNLABELLED)) if settings.unlabelled else 0
             return {**run.training_report(trainer, arguments), "unlabelled_stories": unlabelled}
 
         title, clean_up = (
             "Training without the examples labelled forget",
             partial(run.remove_checkpoints, "filter", key),
         )
-        cost = run.training_cost(run.arguments, len(stories_labelled(run.data, RETAIN, UNLABELLED)))
+        cost = run.training_cost(run.arguments, len(stories))
         return [Phase("filter", title, key, work, (run.folder("model"),), clean_up, cost)]
 
     def stages(self, run: Run) -> list[Stage]:

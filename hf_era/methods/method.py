@@ -22,13 +22,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedConfig
 
-from hf_era.data import UNLABELLED, PreparedData
+from hf_era.data import RETAIN, UNLABELLED, PreparedData
 from hf_era.evaluation.results import STAGE_TITLES
 from hf_era.models import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
 from hf_era.training import CausalLMTrainer, CausalLMTrainingConfig, GradientRoutingConfig
 from hf_era.training.coherence import CoherenceConfig
 from hf_era.utils.checks import unknown_value_message
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 
 TRAINING_PASSES = 2.5
 """What a training step takes per example, in forward passes: forward and backward pass, and the optimizer."""
@@ -265,6 +266,38 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(unknown_value_message("method", name, METHODS))
     return METHODS[name]
+
+
+@dataclass
+class RetainSettings:
+    """Of a control that trains on retain examples: what it makes of those without a label.
+
+    Args:
+        unlabelled (`bool`, *optional*, defaults to `True`): they are trained on as retain examples are. `False`: they are
+            left out, so that no forget example is trained on where some lost their label, and fewer examples are there.
+    """
+
+    unlabelled: bool = setting(
+        True, "Train on examples without a label, as on retain examples.", identity=UNLESS_DEFAULT
+    )
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels of the examples that it trains on."""
+        return (RETAIN, UNLABELLED) if self.unlabelled else (RETAIN,)
+
+    def check(self, method: str, retain_stories: int, unlabelled_stories: int) -> None:
+        """Raises `ValueError` where nothing is left to train on."""
+        if retain_stories + (unlabelled_stories if self.unlabelled else 0):
+            return
+        if unlabelled_stories:
+            raise ValueError(
+                f"`method_settings.unlabelled` is false, so that `method: {method}` trains on examples labelled retain "
+                f"alone, but there is none; {unlabelled_stories:,} have no label. Label some, or leave the setting out."
+            )
+        raise ValueError(
+            f"`method: {method}` trains on what is not labelled forget, but every training example is. Give others."
+        )
 
 
 def stories_labelled(data: PreparedData, *labels: int, most: int | None = None, seed: int = 0) -> Dataset:

@@ -16,9 +16,19 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import set_seed
 
-from hf_era.data import RETAIN, UNLABELLED, RoutingCollator, padding_token_id
+from hf_era.data import RoutingCollator, padding_token_id
 from hf_era.methods.gradient_routing import train_what_routing_trains
-from hf_era.methods.method import Cost, Method, Phase, Run, Settings, Stage, register_method, stories_labelled
+from hf_era.methods.method import (
+    Cost,
+    Method,
+    Phase,
+    RetainSettings,
+    Run,
+    Settings,
+    Stage,
+    register_method,
+    stories_labelled,
+)
 from hf_era.models.loading import load_causal_lm
 from hf_era.training import CausalLMTrainer
 from hf_era.utils.checks import short_repr
@@ -129,7 +139,8 @@ class ContinueAll(PostTraining):
 
 
 class ContinueRetain(PostTraining):
-    """Further training on what is not labelled forget; examples without a label are taken for retain, as everywhere."""
+    """Further training on what is not labelled forget; examples without a label are taken for retain, as everywhere, or
+    left out."""
 
     name = "continue_retain"
     title = "further training on retain examples"
@@ -140,17 +151,15 @@ class ContinueRetain(PostTraining):
             "The model was trained further on all examples but those labelled forget: what a method for trained models has "
             "to be better than."
         ),
-        "labels": "Those without a label were trained on as retain examples.",
+        "labels": "Those without a label were trained as retain examples, unless the method's settings say otherwise.",
     }
+    settings_class = RetainSettings
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
-        if not retain_stories + unlabelled_stories:
-            raise ValueError(
-                f"`method: {self.name}` trains on what is not labelled forget, but every training example is. Give others."
-            )
+        settings.method_settings.check(self.name, retain_stories, unlabelled_stories)
 
     def stories(self, run: Run) -> Dataset:
-        return stories_labelled(run.data, RETAIN, UNLABELLED)
+        return stories_labelled(run.data, *run.method_settings.labels)
 
 
 register_method(ContinueAll())

@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import set_seed
 
-from hf_era.data import FORGET, RETAIN, padding_token_id
+from hf_era.data import FORGET, RETAIN, UNLABELLED, padding_token_id
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method
 from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, damage
@@ -35,7 +35,12 @@ from hf_era.utils.fields import setting
 from hf_era.utils.files import fingerprint
 
 TEACHERS = ("none", "max_entropy")
-DISTIL_ON = ("all", "retain")
+DISTIL_ON = {
+    "all": (FORGET, RETAIN, UNLABELLED),
+    "retain": (RETAIN, UNLABELLED),
+    "labelled_retain": (RETAIN,),
+}
+"""What the student may learn on -> labels of these examples."""
 
 
 @dataclass
@@ -49,8 +54,8 @@ class UndoSettings(NoiseSettings):
         teacher_steps (`int`, *optional*, defaults to `200`): of that training. The paper has 100 to 500.
         teacher_learning_rate (`float`, *optional*): its peak. Not given: that of the section `training`.
         teacher_forget_weight (`float`, *optional*, defaults to `1.0`): of its loss on forget tokens over that on others.
-        distil_on (`str`, *optional*, defaults to `"all"`): the student learns on all examples, or `retain`: on those that
-            are not labelled forget.
+        distil_on (`str`, *optional*, defaults to `"all"`): the student learns on all examples; `retain`: on those that
+            are not labelled forget; `labelled_retain`: on those that are labelled retain.
         kl_weight (`float`, *optional*, defaults to `1.0`): in [0, 1]: of KL(teacher || student); the rest is the cross
             entropy of the labels. 1 is the paper's.
         retain_tolerance (`float`, *optional*, defaults to `0.05`): the distillation ends when the student's loss on held-out
@@ -69,7 +74,9 @@ class UndoSettings(NoiseSettings):
         None, "Learning rate of that. Not given: that of the section training.", identity=True
     )
     teacher_forget_weight: float = setting(1.0, "Weight of its loss on forget tokens over others.", identity=True)
-    distil_on: str = setting("all", "The student learns on all examples, or those not labelled forget.", identity=True)
+    distil_on: str = setting(
+        "all", "The student learns on all examples, those not labelled forget, or those labelled retain.", identity=True
+    )
     kl_weight: float = setting(1.0, "Of the KL to the teacher; the rest is the labels' loss. In [0, 1].", identity=True)
     retain_tolerance: float | None = setting(
         0.05, "Ends when the retain loss is within this share of the teacher's; null: never.", identity=True
@@ -184,6 +191,11 @@ class Undo(PostTraining):
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         own: UndoSettings = settings.method_settings
         own.check_retain(retain_stories)
+        if own.distil_on == "labelled_retain" and not retain_stories:
+            raise ValueError(
+                "`method_settings.distil_on` is 'labelled_retain', but no training example is labelled retain. Label some, "
+                "or set `method_settings.distil_on: retain`."
+            )
         if own.retain_tolerance is not None and retain_stories <= own.check_stories:
             raise ValueError(
                 f"`method_settings.check_stories` holds {own.check_stories} retain examples out, but the training data has "
@@ -252,10 +264,8 @@ class Undo(PostTraining):
         if settings.retain_tolerance is not None:
             retain = [index for index, label in enumerate(labels) if label == RETAIN]
             held_out = sorted(random.Random(run.seed).sample(retain, settings.check_stories))
-        left_out, learns_all = set(held_out), settings.distil_on == "all"
-        return [
-            index for index, label in enumerate(labels) if index not in left_out and (learns_all or label != FORGET)
-        ], held_out
+        left_out, learnt = set(held_out), DISTIL_ON[settings.distil_on]
+        return [index for index, label in enumerate(labels) if index not in left_out and label in learnt], held_out
 
     def train(self, run: Run, key: str) -> dict[str, Any]:
         """Noises the teacher's weights and trains them on its outputs."""

@@ -30,6 +30,8 @@ _COLUMNS = (  # title, figure, signed, digits
     ("Retain loss over continuing", "over_continuing", True, 3),
     ("Forget loss after the attack", "attacked_forget_loss", False, 3),
     ("Retain loss after the attack", "attacked_retain_loss", False, 3),
+    ("Attack lowers: forget loss", "forget_recovery", False, 3),
+    ("retain loss", "retain_recovery", True, 3),
     ("Over filtering", "over_filtering", True, 3),
     ("Of filtering's robustness", "of_filtering", False, 2),
     ("Share of filtering", "share_of_filtering", False, 2),
@@ -55,6 +57,8 @@ def matrix_markdown(table: Mapping[str, Any], plot: str | None = None, frontier:
         blocks += [escape_markdown(text) for text in [*range_texts(testbed), *curve_texts(testbed), *testbed["notes"]]]
         shown = rows_table(rows)
         blocks += [shown.caption, markdown_table(shown)]
+        if (kinds := kinds_table(rows)) is not None:
+            blocks += [kinds.caption, markdown_table(kinds)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -117,6 +121,33 @@ def rows_table(rows: list[Mapping[str, Any]]) -> Table:
             "with everything for as long."
         )
     return Table(caption, header, lines, text_columns=3)
+
+
+def kinds_table(rows: list[Mapping[str, Any]]) -> Table | None:
+    """One line for each kind and mixture of attack on each row, of those rows that have several; `None` without any."""
+    columns = (
+        ("Forget loss after the attack", "attacked_forget_loss", False),
+        ("Over filtering", "over_filtering", True),
+        ("Attack lowers: forget loss", "forget_recovery", True),
+        ("retain loss", "retain_recovery", True),
+    )
+    lines = [
+        [
+            name_of(row["row"]),
+            labels_text(row),
+            name_of(kind),
+            *(_cell({**row, **part}, name, signed, 3) for _, name, signed in columns),
+        ]
+        for row in rows
+        for kind, part in (row.get("attack_kinds") or {}).items()
+    ]
+    caption = (
+        "The strongest attack of each kind: it trains all weights, or through LoRA; on forget examples, on half forget and "
+        "half retain examples, or on retain examples alone. Means over seeds with 95 % intervals, nats a token; over "
+        "filtering: than data filtering under the same kind of attack."
+    )
+    header = ["Row", "Labels", "Attack", *(title for title, _, _ in columns)]
+    return Table(caption, header, lines, text_columns=3) if lines else None
 
 
 def _cell(row: Mapping[str, Any], figure: str, signed: bool, digits: int) -> str:

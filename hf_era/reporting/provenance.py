@@ -219,7 +219,10 @@ def _data_filtering(result: RunResult, settings: dict[str, Any]) -> str:
         "with the same L1 term" if own and own == coefficient else f"with an L1 coefficient of {name_of(coefficient)}"
     )
     unlabelled = result.data.get("train_forget_unlabelled")
-    if unlabelled and not control.get("unlabelled_stories"):
+    trained_on = control.get("unlabelled_stories")
+    if unlabelled and trained_on == 0:
+        text += "; it left the examples without a label out"
+    elif unlabelled and trained_on is None:
         counts = counted(unlabelled, "forget example", "forget examples")
         text += f"; it did not see the {counts} without a label either: it knew more than this run"
     return text

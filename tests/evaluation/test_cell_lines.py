@@ -106,11 +106,12 @@ def test_an_open_attack_on_a_reference_model_makes_shares_a_bound_from_below():
 def test_a_row_of_the_frontier_is_compared_with_what_continued_for_as_long():
     frontier = {"all": ("all_300", "all_600"), "method": ("method_300", "method_600", "filtered_600")}
     references = replace(REFERENCES, frontier=frontier, continuing=frontier["all"])
+    attack = {"start_forget": 3.5}
     lines = [
         *lines_of(),
         *(line(f"all_{own}", seed, 2.0, 2.0, 1200 + own, own_compute=own) for own in (300, 600) for seed in (0, 1)),
         *(
-            line(f"method_{own}", seed, 2.0 + own / 1000, 3.0, 1200 + own, own_compute=own)
+            line(f"method_{own}", seed, 2.0 + own / 1000, 3.0, 1200 + own, own_compute=own, attack=attack)
             for own in (300, 600)
             for seed in (0, 1)
         ),
@@ -125,10 +126,40 @@ def test_a_row_of_the_frontier_is_compared_with_what_continued_for_as_long():
     assert shares == {"all_300": 0.25, "all_600": 0.5, "method_300": 0.25, "method_600": 0.5, "filtered_600": 0.5}
     over = {row: rows[row]["figures"]["over_continuing"]["value"] for row in frontier["method"]}
     assert over == pytest.approx({"method_300": 0.3, "method_600": 0.6, "filtered_600": 1.0})
+    recovered = {name: rows["method_300"]["figures"].get(f"{name}_recovery") for name in ("forget", "retain")}
+    assert recovered["forget"]["value"] == pytest.approx(0.5)
+    assert recovered["retain"] is None  # not recorded
     assert "training_share" not in rows["routed"]["figures"]
     references = replace(references, base_control=None)  # that with the most
     found = rows_of(table_of(lines, ["filtered_600"], references)[1])["filtered_600"]["figures"]["training_share"]
     assert found["value"] == 0.25
+
+
+def test_each_kind_of_attack_has_its_own_figures():
+    def attacked(name, row, forget, edges=()):
+        start = {"start_forget": 4.0, "start_retain": 2.5}
+        kinds = {
+            "full, forget": start | {"lowest_forget": forget, "retain_at_lowest": 3.0, "edges": []},
+            "lora, forget": start | {"lowest_forget": forget + 0.3, "retain_at_lowest": 2.6, "edges": [*edges]},
+        }
+        return line(name, row, 2.5, forget, attack={"kinds": kinds})
+
+    lines = [*(attacked("filtering_1200", seed, 3.6) for seed in (0, 1)), attacked("routed", 0, 3.0, ["stories", "steps"]),
+             attacked("routed", 1, 3.2, ["stories"])]  # fmt: skip
+    rows = rows_of(table_of(lines, ["filtering_1200", "routed"], REFERENCES)[1])
+    kinds = rows["routed"]["attack_kinds"]
+    means = {kind: {name: value["value"] for name, value in part["figures"].items()} for kind, part in kinds.items()}
+    assert means == {
+        "full, forget": pytest.approx(
+            {"attacked_forget_loss": 3.1, "over_filtering": -0.5, "forget_recovery": 0.9, "retain_recovery": -0.5}
+        ),
+        "lora, forget": pytest.approx(
+            {"attacked_forget_loss": 3.4, "over_filtering": -0.5, "forget_recovery": 0.6, "retain_recovery": -0.1}
+        ),
+    }
+    assert kinds["full, forget"]["bounds"] == {}
+    assert kinds["lora, forget"]["bounds"] == {"attacked_forget_loss": "at most", "forget_recovery": "at least"}
+    assert "attack_kinds" not in rows_of(table_of(lines_of(), ["routed"], REFERENCES)[1])["routed"]
 
 
 def test_accuracies_are_measured_as_error_rates():

@@ -1,5 +1,6 @@
 """UNDO: the noise by its formula, the teacher's loss, what the student learns from, and a run from config to result."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from hf_era import RunConfig
-from hf_era.data import RETAIN
+from hf_era.data import RETAIN, UNLABELLED
 from hf_era.methods import get_method
 from hf_era.methods.undo import UndoSettings, max_entropy_losses
 
@@ -50,6 +51,15 @@ def test_a_run_makes_a_teacher_and_ends_when_the_student_is_near(
     assert [run.data.train[index]["label"] for index in held_out] == [RETAIN] * 4
     run.method_settings.distil_on = "retain"
     assert {run.data.train[index]["label"] for index in get_method("undo")._split(run)[0]} == {RETAIN}
+    labels = run.data.train["label"][:]
+    labels[learnt[0]] = UNLABELLED
+    run.data = dataclasses.replace(run.data, train=run.data.train.remove_columns("label").add_column("label", labels))
+    for distil_on, known in (("retain", {RETAIN, UNLABELLED}), ("labelled_retain", {RETAIN})):
+        run.method_settings.distil_on = distil_on
+        assert {run.data.train[index]["label"] for index in get_method("undo")._split(run)[0]} == known
+    run.method_settings.retain_tolerance = None
+    with pytest.raises(ValueError, match="is 'labelled_retain', but no training example is labelled retain"):
+        get_method("undo").check_data(run, retain_stories=0, unlabelled_stories=5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Recipes x seeds: the cells, running them, going on, and what they say together."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -363,3 +364,23 @@ def test_a_cell_whose_base_another_one_is_training_waits_for_others(matrix_file,
     (tmp_path / "one" / "phases").mkdir(parents=True)
     (tmp_path / "one" / "phases" / "base.json").touch()
     assert running.next_of(cells[1:]) == 0
+
+
+def test_a_row_is_run_again_of_which_a_line_is_left_alone(matrix_file, tmp_path, capsys):
+    """On a fresh clone, whose results are there without their runs: only on demand; and what is run is not run twice."""
+    rows = [{"name": name, "recipe": "recipe.yaml"} for name in ("a", "b")]
+    path = matrix_file(runs=rows, data_filtering=None, base_curve=[], seeds=[0], jobs=2, keep_models=False)
+    (tmp_path / "run.py").write_text(MODEL_RUN)
+    calls = tmp_path / "runs" / "calls.txt"
+
+    def run(*options):
+        assert main(["matrix", str(path), "--rows", "a", *options]) == 0
+        return (calls.read_text() if calls.exists() else "").split("\n")[:-1], "done already" in capsys.readouterr().err
+
+    first, _ = run()
+    shutil.rmtree(tmp_path / "runs")
+    assert run() == ([], True)
+    (again,), was_done = run("--again")
+    assert again.split()[0] == first[0].split()[0] == "a"
+    assert not was_done
+    assert run("--again") == ([again], True)

@@ -8,7 +8,7 @@ import yaml
 
 from hf_era.cli import main
 from hf_era.evaluation.cell_lines import cell_line, read_lines
-from hf_era.reporting.matrix_tables import labels_text, matrix_markdown, rows_table
+from hf_era.reporting.matrix_tables import kinds_table, labels_text, matrix_markdown, rows_table
 from hf_era.reporting.plots import frontier, reference_curves
 from hf_era.run.matrix import load_matrix
 from hf_era.run.matrix_results import CellLines, aggregate_cells
@@ -198,6 +198,14 @@ def test_the_page_of_a_table():
         "one", "gradient_routing, gram", "50 %, short", "2", "2.800", "≤ 2.900", "1 of 2 seeds", "≥ 1.50",
     ]  # fmt: skip
     assert labels_text({"labelled_fraction": None, "label_errors": "score 0.5"}) == "score 0.5"
+    assert kinds_table(TABLE["rows"]) is None
+    attack = {
+        "figures": figures(attacked_forget_loss=2.9, over_filtering=-0.25),
+        "bounds": {"attacked_forget_loss": "at most"},
+    }
+    attacked = [TABLE["rows"][0] | {"attack_kinds": {"lora, retain": attack}}]
+    assert kinds_table(attacked).rows == [["one", "50 %, short", "lora, retain", "≤ 2.900", "-0.250", "-", "-"]]
+    assert "| lora, retain | ≤ 2.900 |" in matrix_markdown(TABLE | {"rows": attacked})
 
 
 def test_the_plot_has_a_panel_per_testbed_with_curves_and_points():

@@ -285,21 +285,30 @@ class RelearnResult:
 
     def summaries(self) -> list[AttackSummary]:
         """One per attack, in the order in which they were made."""
+        found = self._summaries()
+        strongest = strongest_of(found)
+        return [_at_the_edges(part, found) if part is strongest else part for part in found]
+
+    def _summaries(self) -> list[AttackSummary]:
+        """Without the edges that the strongest has of its grid."""
         groups: dict[Attack, list[RelearnTrial]] = {}
         for trial in self.trials:
             groups.setdefault(trial.attack, []).append(trial)
         made = [self._summary(trials) for trials in groups.values()]
-        found = [replace(part, edges=()) if part.edges and _is_long_enough(part, made) else part for part in made]
-        strongest = strongest_of(found)
-        return [
-            replace(part, edges=(*part.edges, *_edges_of_the_grid(part, found))) if part is strongest else part
-            for part in found
-        ]
+        return [replace(part, edges=()) if part.edges and _is_long_enough(part, made) else part for part in made]
 
     def strongest(self) -> AttackSummary | None:
         """The attack with the lowest mean of the lowest forget losses, on the half for choosing: the headline. `None`
         without trials."""
         return strongest_of(self.summaries())
+
+    def strongest_of_each_kind(self) -> list[AttackSummary]:
+        """The strongest with all weights and through LoRA, each with each mixture, in the order in which they were made; as
+        `strongest`, their edges are those of the grid of their own kind and mixture."""
+        made = self._summaries()
+        kinds = dict.fromkeys((part.kind, part.mixture) for part in made)
+        found = [strongest_of([part for part in made if (part.kind, part.mixture) == kind]) for kind in kinds]
+        return [_at_the_edges(part, made) for part in found if part is not None]
 
     @property
     def before_attacked(self) -> AttackSummary | None:
@@ -346,6 +355,10 @@ def strongest_of(summaries: Sequence[AttackSummary]) -> AttackSummary | None:
     found = [(part.lowest_forget.value if part.selection is None else part.selection, part) for part in summaries]
     finite = [(value, part) for value, part in found if value is not None and math.isfinite(value)]
     return min(finite, key=lambda pair: pair[0])[1] if finite else None
+
+
+def _at_the_edges(strongest: AttackSummary, summaries: Sequence[AttackSummary]) -> AttackSummary:
+    return replace(strongest, edges=(*strongest.edges, *_edges_of_the_grid(strongest, summaries)))
 
 
 def _edges_of_the_grid(strongest: AttackSummary, summaries: Sequence[AttackSummary]) -> list[str]:

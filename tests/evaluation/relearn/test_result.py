@@ -271,6 +271,24 @@ def test_a_schedule_is_long_enough_when_another_length_brings_back_as_much(
         assert (strongest.steps, "steps" in strongest.edges) == (5, False)
 
 
+def test_each_kind_and_mixture_has_a_strongest_attack() -> None:
+    """With the edges of its own grid: of three rates with all weights the middle one, of two through LoRA the higher."""
+    trials = [
+        *(trial(0, 3.0, loss, 3.1, learning_rate=rate) for rate, loss in ((1e-4, 2.5), (1e-3, 2.0), (1e-2, 2.2))),
+        *(trial(0, 3.0, loss, 3.1, kind="lora", learning_rate=rate) for rate, loss in ((1e-3, 2.8), (1e-2, 2.6))),
+        replace(trial(0, 3.0, 2.9, 3.1), mixture="retain"),
+    ]
+    result = RelearnResult(trials, None)
+    found = {(part.kind, part.mixture): part for part in result.strongest_of_each_kind()}
+    assert {kind: (part.learning_rate, part.lowest_forget.value, part.edges) for kind, part in found.items()} == {
+        ("full", "forget"): (1e-3, 2.0, ("stories",)),
+        ("lora", "forget"): (1e-2, 2.6, ("stories", "learning rate")),
+        ("full", "retain"): (1e-3, 2.9, ("stories", "learning rate")),
+    }
+    assert found["full", "forget"] == result.strongest()
+    assert RelearnResult([], None).strongest_of_each_kind() == []
+
+
 def test_an_attack_has_a_name_and_comes_out_of_earlier_files() -> None:
     assert Attack("full", 64, 2e-4).name == "full 64 0.0002"
     assert Attack("lora", 64, 2e-4, "cosine", "half", 300).name == "lora 64 0.0002 cosine-300 half"

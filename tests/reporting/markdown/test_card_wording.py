@@ -184,6 +184,7 @@ def test_a_base_control_without_the_runs_l1_term_is_said_to_be_one(make_result, 
     ("control", "wording"),
     [
         ({"l1_coefficient": 1e-4, "unlabelled_stories": 371}, "labelled forget, with the same L1 term |"),
+        ({"l1_coefficient": 1e-4, "unlabelled_stories": 0}, "L1 term; it left the examples without a label out |"),
         # Of an earlier version.
         (None, "with an L1 coefficient of 0.0; it did not see the 371 forget examples without a label either: it knew more "
                "than this run |"),
