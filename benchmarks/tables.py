@@ -226,9 +226,9 @@ def summary_table() -> str:
 
 NOT_RUN = "Not run yet."
 BAKEOFF_COLUMNS = (
-    "Row", "Labels", "Seeds", "Retain loss", "Retain tax", "Forget loss", "Forget loss after the attack",
-    "Share of filtering", "Compute ratio: retain", "Forget loss with the module", "retain loss with it",
-    "Accuracy after the attack",
+    "Row", "Labels", "Seeds", "Retain loss", "Retain tax", "Retain loss over filtering", "Forget loss",
+    "Forget loss after the attack", "Share of filtering", "Compute ratio: retain", "Forget loss with the module",
+    "retain loss with it", "Accuracy after the attack", "Highest during the attack", "Share of filtering, accuracy",
 )  # fmt: skip
 POSTTRAINING_COLUMNS = ("Retain loss after the attack", "Distance to the base", "Barrier: forget")
 

@@ -33,7 +33,7 @@ _OF_A_LINE: dict[str, tuple[str, ...]] = {
 """Figures of a row -> where a line has them."""
 _FRONTIER = ("training_share", "over_continuing", "forget_recovery", "retain_recovery")
 """Figures of rows of the frontier alone."""
-_COMPARED = ("retain_tax", "over_filtering", "of_filtering", *_FRONTIER)
+_COMPARED = ("retain_tax", "over_filtering", "retain_over_filtering", "of_filtering", "highest_accuracy", *_FRONTIER)
 """Figures that need the line of another row with the same seed, or two of their own."""
 
 
@@ -112,10 +112,11 @@ def _row(lines: Sequence[Line], by_key: Mapping[Key, Line], references: Referenc
 
 def _compared(line: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
     """`retain_tax`: retain loss over that of the base control, or of the model before the method where the matrix has none;
-    `over_filtering`: forget loss after the attack over that of data filtering; `of_filtering`: its robust unlearning as a
-    share of that of data filtering. Of rows of the frontier also `training_share`: compute of the method over that of the
-    pretraining; `over_continuing`: retain loss over that of the row that continued on everything with the same compute;
-    `forget_recovery`, `retain_recovery`: losses before the attack minus those after it."""
+    `over_filtering`, `retain_over_filtering`: forget loss after the attack, and retain loss before it, over those of data
+    filtering; `of_filtering`: its robust unlearning as a share of that of data filtering; `highest_accuracy`: of all steps
+    of the strongest attack that the line has. Of rows of the frontier also `training_share`: compute of the method over
+    that of the pretraining; `over_continuing`: retain loss over that of the row that continued on everything with the same
+    compute; `forget_recovery`, `retain_recovery`: losses before the attack minus those after it."""
 
     def other(row: str | None) -> Line:
         return by_key.get((line["testbed"], str(row), line["seed"]), {})
@@ -126,6 +127,8 @@ def _compared(line: Line, by_key: Mapping[Key, Line], references: References) ->
     return {
         "retain_tax": line.get("retain_tax") if tax is None else tax,
         "over_filtering": _difference(attacked_loss(line), attacked_loss(filtered)),
+        "retain_over_filtering": _difference(line.get("retain_loss"), filtered.get("retain_loss")),
+        "highest_accuracy": max(value_at(line, "attack", "curve", "accuracy") or [], default=None),
         "of_filtering": None if own is None or not (robust or 0) > 0 else own / robust,
         **_on_frontier(line, by_key, references),
     }

@@ -33,6 +33,7 @@ _COLUMNS = (  # title, figure, signed, digits
     ("Attack lowers: forget loss", "forget_recovery", False, 3),
     ("retain loss", "retain_recovery", True, 3),
     ("Over filtering", "over_filtering", True, 3),
+    ("Retain loss over filtering", "retain_over_filtering", True, 3),
     ("Of filtering's robustness", "of_filtering", False, 2),
     ("Share of filtering", "share_of_filtering", False, 2),
     ("Compute ratio: retain", "compute_ratio_retain", False, 2),
@@ -43,6 +44,7 @@ _COLUMNS = (  # title, figure, signed, digits
     ("retain", "barrier_retain", False, 3),
     ("Accuracy", "accuracy", False, 2),
     ("Accuracy after the attack", "attacked_accuracy", False, 2),
+    ("Highest during the attack", "highest_accuracy", False, 2),
     ("Share of filtering, accuracy", "share_of_filtering_error", False, 2),
 )
 
@@ -111,9 +113,10 @@ def rows_table(rows: list[Mapping[str, Any]]) -> Table:
     ]
     caption = (
         "Means over seeds with 95 % intervals (Student's t), losses in nats a token. Over filtering: forget loss after the "
-        "attack minus that of data filtering, in pairs of seeds; of filtering's robustness: robust unlearning (forget loss "
-        "after the attack minus that before the method) as a share of that of data filtering. ≤ and ≥: in some seed it is a "
-        "bound, ≈: in some from below and in some from above. In place of a mean: how many seeds have the figure."
+        "attack minus that of data filtering, in pairs of seeds, and so the retain loss; of filtering's robustness: robust "
+        "unlearning (forget loss after the attack minus that before the method) as a share of that of data filtering. ≤ and "
+        "≥: in some seed it is a bound, ≈: in some from below and in some from above. In place of a mean: how many seeds "
+        "have the figure."
     )
     if any(column[1] == "training_share" for column in columns):
         caption += (

@@ -60,6 +60,7 @@ def test_every_cell_is_measured_against_the_models_of_its_seed():
     assert figures["retain_tax"]["value"] == pytest.approx(retain_loss(800) - retain_loss(1200))
     over = [retain_loss(800) - retain_loss(1200) - part for part in (0.2, 0.4)]
     assert figures["over_filtering"]["value"] == pytest.approx(sum(over) / 2)
+    assert figures["retain_over_filtering"]["value"] == pytest.approx(retain_loss(800) - retain_loss(1200))
     assert rows["base_1200"]["figures"]["retain_tax"]["value"] == 0
     (testbed,) = table["testbeds"]
     assert testbed["range"]["loss"]["mean"] == pytest.approx(0.8)
@@ -166,9 +167,11 @@ def test_accuracies_are_measured_as_error_rates():
     lines = lines_of(seeds=(0,))
     for part in lines:
         share = {"base": 0, "filtering": 1, "routed": 0.25}[part["method"]]
-        part["attack"] |= {"accuracy": 0.9 - 0.8 * share, "start_accuracy": 0.5}
+        curve = {"accuracy": [0.5, 0.95 - 0.8 * share, 0.9 - 0.8 * share]}
+        part["attack"] |= {"accuracy": 0.9 - 0.8 * share, "start_accuracy": 0.5, "curve": curve}
     measured, table = table_of(lines, ["routed"], REFERENCES)
     assert measured[-1]["share_of_filtering"]["error"] == pytest.approx(0.25)
+    assert rows_of(table)["routed"]["figures"]["highest_accuracy"]["value"] == pytest.approx(0.75)
     assert table["testbeds"][0]["range"]["error"] == {
         "mean": pytest.approx(0.8), "lowest": pytest.approx(0.8), "highest": pytest.approx(0.8),
         "retain": pytest.approx([retain_loss(2400), retain_loss(300)]), "discriminates": True,
