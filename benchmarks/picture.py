@@ -47,7 +47,8 @@ GROUPS = (
         "base",
         ("#c04f00", "#f0883e"),
         {
-            "filtering_50": "data filtering",
+            "filtering_strict_50": "filtering, on labelled retain examples",
+            "filtering_50": "filtering, unlabelled examples kept",
             "gram_strict_50": "core learns no forget example",
             "robust_50": "the same, fast module (scratch_robust)",
         },
