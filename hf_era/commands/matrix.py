@@ -68,10 +68,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             f"To run: {len(chosen)}."
         )
 
-        def is_done(cell: Cell) -> bool:
+        def need_not_run(cell: Cell) -> bool:
             return cell.is_done() or (lines.has(cell) and not options.again)
 
-        failed = run_cells(matrix, chosen, console, start_paths(cells), lines.add, is_done)
+        failed = run_cells(matrix, chosen, console, start_paths(cells), lines.add, need_not_run)
     if options.aggregate or (options.cell is None and any(finished())):
         page = aggregate_cells(matrix, cells)
         console.print(f"{sum(finished())} of {len(cells)} cells compared in {page}")

@@ -146,10 +146,12 @@ def _attack(relearning: RelearnResult | None) -> Line | None:
     if accuracy is not None and accuracy.value is not None:
         found |= {"start_accuracy": getattr(strongest, "start_accuracy", None), "accuracy": accuracy.value}
         found["curve"]["accuracy"] = [getattr(point, "forget_accuracy", None) for point in points]
-    kinds = relearning.strongest_of_each_kind()
-    return (
-        found if len(kinds) < 2 else found | {"kinds": {f"{part.kind}, {part.mixture}": _kind(part) for part in kinds}}
-    )
+        reached = [point.forget_accuracy for trial in trials for point in trial.curve.points]
+        found["highest_accuracy"] = max(value for value in reached if value is not None)
+    if len({(trial.kind, trial.mixture) for trial in relearning.trials}) > 1:
+        kinds = relearning.strongest_of_each_kind()
+        found["kinds"] = {f"{part.kind}, {part.mixture}": _kind(part) for part in kinds}
+    return found
 
 
 def _kind(attack: AttackSummary) -> Line:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_era.evaluation.cell_lines import Key, Line, key_of
@@ -128,10 +128,17 @@ def _compared(line: Line, by_key: Mapping[Key, Line], references: References) ->
         "retain_tax": line.get("retain_tax") if tax is None else tax,
         "over_filtering": _difference(attacked_loss(line), attacked_loss(filtered)),
         "retain_over_filtering": _difference(line.get("retain_loss"), filtered.get("retain_loss")),
-        "highest_accuracy": max(value_at(line, "attack", "curve", "accuracy") or [], default=None),
+        "highest_accuracy": _highest_accuracy(line),
         "of_filtering": None if own is None or not (robust or 0) > 0 else own / robust,
         **_on_frontier(line, by_key, references),
     }
+
+
+def _highest_accuracy(line: Line) -> float | None:
+    """Of earlier lines, of the steps that they kept."""
+    highest: float | None = value_at(line, "attack", "highest_accuracy")
+    kept = value_at(line, "attack", "curve", "accuracy") or ()
+    return max((value for value in (highest, *kept) if value is not None), default=None)
 
 
 def _on_frontier(line: Line, by_key: Mapping[Key, Line], references: References) -> dict[str, float | None]:
@@ -178,10 +185,14 @@ def _attack_kinds(lines: Sequence[Line], by_key: Mapping[Key, Line], references:
             ],
             **{name: [_recovery(part)[name] for part in own] for name in ("forget_recovery", "retain_recovery")},
         }
-        is_open = any(set(part.get("edges") or ()) - {STORIES} for part in own)
+        bounds = _Bounds()
+        if any(map(_is_open, own)):
+            bounds.of_own_attack(figures)
+        if lines[0]["row"] != references.controls.get(lines[0]["row"]) and any(map(_is_open, others)):
+            bounds.add(_RISE_WITH_CONTROL, "at least", figures)
         found[kind] = {
             "figures": {name: part for name, values in figures.items() if (part := _over_seeds(values))},
-            "bounds": {"attacked_forget_loss": "at most", "forget_recovery": "at least"} if is_open else {},
+            "bounds": bounds.texts(),
         }
     return {"attack_kinds": found} if found else {}
 
@@ -203,37 +214,56 @@ def _over_seeds(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 _FALL = ("attacked_forget_loss", "robust_unlearning", "over_filtering", "of_filtering", "share_of_filtering",
          "share_of_filtering_error")  # fmt: skip
-_RISE = ("attacked_accuracy", "compute_ratio_forget_attacked")
+_RISE = ("attacked_accuracy", "compute_ratio_forget_attacked", "forget_recovery")
 """Figures that more of the attack on a row itself can only lower, or raise."""
 _RISE_WITH_REFERENCES = ("share_of_filtering", "share_of_filtering_error")
 _RISE_WITH_CONTROL = ("over_filtering", "of_filtering")
 """Figures that more of the attacks on the reference models, or on data filtering, can only raise."""
 
 
+class _Bounds:
+    """Which figures are bounds, and from which side."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, set[str]] = {}
+
+    def add(self, names: Iterable[str], bound: str, known: Collection[str] | None = None) -> None:
+        """Of these names those that are `known`; all, if that is not given."""
+        for name in names:
+            if known is None or name in known:
+                self._found.setdefault(name, set()).add(bound)
+
+    def of_own_attack(self, known: Collection[str] | None = None) -> None:
+        """An attack on the row itself had not converged."""
+        self.add(_FALL, "at most", known)
+        self.add(_RISE, "at least", known)
+
+    def texts(self) -> dict[str, str]:
+        return {name: " and ".join(sorted(bounds)) for name, bounds in self._found.items()}
+
+
+def _is_open(attack: Line | None) -> bool:
+    """Whether its minimum lies at an edge of what was tried; that no attack had more examples makes it none."""
+    return bool(set((attack or {}).get("edges") or ()) - {STORIES})
+
+
 def _bounds(lines: Sequence[Line], by_key: Mapping[Key, Line], references: References) -> dict[str, str]:
     """Figures that are bounds in a seed, and so in the mean. An attack's loss is one where its minimum lies at an edge of
-    what was tried, and so is what follows from it; that no attack had more examples makes it none."""
-    found: dict[str, set[str]] = {}
-
-    def add(names: Sequence[str], bound: str) -> None:
-        for name in names:
-            found.setdefault(name, set()).add(bound)
-
+    what was tried, and so is what follows from it."""
+    bounds = _Bounds()
     for line in lines:
         for kind, ratio in (line.get("compute_ratio") or {}).items():
             if ratio.get("bound"):
-                add([f"compute_ratio_{kind}"], ratio["bound"])
+                bounds.add([f"compute_ratio_{kind}"], ratio["bound"])
 
         def is_open(row: str | None, line: Line = line) -> bool:
-            part = by_key.get((line["testbed"], str(row), line["seed"]), {})
-            return bool(set(value_at(part, "attack", "edges") or ()) - {STORIES})
+            return _is_open(by_key.get((line["testbed"], str(row), line["seed"]), {}).get("attack"))
 
         control = references.controls.get(line["row"])
         if is_open(line["row"]):
-            add(_FALL, "at most")
-            add(_RISE, "at least")
+            bounds.of_own_attack()
         if any(is_open(row) for row in {*references.base, *references.filtering} - {line["row"]}):
-            add(_RISE_WITH_REFERENCES, "at least")
+            bounds.add(_RISE_WITH_REFERENCES, "at least")
         if control != line["row"] and is_open(control):
-            add(_RISE_WITH_CONTROL, "at least")
-    return {name: " and ".join(sorted(bounds)) for name, bounds in found.items()}
+            bounds.add(_RISE_WITH_CONTROL, "at least")
+    return bounds.texts()

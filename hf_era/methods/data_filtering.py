@@ -31,7 +31,7 @@ class DataFiltering(Method):
             "architecture and loads without hf_era."
         ),
         "training": (
-            "From random weights, on all examples but those labelled forget, with the steps and settings of the runs it is "
+            "From random weights, without the examples labelled forget, with the steps and settings of the runs it is "
             "compared with."
         ),
         "labels": "Those without a label were trained as retain examples, unless the method's settings say otherwise.",
@@ -58,8 +58,12 @@ class DataFiltering(Method):
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         settings.method_settings.check(self.name, retain_stories, unlabelled_stories)
 
+    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
+        own: RetainSettings = settings.method_settings
+        return own.left_out
+
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
-        return [("method", "data filtering: a stock model is trained without the examples labelled forget")]
+        return [("method", f"data filtering: a stock model is trained on {settings.method_settings.text}")]
 
     def phases(self, run: Run) -> list[Phase]:
         key = fingerprint(run.identity, "data filtering")
@@ -73,7 +77,7 @@ class DataFiltering(Method):
             return {**run.training_report(trainer, arguments), "unlabelled_stories": unlabelled}
 
         title, clean_up = (
-            "Training without the examples labelled forget",
+            f"Training on {settings.text}",
             partial(run.remove_checkpoints, "filter", key),
         )
         cost = run.training_cost(run.arguments, len(stories))

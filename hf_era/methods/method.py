@@ -228,6 +228,10 @@ class Method:
         """Raises `ValueError` for data that does not suffice, before anything is tokenised or trained: so many training
         examples are labelled retain, and so many have no label."""
 
+    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
+        """The name of the setting by which it trains on no example without a label; `None`: it does."""
+        return None
+
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         """What it is going to do, in a few words: pairs of a label and a text."""
         return [("method", self.title)]
@@ -280,6 +284,16 @@ class RetainSettings:
     unlabelled: bool = setting(
         True, "Train on examples without a label, as on retain examples.", identity=UNLESS_DEFAULT
     )
+
+    @property
+    def left_out(self) -> str | None:
+        """The name of the setting that leaves out examples without a label; `None`: they are not."""
+        return None if self.unlabelled else "method_settings.unlabelled"
+
+    @property
+    def text(self) -> str:
+        """Which examples it trains on, in a few words."""
+        return "all examples but those labelled forget" if self.unlabelled else "the examples labelled retain"
 
     @property
     def labels(self) -> tuple[int, ...]:

@@ -148,12 +148,19 @@ class ContinueRetain(PostTraining):
     texts = {
         "summary": "This is a control: the model before the method, trained further without the examples labelled forget.",
         "training": (
-            "The model was trained further on all examples but those labelled forget: what a method for trained models has "
-            "to be better than."
+            "The model was trained further without the examples labelled forget: what a method for trained models has to be "
+            "better than."
         ),
         "labels": "Those without a label were trained as retain examples, unless the method's settings say otherwise.",
     }
     settings_class = RetainSettings
+
+    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
+        own: RetainSettings = settings.method_settings
+        return own.left_out
+
+    def plan(self, settings: Settings) -> list[tuple[str, str]]:
+        return [("method", f"further training on {settings.method_settings.text}")]
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         settings.method_settings.check(self.name, retain_stories, unlabelled_stories)

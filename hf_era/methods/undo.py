@@ -23,7 +23,7 @@ from transformers import set_seed
 
 from hf_era.data import FORGET, RETAIN, UNLABELLED, padding_token_id
 from hf_era.data.collator import IGNORE_INDEX
-from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method
+from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, damage
 from hf_era.methods.post_training import OWN_LOSS, PostTraining
 from hf_era.methods.unlearning import IS_FORGET, LabelledCollator
@@ -55,7 +55,8 @@ class UndoSettings(NoiseSettings):
         teacher_learning_rate (`float`, *optional*): its peak. Not given: that of the section `training`.
         teacher_forget_weight (`float`, *optional*, defaults to `1.0`): of its loss on forget tokens over that on others.
         distil_on (`str`, *optional*, defaults to `"all"`): the student learns on all examples; `retain`: on those that
-            are not labelled forget; `labelled_retain`: on those that are labelled retain.
+            are not labelled forget; `labelled_retain`: on those that are labelled retain, and the teacher on those with a
+            label.
         kl_weight (`float`, *optional*, defaults to `1.0`): in [0, 1]: of KL(teacher || student); the rest is the cross
             entropy of the labels. 1 is the paper's.
         retain_tolerance (`float`, *optional*, defaults to `0.05`): the distillation ends when the student's loss on held-out
@@ -184,17 +185,22 @@ class Undo(PostTraining):
             ("teacher", f"the model before the method, {teacher}"),
             (
                 "student",
-                f"{own.noise_text}, distilled on {own.distil_on} examples, weight of the KL {own.kl_weight:g}",
+                f"{own.noise_text}, distilled on {own.distil_on.replace('_', ' ')} examples, "
+                f"weight of the KL {own.kl_weight:g}",
             ),
         ]
+
+    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
+        return "method_settings.distil_on" if settings.method_settings.distil_on == "labelled_retain" else None
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         own: UndoSettings = settings.method_settings
         own.check_retain(retain_stories)
-        if own.distil_on == "labelled_retain" and not retain_stories:
+        learnt = {"all": 1, "retain": retain_stories + unlabelled_stories, "labelled_retain": retain_stories}
+        if not learnt[own.distil_on]:
             raise ValueError(
-                "`method_settings.distil_on` is 'labelled_retain', but no training example is labelled retain. Label some, "
-                "or set `method_settings.distil_on: retain`."
+                f"`method_settings.distil_on` is {own.distil_on!r}, but there is no such training example. Label some, or "
+                "set `method_settings.distil_on: all`."
             )
         if own.retain_tolerance is not None and retain_stories <= own.check_stories:
             raise ValueError(
@@ -234,8 +240,10 @@ class Undo(PostTraining):
         set_seed(run.seed)
         collator = LabelledCollator(padding_token_id(run.tokenizer))
         options = {"forget_weight": settings.teacher_forget_weight, "data_collator": collator}
+        knows_labels = settings.distil_on == "labelled_retain"  # then what has none teaches nobody
+        stories = stories_labelled(run.data, FORGET, RETAIN) if knows_labels else None
         trainer, _ = run.train(
-            MaxEntropyTrainer, super().start_weights(run), arguments, run.folder("teacher"), **options
+            MaxEntropyTrainer, super().start_weights(run), arguments, run.folder("teacher"), stories, **options
         )
         return run.training_report(trainer, arguments)
 

@@ -20,6 +20,10 @@ _PLOT = (
 _FRONTIER = "Share of filtering after the attack, and retain loss, against compute as a share of the pretraining's"
 _UNITS = {"loss": (1, 3, "nats a token"), "error": (100, 1, "points of accuracy")}
 """What is measured -> factor, digits and unit in which it is shown."""
+_RECOVERY = (
+    ("Attack lowers: forget loss", "forget_recovery", True, 3),
+    ("retain loss", "retain_recovery", True, 3),
+)
 _COLUMNS = (  # title, figure, signed, digits
     ("Training, share of pretraining", "training_share", False, 2),
     ("Retain loss", "retain_loss", False, 3),
@@ -30,8 +34,7 @@ _COLUMNS = (  # title, figure, signed, digits
     ("Retain loss over continuing", "over_continuing", True, 3),
     ("Forget loss after the attack", "attacked_forget_loss", False, 3),
     ("Retain loss after the attack", "attacked_retain_loss", False, 3),
-    ("Attack lowers: forget loss", "forget_recovery", False, 3),
-    ("retain loss", "retain_recovery", True, 3),
+    *_RECOVERY,
     ("Over filtering", "over_filtering", True, 3),
     ("Retain loss over filtering", "retain_over_filtering", True, 3),
     ("Of filtering's robustness", "of_filtering", False, 2),
@@ -113,33 +116,35 @@ def rows_table(rows: list[Mapping[str, Any]]) -> Table:
     ]
     caption = (
         "Means over seeds with 95 % intervals (Student's t), losses in nats a token. Over filtering: forget loss after the "
-        "attack minus that of data filtering, in pairs of seeds, and so the retain loss; of filtering's robustness: robust "
-        "unlearning (forget loss after the attack minus that before the method) as a share of that of data filtering. ≤ and "
-        "≥: in some seed it is a bound, ≈: in some from below and in some from above. In place of a mean: how many seeds "
-        "have the figure."
+        "attack minus that of data filtering, in pairs of seeds; retain loss over filtering likewise; of filtering's "
+        "robustness: robust unlearning (forget loss after the attack minus that before the method) as a share of that of "
+        "data filtering. ≤ and ≥: in some seed it is a bound, ≈: in some from below and in some from above. In place of a "
+        "mean: how many seeds have the figure."
     )
-    if any(column[1] == "training_share" for column in columns):
+    shown = {column[1] for column in columns}
+    if "training_share" in shown:
         caption += (
             " Training, share of pretraining: compute of the method alone; over continuing: than a model that trained on "
-            "with everything for as long."
+            "with everything for as long; attack lowers: losses before the attack minus those after it."
         )
+    if "highest_accuracy" in shown:
+        caption += " Accuracies are those at the step with the lowest loss; highest: of any step, on the same examples."
     return Table(caption, header, lines, text_columns=3)
 
 
 def kinds_table(rows: list[Mapping[str, Any]]) -> Table | None:
     """One line for each kind and mixture of attack on each row, of those rows that have several; `None` without any."""
     columns = (
-        ("Forget loss after the attack", "attacked_forget_loss", False),
-        ("Over filtering", "over_filtering", True),
-        ("Attack lowers: forget loss", "forget_recovery", True),
-        ("retain loss", "retain_recovery", True),
+        ("Forget loss after the attack", "attacked_forget_loss", False, 3),
+        ("Over filtering", "over_filtering", True, 3),
+        *_RECOVERY,
     )
     lines = [
         [
             name_of(row["row"]),
             labels_text(row),
             name_of(kind),
-            *(_cell({**row, **part}, name, signed, 3) for _, name, signed in columns),
+            *(_cell({**row, **part}, name, signed, digits) for _, name, signed, digits in columns),
         ]
         for row in rows
         for kind, part in (row.get("attack_kinds") or {}).items()
@@ -149,7 +154,7 @@ def kinds_table(rows: list[Mapping[str, Any]]) -> Table | None:
         "half retain examples, or on retain examples alone. Means over seeds with 95 % intervals, nats a token; over "
         "filtering: than data filtering under the same kind of attack."
     )
-    header = ["Row", "Labels", "Attack", *(title for title, _, _ in columns)]
+    header = ["Row", "Labels", "Attack", *(column[0] for column in columns)]
     return Table(caption, header, lines, text_columns=3) if lines else None
 
 

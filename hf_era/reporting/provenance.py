@@ -220,7 +220,7 @@ def _data_filtering(result: RunResult, settings: dict[str, Any]) -> str:
     )
     unlabelled = result.data.get("train_forget_unlabelled")
     trained_on = control.get("unlabelled_stories")
-    if unlabelled and trained_on == 0:
+    if trained_on == 0 and (unlabelled or result.data.get("train_unlabelled")):
         text += "; it left the examples without a label out"
     elif unlabelled and trained_on is None:
         counts = counted(unlabelled, "forget example", "forget examples")

@@ -33,7 +33,7 @@ from hf_era.utils.checks import (
     unknown_key_message,
     unknown_value_message,
 )
-from hf_era.utils.fields import UNLESS_DEFAULT, ByPreset, setting
+from hf_era.utils.fields import UNLESS_DEFAULT, ByPreset, identity_values, setting
 from hf_era.utils.files import local_path, real_path
 
 Arguments = TypeVar("Arguments", bound=CausalLMTrainingConfig)
@@ -164,6 +164,7 @@ class RunConfig:
         method = get_method(self.method)
         self.method_settings = _method_settings(method, self.method_settings)
         method.check(self)
+        self._check_unlabelled(method)
         check_name("name", self.name)
         check_count("seed", self.seed, 0, LARGEST_SEED)
         for name in ("output_dir", "data_filtering"):
@@ -276,8 +277,23 @@ class RunConfig:
             text = error_text(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
+    def _check_unlabelled(self, method: Method) -> None:
+        """Who leaves out what has no label would know all labels, where forget examples alone lost theirs."""
+        field, data = method.leaves_out_unlabelled(self), self.data
+        dropped = data.labelled_fraction < 1 or data.label_threshold is not None
+        if field is not None and dropped and data.labelled_retain_fraction == 1:
+            raise ValueError(
+                f"`{field}` leaves out examples without a label, but with `data.labelled_retain_fraction` 1 all that lose "
+                "theirs are forget examples: it would know them all. Give a lower fraction, as where only a part of the "
+                "data was labelled, or leave that setting out."
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As JSON. Of a method whose settings all go without saying, none: as versions wrote it in which it had none."""
+        values, own = dataclasses.asdict(self), self.method_settings
+        if own is not None and not identity_values(type(own), dataclasses.asdict(own)):
+            values["method_settings"] = None
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

@@ -39,9 +39,7 @@ def identity_settings(config: RunConfig, arguments: CausalLMTrainingConfig) -> d
     found = {name: identity_values(kind, values[name], SHOWN_OR_KEPT) for name, kind in sections.items()}
     if config.method_settings is not None and "method_settings" in values:
         own = dataclasses.asdict(config.method_settings)
-        del values["method_settings"]
-        if chosen := identity_values(type(config.method_settings), own):  # empty: all goes without saying
-            found["method_settings"] = chosen
+        found["method_settings"] = identity_values(type(config.method_settings), own)
     return {**values, **found, "launch": launch_settings(arguments)}
 
 

@@ -86,6 +86,7 @@ def test_bounds_and_figures_that_not_all_seeds_have():
     assert wild["bounds"] == {
         **dict.fromkeys((*falls, "share_of_filtering_error"), "at most"),
         "compute_ratio_retain": "at least", "compute_ratio_forget": "at most", "attacked_accuracy": "at least",
+        "forget_recovery": "at least",
         "compute_ratio_forget_attacked": "at least and at most",  # outside of the budgets, and of an open attack
     }  # fmt: skip
     assert "compute_ratio_retain" not in rows_of(table)["routed"]["bounds"]
@@ -159,7 +160,13 @@ def test_each_kind_of_attack_has_its_own_figures():
         ),
     }
     assert kinds["full, forget"]["bounds"] == {}
-    assert kinds["lora, forget"]["bounds"] == {"attacked_forget_loss": "at most", "forget_recovery": "at least"}
+    own = {"attacked_forget_loss": "at most", "over_filtering": "at most", "forget_recovery": "at least"}
+    assert kinds["lora, forget"]["bounds"] == own
+    lines[0]["attack"]["kinds"]["lora, forget"]["edges"] = ["learning rate"]  # and of the control as well
+    del lines[3]["attack"]["kinds"]["lora, forget"]  # which failed with one seed
+    (lora,) = [rows_of(table_of(lines, ["routed"], REFERENCES)[1])["routed"]["attack_kinds"]["lora, forget"]]
+    assert lora["bounds"] == own | {"over_filtering": "at least and at most"}
+    assert lora["figures"]["attacked_forget_loss"] == {"value": None, "low": None, "high": None, "seeds": 1}
     assert "attack_kinds" not in rows_of(table_of(lines_of(), ["routed"], REFERENCES)[1])["routed"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from hf_era import RunConfig
 from hf_era.data import FORGET, RETAIN, UNLABELLED
 from hf_era.methods import data_filtering, get_method
+from hf_era.run.context import identity_settings
 
 FEW_LABELS = {"labelled_fraction": 0.5, "labelled_retain_fraction": 0.5}
 
@@ -41,15 +42,46 @@ def test_examples_without_a_label_are_trained_on_or_left_out(
         assert reports["filter"]["unlabelled_stories"] == (labels.count(UNLABELLED) if unlabelled else 0)
 
 
-def test_what_is_not_said_is_no_other_run(make_models: Callable[..., Any], tmp_path: Path) -> None:
-    """Of an earlier version, whose controls had no settings."""
-    shared = {"data": FEW_LABELS, "model": {"base_dir": str(tmp_path / "base")}}
-    models = [
-        make_models(tmp_path / name, method="continue_retain", method_settings=settings, **shared)[0]
-        for name, settings in (("plain", None), ("said", {"unlabelled": True}), ("strict", {"unlabelled": False}))
-    ]
-    assert models[0].identity == models[1].identity != models[2].identity
-    assert "method_settings" not in models[0].settings
+@pytest.mark.parametrize(("method", "start"), [("continue_retain", "pretrained"), ("data_filtering", "scratch")])
+def test_what_goes_without_saying_is_as_earlier_versions_wrote_it(
+    method: str, start: str, tmp_path: Path, make_run_config: Callable[..., RunConfig]
+) -> None:
+    """These methods had no settings: a run of theirs goes on, and its result is still that of the same cell."""
+
+    def values(settings: Any) -> dict[str, Any]:
+        config = make_run_config(
+            tmp_path, method=method, model={"start": start}, data=FEW_LABELS, method_settings=settings
+        )
+        assert RunConfig.from_dict(config.to_dict()) == config
+        return {"written": config.to_dict()["method_settings"], "identity": identity_of(config)}
+
+    def identity_of(config: RunConfig) -> Any:
+        return identity_settings(config, config.training_arguments(tmp_path)).get("method_settings")
+
+    for plain in (None, {}, {"unlabelled": True}):
+        assert values(plain) == {"written": None, "identity": None}
+    assert values({"unlabelled": False}) == {"written": {"unlabelled": False}, "identity": {"unlabelled": False}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"method": "continue_retain", "method_settings": {"unlabelled": False}}, "method_settings.unlabelled"),
+        (
+            {"method": "data_filtering", "model": {"start": "scratch"}, "method_settings": {"unlabelled": False}},
+            "method_settings.unlabelled",
+        ),
+        ({"method": "undo", "method_settings": {"distil_on": "labelled_retain"}}, "method_settings.distil_on"),
+    ],
+)
+def test_labels_that_forget_examples_alone_have_lost_are_not_given_away(
+    changes: dict[str, Any], field: str, tmp_path: Path, make_run_config: Callable[..., RunConfig]
+) -> None:
+    for data in ({"labelled_fraction": 0.5}, {"label_errors": "score", "label_threshold": 0.5}):
+        with pytest.raises(ValueError, match=f"`{field}` leaves out examples without a label, .* would know them all"):
+            make_run_config(tmp_path, data=data, **changes)
+    make_run_config(tmp_path, data=FEW_LABELS, **changes)
+    make_run_config(tmp_path, **changes)
 
 
 @pytest.mark.parametrize("method", ["continue_retain", "data_filtering"])

@@ -58,8 +58,10 @@ def test_a_run_makes_a_teacher_and_ends_when_the_student_is_near(
         run.method_settings.distil_on = distil_on
         assert {run.data.train[index]["label"] for index in get_method("undo")._split(run)[0]} == known
     run.method_settings.retain_tolerance = None
-    with pytest.raises(ValueError, match="is 'labelled_retain', but no training example is labelled retain"):
-        get_method("undo").check_data(run, retain_stories=0, unlabelled_stories=5)
+    for distil_on, unlabelled in (("labelled_retain", 5), ("retain", 0)):
+        run.method_settings.distil_on = distil_on
+        with pytest.raises(ValueError, match=f"is '{distil_on}', but there is no such training example"):
+            get_method("undo").check_data(run, retain_stories=0, unlabelled_stories=unlabelled)
 
 
 @pytest.mark.parametrize(

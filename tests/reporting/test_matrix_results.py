@@ -32,6 +32,8 @@ def test_the_line_of_a_result(make_result):
         "forget": [1.8, 1.5, 1.3, 1.24],
         "retain": [1.3, 1.31, 1.32, 1.33],
     }
+    assert list(attack["kinds"]) == ["full, forget", "lora, forget"]
+    assert attack["kinds"]["full, forget"]["lowest_forget"] == attack["lowest_forget"]
     assert line["steps"] == 300
     assert len(json.dumps(line)) < 2_000
 
