@@ -1,6 +1,7 @@
 """The pages lead where they say, name what there is, and are no older than the code."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_era import cli
+from hf_era.methods import METHODS
 from hf_era.routing import make_router
 from hf_era.run.config import SECTIONS
 from hf_era.run.parsing import parse_overrides
@@ -55,8 +57,11 @@ def check_command(line: str) -> None:
         if section == "router":
             make_router(values)
             continue
-        fields = SECTIONS[section].__dataclass_fields__ if section in SECTIONS else {}
-        assert not isinstance(values, dict) or set(values) <= set(fields), line
+        fields = set(SECTIONS[section].__dataclass_fields__) if section in SECTIONS else set()
+        if section == "method_settings":
+            owners = (method.settings_class for method in METHODS.values())
+            fields = {item.name for owner in owners if owner is not None for item in dataclasses.fields(owner)}
+        assert not isinstance(values, dict) or set(values) <= fields, line
 
 
 def test_every_link_leads_somewhere(tmp_path: Path) -> None:
