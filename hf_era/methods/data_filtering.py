@@ -58,10 +58,6 @@ class DataFiltering(Method):
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         settings.method_settings.check(self.name, retain_stories, unlabelled_stories)
 
-    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
-        own: RetainSettings = settings.method_settings
-        return own.left_out
-
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         return [("method", f"data filtering: a stock model is trained on {settings.method_settings.text}")]
 

@@ -204,7 +204,8 @@ class Method:
         role (`str`): `method`; `control`: others are compared with it; `untouched`: nothing is trained.
         texts (`dict[str, str]`): prose for reports: `summary`, a sentence; `introduction`, `training` and `labels`, Markdown
             of the model card. `{version}` stands for that of hf_era.
-        settings_class (`type`, *optional*): a dataclass, for the section `method_settings`.
+        settings_class (`type`, *optional*): a dataclass, for the section `method_settings`. Its property `left_out`, if it
+            has one, is the name of the setting by which nothing without a label is trained on; `None`: it is.
         needs_forget_examples (`bool`): whether it learns from examples that are labelled forget: data without is refused.
         trains_for_steps (`bool`): whether it trains for `training.max_steps`, so that a `budget` can say how many.
         training_phase (`str`): the phase whose report the result keeps as its `training`: that of `Run.training_report`, or
@@ -227,10 +228,6 @@ class Method:
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         """Raises `ValueError` for data that does not suffice, before anything is tokenised or trained: so many training
         examples are labelled retain, and so many have no label."""
-
-    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
-        """The name of the setting by which it trains on no example without a label; `None`: it does."""
-        return None
 
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         """What it is going to do, in a few words: pairs of a label and a text."""

@@ -155,10 +155,6 @@ class ContinueRetain(PostTraining):
     }
     settings_class = RetainSettings
 
-    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
-        own: RetainSettings = settings.method_settings
-        return own.left_out
-
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         return [("method", f"further training on {settings.method_settings.text}")]
 

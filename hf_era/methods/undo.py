@@ -105,6 +105,11 @@ class UndoSettings(NoiseSettings):
                 "`method_settings.distil_on: all` those of forget examples too. Set `distil_on: retain`, or `kl_weight: 1`."
             )
 
+    @property
+    def left_out(self) -> str | None:
+        """The name of the setting that leaves out examples without a label; `None`: they are not."""
+        return "method_settings.distil_on" if self.distil_on == "labelled_retain" else None
+
 
 # ---- The teacher ----
 
@@ -189,9 +194,6 @@ class Undo(PostTraining):
                 f"weight of the KL {own.kl_weight:g}",
             ),
         ]
-
-    def leaves_out_unlabelled(self, settings: Settings) -> str | None:
-        return "method_settings.distil_on" if settings.method_settings.distil_on == "labelled_retain" else None
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         own: UndoSettings = settings.method_settings

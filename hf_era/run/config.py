@@ -164,7 +164,7 @@ class RunConfig:
         method = get_method(self.method)
         self.method_settings = _method_settings(method, self.method_settings)
         method.check(self)
-        self._check_unlabelled(method)
+        self._check_unlabelled()
         check_name("name", self.name)
         check_count("seed", self.seed, 0, LARGEST_SEED)
         for name in ("output_dir", "data_filtering"):
@@ -277,9 +277,9 @@ class RunConfig:
             text = error_text(error)
             raise ValueError(text if text.startswith("`training.") else f"section `training`: {text}") from error
 
-    def _check_unlabelled(self, method: Method) -> None:
+    def _check_unlabelled(self) -> None:
         """Who leaves out what has no label would know all labels, where forget examples alone lost theirs."""
-        field, data = method.leaves_out_unlabelled(self), self.data
+        field, data = getattr(self.method_settings, "left_out", None), self.data
         dropped = data.labelled_fraction < 1 or data.label_threshold is not None
         if field is not None and dropped and data.labelled_retain_fraction == 1:
             raise ValueError(
