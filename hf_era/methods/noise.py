@@ -103,7 +103,13 @@ def damage(model: nn.Module, run: Run) -> None:
     elif settings.noised == BLOCKS:
         blocks = family_for(run.base_config, run.expansion).blocks + "."
         chosen = {name: torch.tensor(True) for name, _ in model.named_parameters() if name.startswith(blocks)}
-    add_noise(model, settings, run.seed, chosen)
+    add_noise(model, settings, noise_seed(run.seed), chosen)
+
+
+def noise_seed(seed: int) -> int:
+    """The noise's seed in a run with this one. Not the run's own: a base that was trained here began from the weights of
+    that seed, and to begin anew from those is to go back, which nobody can whose model comes from elsewhere."""
+    return random.Random(f"noise-{seed}").getrandbits(63)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 
 from hf_era import RunConfig
 from hf_era.methods import get_method
-from hf_era.methods.noise import NoiseSettings, add_noise, importance, largest_share, norm_parameters
+from hf_era.methods.noise import NoiseSettings, add_noise, importance, largest_share, noise_seed, norm_parameters
 from hf_era.models.loading import causal_lm_from_config, load_causal_lm
 
 
@@ -102,9 +102,25 @@ def test_a_run_may_begin_from_a_mixture_with_a_fresh_model(make_models: Callable
     own = {"alpha": 0.5, "noise": "initial", "teacher": "none", "retain_tolerance": None}
     run, _ = make_models(tmp_path, method="undo", method_settings=own, coherence={"enabled": False})
     before = dict(load_causal_lm(run.before_model).named_parameters())
-    fresh = dict(causal_lm_from_config(run.base_config, run.seed).named_parameters())
+    fresh = dict(causal_lm_from_config(run.base_config, noise_seed(run.seed)).named_parameters())
     for name, value in get_method("undo").start_weights(run).named_parameters():
         torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * fresh[name])
+
+
+@pytest.mark.parametrize("noise", ["initial", "xavier_uniform"])
+def test_noise_has_nothing_of_the_weights_that_a_base_trained_here_began_from(
+    noise: str, make_models: Callable[..., Any], tmp_path: Path
+) -> None:
+    own = {"alpha": 1.0, "noise": noise, "teacher": "none", "retain_tolerance": None}
+    run, _ = make_models(tmp_path, method="undo", method_settings=own, coherence={"enabled": False})
+    began = dict(causal_lm_from_config(run.base_config, run.seed).named_parameters())
+    start = get_method("undo").start_weights(run).named_parameters()
+    alike = [
+        abs(float(torch.corrcoef(torch.stack([value, began[name]]).detach().flatten(1))[0, 1]))
+        for name, value in start
+        if value.dim() == 2
+    ]
+    assert max(alike) < 0.5
 
 
 SELECTIVE = {"alpha": 1.0, "noised": "selective", "selective_share": 0.1, "selective_examples": 8}
