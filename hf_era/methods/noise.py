@@ -178,6 +178,13 @@ def forget_selective(run: Run) -> dict[str, Tensor]:
         for label in (FORGET, RETAIN)
     )
     tiny = torch.finfo(torch.float32).tiny
+    broken = [name for name in forget if not (forget[name].isfinite() & retain[name].isfinite()).all()]
+    if broken:
+        raise ValueError(
+            f"`method_settings.noised` is 'selective', which needs gradients of the model before the method, and those of "
+            f"{broken[0]} ({len(broken)} of {len(forget)} tensors) are not finite. Mend that model, or set "
+            "`method_settings.noised: all`."
+        )
     return {
         name: largest_share(value / (retain[name] + tiny), settings.selective_share) for name, value in forget.items()
     }

@@ -1,9 +1,9 @@
 """RepSelect: unlearning by what of the forget gradient is selective (arXiv 2606.17168).
 
-Adapters first learn the forget examples better, so that what the model knows shows in its gradient. That of the forget loss
-in the MLP projections is dominated by directions that all text shares; these are collapsed, and steps are made along what is
-left for as long as the model says nearly the same of general text. Only MLP projections change, and no retain example is
-trained on.
+Adapters, or an auxiliary module beside a frozen model, first learn the forget examples better, so that what the model
+knows shows in its gradient. That of the forget loss in the MLP projections is dominated by directions that all text
+shares; these are collapsed, and steps are made along what is left for as long as the model says nearly the same of
+general text. Only MLP projections change, and no retain example is trained on.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from hf_era.methods.post_training import PostTraining, batches_of
 from hf_era.models import family_for
 from hf_era.models.families.family import Family
 from hf_era.models.layers import LINEAR_CLASSES
-from hf_era.models.loading import load_causal_lm
+from hf_era.models.loading import expand_base, load_causal_lm
 from hf_era.models.trainable import LoraSettings, choose_trainable
 from hf_era.training import CausalLMTrainer
 from hf_era.training.distillation import distillation_loss
-from hf_era.utils.checks import check_count, check_positive
-from hf_era.utils.fields import setting
+from hf_era.utils.checks import check_count, check_positive, unknown_value_message
+from hf_era.utils.fields import UNLESS_DEFAULT, setting
 from hf_era.utils.files import fingerprint
 
 FIRST_STEP = 1e-3
 """Without a `learning_rate`: norm of a step over that of the weights that it changes."""
+ADAPTERS, MODULE = ELICITORS = ("adapters", "module")
+_WHAT_LEARNS = {ADAPTERS: "adapters", MODULE: "a module"}
 LARGEST_EXACT_SVD = 1_024
 """Smaller side of a matrix up to which its singular vectors are computed exactly."""
 
@@ -50,8 +52,10 @@ class RepSelectSettings:
     """Settings of RepSelect.
 
     Args:
-        elicitation_learning_rate (`float`, *optional*, defaults to `0.01`): of SGD, with which adapters on the MLP
-            projections learn the forget examples. The paper has .005 to .5.
+        elicitor (`str`, *optional*, defaults to `"adapters"`): what learns the forget examples first: `adapters` (LoRA) on
+            the MLP projections, as in the paper, or the `module` of `expansion`, beside them.
+        elicitation_learning_rate (`float`, *optional*, defaults to `0.01`): of SGD, with which it does. The paper has .005
+            to .5, for adapters.
         elicitation_epochs (`float`, *optional*, defaults to `1.0`): of it; 0 leaves it out.
         rank (`int`, *optional*, defaults to `8`): of the adapters.
         components (`float`, *optional*, defaults to `0.125`): how many of a gradient's strongest directions are
@@ -68,8 +72,11 @@ class RepSelectSettings:
         ValueError: for a value out of range.
     """
 
+    elicitor: str = setting(
+        ADAPTERS, f"What learns forget examples first: {', '.join(ELICITORS)}.", identity=UNLESS_DEFAULT
+    )
     elicitation_learning_rate: float = setting(
-        0.01, "Of SGD, which lets adapters learn forget examples.", identity=True
+        0.01, "Of SGD, which lets the elicitor learn forget examples.", identity=True
     )
     elicitation_epochs: float = setting(1.0, "Epochs of that; 0 leaves it out.", identity=True)
     rank: int = setting(8, "Rank of the adapters.", identity=True)
@@ -85,6 +92,8 @@ class RepSelectSettings:
     general_stories: int = setting(64, "Examples that the KL is measured on.", identity=True)
 
     def __post_init__(self) -> None:
+        if self.elicitor not in ELICITORS:
+            raise ValueError(unknown_value_message("method_settings.elicitor", self.elicitor, ELICITORS))
         for name in ("rank", "max_steps", "forget_stories", "general_stories"):
             check_count(f"method_settings.{name}", getattr(self, name))
         for name in ("elicitation_learning_rate", "learning_rate", "max_kl"):
@@ -102,17 +111,19 @@ class RepSelectSettings:
 
 
 def mlp_projections(model: nn.Module, family: Family) -> dict[str, nn.Parameter]:
-    """Name -> weight of every linear layer in every MLP: up, down and, where MLPs are gated, gate projections.
+    """Name -> weight of every linear layer in every MLP: up, down and, where MLPs are gated, gate projections; none of a
+    module beside it.
 
     Raises:
         ValueError: if the MLPs have none (experts whose weights are one tensor).
     """
     paths = {id(module): path for path, module in model.named_modules()}
+    is_auxiliary: Any = getattr(model, "is_auxiliary_parameter", lambda name: False)
     found = {
         f"{paths[id(part)]}.weight": cast(nn.Parameter, part.weight)
         for block in family.get_blocks(model)
         for part in family.get_mlp(block).modules()
-        if isinstance(part, LINEAR_CLASSES)
+        if isinstance(part, LINEAR_CLASSES) and not is_auxiliary(f"{paths[id(part)]}.weight")
     }
     if not found:
         raise ValueError(
@@ -231,7 +242,8 @@ class RepSelect(PostTraining):
             return phases
         key = fingerprint(run.identity, run.base_key, "elicit")
         clean_up = partial(run.remove_checkpoints, "elicit", key)
-        title, outputs = "Letting adapters learn the forget examples", (run.folder("elicitor"),)
+        title = f"Letting {_WHAT_LEARNS[run.method_settings.elicitor]} learn the forget examples"
+        outputs = (run.folder("elicitor"),)
         cost = Cost(run.method_settings.elicitation_epochs * len(self.stories(run)))
         return [Phase("elicit", title, key, partial(self._elicit, run), outputs, clean_up, cost), *phases]
 
@@ -243,8 +255,8 @@ class RepSelect(PostTraining):
         return family_for(run.base_config, run.expansion)
 
     def _elicit(self, run: Run, key: str) -> dict[str, Any]:
-        """Trains adapters on the MLP projections to lower the forget loss; saves the model with them merged, whose gradients
-        in the projections are those of the model with the adapters beside them."""
+        """Trains the elicitor to lower the forget loss, and saves the model with it: adapters merged, which leaves the
+        gradients in the projections what they were with the adapters beside them."""
         settings: RepSelectSettings = run.method_settings
         arguments = run.training_arguments(
             "elicit",
@@ -260,8 +272,12 @@ class RepSelect(PostTraining):
         )
         set_seed(run.seed)
         model, family = self.start_weights(run), self._family(run)
-        adapters = LoraSettings(rank=settings.rank, alpha=float(settings.rank))
-        choose_trainable(model, None, adapters, range(family.layers_of(run.base_config)), family)
+        if settings.elicitor == MODULE:
+            model = expand_base(model, run.expansion)
+            choose_trainable(model, "modules")
+        else:
+            adapters = LoraSettings(rank=settings.rank, alpha=float(settings.rank))
+            choose_trainable(model, None, adapters, range(family.layers_of(run.base_config)), family)
         trainer, _ = run.train(CausalLMTrainer, model, arguments, run.folder("elicitor"), self.stories(run))
         return run.training_report(trainer, arguments)
 
@@ -270,6 +286,7 @@ class RepSelect(PostTraining):
         method along it. Every process does all of it; the main one saves."""
         settings: RepSelectSettings = run.method_settings
         device = run.arguments.device
+        set_seed(run.seed)  # singular vectors of a large matrix begin at random
         model = self.start_weights(run).to(device).eval()
         changes = {
             name: soft_collapse(gradient, max(round(settings.components * min(gradient.shape)), 1))
@@ -301,8 +318,13 @@ class RepSelect(PostTraining):
     def _forget_gradient(self, run: Run) -> dict[str, Tensor]:
         """Name -> minus the gradient of the forget loss, a mean over tokens, in each projection; fp32."""
         settings: RepSelectSettings = run.method_settings
-        source = run.before_model if settings.elicitation_epochs == 0 else run.folder("elicitor")
-        model = load_causal_lm(source).to(run.arguments.device, torch.float32).eval().requires_grad_(False)
+        if settings.elicitation_epochs == 0:
+            model = load_causal_lm(run.before_model)
+        elif settings.elicitor == MODULE:
+            model = self._family(run).model_class.from_pretrained(run.folder("elicitor"))
+        else:
+            model = load_causal_lm(run.folder("elicitor"))
+        model = model.to(run.arguments.device, torch.float32).eval().requires_grad_(False)
         weights = mlp_projections(model, self._family(run))
         for weight in weights.values():
             weight.requires_grad_(True)

@@ -18,20 +18,20 @@ hide in that.
 *Comes back?* The lowest forget loss under the strongest attack minus that of the reference, both on the examples of the
 attack (*robust unlearning*). Yes, where that is below the minimum. Otherwise the share counts that came back of the forget
 loss that the attack began with: up to a quarter is no. An attack that is not converged says "at least". What was not removed
-cannot come back, and general damage that heals is no relearning: then there is nothing to tell. Where something was removed,
-it also says what share of filtering is left (where data filtering and the model before the method were attacked alike), and
-which kinds of attack were not made.
+cannot come back, and general damage that heals is no relearning: then there is nothing to tell. Whatever the answer, it also
+says what share of filtering is left (where data filtering and the model before the method were attacked alike), and which
+kinds of attack were not made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from hf_era.evaluation.intervals import Estimate
-from hf_era.evaluation.relearn.result import COSINE, FULL, HALF, LORA, REACHED, RETAIN, STORIES
+from hf_era.evaluation.relearn.result import COSINE, FORGET, FULL, HALF, LORA, REACHED, RETAIN, STORIES, Attack
 from hf_era.evaluation.results import AnyResult, RunResult
 from hf_era.evaluation.summary import (
     ROBUST,
@@ -62,6 +62,7 @@ UNTESTED = {
     FULL: "all weights",
     LORA: "LoRA",
     COSINE: "cosine schedules",
+    FORGET: "forget examples alone",
     HALF: "mixed examples",
     RETAIN: "retain examples",
 }
@@ -342,16 +343,22 @@ def _comes_back(facts: _Facts, state: str) -> Answer:
     if own.strongest is None or state == "not finite":
         text = NOT_FINITE if state == "not finite" else "No relearn attack came to an end with a finite loss."
         return "Unknown: not finite", BAD, text
-    if own.is_yardstick:
-        return "The yardstick", UNKNOWN, _attack_text(facts)
+    answer, remark = _attacked_answer(facts, state)
+    share = "" if own.is_yardstick else _share_of_filtering(facts)
+    return *answer, f"{_attack_text(facts, remark)}{share}; {_not_tested(facts)}."
+
+
+def _attacked_answer(facts: _Facts, state: str) -> tuple[tuple[str, str], str]:
+    """Answer and level, and a remark on what the attack can tell."""
+    if facts.own.is_yardstick:
+        return ("The yardstick", UNKNOWN), ""
     if state in ("not localised", "not removed"):
-        return "Nothing to come back", BAD, _attack_text(facts)
+        return ("Nothing to come back", BAD), ""
     if state == "only the words":
-        return "Not known", UNKNOWN, _attack_text(facts, ", where the words alone were not measured")
+        return ("Not known", UNKNOWN), ", where the words alone were not measured"
     if state == "damage":
-        return "Cannot be told", UNKNOWN, _attack_text(facts, ", but damage that heals and relearning look alike")
-    text = _attack_text(facts).removesuffix(".")
-    return *_share_back(facts), f"{text}{_share_of_filtering(facts)}; {_not_tested(facts)}."
+        return ("Cannot be told", UNKNOWN), ", but damage that heals and relearning look alike"
+    return _share_back(facts), ""
 
 
 def _share_back(facts: _Facts) -> tuple[str, str]:
@@ -388,13 +395,16 @@ def _back(facts: _Facts) -> str:
 
 def _share_of_filtering(facts: _Facts) -> str:
     """Where the forget loss after the attack lies between that of the model before the method (0) and that of data filtering
-    (1), each after its strongest attack; empty where one is not known or the two hardly differ. An attack that is not
-    converged makes it a bound: one on the model itself from above, the others from below."""
+    (1): the former after the attack that was the strongest on the method's model, the latter after its own strongest of the
+    same suite; empty where one is not known, another suite attacked data filtering, or the two hardly differ. An attack that
+    is not converged makes it a bound: one on the model itself from above, the others from below."""
     shares, bounds = [], set()
     for one in facts.seeds:
         before = None if one.relearning is None else one.relearning.before_attacked
         if one.strongest is None or before is None or one.control is None:
             return ""
+        if one.control.attacks and _kinds(one.control.attacks) != _kinds(_attacks_of(one)):
+            return "; no share of filtering, which was attacked in other ways"
         own, known = one.strongest.lowest_forget.value, before.lowest_forget.value
         unknown = one.control.attacked.value
         if own is None or known is None or unknown is None or not unknown - known >= facts.minimum:
@@ -408,15 +418,24 @@ def _share_of_filtering(facts: _Facts) -> str:
 
 def _not_tested(facts: _Facts) -> str:
     """What kinds of attack nobody made: a verdict is about those that were."""
-    attacks = [part.attack for one in facts.seeds if one.relearning for part in one.relearning.summaries()]
+    attacks = [attack for one in facts.seeds for attack in _attacks_of(one)]
     made = {value for attack in attacks for value in (attack.kind, attack.schedule, attack.mixture)}
     lacking = [text for name, text in UNTESTED.items() if name not in made]
     most = max((attack.stories for attack in attacks), default=0)
     return f"not tested: {', '.join([*lacking, f'more than {most:,} examples'])}"
 
 
+def _attacks_of(summary: ResultSummary) -> list[Attack]:
+    return [part.attack for part in summary.relearning.summaries()] if summary.relearning else []
+
+
+def _kinds(attacks: Iterable[Attack]) -> set[tuple[str, str, int]]:
+    """What an attacker has, and trains: learning rates and steps are widened for each model by itself."""
+    return {(attack.kind, attack.mixture, attack.stories) for attack in attacks}
+
+
 def _attack_text(facts: _Facts, remark: str = "") -> str:
-    """What the strongest attack does to the forget loss; of several seeds each has its own."""
+    """What the strongest attack does to the forget loss; of several seeds each has its own. Without a full stop."""
     attack, relearning = facts.own.strongest, facts.own.relearning
     assert attack is not None
     assert relearning is not None
@@ -433,4 +452,4 @@ def _attack_text(facts: _Facts, remark: str = "") -> str:
         text = f"{who} takes the forget loss from {start} to {facts.against(ROBUST)}{remark}{facts.yardstick(ROBUST)}"
     edges = {edge for one in facts.seeds if one.strongest is not None for edge in one.strongest.edges}
     why = ", ".join(reason for edge, reason in EDGES.items() if edge in edges)
-    return f"{text}; not converged: {why}." if why else f"{text}."
+    return f"{text}; not converged: {why}" if why else text

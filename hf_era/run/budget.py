@@ -43,7 +43,8 @@ def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Da
     within = copy.copy(config)
     within.training = {**config.training, "max_steps": steps}
     passes = f"{steps * batch / max(len(train), 1):.1f} times all training examples"
-    return within, f"`budget` {config.budget:g} of a pretraining of {of}: {steps:,} steps, {passes}."
+    beyond = " That is more than the pretraining took: a quarter of it is 0.25." if config.budget > 1 else ""
+    return within, f"`budget` {config.budget:g} of a pretraining of {of}: {steps:,} steps, {passes}.{beyond}"
 
 
 def mean_tokens(examples: Dataset) -> float:

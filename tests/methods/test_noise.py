@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_era import RunConfig
-from hf_era.methods import get_method
+from hf_era.methods import get_method, noise
 from hf_era.methods.noise import NoiseSettings, add_noise, importance, largest_share, noise_seed, norm_parameters
 from hf_era.models.loading import causal_lm_from_config, load_causal_lm
 
@@ -179,3 +179,20 @@ def test_importance_needs_retain_examples(
 
 def test_the_size_of_noise_has_a_default_of_its_kind() -> None:
     assert [NoiseSettings(noise=noise).beta for noise in ("xavier_uniform", "initial")] == [0.1, 1.0]
+
+
+def test_importance_that_is_no_number_chooses_nothing(
+    make_models: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SELECTIVE, "teacher": "none", "retain_tolerance": None}
+    run, _ = make_models(tmp_path, method="undo", method_settings=settings, coherence={"enabled": False})
+
+    def broken(path: Any) -> Any:
+        model = load_causal_lm(path)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.fill_(float("inf"))
+        return model
+
+    monkeypatch.setattr(noise, "load_causal_lm", broken)
+    with pytest.raises(ValueError, match=r"`method_settings.noised` is 'selective'.*not finite.*noised: all"):
+        get_method("undo").start_weights(run)

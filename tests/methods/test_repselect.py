@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_era.methods import repselect
+from hf_era.methods import get_method, repselect
+from hf_era.methods.post_training import batches_of
 from hf_era.methods.repselect import RepSelectSettings, mean_kl, mlp_projections, soft_collapse, steps_within_kl
 from hf_era.models import family_for
+from hf_era.models.loading import load_causal_lm
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -84,9 +86,35 @@ def test_a_run_changes_mlp_projections_alone(make_models: Callable[..., Any], tm
     assert {name for name, value in base.items() if not torch.equal(value, final[name])} == projections
 
 
+@pytest.mark.parametrize("elicitor", ["adapters", "module"])
+def test_the_elicitor_learns_the_forget_examples_and_the_steps_unteach_them(
+    elicitor: str, make_models: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {
+        "elicitor": elicitor,
+        "elicitation_learning_rate": 1.0,
+        "max_steps": 3,
+        "max_kl": 1.0,
+        "general_stories": 8,
+    }
+    run, _ = make_models(tmp_path, method="repselect", method_settings=settings)
+    method = get_method("repselect")
+    if elicitor == "module":
+        elicited = family_for(run.base_config).model_class.from_pretrained(run.folder("elicitor"))
+        weights = dict(load_causal_lm(run.folder("base")).named_parameters())
+        assert all(torch.equal(value, dict(elicited.named_parameters())[name]) for name, value in weights.items())
+    else:
+        elicited = load_causal_lm(run.folder("elicitor"))
+    base, final = (load_causal_lm(run.folder(name)) for name in ("base", "model"))
+    batches = list(batches_of(run, method.stories(run)))
+    losses = [sum(float(model(**batch).loss.detach()) for batch in batches) for model in (elicited, base, final)]
+    assert losses[0] < losses[1] < losses[2]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"elicitor": "lora"}, "`method_settings.elicitor`.*'lora'.*adapters, module"),
         ({"components": 0.0}, r"`method_settings.components` should be in \(0, 1\], got 0.0"),
         ({"max_kl": 0.0}, "`method_settings.max_kl` should be positive and finite, got 0.0"),
         ({"elicitation_epochs": -1.0}, "`method_settings.elicitation_epochs` should be a finite number >= 0, got -1.0"),

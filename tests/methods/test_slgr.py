@@ -159,6 +159,10 @@ def test_a_run(tmp_path: Path, make_run_config: Callable[..., RunConfig], monkey
             {"routing": {"rule": "concept"}},
             "by the frequency rule, but `routing` is 'concept'. Set `routing.rule: full",
         ),
+        (
+            {"router": "gram"},
+            "computes its loss at the LM head, where the router 'gram' may have to act. Set `router: act",
+        ),
         ({"training": {"l1_coefficient": 0.1}}, "has no such term, but `training.l1_coefficient` is 0.1. Set it to 0."),
     ],
 )

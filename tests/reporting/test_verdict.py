@@ -242,11 +242,33 @@ def test_the_share_of_filtering_where_all_three_were_attacked():
     assert "; share of filtering at least 0.60" in verdict(one, [other])[2].text  # the mean of 0.80 and 0.40
     open_one = replace(RelearnResult.from_dict(LAST_STEP), before_trials=before[2:4]).to_dict()
     assert "; share of filtering at most 0.63" in verdict(planted(attack=open_one, control=(0.45, 0.35)))[2].text
+    # Whatever the answer is: here that of a run that removed nothing.
+    none = verdict(planted(unlearning=0.01, attack=attack, control=(0.45, 0.35)))[2]
+    assert none.answer == "Nothing to come back"
+    assert "; share of filtering 0.80, not at equal retain loss; not tested: LoRA" in none.text
     for control in (None, (0.45, -0.03)):  # not known; no range
         assert "share of filtering" not in verdict(planted(attack=attack, control=control))[2].text
     tried = [*made.trials, replace(made.trials[0], kind="lora"), replace(made.trials[0], mixture="retain")]
     everything = planted(attack=replace(made, trials=tried).to_dict())
     assert "; not tested: cosine schedules, mixed examples, more than 64 examples." in verdict(everything)[2].text
+    from_retain = planted(
+        attack=replace(made, trials=[replace(trial, mixture="retain") for trial in made.trials]).to_dict()
+    )
+    assert (
+        "; not tested: LoRA, cosine schedules, forget examples alone, mixed examples," in verdict(from_retain)[2].text
+    )
+
+
+def test_no_share_of_a_filtering_that_was_attacked_in_other_ways():
+    made = RelearnResult.from_dict(attacked(3.4, 3.27, 3.3))
+    before = [replace(trial, learning_rate=2e-4) for trial in RelearnResult.from_dict(attacked(3.0, 2.95, 2.96)).trials]
+    attack = replace(made, before_trials=before[2:4])
+    result = planted(attack=attack.to_dict(), control=(0.45, 0.35))
+    other_ways = "; no share of filtering, which was attacked in other ways; not tested: LoRA"
+    for number, expected in ((64, "; share of filtering 0.80"), (128, other_ways)):
+        control = [one.attack._replace(learning_rate=1.0, stories=number) for one in attack.summaries()]
+        result.data_filtering["attacks"] = [{**one._asdict(), "robust_unlearning": estimate(0.35)} for one in control]
+        assert expected in verdict(result)[2].text
 
 
 def test_an_interval_that_holds_zero_is_not_certain():

@@ -70,6 +70,10 @@ def test_a_base_with_other_batches(tmp_path: Path, make_run_config: Make) -> Non
     within, note = within_budget(config, arguments_of(config), EXAMPLES)
     assert within.training["max_steps"] == 100  # of 4 examples: a quarter of 100 of 16
     assert "100 steps of 16 examples" in note
+    assert "more than the pretraining took" not in note
+    config.budget = 25.0  # meant as a percentage
+    note = within_budget(config, arguments_of(config), EXAMPLES)[1]
+    assert note.endswith(" That is more than the pretraining took: a quarter of it is 0.25.")
 
 
 @pytest.mark.parametrize("pretraining", [{}, {"num_train_epochs": 1.0}])

@@ -140,7 +140,8 @@ def plain_gradients(check: Any, model: Any, batch: Batch) -> Gradients:
 
 @THREE
 def test_table(model_type: str, paths: Any, check: Any, make_expanded: Callable[..., Any], batch: Batch) -> None:
-    model = paths.set(make_expanded([1], tie_word_embeddings=False))
+    model = paths.set(make_expanded([1], tie_word_embeddings=False).double())
+    close = 1e-6 if model_type == "llama" else 1e-9  # RMS norms round to fp32 within
     whole = plain_gradients(check, model, batch)
     with model.ablated():
         ablated = plain_gradients(check, model, batch)
@@ -159,7 +160,7 @@ def test_table(model_type: str, paths: Any, check: Any, make_expanded: Callable[
                 continue
             expected = share * (whole if shares[0] is not OFF else ablated)[name]
             torch.testing.assert_close(
-                gradient, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()), msg=f"{mode}: {name}"
+                gradient, expected, rtol=close, atol=close * float(expected.abs().max()), msg=f"{mode}: {name}"
             )
         with torch.no_grad():  # what the routing does not switch off is bit for bit what it is without routing
             values = model(**check.inputs(batch), routing_weight=routed["routing_weight"], skip_logits=False).logits
