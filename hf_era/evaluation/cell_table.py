@@ -8,6 +8,7 @@ from typing import Any
 from hf_era.evaluation.cell_lines import Key, Line, key_of
 from hf_era.evaluation.intervals import Estimate, mean_interval
 from hf_era.evaluation.relearn.result import STORIES
+from hf_era.evaluation.share_of_filtering import LEAST_RANGE
 from hf_era.evaluation.yardsticks import MEAN, References, TestbedYardsticks, attacked_loss, value_at
 
 _OF_A_LINE: dict[str, tuple[str, ...]] = {
@@ -168,33 +169,51 @@ def _recovery(attack: Line | None) -> dict[str, float | None]:
 
 
 def _attack_kinds(lines: Sequence[Line], by_key: Mapping[Key, Line], references: References) -> dict[str, Any]:
-    """The strongest attack of each kind and mixture; nothing where no line has several."""
+    """The strongest attack of each kind and mixture; nothing where no line has several. `between_controls`: where its forget
+    loss lies between that of the base control (0) and that of data filtering (1) under the same kind of attack, whatever
+    their retain losses."""
     kinds = dict.fromkeys(kind for line in lines for kind in value_at(line, "attack", "kinds") or ())
     found = {}
     for kind in kinds:
-        own = [value_at(line, "attack", "kinds", kind) or {} for line in lines]
-        filtered = [
-            by_key.get((line["testbed"], str(references.controls.get(line["row"])), line["seed"])) for line in lines
-        ]
-        others = [value_at(line or {}, "attack", "kinds", kind) or {} for line in filtered]
+
+        def attacks(row: str | None, kind: str = kind) -> list[Line]:
+            keys = [(line["testbed"], str(row), line["seed"]) for line in lines]
+            return [value_at(by_key.get(key, {}), "attack", "kinds", kind) or {} for key in keys]
+
+        row, control = lines[0]["row"], references.controls.get(lines[0]["row"])
+        own, others, bases = attacks(row), attacks(control), attacks(references.base_control)
         figures = {
             "attacked_forget_loss": [part.get("lowest_forget") for part in own],
             "over_filtering": [
                 _difference(part.get("lowest_forget"), other.get("lowest_forget"))
                 for part, other in zip(own, others, strict=True)
             ],
+            "between_controls": [
+                _between(*(part.get("lowest_forget") for part in parts))
+                for parts in zip(own, bases, others, strict=True)
+            ],
             **{name: [_recovery(part)[name] for part in own] for name in ("forget_recovery", "retain_recovery")},
         }
         bounds = _Bounds()
         if any(map(_is_open, own)):
             bounds.of_own_attack(figures)
-        if lines[0]["row"] != references.controls.get(lines[0]["row"]) and any(map(_is_open, others)):
-            bounds.add(_RISE_WITH_CONTROL, "at least", figures)
+            bounds.add(["between_controls"], "at most", figures)
+        if row != control and any(map(_is_open, others)):
+            bounds.add([*_RISE_WITH_CONTROL, "between_controls"], "at least", figures)
+        if row != references.base_control and any(map(_is_open, bases)):
+            bounds.add(["between_controls"], "at least", figures)
         found[kind] = {
             "figures": {name: part for name, values in figures.items() if (part := _over_seeds(values))},
             "bounds": bounds.texts(),
         }
     return {"attack_kinds": found} if found else {}
+
+
+def _between(own: float | None, base: float | None, filtered: float | None) -> float | None:
+    """0 at the base control, 1 at data filtering; none where the two are no further apart than what tells methods apart."""
+    if own is None or base is None or filtered is None or not filtered - base >= LEAST_RANGE:
+        return None
+    return (own - base) / (filtered - base)
 
 
 def _difference(own: float | None, other: float | None) -> float | None:

@@ -34,6 +34,7 @@ _COLUMNS = (  # title, figure, signed, digits
     ("Retain loss over continuing", "over_continuing", True, 3),
     ("Forget loss after the attack", "attacked_forget_loss", False, 3),
     ("Retain loss after the attack", "attacked_retain_loss", False, 3),
+    ("Tokens of the attack", "attack_tokens", False, 0),
     *_RECOVERY,
     ("Over filtering", "over_filtering", True, 3),
     ("Retain loss over filtering", "retain_over_filtering", True, 3),
@@ -49,6 +50,13 @@ _COLUMNS = (  # title, figure, signed, digits
     ("Accuracy after the attack", "attacked_accuracy", False, 2),
     ("Highest during the attack", "highest_accuracy", False, 2),
     ("Share of filtering, accuracy", "share_of_filtering_error", False, 2),
+)
+
+_OF_A_KIND = (
+    ("Forget loss after the attack", "attacked_forget_loss", False, 3),
+    ("Over filtering", "over_filtering", True, 3),
+    ("Between base control and filtering", "between_controls", False, 2),
+    *_RECOVERY,
 )
 
 
@@ -134,11 +142,8 @@ def rows_table(rows: list[Mapping[str, Any]]) -> Table:
 
 def kinds_table(rows: list[Mapping[str, Any]]) -> Table | None:
     """One line for each kind and mixture of attack on each row, of those rows that have several; `None` without any."""
-    columns = (
-        ("Forget loss after the attack", "attacked_forget_loss", False, 3),
-        ("Over filtering", "over_filtering", True, 3),
-        *_RECOVERY,
-    )
+    known = {name for row in rows for part in _kinds(row).values() for name in part["figures"]}
+    columns = [column for column in _OF_A_KIND if column[1] in known]
     lines = [
         [
             name_of(row["row"]),
@@ -147,15 +152,20 @@ def kinds_table(rows: list[Mapping[str, Any]]) -> Table | None:
             *(_cell({**row, **part}, name, signed, digits) for _, name, signed, digits in columns),
         ]
         for row in rows
-        for kind, part in (row.get("attack_kinds") or {}).items()
+        for kind, part in _kinds(row).items()
     ]
     caption = (
         "The strongest attack of each kind: it trains all weights, or through LoRA; on forget examples, on half forget and "
         "half retain examples, or on retain examples alone. Means over seeds with 95 % intervals, nats a token; over "
-        "filtering: than data filtering under the same kind of attack."
+        "filtering: than data filtering under the same kind of attack; between: 0 is the base control's forget loss under "
+        "that kind, 1 that of data filtering, whatever their retain losses."
     )
     header = ["Row", "Labels", "Attack", *(column[0] for column in columns)]
     return Table(caption, header, lines, text_columns=3) if lines else None
+
+
+def _kinds(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("attack_kinds") or {}
 
 
 def _cell(row: Mapping[str, Any], figure: str, signed: bool, digits: int) -> str:

@@ -147,25 +147,38 @@ def test_each_kind_of_attack_has_its_own_figures():
         return line(name, row, 2.5, forget, attack={"kinds": kinds})
 
     lines = [*(attacked("filtering_1200", seed, 3.6) for seed in (0, 1)), attacked("routed", 0, 3.0, ["stories", "steps"]),
-             attacked("routed", 1, 3.2, ["stories"])]  # fmt: skip
+             attacked("routed", 1, 3.2, ["stories"]), *(attacked("base_1200", seed, 2.6) for seed in (0, 1))]  # fmt: skip
     rows = rows_of(table_of(lines, ["filtering_1200", "routed"], REFERENCES)[1])
     kinds = rows["routed"]["attack_kinds"]
     means = {kind: {name: value["value"] for name, value in part["figures"].items()} for kind, part in kinds.items()}
     assert means == {
         "full, forget": pytest.approx(
-            {"attacked_forget_loss": 3.1, "over_filtering": -0.5, "forget_recovery": 0.9, "retain_recovery": -0.5}
+            {
+                "attacked_forget_loss": 3.1,
+                "over_filtering": -0.5,
+                "between_controls": 0.5,
+                "forget_recovery": 0.9,
+                "retain_recovery": -0.5,
+            }
         ),
         "lora, forget": pytest.approx(
-            {"attacked_forget_loss": 3.4, "over_filtering": -0.5, "forget_recovery": 0.6, "retain_recovery": -0.1}
+            {
+                "attacked_forget_loss": 3.4,
+                "over_filtering": -0.5,
+                "between_controls": 0.5,
+                "forget_recovery": 0.6,
+                "retain_recovery": -0.1,
+            }
         ),
     }
     assert kinds["full, forget"]["bounds"] == {}
-    own = {"attacked_forget_loss": "at most", "over_filtering": "at most", "forget_recovery": "at least"}
+    falls = ("attacked_forget_loss", "over_filtering", "between_controls")
+    own = dict.fromkeys(falls, "at most") | {"forget_recovery": "at least"}
     assert kinds["lora, forget"]["bounds"] == own
     lines[0]["attack"]["kinds"]["lora, forget"]["edges"] = ["learning rate"]  # and of the control as well
     del lines[3]["attack"]["kinds"]["lora, forget"]  # which failed with one seed
     (lora,) = [rows_of(table_of(lines, ["routed"], REFERENCES)[1])["routed"]["attack_kinds"]["lora, forget"]]
-    assert lora["bounds"] == own | {"over_filtering": "at least and at most"}
+    assert lora["bounds"] == own | dict.fromkeys(falls[1:], "at least and at most")
     assert lora["figures"]["attacked_forget_loss"] == {"value": None, "low": None, "high": None, "seeds": 1}
     assert "attack_kinds" not in rows_of(table_of(lines_of(), ["routed"], REFERENCES)[1])["routed"]
 

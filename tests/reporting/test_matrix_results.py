@@ -206,7 +206,7 @@ def test_the_page_of_a_table():
         "bounds": {"attacked_forget_loss": "at most"},
     }
     attacked = [TABLE["rows"][0] | {"attack_kinds": {"lora, retain": attack}}]
-    assert kinds_table(attacked).rows == [["one", "50 %, short", "lora, retain", "≤ 2.900", "-0.250", "-", "-"]]
+    assert kinds_table(attacked).rows == [["one", "50 %, short", "lora, retain", "≤ 2.900", "-0.250"]]
     assert "| lora, retain | ≤ 2.900 |" in matrix_markdown(TABLE | {"rows": attacked})
 
 
