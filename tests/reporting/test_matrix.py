@@ -180,20 +180,17 @@ def test_nothing_to_aggregate(matrix_file, capsys):
     assert "None of the 4 cells has a result yet" in capsys.readouterr().err
 
 
-MATRICES = [
-    path.name
-    for path in (Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml")
-    if "\nruns:\n" in path.read_text()
-]
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+MATRICES = [path.name for path in CONFIGS.glob("*.yaml") if "\nruns:\n" in path.read_text()]
 
 
 @pytest.mark.parametrize("name", sorted(MATRICES))
 def test_every_matrix_of_the_recipes_can_be_read(name: str, repository_root: Path, monkeypatch):
     """References and rows of a frontier are looked for; every cell has a valid config."""
     monkeypatch.chdir(repository_root)
-    matrix, cells = load_matrix(f"recipes/configs/{name}")
+    matrix, cells = load_matrix(f"recipes/configs/{name}", {"seeds": [3]})
     assert {cell.row for cell in cells} == {run.name for run in matrix.runs}
-    assert {cell.seed for cell in cells} == set(matrix.seeds)
+    assert {cell.seed for cell in cells} == {3}
 
 
 def test_the_small_matrix_of_the_recipes(repository_root: Path, monkeypatch):
