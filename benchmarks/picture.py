@@ -58,6 +58,7 @@ GROUPS = (
         "continue_all",
         ("#7a3db8", "#b48cf2"),
         {
+            "noise_and_retain": "noise and retain",
             "noise_and_route": "noise and route (posttrain_robust)",
             "noise_retain": "noise on all weights, retain",
             "continue_retain": "continue on retain alone",

@@ -204,9 +204,7 @@ def matrix_rows() -> list[dict[str, Any]]:
 IN_PLAIN_WORDS = {
     "data_filtering": "data filtering: trained without the forget examples",
     "scratch_fullseq": "gradient routing **from scratch**, whole forget examples routed",
-    "scratch_concept": "gradient routing **from scratch**, only the forget words routed",
     "posttrain_fullseq": "gradient routing on a **pretrained** model, whole forget examples",
-    "posttrain_concept": "gradient routing on a **pretrained** model, only the forget words",
     "posttrain_no_routing": "the same steps on the pretrained model, routing off",
 }
 

@@ -3,7 +3,9 @@
 Routing decides where *new* learning goes; a core that knows already has nothing left to learn of forget examples. So its
 weights are mixed with noise, a fresh module is put beside it, and both learn anew, from labels, from the base's outputs, or
 from both: what of it goes into the core and what into the module is the router's business (`gram` with `p_as: 0`: forget
-examples teach the module alone). Nothing is un-learnt: there is no gradient ascent anywhere.
+examples teach the module alone). With such a router nothing is un-learnt: there is no gradient ascent anywhere. Without a
+module, the same noise and retain examples alone are `hf_era.methods.undo` with `teacher: none`, the control that this has to
+be better than.
 
 No paper has it; the parts are UNDO's (`hf_era.methods.undo`) and those of the routers.
 """
@@ -36,7 +38,8 @@ class NoiseAndRouteSettings(NoiseSettings):
     Args:
         alpha (`float`, *optional*, defaults to `1.0`), noise (`str`, *optional*, defaults to `"initial"`), noised (`str`,
             *optional*, defaults to `"selective"`), selective_share (`float`, *optional*, defaults to `0.5`): as in
-            `NoiseSettings`. At 0.3 M parameters noise on all weights takes less out at a higher retain loss.
+            `NoiseSettings`. At 0.3 M parameters noise on all weights takes less of a language out, at a retain loss no lower
+            than that of `selective` noise without a module.
         kl_weight (`float`, *optional*, defaults to `0.0`): in [0, 1]: of KL(base || student); the rest is the cross entropy
             of the labels. 0 is the clean case: the base's outputs on retain examples tell of forget words too.
         leak_guard (`bool`, *optional*, defaults to `True`): with a `kl_weight`: on retain tokens the base says nothing of
