@@ -74,8 +74,8 @@ def _token_losses_of(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, T
     """As `token_losses`; a fast model makes them without ever holding the logits."""
     # A mask of ones is not made up where there is none: documents packed into one row are told apart without.
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}
-    if "position_ids" in inputs:
-        inputs["use_cache"] = False  # with a cache, transformers does not look for packed documents
+    if "position_ids" in inputs or getattr(getattr(model, "config", None), "use_cache", False):
+        inputs["use_cache"] = False  # one would be filled for nothing, and with it no packed documents are looked for
     labels = batch["labels"] if "labels" in batch else torch.full_like(batch["input_ids"], IGNORE_INDEX)
     if hasattr(model, "label_losses"):
         return model.label_losses(labels, **inputs), labels[:, 1:] != IGNORE_INDEX

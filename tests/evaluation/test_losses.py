@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from hf_era import FastGPTNeoForCausalLM
 from hf_era.data import RoutingCollator
@@ -50,6 +51,21 @@ def test_the_model_keeps_its_mode(make_base: Callable[..., Any]) -> None:
     model = make_base().train()
     story_losses(model, [RoutingCollator(0)(examples(2))])
     assert model.training
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_no_cache_is_filled(fast: bool, make_base: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_base(use_cache=True).eval()
+    model = FastGPTNeoForCausalLM.from_stock(model).eval() if fast else model
+    filled: list[int] = []
+    update = DynamicCache.update
+    monkeypatch.setattr(DynamicCache, "update", lambda *args, **kwargs: filled.append(1) or update(*args, **kwargs))
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
+    assert filled  # by default there is one
+    filled.clear()
+    story_losses(model, [RoutingCollator(0)(examples(2))])
+    assert not filled
 
 
 def test_labels_of_padding_do_not_count() -> None:
