@@ -29,6 +29,26 @@ def test_a_recipe_lies_over_another_and_changes_no_scale_but_its_own(recipe: str
     assert changed <= allowed
 
 
+@pytest.mark.parametrize("recipe", ["data_filtering", "base", "demix"])
+def test_a_recipe_from_random_weights_lies_over_another(recipe: str) -> None:
+    under = "posttrain_fullseq" if recipe == "base" else "scratch_fullseq"
+    base, config = load_run_config([under]), load_run_config([under, f"recipes/configs/{recipe}.yaml"])
+    assert config.output_path.parent.name == recipe
+    assert (config.method, config.model.start, config.router) == {
+        "data_filtering": ("data_filtering", "scratch", "activation"),
+        "base": ("base", "pretrained", "activation"),
+        "demix": ("gradient_routing", "scratch", "demix"),
+    }[recipe]
+    assert (config.data, config.relearn) == (base.data, base.relearn)
+    changed = {name for name, value in base.training.items() if value != config.training.get(name)}
+    assert changed <= {"multipliers"}  # those of another router
+    alone = load_run_config([f"recipes/configs/{recipe}.yaml"])
+    assert (alone.method, alone.model.start) == (
+        config.method,
+        config.model.start if recipe != "base" else "pretrained",
+    )
+
+
 @pytest.mark.parametrize("method", [name for name in RECIPES if name != "era_rmu"])
 def test_a_method_for_a_trained_model_needs_one(method: str) -> None:
     with pytest.raises(
