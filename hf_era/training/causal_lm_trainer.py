@@ -41,7 +41,14 @@ from hf_era.training.checks import (
     warn_of_half_precision,
 )
 from hf_era.training.config import CausalLMTrainingConfig
-from hf_era.training.distributed import check_sharding, filled_up, fills_batches, is_zero_3, keep_dtypes_under_fsdp
+from hf_era.training.distributed import (
+    WHOLE_IN_EACH_PROCESS,
+    check_sharding,
+    filled_up,
+    fills_batches,
+    is_zero_3,
+    keep_dtypes_under_fsdp,
+)
 from hf_era.training.evaluation_sets import (
     check_something_to_predict,
     named_sets,
@@ -347,6 +354,14 @@ class CausalLMTrainer(CheckpointingTrainer):
         # On a GPU the one before: the host would wait for the newest, and launch the next step too late.
         self._check_losses(all_but=int(loss.is_cuda))
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm that is logged. Without clipping, transformers has it from a clipping to infinity, which multiplies every
+        gradient by 1 besides: a second pass over all of them in every step."""
+        is_whole = self.accelerator.distributed_type in WHOLE_IN_EACH_PROCESS
+        if grad_norm is not None or not is_whole or self.accelerator.scaler is not None:
+            return super()._get_grad_norm(model, grad_norm=grad_norm)
+        return nn.utils.get_total_norm([value.grad for value in model.parameters() if value.grad is not None])
 
     def _check_losses(self, all_but: int = 0) -> None:
         broken = self._losses_to_check.first_broken(all_but)

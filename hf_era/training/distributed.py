@@ -22,6 +22,9 @@ from transformers.trainer_utils import has_length
 
 from hf_era.data.padding_rows import PaddedSampler, StoriesWithPaddingRows
 
+WHOLE_IN_EACH_PROCESS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""One process, or plain data parallelism: every one has all weights and gradients."""
+
 
 def check_sharding(args: TrainingArguments, accelerator: Accelerator) -> None:
     """Raises `ValueError` if FSDP was asked for and accelerate would run plain data parallelism instead."""

@@ -35,6 +35,29 @@ def test_language_model_and_l1_losses_are_logged_apart(make_trainer: Callable[..
         assert entry["language_model_loss"] + entry["l1_loss"] == pytest.approx(entry["loss"], rel=1e-4)
 
 
+def test_the_norm_that_is_logged_is_the_trainers_own_and_changes_no_gradient(
+    make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> tuple[dict[str, torch.Tensor], list[float]]:
+        trainer = make_trainer(max_steps=4, logging_steps=1, max_grad_norm=0.0)
+        trainer.train()
+        return weights(trainer.model), [
+            entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry
+        ]
+
+    multiplied: list[int] = []
+    clip = torch.nn.utils.clip_grad_norm_
+    counted = lambda *args, **kwargs: multiplied.append(1) or clip(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", counted)
+    own, norms = trained()
+    assert not multiplied
+    monkeypatch.delattr(CausalLMTrainer, "_get_grad_norm")
+    stock, expected = trained()
+    assert len(multiplied) == len(norms) == 4
+    assert norms == pytest.approx(expected, rel=1e-6)
+    assert all(torch.equal(value, stock[name]) for name, value in own.items())
+
+
 def test_without_l1_there_is_no_l1_loss(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(l1_coefficient=0.0)
     trainer.train()
