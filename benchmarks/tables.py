@@ -203,9 +203,11 @@ def matrix_rows() -> list[dict[str, Any]]:
 # The README's rows: a result of the matrix, and what that model is in plain words.
 IN_PLAIN_WORDS = {
     "data_filtering": "data filtering: trained without the forget examples",
-    "scratch_fullseq": "gradient routing **from scratch**, whole forget examples routed",
-    "posttrain_fullseq": "gradient routing on a **pretrained** model, whole forget examples",
-    "posttrain_no_routing": "the same steps on the pretrained model, routing off",
+    "scratch_fullseq": "recipe A: gradient routing **from scratch**, whole forget stories",
+    "scratch_no_routing": "the same, routing off",
+    "posttrain_fullseq": "recipe B: gradient routing on a **pretrained** model, whole forget stories",
+    "posttrain_fullseq_uniform": "the same, every token of them alike",
+    "posttrain_no_routing": "the same, routing off",
 }
 
 
