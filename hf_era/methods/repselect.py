@@ -318,13 +318,8 @@ class RepSelect(PostTraining):
     def _forget_gradient(self, run: Run) -> dict[str, Tensor]:
         """Name -> minus the gradient of the forget loss, a mean over tokens, in each projection; fp32."""
         settings: RepSelectSettings = run.method_settings
-        if settings.elicitation_epochs == 0:
-            model = load_causal_lm(run.before_model)
-        elif settings.elicitor == MODULE:
-            model = self._family(run).model_class.from_pretrained(run.folder("elicitor"))
-        else:
-            model = load_causal_lm(run.folder("elicitor"))
-        model = model.to(run.arguments.device, torch.float32).eval().requires_grad_(False)
+        source = run.before_model if settings.elicitation_epochs == 0 else run.folder("elicitor")
+        model = load_causal_lm(source).to(run.arguments.device, torch.float32).eval().requires_grad_(False)
         weights = mlp_projections(model, self._family(run))
         for weight in weights.values():
             weight.requires_grad_(True)

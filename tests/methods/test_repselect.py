@@ -100,7 +100,7 @@ def test_the_elicitor_learns_the_forget_examples_and_the_steps_unteach_them(
     run, _ = make_models(tmp_path, method="repselect", method_settings=settings)
     method = get_method("repselect")
     if elicitor == "module":
-        elicited = family_for(run.base_config).model_class.from_pretrained(run.folder("elicitor"))
+        elicited = load_causal_lm(run.folder("elicitor"))
         weights = dict(load_causal_lm(run.folder("base")).named_parameters())
         assert all(torch.equal(value, dict(elicited.named_parameters())[name]) for name, value in weights.items())
     else:

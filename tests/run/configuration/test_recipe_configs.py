@@ -64,7 +64,8 @@ def test_an_overlay_keeps_the_recipes_rule_and_start(recipe: str, overlay: str |
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_lies_over_another_recipe(path: Path, tmp_path: Path) -> None:
     """As its page says, and then another method and router over that."""
-    paths = [CONFIGS / "posttrain_fullseq.yaml", path]
+    starts_from = "scratch" if path.stem == "data_filtering" else "posttrain"
+    paths = [CONFIGS / f"{starts_from}_fullseq.yaml", path]
     config, alone = load_run_config(paths), load_run_config([path])
     assert (config.method, config.method_settings) == (alone.method, alone.method_settings)
     config.training_arguments(tmp_path, bf16=False)
