@@ -74,11 +74,9 @@ class RoutedDistillationTrainer(DistillationTrainer, GradientRoutingTrainer):
         super().__init__(*args, **kwargs)
         self.forget_entries = None if forget_entries is None else forget_entries.to(self.args.device)
 
-    def excluded_entries(self, inputs: dict[str, Any]) -> Tensor | None:
-        """(batch, seq, vocabulary): the forget entries, on tokens whose routing weight says retain."""
-        if self.forget_entries is None:
-            return None
-        return (inputs["routing_weight"] >= 0.5).unsqueeze(-1) & self.forget_entries
+    def excluded_entries(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """The forget entries, on tokens whose routing weight says retain."""
+        return None if self.forget_entries is None else (inputs["routing_weight"] >= 0.5, self.forget_entries)
 
 
 class NoiseAndRoute(GradientRouting):

@@ -30,7 +30,7 @@ def distillation_loss(
     teacher_logits: Tensor | None,
     kl_weight: float,
     scale: float | Tensor = 1.0,
-    excluded: Tensor | None = None,
+    excluded: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`scale` * ((1 - kl_weight) * cross entropy + kl_weight * KL(teacher || student)), summed over predicted tokens.
 
@@ -43,8 +43,8 @@ def distillation_loss(
         teacher_logits (`Tensor`, *optional*): as `logits`, without a gradient. `None`: `kl_weight` is 0.
         kl_weight (`float`): in [0, 1].
         scale (`float` or scalar `Tensor`, *optional*, defaults to `1.0`): of the loss; without a gradient.
-        excluded (`Tensor`, *optional*): (batch, seq, vocabulary) or what broadcasts to it, bool: entries that the teacher
-            says nothing of; its distribution is that of the others, renormalised.
+        excluded (pair of `Tensor`, *optional*): (batch, seq) and (vocabulary,), bool: tokens, and the entries of which the
+            teacher says nothing on them; its distribution is that of the others, renormalised.
 
     Returns: three scalars: the loss; and without a gradient, the cross entropy and the KL divergence, each times `scale`.
     """
@@ -63,31 +63,31 @@ class _SoftTargetCrossEntropy(torch.autograd.Function):
         teacher_logits: Tensor | None,
         kl_weight: float,
         scale: float | Tensor,
-        excluded: Tensor | None,
+        excluded: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         sums = torch.promote_types(logits.dtype, torch.float32)
-        gradient = torch.empty_like(logits)
+        gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         cross_entropy, divergence = (torch.zeros((), dtype=sums, device=logits.device) for _ in range(2))
+        students, gradients, targets = logits.flatten(0, 1), gradient.view(-1, logits.shape[-1]), targets.flatten()
         rows = _rows_per_chunk(logits)
-        if excluded is not None:
-            excluded = excluded.expand(logits.shape)
-        for row, start in ((row, at) for row in range(len(logits)) for at in range(0, logits.shape[1], rows)):
-            chunk = (row, slice(start, start + rows))
+        for start in range(0, len(students), rows):
+            chunk = slice(start, start + rows)
             counted = (targets[chunk] != IGNORE_INDEX).unsqueeze(-1)
             target = torch.where(counted, targets[chunk].unsqueeze(-1), 0)
-            log_student = torch.log_softmax(logits[chunk], dim=-1, dtype=sums)
+            log_student = torch.log_softmax(students[chunk], dim=-1, dtype=sums)
             cross_entropy -= (log_student.gather(-1, target) * counted).sum()
             difference = log_student.exp()
             if teacher_logits is not None:
-                said = teacher_logits[chunk].to(sums)
+                said = teacher_logits.flatten(0, 1)[chunk].to(sums)
                 if excluded is not None:
-                    said = said.masked_fill(excluded[chunk], EXCLUDED_LOGIT)
+                    tokens, entries = excluded
+                    said = said.masked_fill(tokens.flatten()[chunk].unsqueeze(-1) & entries, EXCLUDED_LOGIT)
                 log_teacher = torch.log_softmax(said, dim=-1)
                 teacher = log_teacher.exp()
                 divergence += ((log_teacher.sub_(log_student)).mul_(teacher) * counted).sum()
                 difference.sub_(teacher, alpha=kl_weight)
             difference.scatter_add_(-1, target, difference.new_full(target.shape, kl_weight - 1))
-            gradient[chunk] = (difference * (counted * scale)).to(gradient.dtype)
+            gradients[chunk] = (difference * (counted * scale)).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         cross_entropy, divergence = cross_entropy * scale, divergence * scale
         ctx.mark_non_differentiable(cross_entropy, divergence)
@@ -133,7 +133,7 @@ class DistillationTrainer(CausalLMTrainer):
         finally:
             self._running = {}
 
-    def excluded_entries(self, inputs: dict[str, Any]) -> Tensor | None:
+    def excluded_entries(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
         """What the teacher says nothing of; see `distillation_loss`."""
         return None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_era import RunConfig
+from hf_era import RunConfig, attach_module
 from hf_era.methods import get_method
 from hf_era.methods.noise_and_route import RoutedDistillationTrainer, forget_entries
 from hf_era.models.loading import load_causal_lm
@@ -38,6 +38,21 @@ def test_a_run_noises_the_core_alone(make_models: Callable[..., Any], tmp_path: 
     assert load_causal_lm(run.folder("model")).num_parameters() == load_causal_lm(run.folder("base")).num_parameters()
 
 
+def test_the_module_as_a_file_gives_back_what_it_learnt(make_models: Callable[..., Any], tmp_path: Path) -> None:
+    """Attached to the checkpoint that it was cut out of, which is the core as it was trained."""
+    training = {"eval_strategy": "no", "save_strategy": "no", "minimum_ablation_gap": -1.0}
+    run, _ = make_models(tmp_path, **SETTINGS, training=training)
+    expanded = load_causal_lm(run.folder("expanded")).eval()
+    (name,) = expanded.module_names
+    expanded.save_module(name, tmp_path / "module")
+    core = load_causal_lm(run.folder("model")).eval()
+    again = attach_module(core, tmp_path / "module").eval()
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, expanded(input_ids=ids).logits)
+        assert not torch.equal(again(input_ids=ids).logits, core(input_ids=ids).logits)
+
+
 def test_forget_entries_are_those_that_forget_examples_have_far_more_of() -> None:
     examples = {"input_ids": [[5, 1, 5] * 100, [1, 2, 3] * 100, [5, 1, 2] * 20], "label": [0, 1, 1]}
     values = {"base_config.vocab_size": 8, "data.train": Dataset.from_dict(examples), "routing": RoutingRuleConfig()}
@@ -49,8 +64,8 @@ def test_forget_entries_are_those_that_forget_examples_have_far_more_of() -> Non
 def make_trainer(
     make_expanded: Callable[..., Any], make_base: Callable[..., Any], tmp_path: Path
 ) -> Callable[..., Any]:
-    def make(**options: Any) -> RoutedDistillationTrainer:
-        router = {"name": "gram", "p_as": 0.0, "p_cr": 0.0}
+    def make(p_cr: float = 0.0, **options: Any) -> RoutedDistillationTrainer:
+        router = {"name": "gram", "p_as": 0.0, "p_cr": p_cr}
         arguments = GradientRoutingConfig(str(tmp_path), router=router, l1_coefficient=0.0, save_strategy="no")
         rows = [{"input_ids": [1, 2, 3], "routing_weight": [0.0, 0.0, 0.0]}]
         return RoutedDistillationTrainer(
@@ -60,10 +75,16 @@ def make_trainer(
     return make
 
 
-def gradients(trainer: Any, weight: float) -> tuple[float, float]:
-    """The largest gradient in the core, and in the module, of an example that is all forget (0) or all retain (1)."""
-    model, ids = trainer.model, torch.tensor([[1, 2, 3, 4, 5]])
+def one_example(weight: float, unlabelled: bool = False) -> dict[str, torch.Tensor]:
+    """A batch of an example that is all forget (0) or all retain (1), or without a label."""
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
     batch = {"input_ids": ids, "labels": ids, "routing_weight": torch.full((1, 5), weight)}
+    return {**batch, "is_unassigned": torch.ones(1, 5, dtype=torch.bool)} if unlabelled else batch
+
+
+def gradients(trainer: Any, weight: float, unlabelled: bool = False) -> tuple[float, float]:
+    """The largest gradient in the core, and in the module, of `one_example`."""
+    model, batch = trainer.model, one_example(weight, unlabelled)
     model.zero_grad()
     trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(4)).backward()
     sizes = {True: [0.0], False: [0.0]}
@@ -86,13 +107,30 @@ def test_forget_examples_teach_the_module_alone_and_retain_examples_the_core(
     assert module == 0
 
 
+def test_a_retain_example_with_the_module_and_one_without_a_label_teach_both(make_trainer: Callable[..., Any]) -> None:
+    assert all(size > 0 for size in gradients(make_trainer(p_cr=1.0, kl_weight=0.0), 1.0))
+    assert all(size > 0 for size in gradients(make_trainer(kl_weight=0.0), 1.0, unlabelled=True))
+
+
+def test_the_leak_guard_changes_what_retain_examples_are_taught_alone(make_trainer: Callable[..., Any]) -> None:
+    entries = torch.zeros(53, dtype=torch.bool)
+    entries[[2, 7]] = True
+    trainers = [make_trainer(kl_weight=1.0, forget_entries=of) for of in (entries, None)]
+    for weight, changes in ((1.0, True), (0.0, False)):
+        guarded, open_to_all = (
+            one.compute_loss(one.model, one_example(weight), num_items_in_batch=torch.tensor(4)).item()
+            for one in trainers
+        )
+        assert (guarded != open_to_all) == changes
+
+
 def test_the_teacher_says_nothing_of_forget_entries_on_retain_tokens_alone(make_trainer: Callable[..., Any]) -> None:
     entries = torch.zeros(53, dtype=torch.bool)
     entries[[2, 7]] = True
     trainer = make_trainer(kl_weight=1.0, forget_entries=entries)
-    excluded = trainer.excluded_entries({"routing_weight": torch.tensor([[1.0, 0.0, 0.7]])})
-    assert excluded[0].sum(-1).tolist() == [2, 0, 2]
-    assert excluded[0, 0, 7]
+    tokens, said_nothing_of = trainer.excluded_entries({"routing_weight": torch.tensor([[1.0, 0.0, 0.7]])})
+    assert tokens.tolist() == [[True, False, True]]
+    assert said_nothing_of.equal(entries)
 
 
 @pytest.mark.parametrize(

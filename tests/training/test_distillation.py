@@ -36,11 +36,13 @@ def test_it_is_the_formula_and_so_is_its_gradient(
     generator = torch.Generator().manual_seed(0)
     logits, teacher = (torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
     logits.requires_grad_(True)
-    excluded = None
-    if excludes:  # of the first example alone
-        excluded = torch.zeros(2, 1, 7, dtype=torch.bool)
-        excluded[0, :, 2:5] = True
-    of_labels, divergence = dense_loss(logits, teacher, weight, excluded)
+    excluded, dense = None, None
+    if excludes:  # of the first example, but its second token
+        excluded = torch.zeros(2, 5, dtype=torch.bool), torch.zeros(7, dtype=torch.bool)
+        excluded[0][0, [0, 2, 3, 4]] = True
+        excluded[1][2:5] = True
+        dense = excluded[0][:, :, None] & excluded[1]
+    of_labels, divergence = dense_loss(logits, teacher, weight, dense)
     expected = 0.25 * ((1 - weight) * of_labels + weight * divergence)
     (wanted,) = torch.autograd.grad(expected, logits)
     loss, found_labels, found_divergence = distillation_loss(logits, LABELS, teacher, weight, 0.25, excluded)
