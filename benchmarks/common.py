@@ -1,22 +1,23 @@
 """What the benchmarks share: interleaved timing, ratios pair by pair, the machine, a table, the result file.
 
 A shared or throttled machine drifts by more than what is to be measured. So the variants of a benchmark run in one
-process, in turns, and each round compares what ran next to each other: the ratio is the median of the rounds' ratios.
+process, in turns, and each round compares what ran next to each other: the ratio is the median of the rounds' ratios. All
+of them, transformers' own model among them, have memory as `hf-era` sets it (`hf_era.utils.freed_memory`).
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -24,8 +25,10 @@ from rich.table import Table
 
 from hf_era.utils.environment import git_revision, machine_description, package_versions
 from hf_era.utils.files import write_json
+from hf_era.utils.freed_memory import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
+Found = TypeVar("Found")
 
 
 def benchmark_parser(description: str | None, name: str, rounds: int = 7, warm_up: int = 1) -> argparse.ArgumentParser:
@@ -70,6 +73,7 @@ def interleave(
         raise ValueError(f"`rounds` should be at least 1, got {rounds}.")
     if warm_up < 0:
         raise ValueError(f"`warm_up` should be at least 0, got {warm_up}.")
+    keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in variants}
     start = time.perf_counter()
     for number in range(-warm_up, rounds):
@@ -154,16 +158,30 @@ def _status_bytes(field: str) -> int:
     return int(value) * 1024
 
 
-def measured_apart(script: str, *arguments: str) -> dict[str, Any]:
-    """Runs a benchmark again in a process of its own, for its memory; returns the JSON on the last line it prints.
+def measured_apart(function: Callable[..., Found], *arguments: Any) -> Found:
+    """Calls a function in a process of its own, for its memory, and returns what it returned. That process is forked from
+    one that has imported what benchmarks import, and computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.train_step"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
-    Raises:
-        RuntimeError: if it fails, with the end of what it said.
+
+def peak_bytes(make: Callable[..., Callable[[], object]], *arguments: Any, steps: int = 2) -> int:
+    """Makes a step and goes it a few times: the most that was held at a time, in bytes. On a GPU by tensors; on a CPU by the
+    process, less what it held before. To be measured apart.
+
+    Args:
+        make (`Callable`): called with the arguments, returns the function that makes a step.
+        steps (`int`, *optional*, defaults to `2`): an optimizer's state is there from the first step's end on.
     """
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Measuring {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    keep_freed_memory()
+    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
+    before = resident_bytes()
+    step = make(*arguments)
+    for _ in range(steps):
+        step()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_resident_bytes() - before
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:

@@ -1,6 +1,6 @@
 """One full training step of every family, stock transformers against hf_era routed: time, and memory at its peak.
 
-    python benchmarks/families.py                          # every family that is registered, 8 x 256 tokens
+    python benchmarks/families.py                          # every family that is registered, 4 x 256 tokens
     python benchmarks/families.py --families llama gpt2    # some of them
 
 Each model has four layers of width 384, an MLP of 1,536 (gated: 1,024), six heads and 32,000 tokens: the vocabulary's part
@@ -14,7 +14,6 @@ built.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -31,12 +30,12 @@ from benchmarks.common import (
     interleave,
     measured_apart,
     median_ratio,
+    peak_bytes,
     print_table,
-    resident_bytes,
     summarise,
     write_result,
 )
-from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step, peak_since
+from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step
 from hf_era import ExpansionConfig
 from hf_era.models import FAMILIES, get_family
 
@@ -70,27 +69,11 @@ def step_of(kind: str, model_type: str, shape: tuple[int, int]) -> Any:
     return make_step(kind, "fp32", *built, make_batch(*shape, CPU, VOCABULARY))
 
 
-def measure_memory(kind: str, model_type: str, shape: tuple[int, int]) -> None:
-    """Prints the peak of two steps as JSON; to be run in a process of its own."""
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
-    before = resident_bytes()
-    step = step_of(kind, model_type, shape)
-    for _ in range(2):  # the optimizer's state is there from the first step's end on
-        step()
-    print(json.dumps({"peak_bytes": peak_since(before, CPU)}))
-
-
 def measure(model_type: str, shape: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
     """The figures of one family."""
     steps = {kind: step_of(kind, model_type, shape) for kind in ("stock", "routed")}
     times = interleave(steps, options.rounds, options.warm_up, options.time_limit)
-    memory = {
-        kind: measured_apart(
-            __file__, "--memory-of", kind, "--families", model_type, "--shape", f"{shape[0]}x{shape[1]}"
-        )
-        for kind in steps
-    }
-    peaks = {kind: figures["peak_bytes"] for kind, figures in memory.items()}
+    peaks = {kind: measured_apart(peak_bytes, step_of, kind, model_type, shape) for kind in steps}
     return {
         "time_ratio": median_ratio(times, "routed", "stock"),
         "memory_ratio": peaks["routed"] / peaks["stock"],
@@ -100,16 +83,12 @@ def measure(model_type: str, shape: tuple[int, int], options: argparse.Namespace
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, "families_cpu", rounds=5)
+    parser = benchmark_parser(__doc__, "families_cpu", rounds=3)
     parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=sorted(FAMILIES))
-    parser.add_argument("--shape", default="8x256", help="rows x tokens (default: 8x256)")
-    parser.add_argument("--memory-of", choices=("stock", "routed"), help=argparse.SUPPRESS)
+    parser.add_argument("--shape", default="4x256", help="rows x tokens (default: 4x256)")
     options = parser.parse_args()
     rows, tokens = map(int, options.shape.split("x"))
-    if options.memory_of:
-        measure_memory(options.memory_of, options.families[0], (rows, tokens))
-        return
-    print(f"{len(options.families)} families, about 40 seconds each on 2 cores", file=sys.stderr)
+    print(f"{len(options.families)} families, about 15 seconds each on 2 cores", file=sys.stderr)
     figures: dict[str, Any] = {}
     for model_type in options.families:
         figures[model_type] = measure(model_type, (rows, tokens), options)

@@ -10,6 +10,7 @@ Parts, each in a process of its own, the next one started even if one failed:
     steps     a full bf16 step (forward, backward, AdamW): TinyStories-28M's shape, 80 x 256 tokens
     llama     the same for a Llama of SmolLM2-135M's shape, 16 x 1,024 tokens
     recipe    recipe A at its full shape for 300 steps, with its loss curve
+    fsdp2     the same for 60 steps, its parameters sharded by FSDP2 (on a CPU, which that is refused on: launched plainly)
 
 Variants of a step: transformers' own model (`stock`), ours without routing, routed (with the L1 term), and the router
 `parameter` (without); each as it is (`eager`), compiled, and compiled with CUDA graphs (forward and backward; AdamW is
@@ -64,7 +65,7 @@ VARIANTS = (
     "parameter eager", "stock compiled", "parameter compiled", "ours compiled",
 )  # fmt: skip
 """In the order in which they matter: compiling takes half a minute each."""
-PARTS = {"matmul": 15, "recipe": 60, "steps": 220, "llama": 165, "tests": 70}
+PARTS = {"matmul": 15, "recipe": 60, "steps": 200, "llama": 145, "fsdp2": 40, "tests": 70}
 """In the order in which they run, with the seconds that each may take."""
 STORIES, TOKENIZER = Path("tinystories") / "train.jsonl", Path("gpt2_tokenizer")
 
@@ -259,13 +260,16 @@ def run_tests(small: bool, output: Path, limit: float) -> None:
     write_json(output, found)
 
 
-def run_recipe(small: bool, data: Path | None, device: torch.device, output: Path, limit: float) -> None:
-    """Recipe A for some steps: its loss curve and its speed. Data: real stories and GPT-2's tokenizer from the folder, else,
-    which is another shape and is said, texts made by the package and a tokenizer trained on them."""
+def run_recipe(
+    small: bool, data: Path | None, device: torch.device, output: Path, limit: float, sharded: bool = False
+) -> None:
+    """Recipe A for some steps, as one process or launched as one that shards: its loss curve and its speed. Data: real stories
+    and GPT-2's tokenizer from the folder, else, which is another shape and is said, texts made by the package and a tokenizer
+    trained on them."""
     folder, has_stories = output.with_suffix(""), data is not None and not small
-    steps = 4 if small else 300
+    steps = 4 if small else 60 if sharded else 300
     options = {
-        "output_dir": folder / "run", "max_steps": steps, "logging_steps": 1 if small else 50, "eval_strategy": "no",
+        "output_dir": folder / "run", "max_steps": steps, "logging_steps": 1 if small else 20 if sharded else 50, "eval_strategy": "no",
         "save_strategy": "no", "disable_tqdm": True, "bf16": device.type == "cuda", "use_cpu": device.type == "cpu",
         "model.base_control": False, "generation.enabled": False, "relearn.enabled": False,
         "data.max_train_stories": 20_000, "data.validation": None, "data.attack_stories": 0,
@@ -286,6 +290,10 @@ def run_recipe(small: bool, data: Path | None, device: torch.device, output: Pat
             "per_device_train_batch_size": 4, "warmup_steps": 1, "expansion.width": 4,
         }  # fmt: skip
     command = [sys.executable, "-m", "hf_era", "run", "recipes/configs/scratch_fullseq.yaml"]
+    if sharded:
+        way = "fsdp2" if device.type == "cuda" else "cpu"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+        command += ["--config_file", f"recipes/accelerate/{way}.yaml", "recipes/scratch_fullseq.py"]
     for name, value in options.items():
         command += [f"--{name}", "null" if value is None else str(value)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
@@ -323,7 +331,7 @@ def run_part(options: argparse.Namespace, output: Path) -> None:
     elif options.part == "tests":
         run_tests(options.small, output, limit)
     else:
-        run_recipe(options.small, stories_folder(options.data), device, output, limit)
+        run_recipe(options.small, stories_folder(options.data), device, output, limit, options.part == "fsdp2")
 
 
 # ---- All of it ----

@@ -1,7 +1,7 @@
 """How the time and the memory of a training step grow: sequence length, batch, auxiliary width, layers, vocabulary, modules,
 share of examples without a label, and a Llama's parameters.
 
-    python benchmarks/growth.py                      # about 15 minutes on 2 CPU cores; writes a JSON file and a picture
+    python benchmarks/growth.py                      # about five minutes on 2 CPU cores; writes a JSON file and a picture
     python benchmarks/growth.py --sweeps modules     # some of it; the others stay in the file as they are
 
 One thing grows at a time from a base shape (hidden 256, 4 layers, vocabulary 8,192, 2 x 256 tokens, one module of width 64
@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ import torch
 from rich.progress import track
 from transformers import LlamaConfig
 
-from benchmarks.common import RESULTS, environment, measured_apart, print_table, resident_bytes, write_result
-from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step, peak_since
+from benchmarks.common import RESULTS, environment, measured_apart, peak_bytes, print_table, write_result
+from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step
 from hf_era import ExpansionConfig
 
 BASE = {
@@ -83,29 +84,31 @@ def batch_of(kind: str, shape: dict[str, Any], device: torch.device, vocabulary:
 
 
 def measure_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, float]:
-    """Seconds a step, peak bytes and parameters of one point, in this process."""
+    """Seconds a step, peak bytes and parameters of one point; to be measured apart."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
-    before = resident_bytes()
-    modules = [{"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])]
-    router = GRAM if shape.get("router") == "gram" else None
-    model, optimizer = build_model(kind, config_of(shape), device, ExpansionConfig(modules=modules), router)
-    batch = batch_of(kind, shape, device, model.config.vocab_size)
-    step = make_step(kind, "fp32", model, optimizer, batch)
-    seconds = []
-    for _ in range(steps + 1):
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    parameters = sum(value.numel() for value in model.parameters())
-    peak = peak_since(before, device)
+    seconds, parameters = [], 0
+
+    def timed_step() -> Callable[[], object]:
+        nonlocal parameters
+        modules = [
+            {"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])
+        ]
+        router = GRAM if shape.get("router") == "gram" else None
+        model, optimizer = build_model(kind, config_of(shape), device, ExpansionConfig(modules=modules), router)
+        parameters = sum(value.numel() for value in model.parameters())
+        step = make_step(kind, "fp32", model, optimizer, batch_of(kind, shape, device, model.config.vocab_size))
+
+        def work() -> None:
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+
+        return work
+
+    peak = peak_bytes(timed_step, steps=steps + 1)
     return {"seconds": statistics.median(seconds[1:]), "peak_bytes": peak, "parameters": parameters}
-
-
-def run_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, float]:
-    return measured_apart(__file__, "--point", json.dumps({"kind": kind, "shape": shape, "steps": steps}))
 
 
 COLUMNS = 4
@@ -158,20 +161,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / f"growth_{kind}.json", help="where the figures go")
     parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="which (default: all)")
     parser.add_argument("--draw-only", action="store_true", help="draw the stored figures again")
-    parser.add_argument("--point", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.point:
-        print(json.dumps(measure_point(**json.loads(options.point))))
-        return
     if options.draw_only:
         draw(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".png"))
         return
     sweeps: dict[str, Any] = {name: {"values": SWEEPS[name], **{kind: [] for kind in KINDS}} for name in options.sweeps}
     todo = [(name, value, kind) for name in options.sweeps for value in SWEEPS[name] for kind in KINDS]
     for name, value, point_kind in track(todo, description=f"{len(todo)} points"):
-        sweeps[name][point_kind].append(
-            run_point(point_kind, {**BASE, **OWN_BASE.get(name, {}), name: value}, options.steps)
-        )
+        shape = {**BASE, **OWN_BASE.get(name, {}), name: value}
+        sweeps[name][point_kind].append(measured_apart(measure_point, point_kind, shape, options.steps))
     for name, sweep in sweeps.items():
         rows = [
             [

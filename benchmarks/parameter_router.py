@@ -1,6 +1,6 @@
 """What routing at the parameters costs: a training step with the router `parameter` over one without routing.
 
-    python benchmarks/parameter_router.py              # the 28M shape; 8 x 256 tokens on a CPU, 80 x 256 on a GPU
+    python benchmarks/parameter_router.py              # the 28M shape; 4 x 256 tokens on a CPU, 80 x 256 on a GPU
 
 `core: all` scales the weight gradient of every parameter of the original model, head and embeddings included; `activation`
 is the router of Expand-Route-Ablate. No variant has an L1 term. All run in turns in one process, on one model; ratios are
@@ -62,10 +62,10 @@ def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
     parser = benchmark_parser(__doc__, f"parameter_router_{kind}", rounds=7)
-    parser.add_argument("--shape", help="rows x tokens (default: 8x256 on a CPU, 80x256 on a GPU)")
+    parser.add_argument("--shape", help="rows x tokens (default: 4x256 on a CPU, 80x256 on a GPU)")
     parser.add_argument("--cpu-time", action="store_true", help="the processor's time in place of the clock's")
     options = parser.parse_args()
-    shape = tuple(map(int, (options.shape or ("80x256" if kind == "cuda" else "8x256")).split("x")))
+    shape = tuple(map(int, (options.shape or ("80x256" if kind == "cuda" else "4x256")).split("x")))
     dtype = "bf16" if kind == "cuda" else "fp32"
     model, optimizer = build("routed", device)
     batch = make_batch(*shape, device)

@@ -10,8 +10,6 @@ without the L1 term. In turns in one process; extra memory is the peak above tha
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,7 @@ from benchmarks.common import (
     interleave,
     measured_apart,
     median_ratio,
-    peak_resident_bytes,
+    peak_bytes,
     print_table,
     summarise,
     write_result,
@@ -95,12 +93,10 @@ def make_variants(
     }
 
 
-def measure_memory(name: str, variants: dict[str, Callable[[], object]], device: torch.device) -> None:
-    for _ in range(2):
-        variants[name]()
-    on_gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
-    print(json.dumps({"peak_bytes": peak}))
+def variant_alone(
+    name: str, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    return make_variants(shape, device, dtype)[name]
 
 
 def main() -> None:
@@ -108,23 +104,18 @@ def main() -> None:
     device = torch.device(kind)
     parser = benchmark_parser(__doc__, f"routing_op_{kind}", rounds=5)
     parser.add_argument("--shape", default="80x256x2112", help="batch x tokens x hidden")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"], help="default: both")
     options = parser.parse_args()
-    shape = tuple(int(part) for part in options.shape.split("x"))
+    batch, tokens, hidden = (int(part) for part in options.shape.split("x"))
+    shape = (batch, tokens, hidden)
     dtypes = options.dtype or ["float32", "bfloat16"]
-    if options.memory_of:
-        measure_memory(options.memory_of, make_variants(shape, device, getattr(torch, dtypes[0])), device)  # type: ignore[arg-type]
-        return
     synchronise = torch.cuda.synchronize if kind == "cuda" else None
     results = {}
     for dtype in dtypes:
-        variants = make_variants(shape, device, getattr(torch, dtype))  # type: ignore[arg-type]
+        variants = make_variants(shape, device, getattr(torch, dtype))
         times = interleave(variants, options.rounds, options.warm_up, options.time_limit, synchronise)
         memory = {
-            name: measured_apart(__file__, "--memory-of", name, "--shape", options.shape, "--dtype", dtype)[
-                "peak_bytes"
-            ]
+            name: measured_apart(peak_bytes, variant_alone, name, shape, device, getattr(torch, dtype))
             for name in variants
         }
         results[dtype] = report(times, memory, shape, dtype)

@@ -1,6 +1,6 @@
 """What each fast path buys: a routed training step with all of them, without each, and without any.
 
-    python benchmarks/switches.py              # the TinyStories-28M shape; 8 x 256 tokens on a CPU, 80 x 256 on a GPU
+    python benchmarks/switches.py              # the TinyStories-28M shape; 4 x 256 tokens on a CPU, 80 x 256 on a GPU
 
 In turns in one process; ratios are medians of the rounds' ratios. Peak memory is that of a process of its own for each
 variant, less what the process held before the model was built.
@@ -8,8 +8,6 @@ variant, less what the process held before the model was built.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +23,12 @@ from benchmarks.common import (
     interleave,
     measured_apart,
     median_ratio,
+    peak_bytes,
     print_table,
-    resident_bytes,
     summarise,
     write_result,
 )
-from benchmarks.train_step import build, make_batch, make_step, peak_since
+from benchmarks.train_step import build, make_batch, make_step
 from hf_era import FastPaths
 from hf_era.models.fast.causal_lm import ALL_FAST, ALL_SLOW
 
@@ -56,31 +54,22 @@ def switched_step(name: str, model: Any, optimizer: Any, batch: dict[str, Any], 
     return work
 
 
-def measure_memory(name: str, device: torch.device, shape: tuple[int, int], dtype: str) -> None:
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
-    before = resident_bytes()
-    step = switched_step(name, *build("routed", device), make_batch(*shape, device), dtype)
-    for _ in range(2):  # the optimizer's state is there from the first step's end on
-        step()
-    print(json.dumps({"peak_bytes": peak_since(before, device)}))
+def step_alone(name: str, shape: tuple[int, int], dtype: str, device: torch.device) -> Callable[[], object]:
+    return switched_step(name, *build("routed", device), make_batch(*shape, device), dtype)
 
 
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
-    shape, dtype = ((80, 256), "bf16") if kind == "cuda" else ((8, 256), "fp32")
-    parser = benchmark_parser(__doc__, f"switches_{kind}", rounds=5)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    shape, dtype = ((80, 256), "bf16") if kind == "cuda" else ((4, 256), "fp32")
+    parser = benchmark_parser(__doc__, f"switches_{kind}", rounds=3)
     options = parser.parse_args()
-    if options.memory_of:
-        measure_memory(options.memory_of, device, shape, dtype)
-        return
     built, batch = build("routed", device), make_batch(*shape, device)
     steps = {name: switched_step(name, *built, batch, dtype) for name in VARIANTS}
     synchronise = torch.cuda.synchronize if kind == "cuda" else None
     times = interleave(steps, options.rounds, options.warm_up, options.time_limit, synchronise)
     del built, batch, steps
-    memory = {name: measured_apart(__file__, "--memory-of", name)["peak_bytes"] for name in VARIANTS}
+    memory = {name: measured_apart(peak_bytes, step_alone, name, shape, dtype, device) for name in VARIANTS}
     figures = {
         name: {**summary, "over_all_on": median_ratio(times, name, "all on"), "peak_bytes": memory[name]}
         for name, summary in summarise(times).items()

@@ -1,13 +1,15 @@
 """One full training step (forward, backward, optimizer) at the TinyStories-28M shape: stock GPT-Neo against hf_era.
 
-    python benchmarks/train_step.py                    # 8 x 256 and 2 x 64 tokens on a CPU, 80 x 256 on a GPU
+    python benchmarks/train_step.py                    # on a CPU 2 x 64 and 8 x 256 tokens, and a small model's 1 x 256;
+                                                       # on a GPU 80 x 256
     python benchmarks/train_step.py --no-compile       # without the compiled variants, which take minutes to compile
 
 Variants: `stock` is transformers' `GPTNeoForCausalLM` with the loss that the plain `Trainer` takes from it; `ours` is the
 expanded model (auxiliary width 64 in layers 0 to 4, as in the recipes) without routing; `routed` is the same with routing
-and the L1 term. Each in fp32 and under bf16 autocast, as it is and compiled. All have the Trainer's default optimizer,
-fused AdamW. They run in turns in one process; ratios are medians of the rounds' ratios. Peak memory is that of a process
-of its own for each variant, less what the process held before the model was built.
+and the L1 term. (The small model: hidden 256, 4 layers, a vocabulary of 8,192, modules in all layers.) Each in fp32 and
+under bf16 autocast, as it is and compiled. All have the Trainer's default optimizer, fused AdamW. They run in turns in one
+process; ratios are medians of the rounds' ratios. Peak memory is that of a process of its own for each variant, less what
+the process held before the model was built.
 
 FLOPs are those of the stock model's matrix products, forward and backward, as torch's FLOP counter sees them, for every
 variant: what a variant leaves out is its gain. On a GPU the share of the matmul rate is those FLOPs a second over the rate
@@ -18,12 +20,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,9 +38,8 @@ from benchmarks.common import (
     interleave,
     measured_apart,
     median_ratio,
-    peak_resident_bytes,
+    peak_bytes,
     print_table,
-    resident_bytes,
     summarise,
     write_result,
 )
@@ -82,8 +82,39 @@ def build_model(
     return model, torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
-def build(kind: str, device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
-    return build_model(kind, tinystories_28m(), device, EXPANSION)
+def small_model() -> GPTNeoConfig:
+    """A model for steps so small that what is not a matrix product counts."""
+    sizes = {"hidden_size": 256, "num_heads": 8, "max_position_embeddings": 2_048, "window_size": 256}
+    return gpt_neo_config(4, vocab_size=8_192, bos_token_id=0, eos_token_id=0, **sizes)
+
+
+MODELS = {"28M": (tinystories_28m, EXPANSION), "small": (small_model, ExpansionConfig(width=64))}
+
+
+def build(kind: str, device: torch.device, model: str = "28M") -> tuple[Any, torch.optim.Optimizer]:
+    config, expansion = MODELS[model]
+    return build_model(kind, config(), device, expansion)
+
+
+class StepShape(NamedTuple):
+    """A batch of so many rows of so many tokens, and the model that takes it."""
+
+    rows: int
+    length: int
+    model: str = "28M"
+
+    @classmethod
+    def of(cls, text: str) -> StepShape:
+        """From `8x256` or `1x256:small`."""
+        size, _, model = text.partition(":")
+        rows, length = map(int, size.split("x"))
+        return cls(rows, length, model or "28M")
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.length}{'' if self.model == '28M' else f', {self.model} model'}"
+
+    def batch(self, device: torch.device) -> dict[str, Any]:
+        return make_batch(self.rows, self.length, device, MODELS[self.model][0]().vocab_size)
 
 
 def make_batch(rows: int, length: int, device: torch.device, vocabulary: int = 50_257) -> dict[str, Any]:
@@ -124,10 +155,10 @@ def make_step(
 # ---- Time ----
 
 
-def time_shape(shape: tuple[int, int], names: list[str], device: torch.device, options: argparse.Namespace) -> dict:
+def time_shape(shape: StepShape, names: list[str], device: torch.device, options: argparse.Namespace) -> dict:
     """Times the variants at one shape, in turns."""
-    batch = make_batch(*shape, device)
-    built = {kind: build(kind, device) for kind in {"stock", "expanded"}}
+    batch = shape.batch(device)
+    built = {kind: build(kind, device, shape.model) for kind in {"stock", "expanded"}}
     compiled: dict[str, Any] = {}
     steps = {}
     for name in names:
@@ -169,34 +200,18 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 # ---- Memory ----
 
 
-def measure_memory(name: str, shape: tuple[int, int], device: torch.device) -> None:
-    """Prints the peak of two steps as JSON; to be run in a process of its own."""
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
-    before = resident_bytes()
+def step_of(name: str, shape: StepShape, device: torch.device) -> Callable[[], object]:
+    """The step of a variant, of a model of its own."""
     kind, dtype, mode = name.split()
-    model, optimizer = build(kind, device)
+    model, optimizer = build(kind, device, shape.model)
     stepped = torch.compile(model) if mode == "compiled" else model
-    step = make_step(kind, dtype, stepped, optimizer, make_batch(*shape, device))
-    for _ in range(2):  # the optimizer's state is there from the first step's end on
-        step()
-    print(json.dumps({"peak_bytes": peak_since(before, device)}))
-
-
-def peak_since(before: int, device: torch.device) -> int:
-    """The most that was held at a time, in bytes: on a GPU by tensors; on a CPU by the process, less `before`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return peak_resident_bytes() - before
-
-
-def peak_memory(name: str, shape: tuple[int, int]) -> int:
-    return measured_apart(__file__, "--memory-of", name, "--shape", f"{shape[0]}x{shape[1]}")["peak_bytes"]
+    return make_step(kind, dtype, stepped, optimizer, shape.batch(device))
 
 
 # ---- Report ----
 
 
-def variant_names(shape: tuple[int, int], device: torch.device, with_compile: bool) -> list[str]:
+def variant_names(device: torch.device, with_compile: bool) -> list[str]:
     """On a CPU without bf16 units bf16 is emulated, some thirty times slower than fp32: nobody would use it there."""
     has_bf16 = device.type != "cpu" or cpu_has_bf16_units()
     dtypes = DTYPES if has_bf16 else DTYPES[:1]
@@ -204,9 +219,9 @@ def variant_names(shape: tuple[int, int], device: torch.device, with_compile: bo
     return [f"{kind} {dtype} {mode}" for mode in modes for dtype in dtypes for kind in KINDS]
 
 
-def report(shape: tuple[int, int], measured: dict, memory: dict[str, int], rates: dict[str, float]) -> dict:
+def report(shape: StepShape, measured: dict, memory: dict[str, int], rates: dict[str, float]) -> dict:
     times, reference = measured["times"], "stock fp32 eager"
-    tokens = shape[0] * shape[1]
+    tokens = shape.rows * shape.length
     rows, figures = [], {}
     for name, summary in summarise(times).items():
         kind, dtype, mode = name.split()
@@ -235,8 +250,8 @@ def report(shape: tuple[int, int], measured: dict, memory: dict[str, int], rates
         "peak",
         "/ stock",
     ]
-    print_table(f"Training step, {shape[0]} x {shape[1]} tokens", columns, rows)
-    return {"shape": list(shape), "flops": measured["flops"], "rounds": len(times[reference]), "variants": figures}
+    print_table(f"Training step, tokens: {shape}", columns, rows)
+    return {**shape._asdict(), "flops": measured["flops"], "rounds": len(times[reference]), "variants": figures}
 
 
 def _row(name: str, figure: dict[str, Any]) -> list[str]:
@@ -261,29 +276,25 @@ def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
     parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=7, warm_up=2)
-    parser.add_argument("--shape", action="append", help="rows x tokens, e.g. 8x256; may be given several times")
+    parser.add_argument("--shape", action="append", help="rows x tokens, e.g. 8x256, 1x256:small; any number of times")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    default = ["80x256"] if kind == "cuda" else ["2x64", "8x256"]
-    shapes = [tuple(int(part) for part in text.split("x")) for text in options.shape or default]
-    if options.memory_of:
-        measure_memory(options.memory_of, shapes[0], device)
-        return
+    default = ["80x256"] if kind == "cuda" else ["1x256:small", "2x64", "8x256"]
+    shapes = [StepShape.of(text) for text in options.shape or default]
     if kind == "cpu" and not cpu_has_bf16_units():
         print("This CPU has no bf16 units: bf16 is left out.")
     rates = {"fp32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
     print(f"Measured matmul rate, GFLOP/s: fp32 {rates['fp32'] / 1e9:,.0f}, bf16 {rates['bf16'] / 1e9:,.0f}")
     results = []
     for shape in shapes:
-        # Compiling is done at the small shape on a CPU: what it does to the ratios shows there.
-        with_compile = not options.no_compile and (device.type == "cuda" or shape == min(shapes))
-        names = variant_names(shape, device, with_compile)
-        print(f"{shape[0]} x {shape[1]}: {len(names)} variants, {options.rounds} rounds ...", flush=True)
+        # On a CPU at few tokens alone: what compiling does to the ratios shows there.
+        with_compile = not options.no_compile and (device.type == "cuda" or shape.rows * shape.length <= 256)
+        names = variant_names(device, with_compile)
+        print(f"{shape}: {len(names)} variants, {options.rounds} rounds ...", flush=True)
         measured = time_shape(shape, names, device, options)
-        with_memory = [] if options.no_memory or shape != max(shapes) else [n for n in names if n.endswith("eager")]
-        memory = {name: peak_memory(name, shape) for name in with_memory}
+        with_memory = [] if options.no_memory or shape != shapes[-1] else [n for n in names if n.endswith("eager")]
+        memory = {name: measured_apart(peak_bytes, step_of, name, shape, device) for name in with_memory}
         results.append(report(shape, measured, memory, rates))
     write_result(options.output, {**environment(device), "matmul_flops_per_s": rates, "shapes": results})
 

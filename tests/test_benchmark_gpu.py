@@ -69,8 +69,9 @@ def test_the_stories_are_where_they_are_said_to_be(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_the_recipe_leaves_its_loss_curve(tmp_path: Path) -> None:
-    found = measured(tmp_path, "recipe")
+@pytest.mark.parametrize("part", ["recipe", "fsdp2"])
+def test_the_recipe_leaves_its_loss_curve(part: str, tmp_path: Path) -> None:
+    found = measured(tmp_path, part)
     assert list(found["curve"]) == ["1", "2", "3", "4"]
     assert found["seconds"]["route"] > 0
 

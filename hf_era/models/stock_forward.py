@@ -31,6 +31,7 @@ def give_forward(model_class: type, stock_class: type, forward: Callable[..., An
         ours = {name: kwargs.pop(name) for name in own_names if name in kwargs}
         return forward(self, _inputs_by_name(names, args, kwargs), **ours)
 
+    del forward_of_class.__wrapped__  # type: ignore[attr-defined]  # accelerate takes autocast off by following these
     forward_of_class.__signature__ = _joined(stock, own)  # type: ignore[attr-defined]
     model_class.forward = forward_of_class  # type: ignore[attr-defined]
 

@@ -115,7 +115,9 @@ class CausalLMTrainer(CheckpointingTrainer):
             check_special_tokens_are_known(tokenizer, _vocabulary_size(model))
         if kwargs.get("data_collator") is None:
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
-            kwargs["data_collator"] = RoutingCollator(pad, vocabulary_size=_vocabulary_size(model))
+            kwargs["data_collator"] = RoutingCollator(pad, args.pad_to_multiple_of, _vocabulary_size(model))
+        else:
+            check_has_effect(args, ["pad_to_multiple_of"], "a data collator")
         check_is_one_data_set(kwargs.get("train_dataset"))
         optimizer, schedule = kwargs.get("optimizers") or (None, None)
         if optimizer is not None:

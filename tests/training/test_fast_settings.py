@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 import hf_era.training.causal_lm_trainer as trainer_module
-from hf_era import FastGPTNeoForCausalLM, GradientRoutingConfig
+from hf_era import FastGPTNeoForCausalLM, GradientRoutingConfig, GradientRoutingTrainer
 from hf_era.models.fast.causal_lm import ALL_FAST, ALL_SLOW, FastPaths
 from hf_era.training import CausalLMTrainer, NonFiniteLossError
 from hf_era.training.causal_lm_trainer import EMULATED_BF16_MESSAGE
@@ -49,6 +50,38 @@ def test_model_init_gets_the_switches_too(make_trainer: Callable[..., Any], make
     trainer = make_trainer(chunked_loss=False)
     trainer.model_init = lambda: make_expanded([0, 1])
     assert trainer.call_model_init().fast_paths == FastPaths(chunked_loss=False)
+
+
+# Dynamo instantiates an autograd function while it traces one.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_batches_padded_to_a_multiple_are_of_few_shapes_and_teach_the_same(
+    compiled: bool, make_expanded: Callable[..., Any], make_stories: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    """What a compiler has to compile: with lengths of 5 to 12 tokens one or two shapes."""
+    curves, shapes = [], []
+    for multiple in (None, 8):
+        model, seen = make_expanded([0, 1]), set[int]()
+        model.base_model.register_forward_pre_hook(
+            lambda _, args, kwargs, seen=seen: seen.add(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+        settings: dict[str, Any] = {
+            "max_steps": 8,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "use_cpu": True,
+        }
+        if compiled and multiple:
+            settings |= {"torch_compile": True, "torch_compile_backend": "eager"}
+        config = GradientRoutingConfig(
+            str(tmp_path), pad_to_multiple_of=multiple, save_strategy="no", disable_tqdm=True, **settings
+        )
+        trainer = GradientRoutingTrainer(model, config, train_dataset=make_stories())
+        curves.append(logged_losses(trainer))
+        shapes.append(seen)
+    assert len(shapes[0]) > 2
+    assert shapes[1] <= {8, 16}
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
 
 
 class LookAtPadding(TrainerCallback):
