@@ -263,13 +263,15 @@ def run_tests(small: bool, output: Path, limit: float) -> None:
 def run_recipe(
     small: bool, data: Path | None, device: torch.device, output: Path, limit: float, sharded: bool = False
 ) -> None:
-    """Recipe A for some steps, as one process or launched as one that shards: its loss curve and its speed. Data: real stories
-    and GPT-2's tokenizer from the folder, else, which is another shape and is said, texts made by the package and a tokenizer
-    trained on them."""
+    """Recipe A for some steps, as one process or launched as one that shards: its loss curve and its speed.
+
+    Data: real stories and GPT-2's tokenizer from the folder, else, which is another shape and is said, texts made by the
+    package and a tokenizer trained on them.
+    """
     folder, has_stories = output.with_suffix(""), data is not None and not small
-    steps = 4 if small else 60 if sharded else 300
+    steps, every = (4, 1) if small else (60, 20) if sharded else (300, 50)
     options = {
-        "output_dir": folder / "run", "max_steps": steps, "logging_steps": 1 if small else 20 if sharded else 50, "eval_strategy": "no",
+        "output_dir": folder / "run", "max_steps": steps, "logging_steps": every, "eval_strategy": "no",
         "save_strategy": "no", "disable_tqdm": True, "bf16": device.type == "cuda", "use_cpu": device.type == "cpu",
         "model.base_control": False, "generation.enabled": False, "relearn.enabled": False,
         "data.max_train_stories": 20_000, "data.validation": None, "data.attack_stories": 0,
