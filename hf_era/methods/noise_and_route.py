@@ -37,7 +37,7 @@ class NoiseAndRouteSettings(NoiseSettings):
 
     Args:
         alpha (`float`, *optional*, defaults to `1.0`), noise (`str`, *optional*, defaults to `"initial"`), noised (`str`,
-            *optional*, defaults to `"selective"`), selective_share (`float`, *optional*, defaults to `0.5`): as in
+            *optional*, defaults to `"selective"`), selective_share (`float`, *optional*, defaults to `0.35`): as in
             `NoiseSettings`. At 0.3 M parameters noise on all weights takes less of a language out, at a retain loss no lower
             than that of `selective` noise without a module.
         kl_weight (`float`, *optional*, defaults to `0.0`): in [0, 1]: of KL(base || student); the rest is the cross entropy
@@ -53,7 +53,7 @@ class NoiseAndRouteSettings(NoiseSettings):
     alpha: float = setting(1.0, "Share of the weights that noise takes the place of, in [0, 1].", identity=True)
     noise: str = setting(INITIAL, f"What is put in: {' or '.join(BETA)}.", identity=True)
     noised: str = setting(SELECTIVE, f"Which weights: {', '.join(NOISED)}.", identity=True)
-    selective_share: float = setting(0.5, "Of every tensor, with `noised: selective`.", identity=True)
+    selective_share: float = setting(0.35, "Of every tensor, with `noised: selective`.", identity=True)
     kl_weight: float = setting(0.0, "Of the KL to the base; the rest is the labels' loss. In [0, 1].", identity=True)
     leak_guard: bool = setting(True, "On retain tokens the base says nothing of forget entries.", identity=True)
 

@@ -28,6 +28,7 @@ from hf_era.models import family_for
 from hf_era.models.families.family import Family
 from hf_era.models.layers import LINEAR_CLASSES
 from hf_era.models.loading import expand_base, load_causal_lm
+from hf_era.models.module_switches import is_auxiliary_parameter
 from hf_era.models.trainable import LoraSettings, choose_trainable
 from hf_era.training import CausalLMTrainer
 from hf_era.training.distillation import distillation_loss
@@ -118,12 +119,11 @@ def mlp_projections(model: nn.Module, family: Family) -> dict[str, nn.Parameter]
         ValueError: if the MLPs have none (experts whose weights are one tensor).
     """
     paths = {id(module): path for path, module in model.named_modules()}
-    is_auxiliary: Any = getattr(model, "is_auxiliary_parameter", lambda name: False)
     found = {
         f"{paths[id(part)]}.weight": cast(nn.Parameter, part.weight)
         for block in family.get_blocks(model)
         for part in family.get_mlp(block).modules()
-        if isinstance(part, LINEAR_CLASSES) and not is_auxiliary(f"{paths[id(part)]}.weight")
+        if isinstance(part, LINEAR_CLASSES) and not is_auxiliary_parameter(model, f"{paths[id(part)]}.weight")
     }
     if not found:
         raise ValueError(

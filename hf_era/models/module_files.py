@@ -31,6 +31,7 @@ from hf_era.models.families.family import EXPANDED_PREFIX
 from hf_era.models.fast.causal_lm import set_fast_paths
 from hf_era.models.loading import expand_base, hub_options, load_base_config, load_causal_lm
 from hf_era.models.loading_hint import MODULE_README, write_readme
+from hf_era.models.module_switches import is_auxiliary_parameter
 from hf_era.models.self_check import check_opened
 from hf_era.models.whole_weights import is_sharded, whole_model, whole_weights
 from hf_era.utils.checks import error_text, listed, short_repr, unknown_key_message
@@ -88,9 +89,8 @@ def hash_of_base(model: nn.Module, weights: Mapping[str, Tensor] | None = None) 
         model: unwrapped. weights (*optional*): its `whole_weights`, if they are at hand.
     """
     weights = whole_weights(model) if weights is None else weights
-    is_auxiliary: Any = getattr(model, "is_auxiliary_parameter", lambda name: False)
     digest = hashlib.sha256()
-    for name in sorted(name for name, _ in model.named_parameters() if not is_auxiliary(name)):
+    for name in sorted(name for name, _ in model.named_parameters() if not is_auxiliary_parameter(model, name)):
         value = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         as_bytes: Any = value.reshape(-1).view(torch.uint8).numpy()

@@ -11,6 +11,11 @@ from hf_era.models.layers import AuxiliaryModule
 from hf_era.utils.checks import short_repr, unknown_key_message
 
 
+def is_auxiliary_parameter(model: Any, name: str) -> bool:
+    """Whether a parameter or state-dict key of a causal LM belongs to an auxiliary module; a stock model has none."""
+    return hasattr(model, "is_auxiliary_parameter") and model.is_auxiliary_parameter(name)
+
+
 class ModuleSwitchesMixin:
     """Finds the modules of an expanded model, and switches them.
 

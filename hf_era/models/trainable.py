@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_era.models.adapters import has_adapters
 from hf_era.models.families.family import Family, family_of
 from hf_era.models.layers import LINEAR_CLASSES
+from hf_era.models.module_switches import is_auxiliary_parameter
 from hf_era.utils.checks import (
     check_count,
     check_positive,
@@ -151,7 +152,7 @@ def choose_trainable(
     else:
         model.requires_grad_(trainable == "all")
     for name, value in model.named_parameters():
-        if trainable != "all" and _is_auxiliary(model, name):
+        if trainable != "all" and is_auxiliary_parameter(model, name):
             value.requires_grad_(True)
     if trainable == "routed":
         for part in _routed_parts(model, layers, family).values():
@@ -174,10 +175,6 @@ def keep_input_gradients_off(model: Any, is_reentrant: bool = False) -> None:
 def trained_parameters(model: nn.Module) -> int:
     """How many numbers of a model are trained."""
     return sum(value.numel() for value in model.parameters() if value.requires_grad)
-
-
-def _is_auxiliary(model: Any, name: str) -> bool:
-    return hasattr(model, "is_auxiliary_parameter") and model.is_auxiliary_parameter(name)
 
 
 def _family(model: Any, given: Family | None) -> Family:
@@ -209,7 +206,7 @@ def _linear_layers(model: nn.Module) -> list[str]:
     return [
         path
         for path, part in model.named_modules()
-        if isinstance(part, LINEAR_CLASSES) and part is not head and not _is_auxiliary(model, f"{path}.weight")
+        if isinstance(part, LINEAR_CLASSES) and part is not head and not is_auxiliary_parameter(model, f"{path}.weight")
     ]
 
 
