@@ -29,6 +29,8 @@ from hf_era.utils.freed_memory import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Found = TypeVar("Found")
+LEAST_ROUNDS = 3
+"""That a median is taken of, whatever the time limit."""
 
 
 def benchmark_parser(description: str | None, name: str, rounds: int = 7, warm_up: int = 1) -> argparse.ArgumentParser:
@@ -55,7 +57,8 @@ def interleave(
         variants (`Mapping[str, Callable]`): what to time, by name.
         rounds (`int`, *optional*, defaults to `7`): timed rounds, at least 1.
         warm_up (`int`, *optional*, defaults to `1`): rounds before these whose times are thrown away.
-        time_limit_s (`float`, *optional*): no further round starts after so many seconds; one round is always timed.
+        time_limit_s (`float`, *optional*): no further round starts after so many seconds of timed ones; three always do, or
+            `rounds` where that is less.
         synchronise (`Callable`, *optional*): waits for the device, e.g. `torch.cuda.synchronize`; called before the
             clock starts and before it stops.
         clock (`Callable`, *optional*): not given: `time.perf_counter`. `time.process_time` counts the processor's time for
@@ -75,10 +78,10 @@ def interleave(
         raise ValueError(f"`warm_up` should be at least 0, got {warm_up}.")
     keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in variants}
-    start = time.perf_counter()
     for number in range(-warm_up, rounds):
-        timed = times[next(iter(times))]
-        if timed and time_limit_s is not None and time.perf_counter() - start > time_limit_s:
+        if number == 0:
+            start = time.perf_counter()
+        if number >= LEAST_ROUNDS and time_limit_s is not None and time.perf_counter() - start > time_limit_s:
             break
         for name in list(variants)[:: -1 if number % 2 else 1]:
             seconds = _seconds(variants[name], synchronise, clock or time.perf_counter)
@@ -158,18 +161,18 @@ def _status_bytes(field: str) -> int:
     return int(value) * 1024
 
 
-def measured_apart(function: Callable[..., Found], *arguments: Any) -> Found:
+def measured_apart(function: Callable[..., Found], *arguments: Any, **named: Any) -> Found:
     """Calls a function in a process of its own, for its memory, and returns what it returned. That process is forked from
-    one that has imported what benchmarks import, and computed nothing."""
+    one that has computed nothing, but imported what benchmarks import (where this runs in the repository's root)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.train_step"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(function, *arguments, **named).result()
 
 
-def peak_bytes(make: Callable[..., Callable[[], object]], *arguments: Any, steps: int = 2) -> int:
+def peak_bytes(make: Callable[..., Callable[[], object]], *arguments: Any, device: torch.device, steps: int = 2) -> int:
     """Makes a step and goes it a few times: the most that was held at a time, in bytes. On a GPU by tensors; on a CPU by the
-    process, less what it held before. To be measured apart.
+    process, less what it held before, and less pages of libraries that were read in meanwhile. To be measured apart.
 
     Args:
         make (`Callable`): called with the arguments, returns the function that makes a step.
@@ -177,11 +180,13 @@ def peak_bytes(make: Callable[..., Callable[[], object]], *arguments: Any, steps
     """
     keep_freed_memory()
     torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
-    before = resident_bytes()
+    before, of_files = resident_bytes(), _status_bytes("RssFile")
     step = make(*arguments)
     for _ in range(steps):
         step()
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_resident_bytes() - before
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_resident_bytes() - before - (_status_bytes("RssFile") - of_files)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str | None = None) -> None:

@@ -73,7 +73,7 @@ def measure(model_type: str, shape: tuple[int, int], options: argparse.Namespace
     """The figures of one family."""
     steps = {kind: step_of(kind, model_type, shape) for kind in ("stock", "routed")}
     times = interleave(steps, options.rounds, options.warm_up, options.time_limit)
-    peaks = {kind: measured_apart(peak_bytes, step_of, kind, model_type, shape) for kind in steps}
+    peaks = {kind: measured_apart(peak_bytes, step_of, kind, model_type, shape, device=CPU) for kind in steps}
     return {
         "time_ratio": median_ratio(times, "routed", "stock"),
         "memory_ratio": peaks["routed"] / peaks["stock"],

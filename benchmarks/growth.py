@@ -107,7 +107,7 @@ def measure_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, flo
 
         return work
 
-    peak = peak_bytes(timed_step, steps=steps + 1)
+    peak = peak_bytes(timed_step, device=device, steps=steps + 1)
     return {"seconds": statistics.median(seconds[1:]), "peak_bytes": peak, "parameters": parameters}
 
 

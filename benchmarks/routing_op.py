@@ -115,7 +115,7 @@ def main() -> None:
         variants = make_variants(shape, device, getattr(torch, dtype))
         times = interleave(variants, options.rounds, options.warm_up, options.time_limit, synchronise)
         memory = {
-            name: measured_apart(peak_bytes, variant_alone, name, shape, device, getattr(torch, dtype))
+            name: measured_apart(peak_bytes, variant_alone, name, shape, device, getattr(torch, dtype), device=device)
             for name in variants
         }
         results[dtype] = report(times, memory, shape, dtype)

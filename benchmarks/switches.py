@@ -69,7 +69,9 @@ def main() -> None:
     synchronise = torch.cuda.synchronize if kind == "cuda" else None
     times = interleave(steps, options.rounds, options.warm_up, options.time_limit, synchronise)
     del built, batch, steps
-    memory = {name: measured_apart(peak_bytes, step_alone, name, shape, dtype, device) for name in VARIANTS}
+    memory = {
+        name: measured_apart(peak_bytes, step_alone, name, shape, dtype, device, device=device) for name in VARIANTS
+    }
     figures = {
         name: {**summary, "over_all_on": median_ratio(times, name, "all on"), "peak_bytes": memory[name]}
         for name, summary in summarise(times).items()

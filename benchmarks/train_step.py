@@ -275,7 +275,7 @@ def _row(name: str, figure: dict[str, Any]) -> list[str]:
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
-    parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=7, warm_up=2)
+    parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=7)
     parser.add_argument("--shape", action="append", help="rows x tokens, e.g. 8x256, 1x256:small; any number of times")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
@@ -286,15 +286,15 @@ def main() -> None:
         print("This CPU has no bf16 units: bf16 is left out.")
     rates = {"fp32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
     print(f"Measured matmul rate, GFLOP/s: fp32 {rates['fp32'] / 1e9:,.0f}, bf16 {rates['bf16'] / 1e9:,.0f}")
-    results = []
+    results, largest = [], max(shapes, key=lambda shape: shape.rows * shape.length)
     for shape in shapes:
         # On a CPU at few tokens alone: what compiling does to the ratios shows there.
         with_compile = not options.no_compile and (device.type == "cuda" or shape.rows * shape.length <= 256)
         names = variant_names(device, with_compile)
         print(f"{shape}: {len(names)} variants, {options.rounds} rounds ...", flush=True)
         measured = time_shape(shape, names, device, options)
-        with_memory = [] if options.no_memory or shape != shapes[-1] else [n for n in names if n.endswith("eager")]
-        memory = {name: measured_apart(peak_bytes, step_of, name, shape, device) for name in with_memory}
+        with_memory = [] if options.no_memory or shape != largest else [n for n in names if n.endswith("eager")]
+        memory = {name: measured_apart(peak_bytes, step_of, name, shape, device, device=device) for name in with_memory}
         results.append(report(shape, measured, memory, rates))
     write_result(options.output, {**environment(device), "matmul_flops_per_s": rates, "shapes": results})
 

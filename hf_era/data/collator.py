@@ -168,9 +168,10 @@ class RoutingCollator:
 
     Args:
         pad_token_id (`int`): any valid id; it is masked wherever it pads.
-        pad_to_multiple_of (`int`, *optional*): round the length up to a multiple of this.
+        pad_to_multiple_of (`int`, *optional*): round the length up to a multiple of this, if `max_length` allows.
         vocabulary_size (`int`, *optional*): of the model. Given: ids and labels beyond it are refused here, with their row;
             not given, only negative ones are.
+        max_length (`int`, *optional*): that rounding up stops at: a model has no more positions.
 
     Raises (from a call):
         ValueError: for an empty batch or example, columns of unlike length or that some examples lack, a routing weight that
@@ -186,18 +187,21 @@ class RoutingCollator:
     pad_token_id: int
     pad_to_multiple_of: int | None = None
     vocabulary_size: int | None = None
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         check_count("pad_token_id", self.pad_token_id, 0)
         check_count("pad_to_multiple_of", self.pad_to_multiple_of)
         check_count("vocabulary_size", self.vocabulary_size)
+        check_count("max_length", self.max_length)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         present = check_examples(examples)
         lengths = np.array([len(example["input_ids"]) for example in examples])
         longest = int(lengths.max())
         if self.pad_to_multiple_of:
-            longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            rounded = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            longest = max(longest, min(rounded, self.max_length or rounded))
         is_token = np.arange(longest) < lengths[:, None]
 
         def padded(name: str, padding: Any) -> Tensor:

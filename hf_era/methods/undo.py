@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import set_seed
 
-from hf_era.data import FORGET, RETAIN, UNLABELLED, padding_token_id
+from hf_era.data import FORGET, RETAIN, UNLABELLED
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.methods.method import Cost, Phase, Run, Settings, Stage, register_method, stories_labelled
 from hf_era.methods.noise import TRAINS_ALL, NoiseSettings, damage
@@ -121,6 +121,7 @@ class MaxEntropyTrainer(CausalLMTrainer):
     Which is which, `is_forget` says (`LabelledCollator`).
     """
 
+    collator_class = LabelledCollator
     extra_columns = ("label",)
 
     def __init__(self, *args: Any, forget_weight: float, **kwargs: Any) -> None:
@@ -240,8 +241,7 @@ class Undo(PostTraining):
             changes["learning_rate"] = settings.teacher_learning_rate
         arguments = run.training_arguments("teacher", key, **changes)
         set_seed(run.seed)
-        collator = LabelledCollator(padding_token_id(run.tokenizer))
-        options = {"forget_weight": settings.teacher_forget_weight, "data_collator": collator}
+        options = {"forget_weight": settings.teacher_forget_weight}
         knows_labels = settings.distil_on == "labelled_retain"  # then what has none teaches nobody
         stories = stories_labelled(run.data, FORGET, RETAIN) if knows_labels else None
         trainer, _ = run.train(

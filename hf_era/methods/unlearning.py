@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_era.data import FORGET, RoutingCollator, padding_token_id
+from hf_era.data import FORGET, RoutingCollator
 from hf_era.data.collator import IGNORE_INDEX
 from hf_era.evaluation.losses import token_losses
 from hf_era.methods.method import Run
@@ -43,12 +43,10 @@ class UnlearningTrainer(CausalLMTrainer):
         args, kwargs: as `CausalLMTrainer`. The column `label` of an example says what it is about: 0 is forget.
     """
 
+    collator_class = LabelledCollator
     extra_columns = ("label",)
 
     def __init__(self, model: Any, args: Any, *, reference: Any = None, **kwargs: Any) -> None:
-        tokenizer = kwargs.get("processing_class")
-        if kwargs.get("data_collator") is None:
-            kwargs["data_collator"] = LabelledCollator(padding_token_id(tokenizer) if tokenizer is not None else 0)
         super().__init__(model, args, **kwargs)
         # Losses are made here and not by the model, whatever it would do with the number of labels.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True

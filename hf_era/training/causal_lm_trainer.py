@@ -90,6 +90,7 @@ class CausalLMTrainer(CheckpointingTrainer):
     """
 
     config_class: ClassVar[type[CausalLMTrainingConfig]] = CausalLMTrainingConfig
+    collator_class: ClassVar[type[RoutingCollator]] = RoutingCollator
     args: CausalLMTrainingConfig
     more_against_divergence: ClassVar[str] = ""
     extra_columns: ClassVar[tuple[str, ...]] = ()
@@ -115,7 +116,9 @@ class CausalLMTrainer(CheckpointingTrainer):
             check_special_tokens_are_known(tokenizer, _vocabulary_size(model))
         if kwargs.get("data_collator") is None:
             pad = padding_token_id(tokenizer) if tokenizer is not None else 0
-            kwargs["data_collator"] = RoutingCollator(pad, args.pad_to_multiple_of, _vocabulary_size(model))
+            kwargs["data_collator"] = self.collator_class(
+                pad, args.pad_to_multiple_of, _vocabulary_size(model), positions_of(model)
+            )
         else:
             check_has_effect(args, ["pad_to_multiple_of"], "a data collator")
         check_is_one_data_set(kwargs.get("train_dataset"))
@@ -334,10 +337,14 @@ class CausalLMTrainer(CheckpointingTrainer):
         return stack
 
     def _pads_on_the_right(self) -> bool:
-        """Whether all training batches come from `RoutingCollator`, of examples without a mask of their own."""
+        """Whether all training batches come from a collator of ours, of examples without a mask of their own."""
         columns = getattr(self.train_dataset, "column_names", None)
         collator = getattr(self.data_collator, "collator", self.data_collator)  # within that of padding rows
-        return type(collator) is RoutingCollator and columns is not None and "attention_mask" not in columns
+        return (
+            type(collator) in (RoutingCollator, self.collator_class)
+            and columns is not None
+            and "attention_mask" not in columns
+        )
 
     # ---- Training, and non-finite losses ----
 
@@ -546,6 +553,12 @@ def _vocabulary_size(model: Any) -> int | None:
     """How many ids a model has embeddings of; None where there is no model yet, or it does not say."""
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return getattr(embeddings, "num_embeddings", None)
+
+
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model takes at most; None where there is no model yet, or it does not say."""
+    config = getattr(model, "config", None)
+    return None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 class EpochSeededSampler(Sampler[int]):

@@ -69,6 +69,8 @@ class _SoftTargetCrossEntropy(torch.autograd.Function):
         gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         cross_entropy, divergence = (torch.zeros((), dtype=sums, device=logits.device) for _ in range(2))
         students, gradients, targets = logits.flatten(0, 1), gradient.view(-1, logits.shape[-1]), targets.flatten()
+        teachers = None if teacher_logits is None else teacher_logits.flatten(0, 1)
+        tokens, entries = (None, None) if excluded is None else (excluded[0].flatten(), excluded[1])
         rows = _rows_per_chunk(logits)
         for start in range(0, len(students), rows):
             chunk = slice(start, start + rows)
@@ -77,11 +79,10 @@ class _SoftTargetCrossEntropy(torch.autograd.Function):
             log_student = torch.log_softmax(students[chunk], dim=-1, dtype=sums)
             cross_entropy -= (log_student.gather(-1, target) * counted).sum()
             difference = log_student.exp()
-            if teacher_logits is not None:
-                said = teacher_logits.flatten(0, 1)[chunk].to(sums)
-                if excluded is not None:
-                    tokens, entries = excluded
-                    said = said.masked_fill(tokens.flatten()[chunk].unsqueeze(-1) & entries, EXCLUDED_LOGIT)
+            if teachers is not None:
+                said = teachers[chunk].to(sums)
+                if tokens is not None and entries is not None:
+                    said = said.masked_fill(tokens[chunk].unsqueeze(-1) & entries, EXCLUDED_LOGIT)
                 log_teacher = torch.log_softmax(said, dim=-1)
                 teacher = log_teacher.exp()
                 divergence += ((log_teacher.sub_(log_student)).mul_(teacher) * counted).sum()

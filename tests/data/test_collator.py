@@ -59,6 +59,12 @@ def test_the_length_can_be_rounded_up(multiple: int | None, length: int) -> None
     assert (batch["routing_weight"][batch["attention_mask"] == 0] == 1).all()
 
 
+@pytest.mark.parametrize(("longest", "length"), [(4, 5), (6, 6), (20, 8)])
+def test_rounding_up_stops_where_a_model_has_no_more_positions(longest: int, length: int) -> None:
+    batch = RoutingCollator(pad_token_id=0, pad_to_multiple_of=8, max_length=longest)(EXAMPLES)
+    assert batch["input_ids"].shape == (3, length)
+
+
 def test_it_collates_for_a_data_loader() -> None:
     many = [{"input_ids": list(range(1, 2 + index)), "routing_weight": [0.5] * (1 + index)} for index in range(10)]
     batches = list(DataLoader(many, batch_size=4, collate_fn=RoutingCollator(pad_token_id=0)))
