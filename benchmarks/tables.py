@@ -1,6 +1,6 @@
 """Renders tables of README, `docs/evidence.md` and `docs/speed.md` from `benchmarks/results/`, between their markers.
 
-python benchmarks/tables.py            # after `make bench`; --check only says whether they are up to date
+python benchmarks/tables.py            # after `make bench bench-more`; --check only says whether they are up to date
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from hf_era.reporting.comparison_tables import (
     strongest_attack_over_seeds,
 )
 from hf_era.reporting.markdown.tables import markdown_table
-from hf_era.reporting.matrix_tables import curve_texts, kinds_table, range_texts, rows_table
+from hf_era.reporting.matrix_tables import curve_texts, range_texts, rows_table
 from hf_era.reporting.numbers import format_estimate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +48,7 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
 def step_table() -> str:
     rows = []
     for shape in read("train_step_cpu")["shapes"]:
-        label = f"{shape['rows']} x {shape['length']}" + (", small model" if shape["model"] == "small" else "")
+        label = f"{shape['shape'][0]} x {shape['shape'][1]}"
         for name, figure in shape["variants"].items():
             rows.append(
                 [
@@ -79,8 +78,7 @@ def switches_table() -> str:
         ]
         for name, figure in variants.items()
     ]
-    shape = " x ".join(map(str, read("switches_cpu")["shape"]))
-    return markdown([f"routed step, {shape}", "s a step", "/ all on", "peak MiB", "/ all on"], rows)
+    return markdown(["routed step, 8 x 256", "s a step", "/ all on", "peak MiB", "/ all on"], rows)
 
 
 def families_table() -> str:
@@ -98,18 +96,12 @@ def families_table() -> str:
 
 
 def work_table() -> str:
-    throughput, attack, data = read("throughput_cpu")["variants"], read("attack_cpu"), read("data")
+    throughput, attack, data = read("throughput_cpu")["variants"], read("attack_cpu")["variants"], read("data")
     rows = [
         [f"training, tokens a second that are not padding: {name}", f"{over['stock, random order']:.2f} x"]
         for name, over in ((name, figure["over"]) for name, figure in throughput.items())
     ]
-    rows += [
-        [f"{name}, {group.removesuffix(', attack')}, time", f"{figure['ratio']:.2f}"]
-        for group, variants in attack["groups"].items()
-        for name, figure in variants.items()
-    ]
-    if attack["suite_seconds"] is not None:
-        rows.append(["all attacks of preset `standard`, `stories_tiny.yaml`, s", f"{attack['suite_seconds']:,.0f}"])
+    rows += [[f"{name}, time", f"{figure['ratio']:.2f}"] for name, figure in attack.items()]
     rows += [
         [f"data: {name}, stories a second", f"{figure['stories_per_second']:,.0f}"]
         for name, figure in data["variants"].items()
@@ -182,7 +174,7 @@ def headline_table() -> str:
     variants = read("train_step_cpu")["shapes"][-1]["variants"]
     routed = variants["routed fp32 eager"]
     throughput = read("throughput_cpu")["variants"]["routed, by length"]["over"]["stock, random order"]
-    evaluation = read("attack_cpu")["groups"]["small"]["evaluation, ours"]["ratio"]
+    evaluation = read("attack_cpu")["variants"]["evaluation, ours"]["ratio"]
     what = [
         ("training step with routing and the L1 term, 8 x 256 tokens: time", routed["over_stock_fp32"]),
         ("the same: peak memory", routed["peak_over_stock_fp32"]),
@@ -194,58 +186,13 @@ def headline_table() -> str:
     return markdown(["", "stock", "hf_era"], rows)
 
 
-MEASURED = (
-    "train_step_cpu", "switches_cpu", "families_cpu", "parameter_router_cpu", "throughput_cpu", "attack_cpu", "data",
-    "routing_op_cpu", "side_mlp_cpu", "growth_cpu", "freed_memory_cpu", "startup",
-)  # fmt: skip
-"""The files that the page shows."""
-
-
 def machine_line() -> str:
-    """What the page's figures were measured on: one line, and more where files are of several machines or versions."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for name in MEASURED:
-        one = read(name)
-        machine, versions = one["machine"], one["versions"]
-        text = (
-            f"{machine['torch_threads']} cores of an {machine['cpu_model']} ({machine['torch_cpu_capability']}), torch "
-            f"{versions['torch']}, transformers {versions['transformers']}"
-        )
-        found.setdefault(text, []).append((name, one["date"][:10]))
-    lines = []
-    for text, files in found.items():
-        dates = sorted({date for _, date in files})
-        which = "" if len(found) == 1 else f" ({', '.join(f'`{name}`' for name, _ in files)})"
-        lines.append(f"{text}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}{which}.")
-    return "\n\n".join(lines)
-
-
-def growth_table() -> str:
-    """Of each sweep its ends: how much more a step takes, and ours over stock at either."""
-    rows = []
-    for name, sweep in read("growth_cpu")["sweeps"].items():
-        ends = {kind: (sweep[kind][0], sweep[kind][-1]) for kind in ("stock", "routed")}
-        cells = []
-        for key in ("seconds", "peak_bytes"):
-            cells += [f"{ends[kind][1][key] / ends[kind][0][key]:.2f}" for kind in ends]
-            cells.append(" to ".join(f"{ends['routed'][at][key] / ends['stock'][at][key]:.2f}" for at in (0, 1)))
-        rows.append([f"{name}, {sweep['values'][0]:,} to {sweep['values'][-1]:,}", *cells])
-    columns = ["what grows", "time, stock", "routed", "routed / stock", "memory, stock", "routed", "routed / stock"]
-    return markdown(columns, rows)
-
-
-def freed_memory_table() -> str:
-    rows = [
-        [f"{shape.replace('x', ' x ')}, {name}", f"{one['median_s']:.2f}", f"{one['over_default']:.2f}",
-         f"{one['peak_bytes'] / 2**20:,.0f}"]
-        for shape, variants in read("freed_memory_cpu")["shapes"].items()
-        for name, one in variants.items()
-    ]  # fmt: skip
-    return markdown(["tokens, variant", "s a step", "/ glibc's default", "peak MiB"], rows)
-
-
-def startup_table() -> str:
-    return markdown(["until", "s"], [[name, f"{value:.1f}"] for name, value in read("startup")["seconds"].items()])
+    found = read("train_step_cpu")
+    machine, versions = found["machine"], found["versions"]
+    return (
+        f"{machine['torch_threads']} cores of an {machine['cpu_model']} ({machine['torch_cpu_capability']}), torch "
+        f"{versions['torch']}, transformers {versions['transformers']}, {found['date'][:10]}."
+    )
 
 
 def matrix_rows() -> list[dict[str, Any]]:
@@ -286,48 +233,27 @@ BAKEOFF_COLUMNS = (
 POSTTRAINING_COLUMNS = ("Retain loss after the attack", "Distance to the base", "Barrier: forget")
 
 
-FRONTIER_COLUMNS = (
-    "Row", "Labels", "Seeds", "Training, share of pretraining", "Retain loss", "Retain loss over continuing", "Forget loss",
-    "Forget loss after the attack", "Attack lowers: forget loss", "Share of filtering", "Distance to the base",
-    "Barrier: forget",
-)  # fmt: skip
-
-
-def matrix_section(
-    name: str, testbed: str, wanted: Sequence[str], start: str | None = None, with_range: bool = True
-) -> str:
-    """What a matrix says of one testbed, before its rows the testbed's range and curves: rows of all starts or of one,
-    `scratch` or `pretrained`, with these columns."""
-    if not (RESULTS / name / "table.json").is_file():
+def bakeoff_section(testbed: str, start: str) -> str:
+    """What the bake-off says of one testbed from one start, `scratch` or `pretrained`: its rows with the columns that
+    matter; from scratch before them the testbed's range."""
+    if not (RESULTS / "bakeoff" / "table.json").is_file():
         return NOT_RUN
-    found = read(f"{name}/table")
-    rows = [row for row in found["rows"] if row["testbed"] == testbed and start in (None, row["start"])]
-    if not rows:
-        return NOT_RUN
+    found = read("bakeoff/table")
     texts = [
         text
         for part in found["testbeds"]
-        if with_range and part["name"] == testbed
+        if part["name"] == testbed
         for text in [*range_texts(part), *curve_texts(part)]
     ]
-    shown = rows_table(rows)
-    columns = [number for number, title in enumerate(shown.header) if title in wanted]
-    lines = [[row[number] for number in columns] for row in shown.rows]
-    return "\n\n".join([*texts, markdown([shown.header[number] for number in columns], lines)])
-
-
-def bakeoff_section(testbed: str, start: str) -> str:
-    """Of one testbed from one start the columns that matter."""
-    wanted = BAKEOFF_COLUMNS if start == "scratch" else (*BAKEOFF_COLUMNS, *POSTTRAINING_COLUMNS)
-    return matrix_section("bakeoff", testbed, wanted, start, with_range=start == "scratch")
-
-
-def attack_kinds_section(name: str) -> str:
-    """Of a matrix with several kinds of attack the strongest of each."""
-    if not (RESULTS / name / "table.json").is_file():
+    rows = [row for row in found["rows"] if row["testbed"] == testbed and row["start"] == start]
+    if not rows:
         return NOT_RUN
-    kinds = kinds_table(read(f"{name}/table")["rows"])
-    return NOT_RUN if kinds is None else markdown_table(kinds)
+    shown = rows_table(rows)
+    wanted = BAKEOFF_COLUMNS if start == "scratch" else (*BAKEOFF_COLUMNS, *POSTTRAINING_COLUMNS)
+    columns = [number for number, name in enumerate(shown.header) if name in wanted]
+    lines = [[row[number] for number in columns] for row in shown.rows]
+    table = markdown([shown.header[number] for number in columns], lines)
+    return "\n\n".join([*(texts if start == "scratch" else []), table])
 
 
 TABLES = {
@@ -340,19 +266,12 @@ TABLES = {
         "work": work_table,
         "routing": routing_table,
         "routers": routers_section,
-        "growth": growth_table,
-        "freed": freed_memory_table,
-        "startup": startup_table,
         "estimates": estimates_table,
     },
     README: {"summary": summary_table},
     EVIDENCE: {
         **{f"bakeoff_{name}": partial(bakeoff_section, name, "scratch") for name in ("language", "facts", "trees")},
         **{f"posttraining_{name}": partial(bakeoff_section, name, "pretrained") for name in ("language", "facts")},
-        "frontier": partial(matrix_section, "frontier", "language", FRONTIER_COLUMNS),
-        "frontier_attacks": partial(attack_kinds_section, "frontier_attacks"),
-        "frontier_stories260k": partial(matrix_section, "frontier_stories260k", "", FRONTIER_COLUMNS),
-        "frontier_small": partial(matrix_section, "frontier_small", "language", FRONTIER_COLUMNS),
         "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
         "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
         "strongest": lambda: markdown_table(strongest_attack_over_seeds(matrix_rows())),
