@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -233,27 +234,40 @@ BAKEOFF_COLUMNS = (
 POSTTRAINING_COLUMNS = ("Retain loss after the attack", "Distance to the base", "Barrier: forget")
 
 
-def bakeoff_section(testbed: str, start: str) -> str:
-    """What the bake-off says of one testbed from one start, `scratch` or `pretrained`: its rows with the columns that
-    matter; from scratch before them the testbed's range."""
-    if not (RESULTS / "bakeoff" / "table.json").is_file():
+FRONTIER_COLUMNS = (
+    "Row", "Labels", "Seeds", "Training, share of pretraining", "Retain loss", "Retain loss over continuing", "Forget loss",
+    "Forget loss after the attack", "Attack lowers: forget loss", "Share of filtering", "Distance to the base",
+    "Barrier: forget",
+)  # fmt: skip
+
+
+def matrix_section(
+    name: str, testbed: str, wanted: Sequence[str], start: str | None = None, with_range: bool = True
+) -> str:
+    """What a matrix says of one testbed, before its rows the testbed's range and curves: rows of all starts or of one,
+    `scratch` or `pretrained`, with these columns."""
+    if not (RESULTS / name / "table.json").is_file():
         return NOT_RUN
-    found = read("bakeoff/table")
+    found = read(f"{name}/table")
+    rows = [row for row in found["rows"] if row["testbed"] == testbed and start in (None, row["start"])]
+    if not rows:
+        return NOT_RUN
     texts = [
         text
         for part in found["testbeds"]
-        if part["name"] == testbed
+        if with_range and part["name"] == testbed
         for text in [*range_texts(part), *curve_texts(part)]
     ]
-    rows = [row for row in found["rows"] if row["testbed"] == testbed and row["start"] == start]
-    if not rows:
-        return NOT_RUN
     shown = rows_table(rows)
-    wanted = BAKEOFF_COLUMNS if start == "scratch" else (*BAKEOFF_COLUMNS, *POSTTRAINING_COLUMNS)
-    columns = [number for number, name in enumerate(shown.header) if name in wanted]
+    columns = [number for number, title in enumerate(shown.header) if title in wanted]
     lines = [[row[number] for number in columns] for row in shown.rows]
-    table = markdown([shown.header[number] for number in columns], lines)
-    return "\n\n".join([*(texts if start == "scratch" else []), table])
+    return "\n\n".join([*texts, markdown([shown.header[number] for number in columns], lines)])
+
+
+def bakeoff_section(testbed: str, start: str) -> str:
+    """Of one testbed from one start the columns that matter."""
+    wanted = BAKEOFF_COLUMNS if start == "scratch" else (*BAKEOFF_COLUMNS, *POSTTRAINING_COLUMNS)
+    return matrix_section("bakeoff", testbed, wanted, start, with_range=start == "scratch")
 
 
 TABLES = {
@@ -272,6 +286,7 @@ TABLES = {
     EVIDENCE: {
         **{f"bakeoff_{name}": partial(bakeoff_section, name, "scratch") for name in ("language", "facts", "trees")},
         **{f"posttraining_{name}": partial(bakeoff_section, name, "pretrained") for name in ("language", "facts")},
+        "frontier": partial(matrix_section, "frontier", "language", FRONTIER_COLUMNS),
         "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
         "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
         "strongest": lambda: markdown_table(strongest_attack_over_seeds(matrix_rows())),
