@@ -298,15 +298,7 @@ def run_recipe(
         command += ["--config_file", f"recipes/accelerate/{way}.yaml", "recipes/scratch_fullseq.py"]
     for name, value in options.items():
         command += [f"--{name}", "null" if value is None else str(value)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        said = process.communicate(timeout=limit)[1]
-    except subprocess.TimeoutExpired:
-        process.terminate()  # a launcher ends its workers, whose session is another
-        process.communicate()
-        raise
-    if process.returncode:
-        raise RuntimeError(f"Recipe A ended with status {process.returncode}:\n{said[-3000:]}")
+    _run_to_the_end(command, limit)
     result = read_json(folder / "run" / "result.json")
     logs = result["training"]["log_history"]
     found = {
@@ -321,6 +313,19 @@ def run_recipe(
             f"without the real stories: no {STORIES} and {TOKENIZER} in `--data`, or beside or in the checkout"
         )
     write_json(output, found)
+
+
+def _run_to_the_end(command: list[str], limit: float) -> None:
+    """Raises `RuntimeError` if it fails, `TimeoutExpired` after so many seconds; then nothing of it goes on."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        said = process.communicate(timeout=limit)[1]
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a launcher ends its workers, whose session is another
+        process.communicate()
+        raise
+    if process.returncode:
+        raise RuntimeError(f"Recipe A ended with status {process.returncode}:\n{said[-3000:]}")
 
 
 def stories_folder(given: Path | None) -> Path | None:
