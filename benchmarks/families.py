@@ -1,7 +1,7 @@
 """One full training step of every family, stock transformers against hf_era routed: time, and memory at its peak.
 
     python benchmarks/families.py                          # every family that is registered, 4 x 256 tokens
-    python benchmarks/families.py --families llama gpt2    # some of them
+    python benchmarks/families.py --families llama gpt2    # some of them; the others stay in the file as they are
 
 Each model has four layers of width 384, an MLP of 1,536 (gated: 1,024), six heads and 32,000 tokens: the vocabulary's part
 of a step is then what it is in small published models. `stock` is the family's own class with the loss that the plain
@@ -38,6 +38,7 @@ from benchmarks.common import (
 from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step
 from hf_era import ExpansionConfig
 from hf_era.models import FAMILIES, get_family
+from hf_era.utils.files import read_json
 
 VOCABULARY, LAYERS, HIDDEN, HEADS = 32_000, 4, 384, 6
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def measure(model_type: str, shape: tuple[int, int], options: argparse.Namespace
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, "families_cpu", rounds=3)
+    parser = benchmark_parser(__doc__, "families_cpu", rounds=5, warm_up=2)
     parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=sorted(FAMILIES))
     parser.add_argument("--shape", default="4x256", help="rows x tokens (default: 4x256)")
     options = parser.parse_args()
@@ -107,7 +108,10 @@ def main() -> None:
         ],
         f"median time ratio over families: {statistics.median(f['time_ratio'] for f in figures.values()):.2f}",
     )
-    write_result(options.output, {**environment(), "shape": [rows, tokens], "families": figures})
+    stored = read_json(options.output) if options.output.is_file() else {}
+    kept = stored["families"] if stored.get("shape") == [rows, tokens] else {}
+    families = {name: (kept | figures)[name] for name in sorted(kept | figures)}
+    write_result(options.output, {**environment(), "shape": [rows, tokens], "families": families})
 
 
 if __name__ == "__main__":

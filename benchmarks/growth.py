@@ -56,6 +56,8 @@ LLAMAS = {16: (192, 16, 3), 44: (384, 16, 6), 135: (576, 30, 9)}
 """Million parameters -> hidden size, layers, heads."""
 KINDS = ("stock", "routed")
 HIDDEN = 256
+WARM_UP = 3
+"""Steps before those that are timed: so many it takes until memory that a step frees is all used again."""
 
 
 def config_of(shape: dict[str, Any]) -> Any:
@@ -107,11 +109,13 @@ def measure_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, flo
 
         return work
 
-    peak = peak_bytes(timed_step, device=device, steps=steps + 1)
-    return {"seconds": statistics.median(seconds[1:]), "peak_bytes": peak, "parameters": parameters}
+    peak = peak_bytes(timed_step, device=device, steps=WARM_UP + steps)
+    return {"seconds": statistics.median(seconds[WARM_UP:]), "peak_bytes": peak, "parameters": parameters}
 
 
 COLUMNS = 4
+LEAST_SPAN = 5.0
+"""Of an axis, highest over lowest: what does not grow is to look like it."""
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -139,6 +143,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
             if 0 not in sweep["values"]:
                 axis.set_xscale("log", base=2)
             axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            middle, span = (low * high) ** 0.5, max(high / low, LEAST_SPAN) ** 0.5
+            axis.set_ylim(middle / span, middle * span)
             axis.set_xticks(sweep["values"], [f"{value:,}" for value in sweep["values"]], fontsize=8)
             axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
             axis.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))

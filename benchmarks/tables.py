@@ -1,6 +1,6 @@
 """Renders tables of README, `docs/evidence.md` and `docs/speed.md` from `benchmarks/results/`, between their markers.
 
-python benchmarks/tables.py            # after `make bench bench-more`; --check only says whether they are up to date
+python benchmarks/tables.py            # after `make bench`; --check only says whether they are up to date
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
 def step_table() -> str:
     rows = []
     for shape in read("train_step_cpu")["shapes"]:
-        label = f"{shape['shape'][0]} x {shape['shape'][1]}"
+        label = f"{shape['rows']} x {shape['length']}" + (", small model" if shape["model"] == "small" else "")
         for name, figure in shape["variants"].items():
             rows.append(
                 [
@@ -79,7 +79,8 @@ def switches_table() -> str:
         ]
         for name, figure in variants.items()
     ]
-    return markdown(["routed step, 8 x 256", "s a step", "/ all on", "peak MiB", "/ all on"], rows)
+    shape = " x ".join(map(str, read("switches_cpu")["shape"]))
+    return markdown([f"routed step, {shape}", "s a step", "/ all on", "peak MiB", "/ all on"], rows)
 
 
 def families_table() -> str:
@@ -97,12 +98,18 @@ def families_table() -> str:
 
 
 def work_table() -> str:
-    throughput, attack, data = read("throughput_cpu")["variants"], read("attack_cpu")["variants"], read("data")
+    throughput, attack, data = read("throughput_cpu")["variants"], read("attack_cpu"), read("data")
     rows = [
         [f"training, tokens a second that are not padding: {name}", f"{over['stock, random order']:.2f} x"]
         for name, over in ((name, figure["over"]) for name, figure in throughput.items())
     ]
-    rows += [[f"{name}, time", f"{figure['ratio']:.2f}"] for name, figure in attack.items()]
+    rows += [
+        [f"{name}, {group.removesuffix(', attack')}, time", f"{figure['ratio']:.2f}"]
+        for group, variants in attack["groups"].items()
+        for name, figure in variants.items()
+    ]
+    if attack["suite"] is not None:
+        rows.append(["all attacks of preset `standard`, `stories_tiny.yaml`, s", f"{attack['suite']['seconds']:,.0f}"])
     rows += [
         [f"data: {name}, stories a second", f"{figure['stories_per_second']:,.0f}"]
         for name, figure in data["variants"].items()
@@ -123,9 +130,9 @@ def routing_table() -> str:
 
 def routers_section() -> str:
     """What routers cost, with its heading; nothing until it was measured."""
-    if not (RESULTS / "parameter_router_cpu.json").is_file():
+    if not (RESULTS / "routers_cpu.json").is_file():
         return ""
-    found = read("parameter_router_cpu")
+    found = read("routers_cpu")
     rows = [
         [name, f"{one['median_s']:.2f}", f"{one['over_no_routing']:.2f}"] for name, one in found["variants"].items()
     ]
@@ -134,7 +141,7 @@ def routers_section() -> str:
     text = [
         "## Routers\n",
         "A training step of TinyStories-28M's shape, one router after the other, without the L1 term. With `core: all`",
-        "every parameter of the original model learns a share of each token (`python benchmarks/parameter_router.py`).\n",
+        "every parameter of the original model learns a share of each token (`python benchmarks/routers.py`).\n",
     ]
     return "\n".join([*text, markdown([f"{shape}, {found['dtype']}", seconds, "/ no routing"], rows)])
 
@@ -175,7 +182,7 @@ def headline_table() -> str:
     variants = read("train_step_cpu")["shapes"][-1]["variants"]
     routed = variants["routed fp32 eager"]
     throughput = read("throughput_cpu")["variants"]["routed, by length"]["over"]["stock, random order"]
-    evaluation = read("attack_cpu")["variants"]["evaluation, ours"]["ratio"]
+    evaluation = read("attack_cpu")["groups"]["small"]["evaluation, ours"]["ratio"]
     what = [
         ("training step with routing and the L1 term, 8 x 256 tokens: time", routed["over_stock_fp32"]),
         ("the same: peak memory", routed["peak_over_stock_fp32"]),
@@ -187,13 +194,58 @@ def headline_table() -> str:
     return markdown(["", "stock", "hf_era"], rows)
 
 
+MEASURED = (
+    "train_step_cpu", "switches_cpu", "families_cpu", "routers_cpu", "throughput_cpu", "attack_cpu", "data",
+    "routing_op_cpu", "side_mlp_cpu", "growth_cpu", "freed_memory_cpu", "startup",
+)  # fmt: skip
+"""The files that the page shows."""
+
+
 def machine_line() -> str:
-    found = read("train_step_cpu")
-    machine, versions = found["machine"], found["versions"]
-    return (
-        f"{machine['torch_threads']} cores of an {machine['cpu_model']} ({machine['torch_cpu_capability']}), torch "
-        f"{versions['torch']}, transformers {versions['transformers']}, {found['date'][:10]}."
-    )
+    """What the page's figures were measured on: one line, and more where files are of several machines or versions."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in MEASURED:
+        one = read(name)
+        machine, versions = one["machine"], one["versions"]
+        text = (
+            f"{machine['torch_threads']} cores of an {machine['cpu_model']} ({machine['torch_cpu_capability']}), torch "
+            f"{versions['torch']}, transformers {versions['transformers']}"
+        )
+        found.setdefault(text, []).append((name, one["date"][:10]))
+    lines = []
+    for text, files in found.items():
+        dates = sorted({date for _, date in files})
+        which = "" if len(found) == 1 else f" ({', '.join(f'`{name}`' for name, _ in files)})"
+        lines.append(f"{text}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}{which}.")
+    return "\n\n".join(lines)
+
+
+def growth_table() -> str:
+    """Of each sweep its ends: how much more a step takes, and ours over stock at either."""
+    rows = []
+    for name, sweep in read("growth_cpu")["sweeps"].items():
+        ends = {kind: (sweep[kind][0], sweep[kind][-1]) for kind in ("stock", "routed")}
+        cells = []
+        for key in ("seconds", "peak_bytes"):
+            cells += [f"{ends[kind][1][key] / ends[kind][0][key]:.2f}" for kind in ends]
+            cells.append(" to ".join(f"{ends['routed'][at][key] / ends['stock'][at][key]:.2f}" for at in (0, 1)))
+        rows.append([f"{name}, {sweep['values'][0]:,} to {sweep['values'][-1]:,}", *cells])
+    columns = ["what grows", "time, stock", "routed", "routed / stock", "memory, stock", "routed", "routed / stock"]
+    return markdown(columns, rows)
+
+
+def freed_memory_table() -> str:
+    rows = [
+        [f"{shape.replace('x', ' x ')}, {name}", f"{one['median_s']:.2f}", f"{one['over_default']:.2f}",
+         f"{one['over_stock']:.2f}", f"{one['peak_bytes'] / 2**20:,.0f}"]
+        for shape, variants in read("freed_memory_cpu")["shapes"].items()
+        for name, one in variants.items()
+    ]  # fmt: skip
+    return markdown(["tokens, variant", "s a step", "/ as glibc has it", "/ stock, as glibc has it", "peak MiB"], rows)
+
+
+def startup_table() -> str:
+    return markdown(["until", "s"], [[name, f"{value:.1f}"] for name, value in read("startup")["seconds"].items()])
 
 
 def matrix_rows() -> list[dict[str, Any]]:
@@ -280,6 +332,9 @@ TABLES = {
         "work": work_table,
         "routing": routing_table,
         "routers": routers_section,
+        "growth": growth_table,
+        "freed": freed_memory_table,
+        "startup": startup_table,
         "estimates": estimates_table,
     },
     README: {"summary": summary_table},

@@ -60,7 +60,7 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     parser = benchmark_parser(__doc__, f"throughput_{device.type}", rounds=3, warm_up=0)
     parser.add_argument("--batch-size", type=int, default=80 if on_gpu else 8)
-    parser.add_argument("--batches", type=int, default=20 if on_gpu else 3, help="batches of each variant in a round")
+    parser.add_argument("--batches", type=int, default=20 if on_gpu else 2, help="batches of each variant in a round")
     options = parser.parse_args()
     data = load_tokenised(17_000)
     lengths = list(data.stories["length"])

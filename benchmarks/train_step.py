@@ -182,11 +182,11 @@ def flops_of(stock: Any, batch: dict[str, Any]) -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of a large square product, the best of some."""
+    """FLOPs a second of a large square product, the best of twenty."""
     size = 8_192 if device.type == "cuda" else 1_024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(2 if device.type == "cpu" else 20):
+    for _ in range(20):
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -275,7 +275,8 @@ def _row(name: str, figure: dict[str, Any]) -> list[str]:
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
-    parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=7)
+    # It takes some rounds until memory that steps free is all used again.
+    parser = benchmark_parser(__doc__, f"train_step_{kind}", rounds=7, warm_up=2)
     parser.add_argument("--shape", action="append", help="rows x tokens, e.g. 8x256, 1x256:small; any number of times")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")

@@ -155,7 +155,12 @@ def _finished(total: Tensor | None, weight: Tensor, factor_dtype: torch.dtype, s
     if total is None:  # no position at all
         return torch.zeros_like(weight)
     total = total[: len(weight)]
-    return (total if total.dtype == factor_dtype else total.mul_(scale)).to(weight.dtype)
+    if factor_dtype != torch.promote_types(factor_dtype, torch.float32):
+        # Eagerly on a CPU a scalar multiplies half precision unrounded; elsewhere it would be rounded first.
+        if total.device.type != "cpu" or torch.compiler.is_compiling():
+            total = total.to(torch.float32)
+        total = total.mul_(scale)
+    return total.to(weight.dtype)
 
 
 def _exp(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -166,10 +171,10 @@ def _exp(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + left.T @ right, in place, in a dtype that may be wider than that of the factors."""
+    """total + left.T @ right, in a dtype that may be wider than that of the factors; of a first product in theirs."""
     if total is None:
-        return (left.T @ right).to(dtype)
-    return total.addmm_(left.T, right) if dtype == left.dtype else total.add_(left.T @ right)
+        return left.T @ right
+    return total.addmm_(left.T, right) if dtype == left.dtype else total.to(dtype).add_(left.T @ right)
 
 
 def _factors(weight: Tensor) -> Tensor:

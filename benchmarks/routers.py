@@ -1,10 +1,11 @@
-"""What routing at the parameters costs: a training step with the router `parameter` over one without routing.
+"""What routing costs: a training step with each router over one without routing, on one model.
 
-    python benchmarks/parameter_router.py              # the 28M shape; 4 x 256 tokens on a CPU, 80 x 256 on a GPU
+    python benchmarks/routers.py              # the 28M shape; 4 x 256 tokens on a CPU, 80 x 256 on a GPU
 
-`core: all` scales the weight gradient of every parameter of the original model, head and embeddings included; `activation`
-is the router of Expand-Route-Ablate. No variant has an L1 term. All run in turns in one process, on one model; ratios are
-medians of the rounds' ratios. `--cpu-time` counts the processor's time, where others use the machine. The bound is 1.06.
+Half of the examples are to be forgotten. `core: all` scales the weight gradient of every parameter of the original model,
+head and embeddings included; `activation` is the router of Expand-Route-Ablate; `demix` computes the module of forget
+examples in place of the MLP. No variant has an L1 term. All run in turns in one process; ratios are medians of ratios.
+`--cpu-time` counts the processor's time, where others use the machine. The bound is 1.06.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ ROUTERS: dict[str, Router | None] = {
     NONE: None,
     "parameter, core: all": make_router({"name": "parameter", "core": "all"}),
     "parameter, core: mlp": make_router({"name": "parameter", "core": "mlp"}),
+    "sgtm": make_router("sgtm"),
+    "gram": make_router({"name": "gram", "p_as": 0.3, "p_cr": 0.5}),
+    "demix": make_router("demix"),
     "activation": make_router("activation"),
 }
 
@@ -61,7 +65,7 @@ def routed_step(
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
-    parser = benchmark_parser(__doc__, f"parameter_router_{kind}", rounds=7)
+    parser = benchmark_parser(__doc__, f"routers_{kind}", rounds=7)
     parser.add_argument("--shape", help="rows x tokens (default: 4x256 on a CPU, 80x256 on a GPU)")
     parser.add_argument("--cpu-time", action="store_true", help="the processor's time in place of the clock's")
     options = parser.parse_args()
@@ -69,6 +73,8 @@ def main() -> None:
     dtype = "bf16" if kind == "cuda" else "fp32"
     model, optimizer = build("routed", device)
     batch = make_batch(*shape, device)
+    is_retain = torch.arange(shape[0], device=device) % 2
+    batch["routing_weight"] = is_retain[:, None].expand(shape).float().contiguous()
     model.router = ROUTERS["parameter, core: all"]  # its layers are there in all variants
     steps = {name: routed_step(router, model, optimizer, batch, dtype) for name, router in ROUTERS.items()}
     synchronise = torch.cuda.synchronize if kind == "cuda" else None
