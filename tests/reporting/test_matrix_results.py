@@ -259,3 +259,17 @@ def test_the_frontier_has_a_line_for_each_method_in_the_order_of_its_compute():
     ticks = [text.get_text() for text in drawn.axes[2].get_xticklabels()]
     assert ticks == ["25 %", "50 %"]
     assert len(frontier.draw({"rows": []}, methods).axes) == 1
+
+
+def test_of_one_testbed_the_panels_stand_side_by_side_and_single_budgets_beside_one_another():
+    def row(name, share, filtering):
+        return {"testbed": "", "row": name, "figures": figures(training_share=share, share_of_filtering=filtering)}
+
+    rows = [row("kept_25", 0.25, 0.3), row("kept_50", 0.5, 0.4), row("noise_50", 0.5, 0.9), row("npo_50", 0.501, 0.7)]
+    methods = {"kept": ["kept_25", "kept_50"], "noise": ["noise_50"], "npo": ["npo_50"]}
+    drawn = frontier.draw({"rows": rows}, methods)
+    assert [panel.get_subplotspec().colspan.start for panel in drawn.axes] == [0, 1]
+    places = [list(line.lines[0].get_xdata()) for line in drawn.axes[0].containers]
+    assert places[0] == [0.25, 0.5]  # a line is where its budgets are
+    (noise,), (npo,) = places[1:]
+    assert 0.35 < noise < 0.5 < npo < 0.7

@@ -1,5 +1,6 @@
 """What methods for a model that exists reach with how much compute: share of filtering after the attack, and retain loss
-over that of training on with everything for as long. A column of panels for each testbed, a line for each method.
+over that of training on with everything for as long. A column of panels for each testbed, or of one testbed both side by
+side; a line for each method. Those with one budget alone stand beside one another around it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _PANELS = (  # figure, axis, levels that nothing is meant to pass, and their lim
     ("share_of_filtering", "share of filtering", (0.0, 1.0)),
     ("over_continuing", "retain loss over continuing\non everything, nats a token", (0.0,)),
 )
+_SPREAD = 1.6
+"""From the first to the last of the methods that have the same budget alone, a ratio of shares."""
 
 
 def draw(table: Mapping[str, Any], frontier: Mapping[str, Sequence[str]]) -> Figure:
@@ -47,23 +50,29 @@ def draw(table: Mapping[str, Any], frontier: Mapping[str, Sequence[str]]) -> Fig
         if not shown:
             return nothing_to_show("No row of the frontier has a result.")
         styles = {name: look(number // len(SERIES), SERIES[number % len(SERIES)]) for number, name in enumerate(shown)}
-        height = 5.6 + 0.19 * -(-len(shown) // max(len(testbeds), 1))
-        figure, panels = new_figure(height, len(_PANELS), len(testbeds), sharex="col")
+        height = (3.4 if len(testbeds) == 1 else 5.6) + 0.19 * -(-len(shown) // (2 * len(testbeds)))
+        if len(testbeds) == 1:
+            figure, (beside,) = new_figure(height, 1, len(_PANELS))
+            panels = [[panel] for panel in beside]
+        else:
+            figure, panels = new_figure(height, len(_PANELS), len(testbeds), sharex="col")
         for column, testbed in enumerate(testbeds):
+            places = _places(rows, testbed, [frontier[name] for name in shown])
             for place, (measure, axis, levels) in enumerate(_PANELS):
                 panel = panels[place][column]
                 for level in levels:
                     panel.axhline(level, color=MUTED, linewidth=0.8, linestyle=":")
                 for name in shown:
-                    own = [rows[testbed, row] for row in frontier[name] if (testbed, row) in rows]
-                    _line(panel, own, measure, styles[name])
+                    own = {row: rows[testbed, row] for row in frontier[name] if (testbed, row) in rows}
+                    _line(panel, [(places[row], one) for row, one in own.items()], measure, styles[name])
                 if column == 0:
                     panel.set_ylabel(axis)
+                if place == len(_PANELS) - 1 or len(testbeds) == 1:
+                    _shares(
+                        panel,
+                        [value for (name, _), row in rows.items() if name == testbed if (value := _value(row, _X))],
+                    )
             panels[0][column].set_title(label(testbed or "all cells"))
-            _shares(
-                panels[-1][column],
-                [value for (name, _), row in rows.items() if name == testbed if (value := _value(row, _X))],
-            )
         handles = [
             Line2D(
                 [], [], color=style.color, marker=style.marker, markerfacecolor=style.face, linestyle=style.line_style
@@ -74,8 +83,21 @@ def draw(table: Mapping[str, Any], frontier: Mapping[str, Sequence[str]]) -> Fig
         return figure
 
 
-def _line(panel: Axes, rows: Sequence[Mapping[str, Any]], measure: str, style: Look) -> None:
-    points = [(x, estimate_of(row["figures"].get(measure))) for row in rows if (x := _value(row, _X)) is not None]
+def _places(
+    rows: Mapping[tuple[str, str], Mapping[str, Any]], testbed: str, methods: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Row -> where it stands: at its share of compute, or where it is its method's only one, beside others of that share."""
+    shares = {row: _value(found, _X) or 0.0 for (name, row), found in rows.items() if name == testbed}
+    alone = [own[0] for method in methods if len(own := [row for row in method if row in shares]) == 1]
+    for share in {round(shares[row], 2) for row in alone}:
+        near = [row for row in alone if round(shares[row], 2) == share]
+        for number, row in enumerate(near):
+            shares[row] *= _SPREAD ** ((number + 0.5) / len(near) - 0.5)
+    return shares
+
+
+def _line(panel: Axes, rows: Sequence[tuple[float, Mapping[str, Any]]], measure: str, style: Look) -> None:
+    points = [(x, estimate_of(row["figures"].get(measure))) for x, row in rows]
     points = sorted((point for point in points if point[1].value is not None), key=lambda point: point[0])
     if not points:
         return
