@@ -29,7 +29,7 @@ from rich.progress import track
 from transformers import LlamaConfig
 
 from benchmarks.common import RESULTS, environment, measured_apart, peak_bytes, print_table, write_result
-from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step
+from benchmarks.train_step import build_model, make_batch, make_step, small_model
 from hf_era import ExpansionConfig
 
 BASE = {
@@ -55,7 +55,6 @@ GRAM = {"name": "gram", "p_as": 0.3, "p_cr": 0.5}
 LLAMAS = {16: (192, 16, 3), 44: (384, 16, 6), 135: (576, 30, 9)}
 """Million parameters -> hidden size, layers, heads."""
 KINDS = ("stock", "routed")
-HIDDEN = 256
 WARM_UP = 3
 """Steps before those that are timed: so many it takes until memory that a step frees is all used again."""
 
@@ -67,8 +66,7 @@ def config_of(shape: dict[str, Any]) -> Any:
             vocab_size=49_152, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=heads // 3, intermediate_size=hidden * 8 // 3, tie_word_embeddings=True, use_cache=False,
         )  # fmt: skip
-    sizes = {"hidden_size": HIDDEN, "num_heads": 8, "max_position_embeddings": 2_048, "window_size": 256}
-    return gpt_neo_config(shape["layers"], vocab_size=shape["vocabulary"], bos_token_id=0, eos_token_id=0, **sizes)
+    return small_model(shape["layers"], shape["vocabulary"])
 
 
 def batch_of(kind: str, shape: dict[str, Any], device: torch.device, vocabulary: int) -> dict[str, Any]:
@@ -192,7 +190,7 @@ def main() -> None:
         sweep["measured"] = {name: where[name] for name in ("date", "git_revision")}
     kept = json.loads(options.output.read_text(encoding="utf-8"))["sweeps"] if options.output.is_file() else {}
     sweeps = {name: (kept | sweeps)[name] for name in SWEEPS if name in kept | sweeps}
-    result = {**where, "base": BASE, "hidden": HIDDEN, "sweeps": sweeps}
+    result = {**where, "base": BASE, "hidden": small_model().hidden_size, "sweeps": sweeps}
     write_result(options.output, result)
     draw(result, options.output.with_suffix(".png"))
 

@@ -288,8 +288,8 @@ POSTTRAINING_COLUMNS = ("Retain loss after the attack", "Distance to the base", 
 
 FRONTIER_COLUMNS = (
     "Row", "Labels", "Seeds", "Training, share of pretraining", "Retain loss", "Retain loss over continuing", "Forget loss",
-    "Forget loss after the attack", "Attack lowers: forget loss", "Share of filtering", "Distance to the base",
-    "Barrier: forget",
+    "Forget loss after the attack", "Attack lowers: forget loss", "retain loss", "Share of filtering",
+    "Distance to the base", "Barrier: forget",
 )  # fmt: skip
 
 

@@ -82,10 +82,10 @@ def build_model(
     return model, torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
-def small_model() -> GPTNeoConfig:
+def small_model(layers: int = 4, vocabulary: int = 8_192) -> GPTNeoConfig:
     """A model for steps so small that what is not a matrix product counts."""
     sizes = {"hidden_size": 256, "num_heads": 8, "max_position_embeddings": 2_048, "window_size": 256}
-    return gpt_neo_config(4, vocab_size=8_192, bos_token_id=0, eos_token_id=0, **sizes)
+    return gpt_neo_config(layers, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **sizes)
 
 
 MODELS = {"28M": (tinystories_28m, EXPANSION), "small": (small_model, ExpansionConfig(width=64))}
