@@ -187,7 +187,7 @@ def headline_table() -> str:
         ("training step with routing and the L1 term, 8 x 256 tokens: time", routed["over_stock_fp32"]),
         ("the same: peak memory", routed["peak_over_stock_fp32"]),
         ("tokens a second that are not padding, real stories in batches of 8", throughput),
-        ("evaluation of 1,000 stories (`Trainer.evaluate`): time", evaluation),
+        ("evaluation of 1,000 stories, small model (`Trainer.evaluate`): time", evaluation),
     ]
     rows = [[text, "1.00", f"{figure:.2f}"] for text, figure in what]
     rows.append(["routing and L1 term on, over off, same model: time", "", f"{routed['over_without_routing']:.2f}"])
