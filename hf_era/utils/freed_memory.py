@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Lets glibc's `malloc` take large blocks from its heap and give nothing back to the system.
 
     By default a block above 32 MB, as the gradient of an embedding, is mapped anew in every step, and the system fills each
-    of its pages with zeros first: a fifth of the time of a small step on a CPU with a large vocabulary (docs/speed.md). In
-    exchange the process keeps what it held at its peak, which is up to a tenth higher.
+    of its pages with zeros first: a third of the time of a small step on a CPU with a large vocabulary (docs/speed.md). In
+    exchange the process keeps what it held at its peak, which is up to a sixth higher.
 
     It is the whole process that changes, so this is for commands and recipes, not for a library within another's program:
     there the environment does the same, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`.

@@ -74,7 +74,8 @@ def linear_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy; both gradients are made in the forward pass, the weight's in fp32 at least."""
+    """Summed cross entropy; both gradients are made in the forward pass, the weight's summed over chunks
+    in fp32 at least."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def, override]

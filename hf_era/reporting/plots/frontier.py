@@ -34,7 +34,7 @@ _PANELS = (  # figure, axis, levels that nothing is meant to pass, and their lim
     ("over_continuing", "retain loss over continuing\non everything, nats a token", (0.0,)),
 )
 _SPREAD = 1.6
-"""From the first to the last of the methods that have the same budget alone, a ratio of shares."""
+"""The room that methods share which have the same budget alone, a ratio of shares."""
 
 
 def draw(table: Mapping[str, Any], frontier: Mapping[str, Sequence[str]]) -> Figure:
@@ -89,11 +89,12 @@ def _places(
     """Row -> where it stands: at its share of compute, or where it is its method's only one, beside others of that share."""
     shares = {row: _value(found, _X) or 0.0 for (name, row), found in rows.items() if name == testbed}
     alone = [own[0] for method in methods if len(own := [row for row in method if row in shares]) == 1]
+    places = dict(shares)
     for share in {round(shares[row], 2) for row in alone}:
-        near = [row for row in alone if round(shares[row], 2) == share]
+        near = list(dict.fromkeys(row for row in alone if round(shares[row], 2) == share))
         for number, row in enumerate(near):
-            shares[row] *= _SPREAD ** ((number + 0.5) / len(near) - 0.5)
-    return shares
+            places[row] = shares[row] * _SPREAD ** ((number + 0.5) / len(near) - 0.5)
+    return places
 
 
 def _line(panel: Axes, rows: Sequence[tuple[float, Mapping[str, Any]]], measure: str, style: Look) -> None:
