@@ -68,21 +68,21 @@ docs: install
 gpu:
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(OUTPUT)
 
-# The time limits are of each benchmark's rounds: on a slow machine there are fewer of them. Of growth, and of the families, what is not
-# measured here stays as it is in the stored results.
+# The time limits are of each benchmark's rounds: on a slow machine there are fewer of them. Of growth and of the families, what is not
+# measured here stays as it is in the stored results. Of the training step a warm-up round is three steps of each model.
 bench: install
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/train_step.py --no-compile --warm-up 1 --time-limit 20
-	$(BIN)/python benchmarks/throughput.py --time-limit 20
+	$(BIN)/python benchmarks/train_step.py --no-compile --warm-up 1 --time-limit 40
+	$(BIN)/python benchmarks/freed_memory.py --time-limit 5
+	$(BIN)/python benchmarks/throughput.py --batches 1 --time-limit 20
 	$(BIN)/python benchmarks/switches.py --time-limit 20
-	$(BIN)/python benchmarks/families.py --families gpt_neo gpt2 llama gemma3_text --time-limit 8
-	$(BIN)/python benchmarks/routers.py --time-limit 20
-	$(BIN)/python benchmarks/growth.py --steps 2 --sweeps "sequence length" modules "unlabelled share" "Llama, million parameters"
+	$(BIN)/python benchmarks/families.py --families gpt_neo llama --rounds 3
+	$(BIN)/python benchmarks/routers.py --time-limit 40
+	$(BIN)/python benchmarks/growth.py --rounds 3 --sweeps "sequence length"
 	$(BIN)/python benchmarks/attack.py --time-limit 20
-	$(BIN)/python benchmarks/data.py --time-limit 10
+	$(BIN)/python benchmarks/data.py --stories 4000 --time-limit 10
 	$(BIN)/python benchmarks/routing_op.py --time-limit 5
 	$(BIN)/python benchmarks/side_mlp.py --time-limit 5
-	$(BIN)/python benchmarks/freed_memory.py --time-limit 20
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_era.utils.environment import git_revision, machine_description, package_versions
-from hf_era.utils.files import write_json
+from hf_era.utils.files import read_json, write_json
 from hf_era.utils.freed_memory import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -198,6 +198,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_row(*row)
     # Written to a file, the table is not cut to the 80 columns of a terminal that is not there.
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def kept_figures(path: Path, section: str, names: Sequence[str]) -> dict[str, Any]:
+    """Of a result file, where this run measures only a part of a section again: the figures of the others, each with what it
+    was measured in (`measured`: that of `environment()`)."""
+    stored = read_json(path) if path.is_file() else {section: {}}
+    measured = {key: stored[key] for key in ("date", "machine", "versions", "git_revision") if key in stored}
+    return {
+        name: {**figure, "measured": {**measured, **figure.get("measured", {})}}
+        for name, figure in stored[section].items()
+        if name not in names
+    }
 
 
 def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:

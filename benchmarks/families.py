@@ -28,6 +28,7 @@ from benchmarks.common import (
     benchmark_parser,
     environment,
     interleave,
+    kept_figures,
     measured_apart,
     median_ratio,
     peak_bytes,
@@ -38,7 +39,6 @@ from benchmarks.common import (
 from benchmarks.train_step import build_model, gpt_neo_config, make_batch, make_step
 from hf_era import ExpansionConfig
 from hf_era.models import FAMILIES, get_family
-from hf_era.utils.files import read_json
 
 VOCABULARY, LAYERS, HIDDEN, HEADS = 32_000, 4, 384, 6
 CPU = torch.device("cpu")
@@ -76,6 +76,7 @@ def measure(model_type: str, shape: tuple[int, int], options: argparse.Namespace
     times = interleave(steps, options.rounds, options.warm_up, options.time_limit)
     peaks = {kind: measured_apart(peak_bytes, step_of, kind, model_type, shape, device=CPU) for kind in steps}
     return {
+        "shape": list(shape),
         "time_ratio": median_ratio(times, "routed", "stock"),
         "memory_ratio": peaks["routed"] / peaks["stock"],
         "peak_bytes": peaks,
@@ -108,10 +109,8 @@ def main() -> None:
         ],
         f"median time ratio over families: {statistics.median(f['time_ratio'] for f in figures.values()):.2f}",
     )
-    stored = read_json(options.output) if options.output.is_file() else {}
-    kept = stored["families"] if stored.get("shape") == [rows, tokens] else {}
-    families = {name: (kept | figures)[name] for name in sorted(kept | figures)}
-    write_result(options.output, {**environment(), "shape": [rows, tokens], "families": families})
+    families = dict(sorted((kept_figures(options.output, "families", options.families) | figures).items()))
+    write_result(options.output, {**environment(), "families": families})
 
 
 if __name__ == "__main__":

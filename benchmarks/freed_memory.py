@@ -1,6 +1,7 @@
 """What keeping freed memory buys: a training step on a CPU with glibc's `malloc` as `hf-era` sets it, over its default.
 
-    python benchmarks/freed_memory.py              # the TinyStories-28M shape, 2 x 64 tokens; --shapes 8x256: larger steps
+    python benchmarks/freed_memory.py              # TinyStories-28M's shape at 2 x 64 tokens and a small model at 1 x 256;
+                                                   # --shapes 8x256: larger steps
 
 The setting is the process's, so each variant lives in a process of its own; they step in turns, one at a time, and ratios
 are medians of the rounds' ratios. Peak memory is the process's, less what it held before the model was built.
@@ -12,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from benchmarks.common import (
     summarise,
     write_result,
 )
-from benchmarks.train_step import build, make_batch, make_step
+from benchmarks.train_step import StepShape, step_of
 from hf_era.utils.freed_memory import keep_freed_memory
 
 DEFAULT = "as glibc has it"
@@ -60,15 +60,13 @@ class Stepper:
         self._process.communicate()
 
 
-def answer_steps(kind: str, mode: str, shape: tuple[int, int]) -> None:
+def answer_steps(kind: str, mode: str, shape: StepShape) -> None:
     """Steps once for every line on standard input, and says what the process has held at most."""
     if mode == "kept" and not keep_freed_memory():
         raise SystemExit("glibc's malloc cannot be set here: another C library, or `MALLOC_*` in the environment.")
     torch.randn(64, 64) @ torch.randn(64, 64)  # the math library's own buffers
     before = resident_bytes()
-    step: Callable[[], object] = make_step(
-        kind, "fp32", *build(kind, torch.device("cpu")), make_batch(*shape, torch.device("cpu"))
-    )
+    step = step_of(f"{kind} fp32 eager", shape, torch.device("cpu"))
     for _ in sys.stdin:
         step()
         print(json.dumps({"peak_bytes": peak_resident_bytes() - before}), flush=True)
@@ -96,21 +94,25 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         for name, one in figures.items()
     ]  # fmt: skip
     columns = ["variant", "median s", "/ glibc's default", "/ stock", "peak MiB"]
-    print_table(f"Training step, {shape} tokens, fp32", columns, rows)
+    print_table(f"Training step, tokens: {StepShape.of(shape)}, fp32", columns, rows)
     return figures
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__, "freed_memory_cpu", rounds=7, warm_up=2)
-    parser.add_argument("--shapes", nargs="+", default=["2x64"], help="rows x tokens (default: 2x64)")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        default=["1x256:small", "2x64"],
+        help="rows x tokens, and the model (default: 1x256:small 2x64)",
+    )
     for hidden in ("--step", "--mode", "--shape"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
-        rows, length = map(int, options.shape.split("x"))
-        answer_steps(options.step, options.mode, (rows, length))
+        answer_steps(options.step, options.mode, StepShape.of(options.shape))
         return
-    shapes = {shape: measure(shape, options) for shape in options.shapes}
+    shapes = {str(StepShape.of(shape)): measure(shape, options) for shape in options.shapes}
     write_result(options.output, {**environment("cpu"), "shapes": shapes})
 
 

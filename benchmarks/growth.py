@@ -1,23 +1,22 @@
 """How the time and the memory of a training step grow: sequence length, batch, auxiliary width, layers, vocabulary, modules,
 share of examples without a label, and a Llama's parameters.
 
-    python benchmarks/growth.py                      # about five minutes on 2 CPU cores; writes a JSON file and a picture
+    python benchmarks/growth.py                      # about ten minutes on 2 CPU cores; writes a JSON file and a picture
     python benchmarks/growth.py --sweeps modules     # some of it; the others stay in the file as they are
 
 One thing grows at a time from a base shape (hidden 256, 4 layers, vocabulary 8,192, 2 x 256 tokens, one module of width 64
 in all layers). `stock` is transformers' GPT-Neo, `routed` ours with routing and the L1 term; several modules (each of that
 width, examples in turns) and examples without a label have the router `gram`. The Llamas have the proportions of
-SmolLM2-135M, the largest of them. The optimizer is fused AdamW. Every point is a process of its own: the median of its
-steps after a warm-up, and its peak memory less what it held before the model was built.
+SmolLM2-135M, the largest of them. The optimizer is fused AdamW. At every point both sides run in turns in a process of its
+own: medians of the steps after a warm-up, and of the rounds' ratios. Peak memory is that of a process of its own for each
+side, less what it held before the model was built.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,24 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from transformers import LlamaConfig
 
-from benchmarks.common import RESULTS, environment, measured_apart, peak_bytes, print_table, write_result
+from benchmarks.common import (
+    benchmark_parser,
+    environment,
+    interleave,
+    kept_figures,
+    measured_apart,
+    median_ratio,
+    peak_bytes,
+    print_table,
+    write_result,
+)
 from benchmarks.train_step import build_model, make_batch, make_step, small_model
 from hf_era import ExpansionConfig
+from hf_era.utils.files import read_json
 
 BASE = {
     "sequence length": 256, "batch": 2, "auxiliary width": 64, "layers": 4, "vocabulary": 8_192, "modules": 1,
@@ -47,16 +58,17 @@ SWEEPS = {
     "Llama, million parameters": [16, 44, 135],
 }
 OWN_BASE: dict[str, dict[str, Any]] = {
-    "modules": {"batch": 16, "router": "gram"},
+    "modules": {"batch": 32, "sequence length": 128, "router": "gram"},
     "unlabelled share": {"batch": 8, "router": "gram"},
 }
-"""Of sweeps for which two examples are too few."""
+"""Of sweeps for which two examples are too few: of 32, half of them forget, each of 16 modules has one."""
 GRAM = {"name": "gram", "p_as": 0.3, "p_cr": 0.5}
 LLAMAS = {16: (192, 16, 3), 44: (384, 16, 6), 135: (576, 30, 9)}
 """Million parameters -> hidden size, layers, heads."""
 KINDS = ("stock", "routed")
-WARM_UP = 3
-"""Steps before those that are timed: so many it takes until memory that a step frees is all used again."""
+WARM_UP = 2
+"""Rounds before those that are timed: so many it takes until memory that a step frees is all used again."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def config_of(shape: dict[str, Any]) -> Any:
@@ -83,32 +95,35 @@ def batch_of(kind: str, shape: dict[str, Any], device: torch.device, vocabulary:
     return batch
 
 
-def measure_point(kind: str, shape: dict[str, Any], steps: int) -> dict[str, float]:
-    """Seconds a step, peak bytes and parameters of one point; to be measured apart."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seconds, parameters = [], 0
+def step_of(kind: str, shape: dict[str, Any], parameters: dict[str, int] | None = None) -> Callable[[], object]:
+    """The step of one side at one point; notes how many parameters it has."""
+    modules = [{"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])]
+    router = GRAM if shape.get("router") == "gram" else None
+    model, optimizer = build_model(kind, config_of(shape), DEVICE, ExpansionConfig(modules=modules), router)
+    if parameters is not None:
+        parameters[kind] = sum(value.numel() for value in model.parameters())
+    return make_step(kind, "fp32", model, optimizer, batch_of(kind, shape, DEVICE, model.config.vocab_size))
 
-    def timed_step() -> Callable[[], object]:
-        nonlocal parameters
-        modules = [
-            {"name": f"module_{number}", "width": shape["auxiliary width"]} for number in range(shape["modules"])
-        ]
-        router = GRAM if shape.get("router") == "gram" else None
-        model, optimizer = build_model(kind, config_of(shape), device, ExpansionConfig(modules=modules), router)
-        parameters = sum(value.numel() for value in model.parameters())
-        step = make_step(kind, "fp32", model, optimizer, batch_of(kind, shape, device, model.config.vocab_size))
 
-        def work() -> None:
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+def time_point(shape: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in turns: seconds of their steps and parameters, and routed over stock; to be measured apart."""
+    parameters: dict[str, int] = {}
+    steps = {kind: step_of(kind, shape, parameters) for kind in KINDS}
+    synchronise = torch.cuda.synchronize if DEVICE.type == "cuda" else None
+    times = interleave(steps, options.rounds, options.warm_up, options.time_limit, synchronise)
+    figures = {
+        kind: {"seconds": statistics.median(times[kind]), "rounds_s": times[kind], "parameters": parameters[kind]}
+        for kind in KINDS
+    }
+    return {**figures, "time_ratio": median_ratio(times, "routed", "stock")}
 
-        return work
 
-    peak = peak_bytes(timed_step, device=device, steps=WARM_UP + steps)
-    return {"seconds": statistics.median(seconds[WARM_UP:]), "peak_bytes": peak, "parameters": parameters}
+def measure_point(shape: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Times and peak bytes of both sides, the peaks in processes of their own."""
+    point = measured_apart(time_point, shape, options)
+    for kind in KINDS:
+        point[kind]["peak_bytes"] = measured_apart(peak_bytes, step_of, kind, shape, device=DEVICE)
+    return point
 
 
 COLUMNS = 4
@@ -160,37 +175,36 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps a point (default: 3)")
-    parser.add_argument("--output", type=Path, default=RESULTS / f"growth_{kind}.json", help="where the figures go")
+    parser = benchmark_parser(__doc__, f"growth_{DEVICE.type}", rounds=5, warm_up=WARM_UP)
     parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="which (default: all)")
     parser.add_argument("--draw-only", action="store_true", help="draw the stored figures again")
     options = parser.parse_args()
     if options.draw_only:
-        draw(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".png"))
+        draw(read_json(options.output), options.output.with_suffix(".png"))
         return
-    sweeps: dict[str, Any] = {name: {"values": SWEEPS[name], **{kind: [] for kind in KINDS}} for name in options.sweeps}
-    todo = [(name, value, kind) for name in options.sweeps for value in SWEEPS[name] for kind in KINDS]
-    for name, value, point_kind in track(todo, description=f"{len(todo)} points"):
+    todo = [(name, value) for name in options.sweeps for value in SWEEPS[name]]
+    sweeps: dict[str, Any] = {
+        name: {"values": SWEEPS[name], **{kind: [] for kind in (*KINDS, "time_ratio")}} for name in options.sweeps
+    }
+    for name, value in track(todo, description=f"{len(todo)} points", console=Console(stderr=True)):
         shape = {**BASE, **OWN_BASE.get(name, {}), name: value}
-        sweeps[name][point_kind].append(measured_apart(measure_point, point_kind, shape, options.steps))
+        for kind, found in measure_point(shape, options).items():
+            sweeps[name][kind].append(found)
     for name, sweep in sweeps.items():
         rows = [
             [
                 f"{value:,}",
                 *(f"{point['seconds']:.3f}" for point in points),
+                f"{ratio:.2f}",
                 *(f"{point['peak_bytes'] / 2**20:,.0f}" for point in points),
             ]
-            for value, *points in zip(sweep["values"], *(sweep[kind] for kind in KINDS), strict=True)
+            for value, ratio, *points in zip(*(sweep[key] for key in ("values", "time_ratio", *KINDS)), strict=True)
         ]
-        print_table(f"Growth with {name}", [name, "stock s", "routed s", "stock MiB", "routed MiB"], rows)
-    where = environment(kind)
-    for sweep in sweeps.values():
-        sweep["measured"] = {name: where[name] for name in ("date", "git_revision")}
-    kept = json.loads(options.output.read_text(encoding="utf-8"))["sweeps"] if options.output.is_file() else {}
-    sweeps = {name: (kept | sweeps)[name] for name in SWEEPS if name in kept | sweeps}
-    result = {**where, "base": BASE, "hidden": small_model().hidden_size, "sweeps": sweeps}
+        columns = [name, "stock s", "routed s", "/ stock", "stock MiB", "routed MiB"]
+        print_table(f"Growth with {name}", columns, rows)
+    sweeps |= kept_figures(options.output, "sweeps", options.sweeps)
+    ordered = {name: sweeps[name] for name in SWEEPS if name in sweeps}
+    result = {**environment(DEVICE), "base": BASE, "hidden": small_model().hidden_size, "sweeps": ordered}
     write_result(options.output, result)
     draw(result, options.output.with_suffix(".png"))
 

@@ -1,6 +1,6 @@
 """What routing costs: a training step with each router over one without routing, on one model.
 
-    python benchmarks/routers.py              # the 28M shape; 4 x 256 tokens on a CPU, 80 x 256 on a GPU
+    python benchmarks/routers.py              # the 28M shape; 2 x 256 tokens on a CPU, 80 x 256 on a GPU
 
 Half of the examples are to be forgotten. `core: all` scales the weight gradient of every parameter of the original model,
 head and embeddings included; `activation` is the router of Expand-Route-Ablate; `demix` computes the module of forget
@@ -66,10 +66,10 @@ def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
     parser = benchmark_parser(__doc__, f"routers_{kind}", rounds=7)
-    parser.add_argument("--shape", help="rows x tokens (default: 4x256 on a CPU, 80x256 on a GPU)")
+    parser.add_argument("--shape", help="rows x tokens (default: 2x256 on a CPU, 80x256 on a GPU)")
     parser.add_argument("--cpu-time", action="store_true", help="the processor's time in place of the clock's")
     options = parser.parse_args()
-    shape = tuple(map(int, (options.shape or ("80x256" if kind == "cuda" else "4x256")).split("x")))
+    shape = tuple(map(int, (options.shape or ("80x256" if kind == "cuda" else "2x256")).split("x")))
     dtype = "bf16" if kind == "cuda" else "fp32"
     model, optimizer = build("routed", device)
     batch = make_batch(*shape, device)

@@ -1,6 +1,6 @@
 """What each fast path buys: a routed training step with all of them, without each, and without any.
 
-    python benchmarks/switches.py              # the TinyStories-28M shape; 4 x 256 tokens on a CPU, 80 x 256 on a GPU
+    python benchmarks/switches.py              # the TinyStories-28M shape; 2 x 256 tokens on a CPU, 80 x 256 on a GPU
 
 In turns in one process; ratios are medians of the rounds' ratios. Peak memory is that of a process of its own for each
 variant, less what the process held before the model was built.
@@ -61,7 +61,7 @@ def step_alone(name: str, shape: tuple[int, int], dtype: str, device: torch.devi
 def main() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
-    shape, dtype = ((80, 256), "bf16") if kind == "cuda" else ((4, 256), "fp32")
+    shape, dtype = ((80, 256), "bf16") if kind == "cuda" else ((2, 256), "fp32")
     parser = benchmark_parser(__doc__, f"switches_{kind}", rounds=3)
     options = parser.parse_args()
     built, batch = build("routed", device), make_batch(*shape, device)

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=80 if on_gpu else 8)
     parser.add_argument("--batches", type=int, default=20 if on_gpu else 2, help="batches of each variant in a round")
     options = parser.parse_args()
-    data = load_tokenised(17_000)
+    data = load_tokenised(4_000)
     lengths = list(data.stories["length"])
     random_order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
     grouped = list(EpochSeededSampler(LengthGroupedSampler(options.batch_size, lengths=lengths), seed=0))

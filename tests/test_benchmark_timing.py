@@ -72,3 +72,13 @@ def test_a_result_says_where_and_with_what(tmp_path: Path) -> None:
     assert list(stored) == ["date", "machine", "versions", "git_revision", "figure"]
     assert {"cpu_model", "cpu_cores", "torch_cpu_capability", "torch_threads"} <= set(stored["machine"])
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+
+
+def test_figures_that_are_not_measured_again_keep_what_they_were_measured_in(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert common.kept_figures(path, "parts", ["a"]) == {}
+    path.write_text(json.dumps({"date": "monday", "machine": "m", "parts": {"a": {"s": 1}, "b": {"s": 2}}}))
+    kept = common.kept_figures(path, "parts", ["a"])
+    assert kept == {"b": {"s": 2, "measured": {"date": "monday", "machine": "m"}}}
+    path.write_text(json.dumps({"date": "tuesday", "machine": "n", "parts": {"a": {"s": 3}, **kept}}))
+    assert common.kept_figures(path, "parts", ["a"]) == kept
