@@ -22,7 +22,7 @@ from hf_era.reporting.comparison_tables import (
     strongest_attack_over_seeds,
 )
 from hf_era.reporting.markdown.tables import markdown_table
-from hf_era.reporting.matrix_tables import curve_texts, range_texts, rows_table
+from hf_era.reporting.matrix_tables import curve_texts, kinds_table, range_texts, rows_table
 from hf_era.reporting.numbers import format_estimate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -337,6 +337,14 @@ def bakeoff_section(testbed: str, start: str) -> str:
     return matrix_section("bakeoff", testbed, wanted, start, with_range=start == "scratch")
 
 
+def attack_kinds_section(name: str) -> str:
+    """Of a matrix with several kinds of attack the strongest of each."""
+    if not (RESULTS / name / "table.json").is_file():
+        return NOT_RUN
+    kinds = kinds_table(read(f"{name}/table")["rows"])
+    return NOT_RUN if kinds is None else markdown_table(kinds)
+
+
 TABLES = {
     SPEED: {
         "speed": headline_table,
@@ -357,6 +365,8 @@ TABLES = {
         **{f"bakeoff_{name}": partial(bakeoff_section, name, "scratch") for name in ("language", "facts", "trees")},
         **{f"posttraining_{name}": partial(bakeoff_section, name, "pretrained") for name in ("language", "facts")},
         "frontier": partial(matrix_section, "frontier", "language", FRONTIER_COLUMNS),
+        "frontier_attacks": partial(attack_kinds_section, "frontier_attacks"),
+        "frontier_stories260k": partial(matrix_section, "frontier_stories260k", "", FRONTIER_COLUMNS),
         "differences": lambda: markdown_table(differences_over_seeds(matrix_rows())),
         "losses": lambda: markdown_table(losses_over_seeds(matrix_rows())),
         "strongest": lambda: markdown_table(strongest_attack_over_seeds(matrix_rows())),
