@@ -20,7 +20,7 @@ help:
 	@echo "make test       run the tests (make test-slow: the slow ones too)"
 	@echo "make install    only make the environment in $(VENV)"
 	@echo "make quality    linter, format check, type checker, advisories   (make format: repair the format)"
-	@echo "make bench      the benchmarks, into benchmarks/results (about 17 minutes on 2 cores)"
+	@echo "make bench      the benchmarks, into benchmarks/results (about 13 minutes on 2 cores)"
 	@echo "make gpu        what a GPU is to tell, in nine minutes, into gpu_results (OUTPUT=elsewhere)"
 	@echo "make cards      render model_cards/, the tables of README and docs and the picture from benchmarks/results"
 	@echo "make docs       write docs/api.md from the docstrings"
