@@ -165,15 +165,23 @@ def _guarded(work: Callable[[], int]) -> int:
     keep_freed_memory()
     try:
         with stoppable():
-            return work()
+            status = work()
+            sys.stdout.flush()  # here, where an error is caught
+            return status
     except StoppedError as stopped:
         if os.environ.get("RANK", "0") != "0":  # all processes of a launch stop at the same step
             return exit_codes.STOPPED
         return _say(f"{stopped} Give the same command again to go on from there.", exit_codes.STOPPED)
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # after a progress bar
         return _say(
-            "Interrupted. Give the same command again to go on from the last checkpoint.", exit_codes.INTERRUPTED
+            "Interrupted. Give the same command again: what was done is kept, and a training goes on from its last "
+            "checkpoint, if it had one.",
+            exit_codes.INTERRUPTED,
         )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return _say("What read the output, such as `head`, closed it.", exit_codes.FAILED)
     except StorageError as error:
         return _say(str(error), exit_codes.STORAGE)
     except ValueError as error:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_era.commands.fields import print_all
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -30,6 +32,5 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     with broken_result(*paths):
         results = [load_result(path) for path in paths]
         files = write_comparison_files(results, options.output)
-    print(comparison_markdown(results))
-    print(f"Written: {', '.join(map(str, files))}")
+    print_all(f"{comparison_markdown(results)}\nWritten: {', '.join(map(str, files))}")
     return 0

@@ -62,7 +62,8 @@ def prompts_for(config: SamplingConfig, tokenizer: Any, examples: Mapping[str, D
 def _beginning(text: str, length: int, tokenizer: Any, tokens: int) -> str:
     """The first tokens of an example, half of it at most, and the rest of the word that they end in; empty if it has too
     few. `length`: that the example is cut to."""
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # verbose: a text that is longer than the model is none to warn of, for its beginning alone is taken
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     words, offsets = encoding.word_ids(), encoding["offset_mapping"]
     last = min(len(offsets), length - 2)  # with a BOS, and one token that is left to predict
     end = min(tokens, last // 2)

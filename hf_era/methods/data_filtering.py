@@ -61,10 +61,14 @@ class DataFiltering(Method):
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         return [("method", f"data filtering: a stock model is trained on {settings.method_settings.text}")]
 
+    def labels_learnt(self, settings: Settings) -> tuple[int, ...]:
+        own: RetainSettings = settings.method_settings
+        return own.labels
+
     def phases(self, run: Run) -> list[Phase]:
         key = fingerprint(run.identity, "data filtering")
         settings: RetainSettings = run.method_settings
-        stories = stories_labelled(run.data, *settings.labels)
+        stories = stories_labelled(run.data, *self.labels_learnt(run))
 
         def work(key: str) -> dict[str, Any]:
             arguments = run.stock_arguments("filter", key)

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedConfig
 
-from hf_era.data import RETAIN, UNLABELLED, PreparedData
+from hf_era.data import FORGET, RETAIN, UNLABELLED, PreparedData
 from hf_era.evaluation.results import STAGE_TITLES
 from hf_era.models import ExpansionConfig
 from hf_era.routing import RoutingRuleConfig
@@ -229,9 +229,21 @@ class Method:
         """Raises `ValueError` for data that does not suffice, before anything is tokenised or trained: so many training
         examples are labelled retain, and so many have no label."""
 
+    def title_of(self, settings: Settings) -> str:
+        """Its name in reports, with these settings."""
+        return self.title
+
+    def texts_of(self, settings: Settings) -> dict[str, str]:
+        """Its `texts`, with these settings."""
+        return dict(self.texts)
+
+    def labels_learnt(self, settings: Settings) -> tuple[int, ...]:
+        """Labels of the training examples that it trains on; those without one are `UNLABELLED`."""
+        return FORGET, RETAIN, UNLABELLED
+
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         """What it is going to do, in a few words: pairs of a label and a text."""
-        return [("method", self.title)]
+        return [("method", self.title_of(settings))]
 
     def identity(self, run: Run) -> dict[str, Any]:
         """What its training depends on beside the settings and the data; a run with another one is another run. (Of `run`,

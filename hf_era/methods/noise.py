@@ -93,6 +93,17 @@ class NoiseSettings:
         which = f"{self.selective_share:g} of the weights" if self.noised == SELECTIVE else f"{self.noised} weights"
         return f"noise {self.alpha:g} ({self.noise}, {which})"
 
+    @property
+    def noise_prose(self) -> str:
+        """What becomes of the weights, as the end of a sentence about them: `35 % of every tensor, ..., began anew`."""
+        which = {
+            ALL: "all weights",
+            BLOCKS: "the weights of all blocks",
+            SELECTIVE: f"{100 * self.selective_share:g} % of every tensor, the weights that matter most to forget examples,",
+        }[self.noised]
+        anew = self.alpha == 1 and self.noise == INITIAL and self.beta == BETA[INITIAL]
+        return f"{which} {'began anew' if anew else f'were mixed with noise ({self.alpha:g} of it)'}"
+
 
 def damage(model: nn.Module, run: Run) -> None:
     """Adds the noise of `run.method_settings` to a stock model in place; the same each time."""

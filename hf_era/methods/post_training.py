@@ -85,6 +85,10 @@ class PostTraining(Method):
         """The examples that it trains on; `None`: all."""
         return None
 
+    def phase_title_of(self, settings: Settings) -> str:
+        """What is said while it trains, with these settings."""
+        return self.phase_title
+
     def options(self, run: Run) -> dict[str, Any]:
         """Arguments of the trainer beside the usual ones."""
         return {}
@@ -100,8 +104,8 @@ class PostTraining(Method):
     def phases(self, run: Run) -> list[Phase]:
         key = fingerprint(run.identity, run.base_key)
         clean_up = partial(run.remove_checkpoints, "train", key)
-        outputs = (run.folder("model"),)
-        return [Phase("train", self.phase_title, key, partial(self.train, run), outputs, clean_up, self.cost(run))]
+        title, outputs = self.phase_title_of(run), (run.folder("model"),)
+        return [Phase("train", title, key, partial(self.train, run), outputs, clean_up, self.cost(run))]
 
     def cost(self, run: Run) -> Cost | None:
         stories = self.stories(run)
@@ -161,8 +165,12 @@ class ContinueRetain(PostTraining):
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         settings.method_settings.check(self.name, retain_stories, unlabelled_stories)
 
+    def labels_learnt(self, settings: Settings) -> tuple[int, ...]:
+        own: RetainSettings = settings.method_settings
+        return own.labels
+
     def stories(self, run: Run) -> Dataset:
-        return stories_labelled(run.data, *run.method_settings.labels)
+        return stories_labelled(run.data, *self.labels_learnt(run))
 
 
 register_method(ContinueAll())

@@ -41,6 +41,12 @@ DISTIL_ON = {
     "labelled_retain": (RETAIN,),
 }
 """What the student may learn on -> labels of these examples."""
+IN_WORDS = {
+    "all": ("all examples", "Those without a label were trained on as all others."),
+    "retain": ("the examples not labelled forget", "Those without a label were trained as retain examples."),
+    "labelled_retain": ("the examples labelled retain", "Those without a label were left out."),
+}
+"""The same, and what that means for examples without a label."""
 
 
 @dataclass
@@ -109,6 +115,18 @@ class UndoSettings(NoiseSettings):
     def left_out(self) -> str | None:
         """The name of the setting that leaves out examples without a label; `None`: they are not."""
         return "method_settings.distil_on" if self.distil_on == "labelled_retain" else None
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a model is made to forget first. Without one this is noise and further training."""
+        return self.teacher != "none"
+
+    @property
+    def lesson(self) -> str:
+        """What the student learns, of what, in a few words."""
+        teacher = "the teacher" if self.has_teacher else "the model before the method"
+        parts = [f"the outputs of {teacher}"] * (self.kl_weight > 0) + ["the labels"] * (self.kl_weight < 1)
+        return f"{' and '.join(parts)}, on {IN_WORDS[self.distil_on][0]}"
 
 
 # ---- The teacher ----
@@ -184,17 +202,43 @@ class Undo(PostTraining):
     }
     needs_forget_examples = True
 
+    def title_of(self, settings: Settings) -> str:
+        own: UndoSettings = settings.method_settings
+        if own.has_teacher:
+            return self.title
+        return "noise and distillation" if own.kl_weight > 0 else "noise and further training"
+
+    def phase_title_of(self, settings: Settings) -> str:
+        own: UndoSettings = settings.method_settings
+        return self.phase_title if own.kl_weight > 0 else "Noising the weights, and training on"
+
+    def texts_of(self, settings: Settings) -> dict[str, str]:
+        own: UndoSettings = settings.method_settings
+        texts = {**self.texts, "labels": IN_WORDS[own.distil_on][1]}
+        if own.has_teacher:
+            return texts
+        title = self.title_of(settings)
+        return {
+            **texts,
+            "summary": f"This model was made by {title}: {own.noise_prose}, and the model learnt {own.lesson}.",
+            "introduction": (
+                f"A causal language model that hf_era {{version}} made to forget by *{title}*. It has a stock Transformers "
+                "architecture and loads without hf_era."
+            ),
+            "training": f"Of the model before the method {own.noise_prose}. Then the model learnt {own.lesson}.",
+        }
+
+    def labels_learnt(self, settings: Settings) -> tuple[int, ...]:
+        own: UndoSettings = settings.method_settings
+        return DISTIL_ON[own.distil_on]
+
     def plan(self, settings: Settings) -> list[tuple[str, str]]:
         own: UndoSettings = settings.method_settings
-        teacher = "as it is" if own.teacher == "none" else f"after {own.teacher_steps} steps of {own.teacher}"
-        return [
-            ("teacher", f"the model before the method, {teacher}"),
-            (
-                "student",
-                f"{own.noise_text}, distilled on {own.distil_on.replace('_', ' ')} examples, "
-                f"weight of the KL {own.kl_weight:g}",
-            ),
-        ]
+        student = f"{own.noise_text}, which learns {own.lesson}"
+        if not own.has_teacher:
+            return [("method", f"{self.title_of(settings)}: {student}")]
+        teacher = f"the model before the method, after {own.teacher_steps} steps of {own.teacher}"
+        return [("teacher", teacher), ("student", f"{student}; weight of the KL {own.kl_weight:g}")]
 
     def check_data(self, settings: Settings, retain_stories: int, unlabelled_stories: int) -> None:
         own: UndoSettings = settings.method_settings
@@ -213,7 +257,7 @@ class Undo(PostTraining):
 
     def phases(self, run: Run) -> list[Phase]:
         phases = super().phases(run)
-        if run.method_settings.teacher == "none":
+        if not run.method_settings.has_teacher:
             return phases
         key = fingerprint(run.identity, run.base_key, "teacher")
         clean_up = partial(run.remove_checkpoints, "teacher", key)
@@ -224,7 +268,7 @@ class Undo(PostTraining):
 
     def stages(self, run: Run) -> list[Stage]:
         stages = super().stages(run)
-        if run.method_settings.teacher == "none":
+        if not run.method_settings.has_teacher:
             return stages
         return [Stage("teacher", run.folder("teacher"), title="The teacher, which forgot"), *stages]
 
@@ -251,7 +295,7 @@ class Undo(PostTraining):
 
     def teacher_model(self, run: Run) -> str | Path:
         """Where the teacher is."""
-        return run.before_model if run.method_settings.teacher == "none" else run.folder("teacher")
+        return run.folder("teacher") if run.method_settings.has_teacher else run.before_model
 
     def start_weights(self, run: Run) -> Any:
         model = load_causal_lm(self.teacher_model(run)).to(torch.float32)
@@ -274,7 +318,7 @@ class Undo(PostTraining):
         if settings.retain_tolerance is not None:
             retain = [index for index, label in enumerate(labels) if label == RETAIN]
             held_out = sorted(random.Random(run.seed).sample(retain, settings.check_stories))
-        left_out, learnt = set(held_out), DISTIL_ON[settings.distil_on]
+        left_out, learnt = set(held_out), self.labels_learnt(run)
         return [index for index, label in enumerate(labels) if index not in left_out and label in learnt], held_out
 
     def train(self, run: Run, key: str) -> dict[str, Any]:

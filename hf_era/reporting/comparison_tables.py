@@ -80,7 +80,8 @@ def results_table(results: Sequence[AnyResult]) -> Table:
         f"much another seed would differ. {_EXAMPLES}. {AT_MOST}."
     )
     controls = frozenset(number for number, figures in enumerate(shown) if figures.is_control)
-    table = Table(_with_control(caption, controls), header, rows, 2, controls, dict(enumerate(columns, 2)))
+    caption = _with_controls(caption, [shown[number].start for number in controls])
+    table = Table(caption, header, rows, 2, controls, dict(enumerate(columns, 2)))
     return _measured(table)
 
 
@@ -209,7 +210,8 @@ def over_seeds_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [[row["figures"].get(name, {}).get("value") for row in rows] for name in (*FIRST, *LOSSES)]
     header = [*differences.header, *losses.header[1:]]
     controls = differences.strong
-    table = Table(_with_control(caption, controls), header, body, 1, controls, dict(enumerate(columns, 2)))
+    caption = _with_controls(caption, [rows[number]["start"] for number in controls])
+    table = Table(caption, header, body, 1, controls, dict(enumerate(columns, 2)))
     return _measured(table)
 
 
@@ -231,8 +233,14 @@ def _controls(rows: Sequence[dict[str, Any]]) -> frozenset[int]:
     return frozenset(number for number, row in enumerate(rows) if row["method_role"] == CONTROL)
 
 
-def _with_control(caption: str, controls: frozenset[int]) -> str:
-    return f"{caption} Set off: the control, a model that never saw the forget examples." if controls else caption
+def _with_controls(caption: str, starts: Sequence[str | None]) -> str:
+    """The caption, and what is set off: controls that started so. One that trained further saw what its base had seen."""
+    if not starts:
+        return caption
+    if "pretrained" not in starts:
+        return f"{caption} Set off: the control, a model that never saw the forget examples."
+    others = " One from random weights never saw the forget examples." if set(starts) != {"pretrained"} else ""
+    return f"{caption} Set off: controls. One that trained a pretrained model further knows what that one knew.{others}"
 
 
 def _at_most(row: dict[str, Any]) -> set[str]:

@@ -401,8 +401,10 @@ def _share_of_filtering(facts: _Facts) -> str:
     shares, bounds = [], set()
     for one in facts.seeds:
         before = None if one.relearning is None else one.relearning.before_attacked
-        if one.strongest is None or before is None or one.control is None:
+        if one.strongest is None or one.control is None:
             return ""
+        if before is None:
+            return "; no share of filtering, for the model before was not attacked"
         if one.control.attacks and _kinds(one.control.attacks) != _kinds(_attacks_of(one)):
             return "; no share of filtering, which was attacked in other ways"
         own, known = one.strongest.lowest_forget.value, before.lowest_forget.value

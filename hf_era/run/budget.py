@@ -11,6 +11,7 @@ import copy
 from datasets import Dataset
 
 from hf_era.data.columns import arrow_batches, flat_column
+from hf_era.methods import get_method
 from hf_era.run.config import LIMITS, RunConfig
 from hf_era.run.context import steps_of
 from hf_era.training import GradientRoutingConfig
@@ -24,7 +25,7 @@ def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Da
         config (`RunConfig`): with a `budget`. It stays as it is.
         arguments (`GradientRoutingConfig`): of its training; they know batch and launch.
         train (`Dataset`): tokenised training examples, all of them: a step has their mean number of tokens, whichever the
-            method trains on.
+            method trains on. How often it reads its own is said.
     """
     assert config.budget is not None
     batch = steps_of(arguments, len(train))[1]
@@ -42,7 +43,9 @@ def within_budget(config: RunConfig, arguments: GradientRoutingConfig, train: Da
     check_count("training.max_steps", steps, *LIMITS["max_steps"])
     within = copy.copy(config)
     within.training = {**config.training, "max_steps": steps}
-    passes = f"{steps * batch / max(len(train), 1):.1f} times all training examples"
+    labels = get_method(config.method).labels_learnt(config)
+    own = sum(map(train["label"][:].count, labels))
+    passes = f"{steps * batch / max(own, 1):.1f} times the {own:,} examples that are trained on"
     beyond = " That is more than the pretraining took: a quarter of it is 0.25." if config.budget > 1 else ""
     return within, f"`budget` {config.budget:g} of a pretraining of {of}: {steps:,} steps, {passes}.{beyond}"
 

@@ -21,6 +21,7 @@ from hf_era.models.config import ExpansionConfig
 from hf_era.routing import ActivationRouter, RoutingRuleConfig, make_router
 from hf_era.run.directory import OWN_FOLDERS
 from hf_era.run.parsing import build, coerce, merge, parse_overrides, read_yaml
+from hf_era.run.recipes import config_names
 from hf_era.training.coherence import CoherenceConfig
 from hf_era.training.config import CausalLMTrainingConfig, GradientRoutingConfig, check_training_number
 from hf_era.utils.checks import (
@@ -161,6 +162,11 @@ class RunConfig:
     relearn: RelearnConfig = setting(RelearnConfig, "Section.", identity=False)
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS and self.method in config_names():
+            raise ValueError(
+                f"`method` is {self.method!r}, which is no method, but a packaged config that sets one up: `--config "
+                f"{self.method}`."
+            )
         method = get_method(self.method)
         self.method_settings = _method_settings(method, self.method_settings)
         method.check(self)
@@ -189,10 +195,12 @@ class RunConfig:
         if self.budget is None:
             return
         if self.model.start != "pretrained" or not method.trains_for_steps:
-            what = f"`method: {self.method}`" if self.model.start == "pretrained" else "`model.start: scratch`"
+            why = f"`method: {self.method}` does not train for a number of steps"
+            if self.model.start != "pretrained":
+                why = f"with `model.start` {self.model.start!r} there is none: `training.max_steps` says how long"
             raise ValueError(
-                f"`budget` is {self.budget:g}, which says how long a method trains a model that exists, but {what} does not "
-                "train one for a number of steps. Leave it out."
+                f"`budget` is {self.budget:g}, which says how long a method trains a model that exists, but {why}. Leave it "
+                "out, or where a file gives it: `--budget null`."
             )
         given = [name for name in ("pretraining_tokens", "pretraining_steps") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -299,6 +307,8 @@ class RunConfig:
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
         known = sorted(item.name for item in dataclasses.fields(cls))
         unknown = next((key for key in values if key not in known), None)
+        if isinstance(values.get("runs"), list):
+            raise ValueError("The config lists `runs`: it is a matrix of them, for `hf-era matrix`, and no run.")
         if unknown is not None:  # a field of a section, perhaps
             fields = [f"{name}.{item.name}" for name in SECTIONS if name for item in dataclasses.fields(SECTIONS[name])]
             inside = [field for field in fields if not field.startswith("pretraining.")]  # the same as `training`
@@ -318,7 +328,10 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
         ValueError: for a missing file, an unknown key (with a suggestion) or a value out of range.
     """
     values: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
-    for layer in (*map(read_yaml, paths), parse_overrides(overrides, SECTIONS, default="training")):
+    typed = parse_overrides(overrides, SECTIONS, default="training")
+    if typed.get("budget") is not None and (lengths := _lengths_of(typed)):
+        raise ValueError(f"`budget` and `training.{lengths[0]}` are both given, and each says how long. Drop one.")
+    for layer in (*map(read_yaml, paths), typed):
         values = lay_over(values, layer)
     return RunConfig.from_dict(values)
 
@@ -326,8 +339,21 @@ def load_run_config(paths: Sequence[str | Path], overrides: Iterable[str] = ()) 
 def lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config with those of a later file over them, see `merge`; what the later one says in another way, as
     by other labels, another router or a preset of attacks, is replaced."""
-    kept = _without_fields_of_preset(_without_settings_of_others(values, layer), layer)
+    kept = _without_fields_of_preset(_without_settings_of_others(_without_budget(values, layer), layer), layer)
     return merge(_without_other_labels(kept, layer), layer)
+
+
+def _without_budget(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of earlier files without their budget, where a later one gives the length itself."""
+    if layer.get("budget") is not None or not _lengths_of(layer):
+        return values
+    return {name: value for name, value in values.items() if name != "budget"}
+
+
+def _lengths_of(layer: Mapping[str, Any]) -> list[str]:
+    """The fields of its section `training` that say how long that is."""
+    training = layer.get("training")
+    return [name for name in _LENGTHS if isinstance(training, Mapping) and training.get(name) is not None]
 
 
 _LABELLING_FIELDS = (

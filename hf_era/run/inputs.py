@@ -115,7 +115,7 @@ def check_labels(config: RunConfig, forget: int, retain: int, unlabelled: int) -
 
 def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     """What a user should know of what was loaded, before the work begins, though it is no error."""
-    notes = [_counts(inputs.data.summary)] if "train_retain" in inputs.data.summary else []
+    notes = [_counts(config, inputs.data.summary)] if "train_retain" in inputs.data.summary else []
     summary, limit = inputs.data.summary, config.data.max_tokens
     unrouted, labelled = (summary[f"train_forget_{name}"] for name in ("without_routed_token", "labelled"))
     if config.routing.rule == "concept" and unrouted:
@@ -170,19 +170,23 @@ def input_notes(config: RunConfig, inputs: RunInputs) -> list[str]:
     return notes
 
 
-def _counts(summary: dict[str, Any]) -> str:
-    """Examples per label, and of those to be forgotten per module, that are trained on."""
-    counts = {
-        "forget": summary["train_forget_labelled"],
-        "retain": summary["train_retain"],
-        "unlabelled": summary["train_unlabelled"] + summary["train_forget_unlabelled"],
+def _counts(config: RunConfig, summary: dict[str, Any]) -> str:
+    """Examples per label, and of those to be forgotten per module, that are trained on, and how many are not."""
+    of_labels = {
+        FORGET: ("forget", summary["train_forget_labelled"]),
+        RETAIN: ("retain", summary["train_retain"]),
+        UNLABELLED: ("unlabelled", summary["train_unlabelled"] + summary["train_forget_unlabelled"]),
     }
+    learnt = get_method(config.method).labels_learnt(config)
+    counts = {name: number for label, (name, number) in of_labels.items() if label in learnt}
+    left_out = [f"{number:,} {name}" for label, (name, number) in of_labels.items() if label not in learnt and number]
     names = {name: name for name in counts}
     if of_modules := summary.get("modules"):
         shares = ", ".join(f"{module} {own['train_stories']:,}" for module, own in of_modules.items())
         names["forget"] = f"forget ({shares})"
     told = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items() if number or name != "unlabelled")
-    return f"To be trained on: {told} examples.{_wrong_labels(summary)}"
+    others = f" Not trained on: {', '.join(left_out)}." if left_out else ""
+    return f"To be trained on: {told} examples.{others}{_wrong_labels(summary)}"
 
 
 def _wrong_labels(summary: dict[str, Any]) -> str:

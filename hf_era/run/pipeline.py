@@ -213,9 +213,9 @@ def _run_phases(runner: PhaseRunner, run: Run, shared: RunDirectory) -> RunResul
         training={**training, "minimum_ablation_gap": run.arguments.minimum_ablation_gap},
         seconds=runner.seconds,
         method=method.name,
-        method_title=method.title,
+        method_title=method.title_of(run.config),
         method_role=method.role,
-        method_texts=dict(method.texts),
+        method_texts=method.texts_of(run.config),
         stages=[stage.describe() for stage in plan.measuring.stages.values()],
         **measured,
     )

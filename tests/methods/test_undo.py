@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from hf_era import RunConfig
-from hf_era.data import RETAIN, UNLABELLED
+from hf_era.data import FORGET, RETAIN, UNLABELLED
 from hf_era.methods import get_method
 from hf_era.methods.undo import UndoSettings, max_entropy_losses
 
@@ -90,3 +90,34 @@ def test_what_the_run_lacks_is_refused(
         make_run_config(tmp_path, method="undo", model={"start": "scratch"})
     with pytest.raises(ValueError, match=r"`method_settings.check_stories` holds 5000 retain examples out, but"):
         make_models(tmp_path, method="undo", method_settings={"check_stories": 5000})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({}, "a teacher that forgot", "further training"),
+        (
+            {"teacher": "none", "kl_weight": 0.0, "distil_on": "retain"},
+            "all weights were mixed with noise (0.6 of it). Then the model learnt the labels, on the examples not labelled "
+            "forget.",
+            "teacher",
+        ),
+        (
+            {"teacher": "none", "kl_weight": 0.5, "distil_on": "labelled_retain", "alpha": 1.0, "noise": "initial",
+             "noised": "selective", "selective_share": 0.35},
+            "35 % of every tensor, the weights that matter most to forget examples, began anew. Then the model learnt the "
+            "outputs of the model before the method and the labels, on the examples labelled retain.",
+            "teacher",
+        ),
+    ],
+)  # fmt: skip
+def test_it_says_of_itself_what_it_does(
+    changes: dict[str, Any], said: str, unsaid: str, make_run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_run_config(tmp_path, method="undo", method_settings={"alpha": 0.6, **changes})
+    method, own = get_method("undo"), config.method_settings
+    texts = " ".join([method.title_of(config), *method.texts_of(config).values()])
+    assert said in texts
+    assert unsaid not in texts
+    assert ("left out" in texts) == (own.distil_on == "labelled_retain")
+    assert (FORGET in method.labels_learnt(config)) == (own.distil_on == "all")

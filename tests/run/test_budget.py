@@ -10,6 +10,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from hf_era import RunConfig
+from hf_era.data import FORGET, RETAIN
 from hf_era.evaluation.summary import recipe_of
 from hf_era.run.budget import mean_tokens, within_budget
 from hf_era.run.config import load_run_config
@@ -19,7 +20,7 @@ from ..reporting.samples import bare_run
 
 THEIRS: dict[str, Any] = {"base": "theirs", "architecture": None}
 Make = Callable[..., RunConfig]
-EXAMPLES = Dataset.from_dict({"input_ids": [[1] * 10, [1] * 30] * 16})
+EXAMPLES = Dataset.from_dict({"input_ids": [[1] * 10, [1] * 30] * 16, "label": [FORGET, RETAIN] * 8 + [RETAIN] * 16})
 
 
 def arguments_of(config: RunConfig) -> Any:
@@ -40,7 +41,7 @@ def test_a_base_from_elsewhere(given: dict[str, Any], steps: int, tmp_path: Path
     within, note = within_budget(config, arguments_of(config), EXAMPLES)
     assert within.training["max_steps"] == steps
     assert "max_steps" not in config.training  # the budget takes its place
-    assert f": {steps} steps, {steps * 4 / 32:.1f} times all training examples." in note
+    assert f": {steps} steps, {steps * 4 / 24:.1f} times the 24 examples that are trained on." in note
     assert RunConfig.from_dict(within.to_dict()) == config
 
 
@@ -104,6 +105,18 @@ def test_on_the_command_line() -> None:
     assert "max_steps" not in config.training
 
 
+def test_of_a_length_and_a_budget_the_later_one_counts(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.yaml"
+    theirs.write_text("model: {base: theirs}\nbudget: 0.25\npretraining_tokens: 5e8\n")
+    assert load_run_config(["posttrain_fullseq", theirs]).budget == 0.25
+    for words, length in ((["--max_steps", "20"], "max_steps"), (["--num_train_epochs", "2"], "num_train_epochs")):
+        config = load_run_config(["posttrain_fullseq", theirs], words)
+        assert (config.budget, config.training[length]) == (None, int(words[1]))
+    assert load_run_config(["posttrain_fullseq", theirs], ["--learning_rate", "1e-3"]).budget == 0.25
+    with pytest.raises(ValueError, match=r"`budget` and `training\.max_steps` are both given, and each says how long"):
+        load_run_config(["posttrain_fullseq", theirs], ["--budget", "0.5", "--max_steps", "20"])
+
+
 def test_tokens_without_padding() -> None:
     assert mean_tokens(EXAMPLES) == 20.0
 
@@ -117,8 +130,14 @@ def test_tokens_without_padding() -> None:
             {"budget": 0.5, "model": THEIRS, "pretraining_tokens": 1e9, "pretraining_steps": 10},
             "`pretraining_tokens` and `pretraining_steps` are both given. Drop one",
         ),
-        ({"budget": 0.5, "model": {"start": "scratch"}}, "`model.start: scratch` does not train one"),
-        ({"budget": 0.5, "method": "repselect"}, "`method: repselect` does not train one"),
+        (
+            {"budget": 0.5, "model": {"start": "scratch"}},
+            "with `model.start` 'scratch' there is none: `training.max_steps` says how long",
+        ),
+        (
+            {"budget": 0.5, "method": "repselect"},
+            "`method: repselect` does not train for a number of steps. Leave it out, or where a file gives it: `--b",
+        ),
         ({"budget": 0.5, "pretraining_steps": 10}, "`pretraining_steps` is given, but the base is trained here"),
         ({"pretraining_tokens": -1.0}, "`pretraining_tokens` should be positive"),
     ],

@@ -61,14 +61,18 @@ def test_a_run_says_how_many_examples_each_module_has(
         "train_forget_labelled": 3, "train_retain": 4, "train_unlabelled": 0, "train_forget_unlabelled": 0,
         "train_forget_without_routed_token": 0, "modules": MODULES,
     }  # fmt: skip
-    assert _counts(summary) == "To be trained on: 3 forget (acids 2, boats 1), 4 retain examples."
+    config = make_run_config(tmp_path, generation={"enabled": False})
+    assert _counts(config, summary) == "To be trained on: 3 forget (acids 2, boats 1), 4 retain examples."
     lost = {"train_forget_unlabelled": 2, "label_errors": {"kind": "short"}}
-    assert _counts(summary | lost).endswith(" Forget examples that lost their label: 2, the shortest.")
+    assert _counts(config, summary | lost).endswith(" Forget examples that lost their label: 2, the shortest.")
     lost = {"train_retain_labelled_forget": 1, "label_errors": {"kind": "score", "threshold": 0.5}}
-    assert _counts(summary | lost).endswith(
+    assert _counts(config, summary | lost).endswith(
         " A classifier labelled them: 0 forget examples are unlabelled, and 1 retain examples are labelled forget."
     )
-    config = make_run_config(tmp_path, generation={"enabled": False})
+    without = make_run_config(tmp_path, method="continue_retain")
+    assert (
+        _counts(without, summary | {"modules": {}}) == "To be trained on: 4 retain examples. Not trained on: 3 forget."
+    )
     inputs: Any = SimpleNamespace(data=SimpleNamespace(summary=summary))
     assert "No example of the module 'boats' is among those to evaluate on" in input_notes(config, inputs)[1]
 

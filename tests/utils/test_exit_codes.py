@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,3 +59,17 @@ def test_what_nobody_knows_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         cli._guarded(raising(error))
     assert caught.value is error
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """As with `| head -1`: no traceback, and none of Python's own at its end."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from hf_era import cli; sys.exit(cli._guarded(lambda: print(1) or 0))",
+    ]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, "hf-era: What read the output, such as `head`, closed it.\n")

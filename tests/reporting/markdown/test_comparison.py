@@ -111,12 +111,22 @@ def test_a_level_that_was_never_left_is_not_recovered(make_result):
 
 
 def test_the_row_of_data_filtering_is_set_off(make_result):
-    filtered = with_gap(make_result, 0, 0.5, name="filtered", method="data_filtering")
+    config = {**make_result().config, "model": {"start": "scratch"}}
+    filtered = with_gap(make_result, 0, 0.5, name="filtered", method="data_filtering", config=config)
     results = [with_gap(make_result, 0, 0.3), filtered]
     for table in (over_seeds_table(aggregate(results)), results_table(results)):
         assert table.strong == {1}
         assert table.caption.endswith("Set off: the control, a model that never saw the forget examples.")
     assert "Set off" not in results_table(results[:1]).caption
+
+
+def test_a_control_that_trained_a_pretrained_model_further_is_not_said_to_have_seen_nothing(make_result):
+    further = with_gap(make_result, 0, 0.3, name="further", method="data_filtering")  # by its start no such
+    for table in (over_seeds_table(aggregate([further])), results_table([further])):
+        assert table.strong == {0}
+        assert table.caption.endswith(
+            "Set off: controls. One that trained a pretrained model further knows what that one knew."
+        )
 
 
 def test_a_figure_that_no_result_has_has_no_column(make_result):

@@ -88,3 +88,15 @@ def test_the_robust_sibling_lets_the_core_learn_nothing_of_forget_examples(tmp_p
     routing = arguments.token_router.route(RoutingBatch(torch.tensor([[0.0], [1.0]]), ["forget"]))
     assert routing.original.parameter_multiplier.tolist() == [[0.0], [1.0]]
     assert routing.modules["forget"].dial.tolist() == [1.0, 0.0]
+
+
+def test_the_name_of_a_config_where_a_method_is_asked_for() -> None:
+    with pytest.raises(
+        ValueError, match="'noise_and_retain', which is no method, but a packaged config that sets one up"
+    ):
+        load_run_config(["posttrain_robust"], ["--method", "noise_and_retain"])
+
+
+def test_a_matrix_is_no_run() -> None:
+    with pytest.raises(ValueError, match="a matrix of them, for `hf-era matrix`"):
+        load_run_config(["bakeoff"])
