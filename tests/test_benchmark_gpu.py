@@ -19,7 +19,8 @@ def measured(folder: Path, part: str, *options: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("part", ["steps", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["steps", "llama"])
 def test_steps_of_all_kinds_are_timed(part: str, tmp_path: Path) -> None:
     found = measured(tmp_path, part, "--modes", "eager")
     assert list(found["variants"]) == ["stock eager", "routed eager", "ours eager", "parameter eager"]

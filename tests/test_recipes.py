@@ -51,6 +51,7 @@ def check(recipe: str, result: RunResult, output: str, folder: Path) -> None:
     assert (folder / "run" / "model" / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_accelerate_launch(tmp_path: Path, repository_root: Path) -> None:
     command = accelerate("--config_file", "recipes/accelerate/cpu.yaml", "recipes/scratch_fullseq.py")
     check("scratch_fullseq", *launch(command, tmp_path, repository_root), tmp_path)

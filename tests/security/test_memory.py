@@ -106,6 +106,7 @@ def outcomes(cases: dict[str, str], folder: Path, root: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of the process from /proc")
 def test_nothing_large_is_allocated(tmp_path: Path, repository_root: Path) -> None:
     found = outcomes(CASES, tmp_path, repository_root)

@@ -54,7 +54,7 @@ def test_model_init_gets_the_switches_too(make_trainer: Callable[..., Any], make
 
 # Dynamo instantiates an autograd function while it traces one.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_batches_padded_to_a_multiple_are_of_few_shapes_and_teach_the_same(
     compiled: bool, make_expanded: Callable[..., Any], make_stories: Callable[..., Dataset], tmp_path: Path
 ) -> None:
