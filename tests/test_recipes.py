@@ -17,17 +17,20 @@ TINY = shlex.split("""
     --model.architecture.hidden_size 16 --model.architecture.num_heads 2 --model.vocabulary_size 300
     --data.generator_stories 160 --data.max_tokens 48 --data.forget_validation_stories 6
     --data.retain_validation_stories 6 --data.attack_stories 4 --relearn.stories 2 --relearn.steps 4
-    --relearn.sweep_learning_rates 0.001 --generation.new_tokens 4 --max_steps 4 --eval_steps 4 --warmup_steps 1
+    --relearn.sweep_learning_rates 0.001 --generation.new_tokens 4 --eval_steps 4 --warmup_steps 1
     --per_device_train_batch_size 4 --disable_tqdm true --coherence.steps 1 --coherence.stories 4
     --expansion.width 4
 """)
+STEPS = ("--max_steps", "4")
 
 
-def launch(command: list[str], folder: Path, root: Path, *options: str) -> tuple[RunResult, str]:
+def launch(
+    command: list[str], folder: Path, root: Path, *options: str, length: tuple[str, str] = STEPS
+) -> tuple[RunResult, str]:
     """Runs a recipe of the checkout over the scale of the demo on stories; returns its result and its output."""
     where = ["--output_dir", str(folder / "run"), "--model.base_dir", str(folder / "base")]
     done = subprocess.run(
-        [*command, "--config", "recipes/configs/demo_stories.yaml", *TINY, *where, *options],
+        [*command, "--config", "recipes/configs/demo_stories.yaml", *TINY, *length, *where, *options],
         cwd=root,
         env={**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -87,7 +90,8 @@ def test_noise_and_route_in_two_processes(tmp_path: Path, repository_root: Path)
         "--relearn.widen_sweep",
         "0",
     )
-    result, output = launch(two, tmp_path, repository_root, *attack, "--pretraining.max_steps", "8", "--budget", "0.5")
+    half = (*attack, "--pretraining.max_steps", "8")
+    result, output = launch(two, tmp_path, repository_root, *half, length=("--budget", "0.5"))
     assert (result.name, result.method, result.before_kind) == ("posttrain_robust", "noise_and_route", "pretrained")
     assert result.training["steps"] == 4
     assert result.leak_audit
